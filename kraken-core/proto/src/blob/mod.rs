@@ -1,0 +1,7 @@
+//! What is distributed: blobs, their names, their pieces and the proof of each piece.
+
+pub mod bitfield;
+pub mod digest;
+pub mod metainfo;
+pub mod namespace;
+pub mod piece;

@@ -1,0 +1,22 @@
+//! The vocabulary and the deterministic machines of Kraken.
+//!
+//! Nothing in this crate waits, reads a clock, opens a file or a socket, or draws on ambient
+//! chance. Time comes in as a [`Timestamp`], chance from a seed. Hence the simulator runs the very
+//! code that ships.
+
+pub mod blob;
+pub mod peer;
+pub mod rng;
+pub mod time;
+pub mod tracker;
+pub mod wire;
+
+pub use blob::bitfield::{Bitfield, BitfieldError};
+pub use blob::digest::{Digest, DigestError};
+pub use blob::metainfo::{MetaInfo, MetaInfoError, PieceError, PieceLength};
+pub use blob::namespace::{Namespace, NamespaceError};
+pub use blob::piece::{ChainHasher, ChainState};
+pub use peer::{PeerId, PeerInfo, PeerRole};
+pub use time::Timestamp;
+pub use tracker::{AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Handout};
+pub use wire::message::Message;

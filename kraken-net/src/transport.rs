@@ -1,0 +1,142 @@
+//! Links between peers: one per pair, carrying every blob.
+
+use std::future::Future;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use kraken_proto::{Message, PeerId, PeerInfo};
+
+/// A message, and the bytes that travel beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// The message.
+    pub message: Message,
+    /// The piece's bytes: of [`Message::Piece`], and empty for every other message.
+    pub payload: Bytes,
+}
+
+impl Frame {
+    /// A message without bytes.
+    pub fn control(message: Message) -> Self {
+        Self {
+            message,
+            payload: Bytes::new(),
+        }
+    }
+}
+
+/// How a host reaches its peers, and they it.
+///
+/// Both sides of a connection know each other's [`PeerId`] from the handshake, and it is proved,
+/// not claimed.
+pub trait Transport: Send + Sync + 'static {
+    /// One connection.
+    type Conn: PeerConn;
+
+    /// The identity that this transport proves to others.
+    fn local_id(&self) -> PeerId;
+
+    /// Where it listens.
+    fn local_addr(&self) -> SocketAddr;
+
+    /// Connects to a peer.
+    ///
+    /// # Errors
+    /// Nobody answers, or somebody else than `peer.id` does ([`NetError::WrongPeer`]).
+    fn dial(&self, peer: &PeerInfo) -> impl Future<Output = Result<Self::Conn, NetError>> + Send;
+
+    /// The next connection from outside. Connections that fail their handshake are dropped and
+    /// counted, not returned.
+    ///
+    /// # Errors
+    /// [`NetError::Closed`] once the transport is closed.
+    fn accept(&self) -> impl Future<Output = Result<Self::Conn, NetError>> + Send;
+
+    /// Closes every connection and stops listening.
+    fn close(&self);
+}
+
+/// A connection to one peer. Methods take `&self`: sends and receives run at once.
+pub trait PeerConn: Send + Sync + 'static {
+    /// Who is on the other side.
+    fn peer(&self) -> PeerId;
+
+    /// Where the other side is.
+    fn remote_addr(&self) -> SocketAddr;
+
+    /// Sends a frame. Control messages arrive in the order of the calls; pieces travel on their
+    /// own streams, beside each other and the control messages. Returns when the frame is handed
+    /// to the network; a slow receiver makes it wait.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    fn send(&self, frame: Frame) -> impl Future<Output = Result<(), NetError>> + Send;
+
+    /// The next frame. A piece comes when its last byte has; at most
+    /// [`MAX_PIECES_IN_FLIGHT`] pieces are on their way at once.
+    ///
+    /// # Errors
+    /// The connection is gone, or the peer broke the protocol ([`NetError::Protocol`]; then the
+    /// connection is closed).
+    fn recv(&self) -> impl Future<Output = Result<Frame, NetError>> + Send;
+
+    /// Closes the connection; `reason` is shown to the other side.
+    fn close(&self, reason: &str);
+}
+
+/// The most pieces that one peer may be sending to us at once: bounds the memory that a hostile
+/// peer can hold.
+pub const MAX_PIECES_IN_FLIGHT: u32 = 16;
+
+/// Why a link failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetError {
+    /// This side closed it.
+    #[error("closed")]
+    Closed,
+    /// The other side closed it, or it broke.
+    #[error("connection to {peer:?} lost: {reason}")]
+    Lost {
+        /// The other side.
+        peer: PeerId,
+        /// What is known of the reason.
+        reason: String,
+    },
+    /// Nobody answers there, or the handshake failed.
+    #[error("cannot connect to {addr}: {reason}")]
+    Dial {
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// Somebody else answers there.
+    #[error("{addr} is {found:?}, not {expected:?}")]
+    WrongPeer {
+        /// Where.
+        addr: SocketAddr,
+        /// Who was expected.
+        expected: PeerId,
+        /// Who answered.
+        found: PeerId,
+    },
+    /// The other side broke the protocol.
+    #[error("{peer:?} broke the protocol: {what}")]
+    Protocol {
+        /// The other side.
+        peer: PeerId,
+        /// The rule.
+        what: String,
+    },
+    /// A socket, a certificate or another local thing failed.
+    #[error("{0}")]
+    Local(String),
+}
+
+impl NetError {
+    /// Whether dialling again may help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::Dial { .. })
+    }
+}

@@ -1,0 +1,209 @@
+//! The piece store: what a host keeps of each blob.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use kraken_proto::{Bitfield, Digest, MetaInfo};
+
+/// What a store holds of one blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlobStatus {
+    /// Nothing.
+    Absent,
+    /// Some pieces, each verified.
+    Partial {
+        /// The blob.
+        meta: MetaInfo,
+        /// The pieces that are there.
+        have: Bitfield,
+    },
+    /// All of it, under its name.
+    Sealed {
+        /// The blob.
+        meta: MetaInfo,
+    },
+}
+
+/// Where an agent keeps blobs. Embedders may bring their own; `testkit` holds the suite that every
+/// implementation passes.
+///
+/// The caller has verified every piece before it writes it: a store keeps what it is given and
+/// gives back exactly that. A blob is *partial* from [`PieceStore::open`] until
+/// [`PieceStore::seal`], which makes it durable.
+pub trait PieceStore: Send + Sync + 'static {
+    /// What is there of the blob.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn status(&self, digest: Digest)
+    -> impl Future<Output = Result<BlobStatus, StoreError>> + Send;
+
+    /// Makes room for a blob, or finds what is left of an earlier attempt, and says which pieces
+    /// are there (all of them when the blob is sealed). After a crash each piece in the answer has
+    /// been verified again.
+    ///
+    /// # Errors
+    /// No room, or the store cannot be written.
+    fn open(&self, meta: MetaInfo) -> impl Future<Output = Result<Bitfield, StoreError>> + Send;
+
+    /// Keeps one verified piece. Writing a piece that is there already changes nothing.
+    ///
+    /// # Errors
+    /// The blob is not open, or the store cannot be written; then the piece is not there.
+    fn write(
+        &self,
+        digest: Digest,
+        piece: u32,
+        data: Bytes,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Reads `len` bytes at `offset`; they must lie within pieces that are there. Shorter only
+    /// where the blob ends.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when a piece in the range is not there.
+    fn read(
+        &self,
+        digest: Digest,
+        offset: u64,
+        len: u32,
+    ) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
+
+    /// Every piece is there: makes the blob durable under its name.
+    ///
+    /// # Errors
+    /// A piece is missing, or the store cannot be written; then the blob stays partial.
+    fn seal(&self, digest: Digest) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Forgets the blob, partial or sealed. Not an error when it is absent.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    fn remove(&self, digest: Digest) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// The sealed blobs, in order of their digests.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn list(&self) -> impl Future<Output = Result<Vec<Digest>, StoreError>> + Send;
+}
+
+/// A store that also takes blobs whose name is known only at their end: what an origin needs.
+///
+/// An upload is a file that only grows. Its SHA-256, and with it the chain's states, are computed
+/// as the bytes arrive, so that a commit reads nothing back. An upload survives a restart: its
+/// hash is then computed anew from the bytes that are there, once, when it is next used.
+pub trait UploadStore: PieceStore {
+    /// Starts an upload and names it.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    fn upload_start(&self) -> impl Future<Output = Result<String, StoreError>> + Send;
+
+    /// How many bytes the upload has.
+    ///
+    /// # Errors
+    /// [`StoreError::UploadUnknown`].
+    fn upload_len(&self, upload: &str) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Adds `data` at `offset`, which must be the upload's length, and gives the new length.
+    ///
+    /// # Errors
+    /// [`StoreError::UploadOffset`] when `offset` is elsewhere; nothing is written then.
+    fn upload_append(
+        &self,
+        upload: &str,
+        offset: u64,
+        data: Bytes,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Ends the upload: when its bytes have the digest `expected`, the blob is sealed and durable
+    /// (also when it was there before); otherwise the upload is gone and nothing is kept.
+    ///
+    /// # Errors
+    /// [`StoreError::DigestMismatch`], [`StoreError::UploadUnknown`], or the store cannot be
+    /// written (then the upload is still there).
+    fn upload_commit(
+        &self,
+        upload: &str,
+        expected: Digest,
+    ) -> impl Future<Output = Result<MetaInfo, StoreError>> + Send;
+
+    /// Forgets the upload. Not an error when it is unknown.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    fn upload_abort(&self, upload: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// Why a store refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The blob is neither partial nor sealed here.
+    #[error("blob {0} is not in the store")]
+    Absent(Digest),
+    /// A piece that was to be read or sealed is not there.
+    #[error("piece {piece} of blob {digest} is not in the store")]
+    Missing {
+        /// The blob.
+        digest: Digest,
+        /// The first piece that is missing.
+        piece: u32,
+    },
+    /// A piece index or length that the blob does not have.
+    #[error("a write of {len} bytes does not fit piece {piece} of blob {digest}")]
+    Bounds {
+        /// The blob.
+        digest: Digest,
+        /// The piece.
+        piece: u32,
+        /// The length of the data.
+        len: usize,
+    },
+    /// The volume is full.
+    #[error("no space left in the store")]
+    Full,
+    /// No such upload (or it has ended).
+    #[error("upload {0} is not known")]
+    UploadUnknown(String),
+    /// The upload's length is another.
+    #[error("the upload has {len} bytes, data came for offset {offset}")]
+    UploadOffset {
+        /// What the upload has.
+        len: u64,
+        /// Where the data was to go.
+        offset: u64,
+    },
+    /// The upload's bytes have another digest.
+    #[error("the bytes have digest {found}, not {expected}")]
+    DigestMismatch {
+        /// What the client promised.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// The bytes on disk are not what was written.
+    #[error("blob {digest} is damaged in the store: {what}")]
+    Damaged {
+        /// The blob.
+        digest: Digest,
+        /// What is wrong.
+        what: String,
+    },
+    /// The operating system refused.
+    #[error("the store cannot {doing}: {source}")]
+    Io {
+        /// What was being done, with the path.
+        doing: String,
+        /// The system's own error.
+        source: std::io::Error,
+    },
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Full | Self::Io { .. })
+    }
+}
