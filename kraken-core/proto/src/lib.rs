@@ -6,6 +6,7 @@
 
 pub mod blob;
 pub mod peer;
+pub mod ring;
 pub mod rng;
 pub mod time;
 pub mod tracker;
@@ -17,6 +18,7 @@ pub use blob::metainfo::{MetaInfo, MetaInfoError, PieceError, PieceLength};
 pub use blob::namespace::{Namespace, NamespaceError};
 pub use blob::piece::{ChainHasher, ChainState};
 pub use peer::{PeerId, PeerInfo, PeerRole};
+pub use ring::rendezvous::{Member, Ring};
 pub use time::Timestamp;
 pub use tracker::{AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Handout};
 pub use wire::message::Message;

@@ -1,0 +1,3 @@
+//! Who owns a digest.
+
+pub mod rendezvous;
