@@ -23,6 +23,23 @@ impl Frame {
             payload: Bytes::new(),
         }
     }
+
+    /// Whether message and bytes fit each other; every transport refuses a frame in which they do
+    /// not.
+    pub(crate) fn check(&self) -> Result<(), NetError> {
+        let expected = match self.message {
+            Message::Piece { len, .. } => len as usize,
+            _ => 0,
+        };
+        if self.payload.len() == expected {
+            Ok(())
+        } else {
+            Err(NetError::Local(format!(
+                "a frame that announces {expected} bytes carries {}",
+                self.payload.len()
+            )))
+        }
+    }
 }
 
 /// How a host reaches its peers, and they it.

@@ -1,10 +1,27 @@
 //! Where Kraken keeps blobs.
 //!
-//! - [`store`]: the piece store of a host, on disk or in memory.
+//! - [`store`]: the piece store of a host; [`mem`] in memory, [`fs`] on disk.
 //! - [`backend`]: the long-term storage behind the origins.
+//! - [`queue`]: tasks that survive a crash until they are done.
+//! - `testkit` (feature `testkit`): the suites that every store and backend passes, and a backend
+//!   that can be switched off.
 
 pub mod backend;
+#[cfg(feature = "fs")]
+pub mod fs;
+pub mod mem;
+#[cfg(feature = "fs")]
+pub mod queue;
 pub mod store;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
+#[cfg(feature = "fs")]
+pub use backend::OpendalBackend;
 pub use backend::{Backend, BackendError, ByteStream};
+#[cfg(feature = "fs")]
+pub use fs::FsStore;
+pub use mem::MemStore;
+#[cfg(feature = "fs")]
+pub use queue::{DurableQueue, QueueError, Task};
 pub use store::{BlobStatus, PieceStore, StoreError, UploadStore};

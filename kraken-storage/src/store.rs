@@ -1,6 +1,7 @@
 //! The piece store: what a host keeps of each blob.
 
 use std::future::Future;
+use std::ops::Range;
 
 use bytes::Bytes;
 use kraken_proto::{Bitfield, Digest, MetaInfo};
@@ -206,4 +207,21 @@ impl StoreError {
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Full | Self::Io { .. })
     }
+}
+
+/// Checks that `len` bytes are what `piece` holds.
+pub(crate) fn check_bounds(meta: &MetaInfo, piece: u32, len: usize) -> Result<(), StoreError> {
+    if piece < meta.piece_count() && meta.piece_size(piece) as usize == len {
+        return Ok(());
+    }
+    Err(StoreError::Bounds {
+        digest: meta.digest(),
+        piece,
+        len,
+    })
+}
+
+/// The first piece under the bytes `range` that is not there.
+pub(crate) fn first_missing(meta: &MetaInfo, have: &Bitfield, range: Range<u64>) -> Option<u32> {
+    meta.pieces_of(range).find(|piece| !have.has(*piece))
 }

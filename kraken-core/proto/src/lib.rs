@@ -5,9 +5,14 @@
 //! code that ships.
 
 pub mod blob;
+pub mod limits;
 pub mod peer;
+mod picker;
+pub mod retry;
 pub mod ring;
 pub mod rng;
+pub mod scheduler;
+mod swarm;
 pub mod time;
 pub mod tracker;
 pub mod wire;
@@ -19,6 +24,11 @@ pub use blob::namespace::{Namespace, NamespaceError};
 pub use blob::piece::{ChainHasher, ChainState};
 pub use peer::{PeerId, PeerInfo, PeerRole};
 pub use ring::rendezvous::{Member, Ring};
+pub use scheduler::Scheduler;
+pub use scheduler::action::{Action, CloseReason, Event};
+pub use scheduler::config::Config;
+pub use scheduler::input::{BlobSpec, ConnId, Input, ReaderId};
+pub use swarm::stats::SwarmStats;
 pub use time::Timestamp;
 pub use tracker::{AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Handout};
 pub use wire::message::Message;

@@ -1,5 +1,14 @@
 //! The tracker: announce in, peer list out.
 
+pub mod handout;
+mod peers;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 use serde::{Deserialize, Serialize};
 
 use crate::blob::digest::Digest;

@@ -1,10 +1,16 @@
 //! The storage behind the origins.
 
+#[cfg(feature = "fs")]
+mod opendal;
+
 use std::future::Future;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use kraken_proto::{Digest, Namespace};
+
+#[cfg(feature = "fs")]
+pub use self::opendal::OpendalBackend;
 
 /// A stream of a blob's bytes, in order.
 pub type ByteStream = BoxStream<'static, Result<Bytes, BackendError>>;

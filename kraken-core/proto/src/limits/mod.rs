@@ -1,0 +1,3 @@
+//! Limits on rates, over virtual time.
+
+pub mod bucket;

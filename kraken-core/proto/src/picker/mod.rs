@@ -1,0 +1,5 @@
+//! Which piece next, from whom.
+
+pub(crate) mod inflight;
+pub(crate) mod rarest;
+pub(crate) mod window;

@@ -1,0 +1,3 @@
+//! What to try again, and when.
+
+pub mod backoff;

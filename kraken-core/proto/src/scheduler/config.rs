@@ -1,0 +1,109 @@
+//! The knobs of one host's scheduler.
+
+use std::time::Duration;
+
+/// How one host behaves in its swarms. Numbers come from simulated swarms of up to 2,600 hosts;
+/// each field says what it trades.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Neighbours that a host looks for per blob. Fewer than 8 leave stragglers, more than 20 cost
+    /// messages and buy nothing.
+    pub target_degree: usize,
+    /// Neighbours per blob after which others are turned away: 1.5 × the target.
+    pub max_degree: usize,
+    /// Requests on their way to one agent per blob. A piece is passed on only when it is whole, so
+    /// long queues make a deep pipeline; one or two cover a data centre's round trips.
+    pub pipeline_agent: usize,
+    /// Requests on their way to one origin per blob.
+    pub pipeline_origin: usize,
+    /// Pieces that one peer may have asked for at once; further requests are refused.
+    pub max_uploads_per_peer: usize,
+    /// How long news of pieces is gathered before it is sent. Up to 20 ms costs no time and halves
+    /// the messages.
+    pub have_delay: Duration,
+    /// How many pieces ahead of a reader are asked for in order, from agents.
+    pub read_ahead: u32,
+    /// How long a reader waits for a piece before it is asked of an origin although it is no
+    /// rarity. Readers of one image move in step: without patience each would draw its own copy
+    /// out of the origins.
+    pub patience: Duration,
+    /// End game: with no more pieces than this missing, a piece may be asked of two peers.
+    pub endgame_pieces: u32,
+    /// End game: only requests older than this are doubled.
+    pub endgame_age: Duration,
+    /// A peer that owes pieces and sends none for this long no longer holds them: they are asked
+    /// of others too.
+    pub stall_after: Duration,
+    /// A peer that owes pieces and sends none for this long is dropped.
+    pub drop_after: Duration,
+    /// The shortest time between two announces of a blob that lacks neighbours; doubles up to
+    /// `announce_hurry_max`.
+    pub announce_hurry: Duration,
+    /// See `announce_hurry`.
+    pub announce_hurry_max: Duration,
+    /// The first wait after a failed announce or dial; doubles up to `retry_max`.
+    pub retry: Duration,
+    /// See `retry`.
+    pub retry_max: Duration,
+    /// How long a peer that sent wrong bytes or broke the protocol is kept away; doubles with each
+    /// repetition up to `ban_max`, and is forgotten after as long a time of good conduct.
+    pub ban: Duration,
+    /// See `ban`.
+    pub ban_max: Duration,
+    /// Connections in all; further ones are turned away.
+    pub max_conns: usize,
+    /// How long a connection without any common blob is kept.
+    pub conn_idle: Duration,
+}
+
+impl Config {
+    /// A data centre: round trips below some milliseconds. The default.
+    pub fn lan() -> Self {
+        Self {
+            target_degree: 12,
+            max_degree: 18,
+            pipeline_agent: 2,
+            pipeline_origin: 1,
+            max_uploads_per_peer: 16,
+            have_delay: Duration::from_millis(10),
+            read_ahead: 4,
+            patience: Duration::from_millis(250),
+            endgame_pieces: 3,
+            endgame_age: Duration::from_millis(150),
+            stall_after: Duration::from_secs(2),
+            drop_after: Duration::from_secs(20),
+            announce_hurry: Duration::from_millis(250),
+            announce_hurry_max: Duration::from_secs(2),
+            retry: Duration::from_millis(500),
+            retry_max: Duration::from_secs(15),
+            ban: Duration::from_secs(30),
+            ban_max: Duration::from_secs(3600),
+            max_conns: 512,
+            conn_idle: Duration::from_secs(30),
+        }
+    }
+
+    /// Hosts far apart: longer queues fill the longer paths, and silence means less.
+    pub fn wan() -> Self {
+        Self {
+            pipeline_agent: 6,
+            pipeline_origin: 3,
+            endgame_age: Duration::from_millis(600),
+            stall_after: Duration::from_secs(6),
+            drop_after: Duration::from_secs(60),
+            ..Self::lan()
+        }
+    }
+
+    /// An origin: serves many, asks nobody.
+    pub fn origin() -> Self {
+        Self { max_degree: 256, max_conns: 4096, ..Self::lan() }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::lan()
+    }
+}

@@ -1,0 +1,167 @@
+//! What happens to a host.
+
+use std::ops::Range;
+
+use crate::blob::bitfield::Bitfield;
+use crate::blob::digest::Digest;
+use crate::blob::metainfo::{MetaInfo, PieceLength};
+use crate::blob::namespace::Namespace;
+use crate::peer::PeerId;
+pub use crate::picker::window::ReaderId;
+use crate::tracker::AnnounceReply;
+use crate::wire::message::Message;
+
+/// Names one connection; the shell chooses the numbers and never uses one twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// What the scheduler must know of a blob: its metainfo without the proofs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobSpec {
+    /// What it belongs to.
+    pub namespace: Namespace,
+    /// Its name.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub length: u64,
+    /// The distance between piece boundaries.
+    pub piece_length: PieceLength,
+}
+
+impl BlobSpec {
+    /// The part of `meta` that the scheduler needs.
+    pub fn of(meta: &MetaInfo, namespace: Namespace) -> Self {
+        Self {
+            namespace,
+            digest: meta.digest(),
+            length: meta.length(),
+            piece_length: meta.piece_length(),
+        }
+    }
+
+    /// The number of pieces.
+    pub fn piece_count(&self) -> u32 {
+        u32::try_from(self.piece_length.pieces(self.length)).expect("checked by the metainfo")
+    }
+
+    /// The length of `piece` in bytes.
+    pub fn piece_size(&self, piece: u32) -> u64 {
+        let start = u64::from(piece) * self.piece_length.bytes();
+        self.length.saturating_sub(start).min(self.piece_length.bytes())
+    }
+}
+
+/// What happens to a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// Take part in the swarm of a blob, with these pieces; full means to seed it.
+    Open {
+        /// The blob.
+        spec: BlobSpec,
+        /// The pieces in the store.
+        have: Bitfield,
+    },
+    /// Leave a blob's swarm.
+    Forget {
+        /// The blob.
+        digest: Digest,
+    },
+    /// A reader wants these pieces next, in order; an empty range ends it.
+    Want {
+        /// The blob.
+        digest: Digest,
+        /// Which reader.
+        reader: ReaderId,
+        /// The pieces from the one it waits for.
+        pieces: Range<u32>,
+    },
+    /// A connection stands.
+    ConnUp {
+        /// Its name.
+        conn: ConnId,
+        /// Who is on the other side, proved by the handshake.
+        peer: PeerId,
+        /// Whether this host dialled.
+        dialled: bool,
+    },
+    /// A connection is gone, whoever ended it.
+    ConnDown {
+        /// Its name.
+        conn: ConnId,
+    },
+    /// A dial came to nothing.
+    DialFailed {
+        /// Who was dialled.
+        peer: PeerId,
+    },
+    /// A message arrived; of a piece, the shell holds the bytes until the actions of this input
+    /// are drained: `Store` takes them, otherwise they are dropped.
+    Message {
+        /// From where.
+        conn: ConnId,
+        /// What it says.
+        message: Message,
+    },
+    /// The peer broke the protocol in a way that the decoder noticed.
+    Violation {
+        /// From where.
+        conn: ConnId,
+    },
+    /// A piece was verified and written.
+    PieceStored {
+        /// The blob.
+        digest: Digest,
+        /// Which piece.
+        piece: u32,
+        /// Who sent it.
+        conn: ConnId,
+    },
+    /// A piece did not verify: whoever sent it lies.
+    PieceRejected {
+        /// The blob.
+        digest: Digest,
+        /// Which piece.
+        piece: u32,
+        /// Who sent it.
+        conn: ConnId,
+    },
+    /// A piece could not be written, through no fault of its sender.
+    PieceLost {
+        /// The blob.
+        digest: Digest,
+        /// Which piece.
+        piece: u32,
+    },
+    /// A piece has been handed to the network, or could not be read.
+    PieceSent {
+        /// The blob.
+        digest: Digest,
+        /// Which piece.
+        piece: u32,
+        /// To whom.
+        conn: ConnId,
+        /// Whether it went out.
+        sent: bool,
+    },
+    /// The tracker answered; `digests` are the blobs that were announced.
+    Announced {
+        /// What was announced.
+        digests: Vec<Digest>,
+        /// The answer.
+        reply: AnnounceReply,
+    },
+    /// No tracker could be asked.
+    AnnounceFailed {
+        /// What was to be announced.
+        digests: Vec<Digest>,
+    },
+    /// The answer to `Lookup`: the store holds the blob whole, or not.
+    Found {
+        /// The blob.
+        digest: Digest,
+        /// What it is, when it is there.
+        spec: Option<BlobSpec>,
+    },
+    /// Stop: no more dials, say goodbye.
+    Shutdown,
+}

@@ -1,0 +1,298 @@
+//! One host: routes what happens to the swarm, the connection or the announce that it concerns.
+//!
+//! Drive it like this: call [`Scheduler::handle`] for each [`Input`] and
+//! [`Scheduler::handle_timeout`] when the time of [`Scheduler::poll_timeout`] has come, and after
+//! each of these drain [`Scheduler::poll_action`] and do what it says. Time never goes back.
+
+pub mod action;
+mod announces;
+pub mod config;
+mod conns;
+mod handouts;
+pub mod input;
+mod messages;
+mod penalties;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::blob::bitfield::Bitfield;
+use crate::blob::digest::Digest;
+use crate::blob::metainfo::PieceLength;
+use crate::peer::{PeerId, PeerInfo, PeerRole};
+use crate::rng::Rng;
+use crate::swarm::stats::SwarmStats;
+use crate::swarm::{Context, Swarm};
+use crate::time::Timestamp;
+use crate::wire::message::Message;
+use action::{Action, CloseReason, Event};
+use announces::Announces;
+use config::Config;
+use conns::{Conns, Verdict};
+use input::{BlobSpec, ConnId, Input};
+use penalties::Penalties;
+use timers::Timers;
+
+/// One host's part in all its swarms.
+#[derive(Debug)]
+pub struct Scheduler {
+    local: PeerInfo,
+    config: Config,
+    rng: Rng,
+    conns: Conns,
+    swarms: BTreeMap<Digest, Swarm>,
+    announces: Announces,
+    penalties: Penalties,
+    timers: Timers,
+    /// Greetings for blobs that the store is being asked about.
+    lookups: BTreeMap<Digest, BTreeMap<ConnId, (PieceLength, Bitfield)>>,
+    /// Who turned us away for which blob, and until when not to ask again.
+    shy: BTreeMap<(Digest, PeerId), Timestamp>,
+    /// When to look for idle connections next.
+    sweep_at: Timestamp,
+    actions: VecDeque<Action>,
+    stopping: bool,
+}
+
+/// How often idle connections are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Greetings of one connection for blobs that the store is asked about: more are turned away.
+const MAX_LOOKUPS: usize = 4096;
+
+impl Scheduler {
+    /// A host that knows nobody. Origins do not announce: their tracker knows them.
+    pub fn new(now: Timestamp, local: PeerInfo, config: Config, seed: u64) -> Self {
+        Self {
+            conns: Conns::new(local.id),
+            local,
+            config,
+            rng: Rng::seeded(seed),
+            swarms: BTreeMap::new(),
+            announces: Announces::default(),
+            penalties: Penalties::default(),
+            timers: Timers::default(),
+            lookups: BTreeMap::new(),
+            shy: BTreeMap::new(),
+            sweep_at: now + SWEEP,
+            actions: VecDeque::new(),
+            stopping: false,
+        }
+    }
+
+    /// Something happened.
+    pub fn handle(&mut self, now: Timestamp, input: Input) {
+        match input {
+            Input::Open { spec, have } => self.open(now, spec, have),
+            Input::Forget { digest } => self.forget(now, digest),
+            Input::Want { digest, reader, pieces } => {
+                self.with_swarm(now, digest, |swarm, cx| swarm.want(cx, reader, pieces));
+            }
+            Input::ConnUp { conn, peer, dialled } => self.conn_up(now, conn, peer, dialled),
+            Input::ConnDown { conn } => self.conn_down(now, conn),
+            Input::DialFailed { peer } => self.dial_failed(now, peer),
+            Input::Message { conn, message } => self.message(now, conn, message),
+            Input::Violation { conn } => self.punish(now, conn, CloseReason::Protocol),
+            Input::PieceStored { digest, piece, conn } => self.stored(now, digest, piece, conn),
+            Input::PieceRejected { digest, piece, conn } => {
+                self.with_swarm(now, digest, |swarm, cx| swarm.rejected(cx, piece));
+                self.punish(now, conn, CloseReason::WrongBytes);
+            }
+            Input::PieceLost { digest, piece } => {
+                self.with_swarm(now, digest, |swarm, cx| swarm.lost(cx, piece));
+            }
+            Input::PieceSent { digest, piece, conn, sent } => {
+                self.with_swarm(now, digest, |swarm, cx| swarm.sent(cx, conn, piece, sent));
+            }
+            Input::Announced { digests, reply } => self.announced(now, &digests, &reply),
+            Input::AnnounceFailed { digests } => {
+                for digest in digests {
+                    self.announces.failed(now, digest, &self.config, &mut self.rng);
+                }
+            }
+            Input::Found { digest, spec } => self.found(now, digest, spec),
+            Input::Shutdown => self.shutdown(),
+        }
+        self.announce_due(now);
+    }
+
+    /// The time of [`Scheduler::poll_timeout`] has come; calling it early does no harm.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        for digest in self.timers.take_due(now, usize::MAX) {
+            let silent = self.with_swarm(now, digest, |swarm, cx| swarm.tick(cx));
+            for conn in silent.unwrap_or_default() {
+                self.close(now, conn, CloseReason::Silent);
+            }
+        }
+        if self.sweep_at <= now {
+            self.sweep_at = now + SWEEP;
+            for conn in self.conns.idle(now - self.config.conn_idle) {
+                self.close(now, conn, CloseReason::Idle);
+            }
+        }
+        self.announce_due(now);
+    }
+
+    /// What to do next.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call [`Scheduler::handle_timeout`]. `now` is the time of the last call.
+    pub fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp> {
+        if self.stopping {
+            return None;
+        }
+        let announce = self.announces.next_due(now);
+        self.timers.next().into_iter().chain(announce).chain([self.sweep_at]).min()
+    }
+
+    /// The pieces of a blob that are here, when it is in a swarm.
+    pub fn have(&self, digest: Digest) -> Option<&Bitfield> {
+        self.swarms.get(&digest).map(Swarm::have)
+    }
+
+    /// Where a blob's bytes came from, when it is in a swarm.
+    pub fn stats(&self, digest: Digest) -> Option<SwarmStats> {
+        self.swarms.get(&digest).map(Swarm::stats)
+    }
+
+    /// The blobs in a swarm.
+    pub fn blobs(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.swarms.keys().copied()
+    }
+
+    fn open(&mut self, now: Timestamp, spec: BlobSpec, have: Bitfield) {
+        let digest = spec.digest;
+        if self.stopping || self.swarms.contains_key(&digest) {
+            return;
+        }
+        self.swarms.insert(digest, Swarm::new(spec, have));
+        if self.local.role == PeerRole::Agent {
+            self.announces.now(now, digest, &self.config);
+        }
+    }
+
+    fn forget(&mut self, now: Timestamp, digest: Digest) {
+        let Some(swarm) = self.swarms.remove(&digest) else { return };
+        for conn in swarm.conns() {
+            self.conns.used(now, conn, digest, false);
+            self.actions.push_back(Action::Send { conn, message: Message::Unsubscribe { digest } });
+        }
+        self.timers.set(digest, None);
+        self.announces.leave(swarm.spec().namespace.clone(), digest);
+    }
+
+    fn stored(&mut self, now: Timestamp, digest: Digest, piece: u32, conn: ConnId) {
+        let complete = self.with_swarm(now, digest, |swarm, cx| {
+            let before = swarm.is_complete();
+            swarm.stored(cx, piece, conn);
+            !before && swarm.is_complete()
+        });
+        if complete == Some(true) && self.local.role == PeerRole::Agent {
+            self.announces.now(now, digest, &self.config);
+        }
+    }
+
+    fn conn_up(&mut self, now: Timestamp, conn: ConnId, peer: PeerId, dialled: bool) {
+        let refusal = if self.stopping {
+            Some(CloseReason::Shutdown)
+        } else if self.penalties.is_banned(now, peer) {
+            Some(CloseReason::Banned)
+        } else if !dialled && self.conns.len() >= self.config.max_conns {
+            Some(CloseReason::Full)
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
+            self.conns.dial_ended(peer);
+            self.actions.push_back(Action::Close { conn, reason });
+            return;
+        }
+        self.penalties.heal(peer);
+        match self.conns.up(now, conn, peer, dialled) {
+            Verdict::Duplicate => {
+                let reason = CloseReason::Duplicate;
+                self.actions.push_back(Action::Close { conn, reason });
+            }
+            Verdict::Keep { instead } => {
+                let message = Message::Hello { role: self.local.role };
+                self.actions.push_back(Action::Send { conn, message });
+                if let Some(old) = instead {
+                    self.close(now, old, CloseReason::Duplicate);
+                }
+            }
+        }
+    }
+
+    fn conn_down(&mut self, now: Timestamp, conn: ConnId) {
+        let Some(gone) = self.conns.down(conn) else { return };
+        for digest in gone.swarms {
+            self.with_swarm(now, digest, |swarm, cx| swarm.part(cx, conn));
+            self.announces.hurry(now, digest);
+        }
+        self.lookups.values_mut().for_each(|waiting| {
+            waiting.remove(&conn);
+        });
+    }
+
+    fn dial_failed(&mut self, now: Timestamp, peer: PeerId) {
+        let (first, longest) = (self.config.retry, self.config.retry_max);
+        self.penalties.add(now, peer, first, longest, false);
+        for digest in self.conns.dial_ended(peer) {
+            self.announces.hurry(now, digest);
+        }
+    }
+
+    /// Closes a connection, and forgets it at once: the answer `ConnDown` finds nothing to do.
+    fn close(&mut self, now: Timestamp, conn: ConnId, reason: CloseReason) {
+        if self.conns.get(conn).is_some() {
+            self.actions.push_back(Action::Close { conn, reason });
+            self.conn_down(now, conn);
+        }
+    }
+
+    fn punish(&mut self, now: Timestamp, conn: ConnId, reason: CloseReason) {
+        let Some(peer) = self.conns.get(conn).map(|conn| conn.peer) else { return };
+        self.penalties.add(now, peer, self.config.ban, self.config.ban_max, true);
+        self.actions.push_back(Action::Event(Event::PeerBanned { peer, reason }));
+        self.close(now, conn, reason);
+    }
+
+    fn shutdown(&mut self) {
+        self.stopping = true;
+        for conn in self.conns.ids() {
+            let reason = CloseReason::Shutdown;
+            self.actions.push_back(Action::Close { conn, reason });
+            self.conns.down(conn);
+        }
+        for (digest, swarm) in std::mem::take(&mut self.swarms) {
+            self.announces.leave(swarm.spec().namespace.clone(), digest);
+        }
+    }
+
+    /// Lets a swarm act, and keeps its timer and the connections' users in step with it.
+    fn with_swarm<T>(
+        &mut self,
+        now: Timestamp,
+        digest: Digest,
+        act: impl FnOnce(&mut Swarm, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let swarm = self.swarms.get_mut(&digest)?;
+        let (config, rng, out) = (&self.config, &mut self.rng, &mut self.actions);
+        let first_new = out.len();
+        let result = act(swarm, &mut Context { now, config, rng, out });
+        self.timers.set(digest, swarm.next_tick(now, &self.config));
+        let parted = self.actions.range(first_new..).filter_map(|action| match action {
+            Action::Send { conn, message: Message::Unsubscribe { digest } } => Some((*conn, *digest)),
+            _ => None,
+        });
+        for (conn, digest) in parted.collect::<Vec<_>>() {
+            self.conns.used(now, conn, digest, false);
+        }
+        Some(result)
+    }
+}

@@ -1,0 +1,69 @@
+//! When each blob's swarm is due.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::blob::digest::Digest;
+use crate::time::Timestamp;
+
+/// One due time per blob. Setting a new one replaces the old: no stale timer fires.
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    due: BTreeMap<Digest, Timestamp>,
+    order: BTreeSet<(Timestamp, Digest)>,
+}
+
+impl Timers {
+    /// Replaces the due time of a blob.
+    pub(crate) fn set(&mut self, digest: Digest, at: Option<Timestamp>) {
+        let before = match at {
+            Some(at) => self.due.insert(digest, at),
+            None => self.due.remove(&digest),
+        };
+        if before == at {
+            return;
+        }
+        if let Some(before) = before {
+            self.order.remove(&(before, digest));
+        }
+        if let Some(at) = at {
+            self.order.insert((at, digest));
+        }
+    }
+
+    /// The earliest due time.
+    pub(crate) fn next(&self) -> Option<Timestamp> {
+        self.order.first().map(|(at, _)| *at)
+    }
+
+    /// Takes the blobs that are due, at most `most`, the earliest first.
+    pub(crate) fn take_due(&mut self, now: Timestamp, most: usize) -> Vec<Digest> {
+        let mut due = Vec::new();
+        while due.len() < most
+            && let Some((at, digest)) = self.order.first().copied().filter(|(at, _)| *at <= now) {
+            self.order.remove(&(at, digest));
+            self.due.remove(&digest);
+            due.push(digest);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_time_replaces_the_old() {
+        let at = Timestamp::from_nanos;
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let mut timers = Timers::default();
+        timers.set(a, Some(at(5)));
+        timers.set(b, Some(at(7)));
+        timers.set(a, Some(at(9)));
+        assert_eq!(timers.next(), Some(at(7)));
+        assert_eq!(timers.take_due(at(8), 9), [b]);
+        timers.set(a, None);
+        assert_eq!(timers.next(), None);
+        assert!(timers.take_due(at(100), 9).is_empty());
+    }
+}

@@ -1,0 +1,178 @@
+//! Errors of HTTP calls: the same type on both sides, and how it travels.
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use serde::{Deserialize, Serialize};
+
+/// Carries the code beside the body, because the answer to a HEAD has none.
+const CODE: HeaderName = HeaderName::from_static("kraken-error");
+
+/// Why a call did not do what was asked.
+///
+/// It travels as a status, the header `kraken-error` and the body
+/// `{"error": {"code", "message"}}`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiError {
+    /// Looked everywhere, and it is not there (404).
+    #[error("not found")]
+    NotFound,
+    /// The request breaks a rule; the same request fails again (400).
+    #[error("{0}")]
+    BadRequest(String),
+    /// The state of things does not allow it: present already, or still needed (409).
+    #[error("{0}")]
+    Conflict(String),
+    /// A range or an offset outside of what is there (416).
+    #[error("the range lies outside of the {len} bytes that are there")]
+    RangeInvalid {
+        /// How many bytes are there.
+        len: u64,
+    },
+    /// Somebody who is needed could not be asked; later it may work (503).
+    #[error("{0}")]
+    Unavailable(String),
+    /// The other side is at fault (500).
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl ApiError {
+    /// Whether asking again, here or elsewhere, may help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Internal(_))
+    }
+
+    /// The status that it travels with.
+    pub fn status(&self) -> StatusCode {
+        self.wire().0
+    }
+
+    fn wire(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::NotFound => (StatusCode::NOT_FOUND, "NOT_FOUND"),
+            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "BAD_REQUEST"),
+            Self::Conflict(_) => (StatusCode::CONFLICT, "CONFLICT"),
+            Self::RangeInvalid { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
+            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL"),
+        }
+    }
+
+    /// Reads an answer that is no success. A 404 that does not say `NOT_FOUND` in our own words
+    /// comes from something else at that address: it does not prove that a blob is missing.
+    pub(crate) fn from_answer(from: &str, status: StatusCode, head: &HeaderMap, body: &[u8]) -> Self {
+        let told = serde_json::from_slice::<Envelope>(body).map(|envelope| envelope.error.message);
+        let message = told.unwrap_or_else(|_| format!("{from} answered {status}"));
+        let known = head.get(&CODE).map(HeaderValue::as_bytes);
+        match (status, known) {
+            (StatusCode::NOT_FOUND, Some(b"NOT_FOUND")) => Self::NotFound,
+            (StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED, _) => Self::Unavailable(
+                format!("{from} does not know this call ({message}): is it the right service?"),
+            ),
+            (StatusCode::CONFLICT, _) => Self::Conflict(message),
+            (StatusCode::RANGE_NOT_SATISFIABLE, _) => Self::RangeInvalid {
+                len: total_of(head).unwrap_or(0),
+            },
+            (StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT, _) => {
+                Self::Unavailable(message)
+            }
+            (status, _) if status.is_client_error() => Self::BadRequest(message),
+            (
+                StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT,
+                _,
+            ) => Self::Unavailable(message),
+            _ => Self::Internal(message),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.wire();
+        let mut response = shaped(status, code, &self.to_string());
+        if let Self::RangeInvalid { len } = self {
+            let value = HeaderValue::try_from(format!("bytes */{len}")).expect("digits");
+            response.headers_mut().insert(header::CONTENT_RANGE, value);
+        }
+        response
+    }
+}
+
+/// An answer in the shape of an error: for what has no [`ApiError`] of its own.
+pub(crate) fn shaped(status: StatusCode, code: &'static str, message: &str) -> Response {
+    let error = Told {
+        code: code.to_string(),
+        message: message.to_string(),
+    };
+    let mut response = (status, Json(Envelope { error })).into_response();
+    let code = HeaderValue::from_static(code);
+    response.headers_mut().insert(CODE, code);
+    response
+}
+
+/// The answer to a path that the service does not have.
+pub(crate) async fn unknown_path(uri: http::Uri) -> Response {
+    let message = format!("there is nothing at {}", uri.path());
+    shaped(StatusCode::NOT_FOUND, "UNKNOWN_PATH", &message)
+}
+
+/// The answer to a method that the path does not have.
+pub(crate) async fn unknown_method(method: http::Method, uri: http::Uri) -> Response {
+    let message = format!("{} cannot be asked for with {method}", uri.path());
+    shaped(StatusCode::METHOD_NOT_ALLOWED, "UNKNOWN_METHOD", &message)
+}
+
+/// The total in a `Content-Range`, as in `bytes 0-9/100` or `bytes */100`.
+pub(crate) fn total_of(head: &HeaderMap) -> Option<u64> {
+    let value = head.get(header::CONTENT_RANGE)?.to_str().ok()?;
+    value.rsplit_once('/')?.1.parse().ok()
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    error: Told,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Told {
+    code: String,
+    message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn errors_survive_the_way() {
+        let errors = [
+            ApiError::NotFound,
+            ApiError::BadRequest("a digest has 64 digits".into()),
+            ApiError::Conflict("present".into()),
+            ApiError::RangeInvalid { len: 7 },
+            ApiError::Unavailable("the backend does not answer".into()),
+            ApiError::Internal("the disk is full".into()),
+        ];
+        for error in errors {
+            let (head, body) = error.clone().into_response().into_parts();
+            let body = axum::body::to_bytes(body, 1 << 10).await.unwrap();
+            let read = ApiError::from_answer("origin", head.status, &head.headers, &body);
+            assert_eq!(read, error);
+        }
+    }
+
+    #[test]
+    fn a_strangers_404_proves_nothing() {
+        let head = HeaderMap::new();
+        let error = ApiError::from_answer("http://a", StatusCode::NOT_FOUND, &head, b"<html>");
+        assert!(error.is_retryable(), "{error}");
+        let error = ApiError::from_answer("http://a", StatusCode::BAD_GATEWAY, &head, b"");
+        assert!(matches!(error, ApiError::Unavailable(_)), "{error}");
+        let error = ApiError::from_answer("http://a", StatusCode::FORBIDDEN, &head, b"");
+        assert!(matches!(error, ApiError::BadRequest(_)), "{error}");
+    }
+}

@@ -1,0 +1,84 @@
+//! HTTP inside a cluster: one client, one way to serve, one shape of errors.
+
+pub mod client;
+pub mod error;
+pub(crate) mod path;
+pub mod server;
+
+use std::fmt;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+pub use client::{HttpBody, HttpClient, HttpResponse};
+pub use error::ApiError;
+pub use server::{HttpServer, ServeError, serve, with_health};
+
+/// A body in pieces, as they come.
+pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// Where a service lives: scheme, host and port, and maybe a path in front of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BaseUrl(String);
+
+impl BaseUrl {
+    /// The text, without a slash at the end.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The URL of `path`, which begins with a slash and is escaped where it must be.
+    pub(crate) fn join(&self, path: &str) -> String {
+        format!("{}{path}", self.0)
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = BaseUrlError;
+
+    fn from_str(text: &str) -> Result<Self, BaseUrlError> {
+        let wrong = |why: &str| BaseUrlError {
+            text: text.to_string(),
+            why: why.to_string(),
+        };
+        let url = reqwest::Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(wrong("it begins with http:// or https://"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(wrong("it has no query and no fragment"));
+        }
+        Ok(Self(url.as_str().trim_end_matches('/').to_string()))
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A text is not the URL of a service.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not the URL of a service, such as https://tracker-1:7601: {why}")]
+pub struct BaseUrlError {
+    text: String,
+    why: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_urls_are_checked_when_read() {
+        let url: BaseUrl = "https://[::1]:7601/".parse().unwrap();
+        assert_eq!(url.join("/announce"), "https://[::1]:7601/announce");
+        let url: BaseUrl = "http://a/prefix".parse().unwrap();
+        assert_eq!(url.join("/x"), "http://a/prefix/x");
+        for wrong in ["tracker:7601", "", "ftp://a", "http://a/?b=c", "http://"] {
+            assert!(wrong.parse::<BaseUrl>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Serving a router: plain, or with TLS for holders of a certificate of the cluster.
+
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum_server::Handle;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use http::StatusCode;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::error::shaped;
+use crate::identity::{Identity, IdentityError};
+
+/// How long requests may go on after the shutdown began; then their connections are cut.
+pub const DRAIN: Duration = Duration::from_secs(30);
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long the head of a request may take.
+const HEAD: Duration = Duration::from_secs(30);
+/// Bytes of one HTTP/2 request's body on their way; HTTP/2's own 64 KiB throttle an upload.
+const HTTP2_WINDOW: u32 = 4 << 20;
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct HttpServer {
+    addr: SocketAddr,
+    handle: Handle<SocketAddr>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl HttpServer {
+    /// Where it listens; the port is the real one even if zero was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.handle.connection_count()
+    }
+
+    /// Waits until it has drained, after the token that [`serve`] was given is cancelled.
+    ///
+    /// # Errors
+    /// The listener broke.
+    pub async fn stopped(self) -> Result<(), ServeError> {
+        let addr = self.addr;
+        let source = match self.task.await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(source)) => source,
+            Err(panic) => std::io::Error::other(panic),
+        };
+        Err(ServeError::Broken { addr, source })
+    }
+}
+
+/// Serves `router` at `addr` until `shutdown` is cancelled and the requests are done, at most
+/// [`DRAIN`] later.
+///
+/// With an identity, TLS 1.3 is required, and a client certificate of the cluster. Without one
+/// everything is plain: for a lab, or behind something else that does the TLS.
+///
+/// # Errors
+/// The address cannot be had, or the identity cannot be used.
+pub fn serve(
+    addr: SocketAddr,
+    router: Router,
+    identity: Option<&Identity>,
+    shutdown: CancellationToken,
+) -> Result<HttpServer, ServeError> {
+    let cannot = |source| ServeError::Bind { addr, source };
+    let listener = TcpListener::bind(addr).map_err(cannot)?;
+    let bound = listener.local_addr().map_err(cannot)?;
+    let handle = Handle::new();
+    let mut server = axum_server::from_tcp(listener)
+        .map_err(cannot)?
+        .handle(handle.clone())
+        .first_request_timeout(HEAD);
+    let http = server.http_builder();
+    http.http1().header_read_timeout(HEAD);
+    http.http2()
+        .keep_alive_interval(Duration::from_secs(20))
+        .initial_stream_window_size(HTTP2_WINDOW)
+        .initial_connection_window_size(4 * HTTP2_WINDOW)
+        .max_concurrent_streams(256);
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let task = match identity {
+        None => tokio::spawn(server.serve(service)),
+        Some(identity) => {
+            let config = identity.server_config(&[b"h2", b"http/1.1"])?;
+            let config = RustlsConfig::from_config(Arc::new(config));
+            let acceptor = RustlsAcceptor::new(config).handshake_timeout(HANDSHAKE);
+            tokio::spawn(server.acceptor(acceptor).serve(service))
+        }
+    };
+    let drain = handle.clone();
+    tokio::spawn(async move {
+        shutdown.cancelled().await;
+        drain.graceful_shutdown(Some(DRAIN));
+    });
+    Ok(HttpServer {
+        addr: bound,
+        handle,
+        task,
+    })
+}
+
+/// Adds `GET /health`, which answers as long as the process does, and `GET /readiness`, which asks
+/// `ready`: 200, or 503 with the reasons in words.
+pub fn with_health<F, R>(router: Router, ready: F) -> Router
+where
+    F: Fn() -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<(), String>> + Send + 'static,
+{
+    let readiness = move || {
+        let answer = ready();
+        async move {
+            match answer.await {
+                Ok(()) => "OK\n".into_response(),
+                Err(why) => shaped(StatusCode::SERVICE_UNAVAILABLE, "NOT_READY", &why),
+            }
+        }
+    };
+    router
+        .route("/health", get(async || "OK\n"))
+        .route("/readiness", get(readiness))
+}
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address is taken, or not one of this host.
+    #[error("cannot listen on TCP {addr}: {source}")]
+    Bind {
+        /// Which address.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The certificate or the key cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The listener broke while it served.
+    #[error("the server on TCP {addr} broke: {source}")]
+    Broken {
+        /// Which address.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,359 @@
+//! The socket: dialling, accepting, and the bounds on strangers.
+
+use std::fmt;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kraken_proto::{PeerId, PeerInfo};
+use quinn::{
+    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig,
+    RecvStream, SendStream, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+};
+use rustls_pki_types::CertificateDer;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+
+use super::conn::{QuicConn, canonical, code, reason_of};
+use super::frame::{self, FrameError, PREAMBLE};
+use super::stats::{Counters, QuicStats};
+use super::tls;
+use crate::identity::{Identity, peer_id_of};
+use crate::transport::{MAX_PIECES_IN_FLIGHT, NetError, Transport};
+
+/// How long a handshake may take, both when we dial and when others do: three losses of the first
+/// packet at QUIC's initial timeout of one second (RFC 9002, section 6.2.2).
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(8);
+/// A connection on which nothing arrives for so long is lost. Four keep-alives fit in.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often a silent connection is kept alive.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Bytes that a peer may send on one stream before we read: 8 MiB cover 10 Gbit/s at 6 ms.
+const STREAM_WINDOW: u32 = 8 << 20;
+/// Bytes that a peer may send on one connection before we read; also what a hostile peer can hold.
+const CONNECTION_WINDOW: u32 = 64 << 20;
+/// Bytes that we keep for a peer until it acknowledges them.
+const SEND_WINDOW: u64 = 64 << 20;
+/// What we ask of the kernel per direction; with its default of 208 KiB, loopback alone loses
+/// thousands of packets in 2 GiB.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// The largest UDP payload that is probed for: Ethernet's 1500 bytes less IPv6 and UDP headers.
+const MTU_UPPER_BOUND: u16 = 1452;
+/// Handshakes of others that may run at once. From half of it on, strangers must first show that
+/// they receive at their address (RFC 9000, section 8.1.2).
+const MAX_HANDSHAKES: usize = 256;
+/// Finished connections that may wait for [`Transport::accept`].
+const BACKLOG: usize = 128;
+
+/// A QUIC endpoint: one UDP socket that dials and accepts. Clones share it; the last one dropped
+/// closes it.
+#[derive(Clone)]
+pub struct Quic {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    endpoint: Endpoint,
+    client: ClientConfig,
+    local_id: PeerId,
+    local_addr: SocketAddr,
+    accepted: Mutex<mpsc::Receiver<QuicConn>>,
+    counters: Arc<Counters>,
+}
+
+impl Quic {
+    /// Binds a UDP socket and starts to accept. An unspecified IPv6 address serves IPv4 as well.
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`NetError::Local`] names the address when the socket cannot be had, or says why the
+    /// identity cannot be used.
+    pub fn bind(addr: SocketAddr, identity: &Identity) -> Result<Self, NetError> {
+        let local = |error: &dyn fmt::Display| NetError::Local(error.to_string());
+        let client_tls = tls::client(identity).map_err(|error| local(&error))?;
+        let server_tls = tls::server(identity).map_err(|error| local(&error))?;
+        let mut server = ServerConfig::with_crypto(server_tls);
+        // The dialer opens the control stream and nothing else; the acceptor opens none.
+        server.transport_config(Arc::new(transport(1)));
+        server.migration(false);
+        let mut client = ClientConfig::new(client_tls);
+        client.transport_config(Arc::new(transport(0)));
+
+        let cannot = |error| NetError::Local(format!("cannot bind UDP {addr}: {error}"));
+        let socket = socket(addr).map_err(cannot)?;
+        let endpoint = Endpoint::new(
+            EndpointConfig::default(),
+            Some(server),
+            socket,
+            Arc::new(TokioRuntime),
+        )
+        .map_err(cannot)?;
+        let local_addr = endpoint.local_addr().map_err(cannot)?;
+        let counters = Arc::new(Counters::default());
+        let (backlog, accepted) = mpsc::channel(BACKLOG);
+        tokio::spawn(accept_all(endpoint.clone(), backlog, counters.clone()));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                endpoint,
+                client,
+                local_id: identity.peer_id(),
+                local_addr,
+                accepted: Mutex::new(accepted),
+                counters,
+            }),
+        })
+    }
+
+    /// What has happened since it was bound.
+    pub fn stats(&self) -> QuicStats {
+        self.inner.counters.snapshot()
+    }
+
+    /// Waits until every connection has ended, so that the other sides hear the reasons. Call it
+    /// after [`Transport::close`] and before the process ends.
+    pub async fn drained(&self) {
+        self.inner.endpoint.wait_idle().await;
+    }
+}
+
+impl Transport for Quic {
+    type Conn = QuicConn;
+
+    fn local_id(&self) -> PeerId {
+        self.inner.local_id
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.inner.local_addr
+    }
+
+    async fn dial(&self, peer: &PeerInfo) -> Result<QuicConn, NetError> {
+        let conn = timeout(HANDSHAKE_TIMEOUT, self.inner.dial(peer))
+            .await
+            .unwrap_or_else(|_| {
+                let silence = HANDSHAKE_TIMEOUT.as_secs();
+                Err(dial_error(peer, format!("no answer within {silence} s")))
+            })?;
+        self.inner.counters.dialed.add();
+        Ok(conn)
+    }
+
+    async fn accept(&self) -> Result<QuicConn, NetError> {
+        let next = self.inner.accepted.lock().await.recv().await;
+        next.ok_or(NetError::Closed)
+    }
+
+    fn close(&self) {
+        self.inner.close();
+    }
+}
+
+impl fmt::Debug for Quic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Quic")
+            .field("local_id", &self.inner.local_id)
+            .field("local_addr", &self.inner.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    async fn dial(&self, peer: &PeerInfo) -> Result<QuicConn, NetError> {
+        let failed = |error: quinn::ConnectionError| {
+            if matches!(error, quinn::ConnectionError::LocallyClosed) {
+                NetError::Closed
+            } else {
+                dial_error(peer, reason_of(&error))
+            }
+        };
+        // The name is required by TLS and checked by nobody: the key is.
+        let conn = self
+            .endpoint
+            .connect_with(self.client.clone(), peer.addr, "peer.invalid")
+            .map_err(|error| match error {
+                quinn::ConnectError::EndpointStopping => NetError::Closed,
+                other => dial_error(peer, other.to_string()),
+            })?
+            .await
+            .map_err(failed)?;
+        let conn = CloseOnDrop(Some(conn));
+        let found = proved_id(conn.get()).map_err(|reason| dial_error(peer, reason))?;
+        if found != peer.id {
+            conn.get().close(code::WRONG_PEER, b"another peer was expected here");
+            return Err(NetError::WrongPeer {
+                addr: peer.addr,
+                expected: peer.id,
+                found,
+            });
+        }
+        let (mut send, mut recv) = conn.get().open_bi().await.map_err(failed)?;
+        // The answer says that the other side has accepted our certificate.
+        let greeted = greet(&mut send, &mut recv).await;
+        greeted.map_err(|reason| match conn.get().close_reason() {
+            Some(error) => failed(error),
+            None => dial_error(peer, reason),
+        })?;
+        let counters = self.counters.clone();
+        Ok(QuicConn::start(conn.keep(), found, (send, recv), counters))
+    }
+
+    fn close(&self) {
+        self.endpoint.close(code::SHUTDOWN, b"shutting down");
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Takes up every attempt at once; the handshakes run beside each other, so none blocks the rest.
+async fn accept_all(endpoint: Endpoint, backlog: mpsc::Sender<QuicConn>, counters: Arc<Counters>) {
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    while let Some(incoming) = endpoint.accept().await {
+        let crowded = handshakes.available_permits() < MAX_HANDSHAKES / 2;
+        if crowded && incoming.may_retry() && !incoming.remote_address_validated() {
+            let _ = incoming.retry();
+            continue;
+        }
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            counters.refused.add();
+            incoming.refuse();
+            continue;
+        };
+        let (backlog, counters) = (backlog.clone(), counters.clone());
+        tokio::spawn(accept_one(incoming, permit, backlog, counters));
+    }
+}
+
+async fn accept_one(
+    incoming: Incoming,
+    _permit: OwnedSemaphorePermit,
+    backlog: mpsc::Sender<QuicConn>,
+    counters: Arc<Counters>,
+) {
+    let remote = canonical(incoming.remote_address());
+    let outcome = timeout(HANDSHAKE_TIMEOUT, shake(incoming, counters.clone()))
+        .await
+        .unwrap_or_else(|_| Err("it stalled".to_string()));
+    match outcome {
+        Ok(conn) => match backlog.try_send(conn) {
+            Ok(()) => counters.accepted.add(),
+            Err(mpsc::error::TrySendError::Full(conn)) => {
+                counters.refused.add();
+                conn.turn_away();
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {}
+        },
+        Err(reason) => {
+            counters.handshake_failures.add();
+            tracing::debug!(%remote, reason, "a handshake failed");
+        }
+    }
+}
+
+async fn shake(incoming: Incoming, counters: Arc<Counters>) -> Result<QuicConn, String> {
+    let conn = incoming.accept().map_err(|error| reason_of(&error))?;
+    let conn = CloseOnDrop(Some(conn.await.map_err(|error| reason_of(&error))?));
+    let peer = proved_id(conn.get())?;
+    let (mut send, mut recv) = conn
+        .get()
+        .accept_bi()
+        .await
+        .map_err(|error| reason_of(&error))?;
+    greet(&mut send, &mut recv).await?;
+    Ok(QuicConn::start(conn.keep(), peer, (send, recv), counters))
+}
+
+/// Exchanges the empty frames that begin the control stream.
+async fn greet(send: &mut SendStream, recv: &mut RecvStream) -> Result<(), String> {
+    send.write_all(&PREAMBLE)
+        .await
+        .map_err(|error| error.to_string())?;
+    frame::control(recv)
+        .preamble()
+        .await
+        .map_err(|error| match error {
+            FrameError::Protocol(what) => what,
+            FrameError::Abandoned => "it reset the control stream".to_string(),
+            FrameError::Lost => "the connection was lost".to_string(),
+        })
+}
+
+/// Who is on the other side, from the certificate that the handshake has verified.
+fn proved_id(conn: &Connection) -> Result<PeerId, String> {
+    let chain = conn
+        .peer_identity()
+        .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .unwrap_or_default();
+    let leaf = chain.first().ok_or("it showed no certificate")?;
+    peer_id_of(leaf).map_err(|error| error.to_string())
+}
+
+/// A connection in its handshake: one that is given up is closed, with a word to the other side.
+struct CloseOnDrop(Option<Connection>);
+
+impl CloseOnDrop {
+    fn get(&self) -> &Connection {
+        self.0.as_ref().expect("taken by keep only")
+    }
+
+    fn keep(mut self) -> Connection {
+        self.0.take().expect("taken once")
+    }
+}
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        if let Some(conn) = &self.0 {
+            conn.close(code::PROTOCOL, b"the handshake was not completed");
+        }
+    }
+}
+
+fn dial_error(peer: &PeerInfo, reason: String) -> NetError {
+    NetError::Dial {
+        addr: peer.addr,
+        reason,
+    }
+}
+
+fn transport(bidirectional: u32) -> TransportConfig {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MTU_UPPER_BOUND);
+    let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("seconds fit");
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(bidirectional))
+        .max_concurrent_uni_streams(VarInt::from_u32(MAX_PIECES_IN_FLIGHT))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .send_window(SEND_WINDOW)
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .mtu_discovery_config(Some(mtu))
+        .datagram_receive_buffer_size(None);
+    config
+}
+
+fn socket(addr: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() && addr.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    // Best effort: the kernel grants what its limits allow.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    let granted = socket.recv_buffer_size().unwrap_or(0);
+    if granted < SOCKET_BUFFER {
+        tracing::info!(
+            granted,
+            wanted = SOCKET_BUFFER,
+            "small UDP buffers lose packets at high rates: raise net.core.rmem_max and wmem_max"
+        );
+    }
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}

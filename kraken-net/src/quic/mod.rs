@@ -1,0 +1,20 @@
+//! Peers over QUIC: one connection per pair, mutual TLS 1.3, ALPN `kraken/1`.
+//!
+//! The dialer opens one bidirectional stream, the control stream. Both sides first send an empty
+//! frame on it: so the stream exists for the acceptor before anybody has something to say, and
+//! the dialer learns that its certificate was accepted. Then frames of [`kraken_proto::wire::codec`]
+//! follow, both ways. Each piece travels on a unidirectional stream of its own: a frame
+//! [`kraken_proto::Message::Piece`], then the bytes it announces, then the end.
+
+mod conn;
+mod endpoint;
+mod frame;
+mod stats;
+pub(crate) mod tls;
+
+pub use conn::QuicConn;
+pub use endpoint::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE, Quic};
+pub use stats::QuicStats;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+//! Manifests: by tag or digest, with the type they were pushed with.
+
+use axum::response::{IntoResponse, Response};
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use kraken_proto::Digest;
+
+use super::{PullState, content, not_modified};
+use crate::error::{Code, RegistryError};
+use crate::name::{Reference, RepoName};
+use crate::reader::ReadError;
+use crate::source::BlobSource;
+use crate::tags::TagService;
+
+/// `GET` and `HEAD` alike: the type stands in the bytes, so both read them, and hyper leaves the
+/// body out for `HEAD`.
+pub(super) async fn get<B: BlobSource, T: TagService>(
+    state: &PullState<B, T>,
+    parts: &Parts,
+    repo: &RepoName,
+    reference: Reference,
+) -> Result<Response, RegistryError> {
+    let digest = resolve(state, repo, &reference).await?;
+    let ns = repo.namespace();
+    let read = state.manifests.read(&state.blobs, &ns, digest);
+    let stored = read.await.map_err(|error| match error {
+        ReadError::Unavailable(_) => state.manifest_unavailable(&error.to_string()),
+        // A layer is a blob of the same space; asked for as a manifest it does not exist.
+        ReadError::NotFound | ReadError::Refused(_) => unknown(repo, &reference),
+    })?;
+    if let Some(response) = not_modified(parts, digest) {
+        return Ok(response);
+    }
+    let mut headers = content(digest);
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(stored.media_type.as_str()),
+    );
+    Ok((headers, stored.bytes).into_response())
+}
+
+async fn resolve<B: BlobSource, T: TagService>(
+    state: &PullState<B, T>,
+    repo: &RepoName,
+    reference: &Reference,
+) -> Result<Digest, RegistryError> {
+    match reference {
+        Reference::Digest(digest) => Ok(*digest),
+        Reference::Tag(tag) => match state.tags.get(repo, tag).await {
+            Ok(Some(digest)) => Ok(digest),
+            Ok(None) => Err(unknown(repo, reference)),
+            Err(error) => Err(state.manifest_unavailable(&error.to_string())),
+        },
+    }
+}
+
+fn unknown(repo: &RepoName, reference: &Reference) -> RegistryError {
+    let message = format!("{repo} has no manifest {reference}");
+    RegistryError::new(Code::ManifestUnknown, message)
+}

@@ -1,0 +1,179 @@
+//! The read-only registry: what agents serve to container runtimes, and proxies to everybody.
+
+mod blobs;
+mod lists;
+mod manifests;
+mod range;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use http::header::{ETAG, IF_NONE_MATCH};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use kraken_proto::Digest;
+
+use crate::error::{Code, RegistryError};
+use crate::reader::ManifestReader;
+use crate::route::Route;
+use crate::source::BlobSource;
+use crate::tags::TagService;
+use crate::web::{API_VERSION, CONTENT_DIGEST, OCI_NAMESPACE, header, param, query, value};
+
+/// What the read-only registry works with.
+#[derive(Debug)]
+pub struct PullState<B, T> {
+    pub(crate) blobs: B,
+    pub(crate) tags: T,
+    pub(crate) manifests: ManifestReader,
+    mirror: bool,
+}
+
+impl<B: BlobSource, T: TagService> PullState<B, T> {
+    /// A registry: what could not be asked is 503.
+    pub fn new(blobs: B, tags: T) -> Self {
+        Self {
+            blobs,
+            tags,
+            manifests: ManifestReader::new(MANIFEST_CACHE),
+            mirror: false,
+        }
+    }
+
+    /// A mirror: a manifest that cannot be served now is 404.
+    ///
+    /// Runtimes go on to the next host after a 404 on a manifest, but podman binds the whole pull
+    /// to a mirror that answered and dockerd repeats a 503 instead of looking elsewhere. With a
+    /// mirror that says 404, a pull is never worse than without one.
+    pub fn mirror(blobs: B, tags: T) -> Self {
+        Self {
+            mirror: true,
+            ..Self::new(blobs, tags)
+        }
+    }
+
+    fn manifest_unavailable(&self, reason: &str) -> RegistryError {
+        if self.mirror {
+            RegistryError::new(
+                Code::ManifestUnknown,
+                format!("this mirror cannot serve the manifest now: {reason}"),
+            )
+        } else {
+            RegistryError::new(Code::Unavailable, reason)
+        }
+    }
+}
+
+/// The routes below `/v2/` for `GET` and `HEAD`; writing methods are answered with 405.
+pub fn router<B: BlobSource, T: TagService>(state: PullState<B, T>) -> Router {
+    let state = Arc::new(state);
+    routes(move |parts, _body| {
+        let state = state.clone();
+        async move { serve(&state, &parts).await }
+    })
+}
+
+/// One handler for all paths, as a repository's slashes are beyond axum's matcher. Adds what every
+/// answer carries.
+pub(crate) fn routes<F, Answer>(handler: F) -> Router
+where
+    F: Fn(Parts, Body) -> Answer + Clone + Send + Sync + 'static,
+    Answer: Future<Output = Result<Response, RegistryError>> + Send,
+{
+    let answer = move |request: Request| {
+        let handler = handler.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            let upstream = upstream(&parts);
+            let mut response = handler(parts, body).await.into_response();
+            let headers = response.headers_mut();
+            headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+            if let Some(upstream) = upstream {
+                headers.insert(OCI_NAMESPACE, upstream);
+            }
+            response
+        }
+    };
+    Router::new()
+        .route("/v2", any(answer.clone()))
+        .route("/v2/", any(answer.clone()))
+        .route("/v2/{*rest}", any(answer))
+}
+
+async fn serve<B: BlobSource, T: TagService>(
+    state: &PullState<B, T>,
+    parts: &Parts,
+) -> Result<Response, RegistryError> {
+    if !matches!(parts.method, Method::GET | Method::HEAD) {
+        return Err(RegistryError::method(
+            "this registry is read-only: push to the proxy",
+            "GET, HEAD",
+        ));
+    }
+    read(state, parts, Route::parse(parts.uri.path())?).await
+}
+
+/// Answers a `GET` or `HEAD`.
+pub(crate) async fn read<B: BlobSource, T: TagService>(
+    state: &PullState<B, T>,
+    parts: &Parts,
+    route: Route,
+) -> Result<Response, RegistryError> {
+    match route {
+        Route::Ping => Ok(axum::Json(serde_json::json!({})).into_response()),
+        Route::Catalog => lists::catalog(state, parts).await,
+        Route::Tags(repo) => lists::tags(state, parts, &repo).await,
+        Route::Manifest(repo, reference) => manifests::get(state, parts, &repo, reference).await,
+        Route::Blob(repo, digest) if parts.method == Method::HEAD => {
+            blobs::head(state, parts, &repo, digest).await
+        }
+        Route::Blob(repo, digest) => blobs::get(state, parts, &repo, digest).await,
+        // 404 makes clients use tags of the fallback scheme, which need nothing from a registry.
+        Route::Referrers(..) => Err(RegistryError::new(
+            Code::Unsupported,
+            "referrers are not supported here: use the fallback tag",
+        )
+        .with_status(StatusCode::NOT_FOUND)),
+        Route::Uploads(_) | Route::Upload(..) => Err(RegistryError::new(
+            Code::BlobUploadUnknown,
+            "there is no upload to read here: uploads are made at the proxy",
+        )),
+    }
+}
+
+/// Manifests in memory, in bytes: some thousands.
+const MANIFEST_CACHE: u64 = 32 << 20;
+
+/// The host that containerd would ask without this mirror.
+fn upstream(parts: &Parts) -> Option<HeaderValue> {
+    let pairs = query(&parts.uri);
+    let ns = param(&pairs, "ns")?;
+    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte);
+    let fits = (1..=255).contains(&ns.len()) && ns.bytes().all(is_host);
+    fits.then(|| value(ns))
+}
+
+/// The headers that name content: its digest, twice.
+fn content(digest: Digest) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_DIGEST, value(digest.to_string()));
+    headers.insert(ETAG, value(etag(digest)));
+    headers
+}
+
+fn etag(digest: Digest) -> String {
+    format!("\"{digest}\"")
+}
+
+/// 304, when the client says that it has the content.
+fn not_modified(parts: &Parts, digest: Digest) -> Option<Response> {
+    let known = header(&parts.headers, IF_NONE_MATCH)?;
+    let etag = etag(digest);
+    let same = |tag: &str| tag == "*" || tag.trim_start_matches("W/") == etag;
+    let hit = known.split(',').map(str::trim).any(same);
+    hit.then(|| (StatusCode::NOT_MODIFIED, content(digest)).into_response())
+}

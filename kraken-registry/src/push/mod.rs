@@ -1,0 +1,133 @@
+//! The registry that takes pushes: what a proxy serves.
+//!
+//! Bodies stream through to the [`BlobSink`]; only manifests, which are small, are held in memory.
+
+mod manifests;
+mod session;
+mod uploads;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
+use futures::StreamExt;
+use http::request::Parts;
+use http::{Method, StatusCode};
+
+use crate::error::{Code, RegistryError};
+use crate::name::Reference;
+use crate::pull::{self, PullState};
+use crate::route::Route;
+use crate::sink::{BlobSink, BodyError, SinkError};
+use crate::source::BlobSource;
+use crate::tags::TagService;
+
+/// What the registry with pushes works with.
+#[derive(Debug)]
+pub struct PushState<B, S, T> {
+    pull: PullState<B, T>,
+    sink: S,
+}
+
+impl<B: BlobSource, S: BlobSink, T: TagService> PushState<B, S, T> {
+    /// Pulls as `pull` says, pushes into `sink`. The source must see what the sink has committed
+    /// at once: dockerd asks for every blob right after pushing it.
+    pub fn new(pull: PullState<B, T>, sink: S) -> Self {
+        Self { pull, sink }
+    }
+}
+
+/// The routes below `/v2/` for reading and for pushing.
+pub fn router<B: BlobSource, S: BlobSink, T: TagService>(state: PushState<B, S, T>) -> Router {
+    let state = Arc::new(state);
+    pull::routes(move |parts, body| {
+        let state = state.clone();
+        async move { serve(&state, parts, body).await }
+    })
+}
+
+async fn serve<B: BlobSource, S: BlobSink, T: TagService>(
+    state: &PushState<B, S, T>,
+    parts: Parts,
+    body: Body,
+) -> Result<Response, RegistryError> {
+    let route = Route::parse(parts.uri.path())?;
+    match (parts.method.clone(), route) {
+        (Method::POST, Route::Uploads(repo)) => uploads::start(state, &parts, body, &repo).await,
+        (Method::GET, Route::Upload(repo, token)) => uploads::status(state, &repo, &token).await,
+        (Method::PATCH, Route::Upload(repo, token)) => {
+            uploads::patch(state, &parts, body, &repo, &token).await
+        }
+        (Method::PUT, Route::Upload(repo, token)) => {
+            uploads::finish(state, &parts, body, &repo, &token).await
+        }
+        (Method::DELETE, Route::Upload(_, token)) => uploads::cancel(state, &token).await,
+        (Method::PUT, Route::Manifest(repo, reference)) => {
+            manifests::put(state, &parts, body, &repo, reference).await
+        }
+        (Method::DELETE, Route::Manifest(repo, Reference::Tag(tag))) => {
+            manifests::delete_tag(state, &repo, &tag).await
+        }
+        (Method::GET | Method::HEAD, route) => pull::read(&state.pull, &parts, route).await,
+        (method, route) => Err(refuse(&method, &route)),
+    }
+}
+
+fn refuse(method: &Method, route: &Route) -> RegistryError {
+    let (message, allowed) = match route {
+        Route::Manifest(_, Reference::Digest(_)) if method == Method::DELETE => (
+            "manifests are not deleted by digest: delete the tags, and the storage's own retention \
+             drops what no tag needs",
+            "GET, HEAD, PUT",
+        ),
+        Route::Blob(..) if method == Method::DELETE => (
+            "blobs are not deleted one by one: the storage's own retention drops them",
+            "GET, HEAD",
+        ),
+        Route::Uploads(_) => ("start an upload with POST", "POST"),
+        Route::Upload(..) => (
+            "an upload takes GET, PATCH, PUT and DELETE",
+            "GET, PATCH, PUT, DELETE",
+        ),
+        Route::Manifest(..) => (
+            "a manifest takes GET, HEAD, PUT and DELETE",
+            "GET, HEAD, PUT, DELETE",
+        ),
+        _ => ("only GET and HEAD work here", "GET, HEAD"),
+    };
+    RegistryError::method(message, allowed)
+}
+
+/// Reads the rest of a body that is of no use, up to a limit. A server that closes the connection
+/// while the client still sends may destroy the answer on its way.
+async fn drain(body: Body) {
+    let mut left = DRAIN;
+    let mut stream = body.into_data_stream();
+    while let Some(Ok(chunk)) = stream.next().await {
+        left = left.saturating_sub(chunk.len());
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+/// Bytes, twice the longest manifest: who sends more may lose the answer.
+const DRAIN: usize = 8 << 20;
+
+impl From<SinkError> for RegistryError {
+    fn from(error: SinkError) -> Self {
+        let message = error.to_string();
+        match error {
+            SinkError::Unknown => Self::new(Code::BlobUploadUnknown, message),
+            SinkError::OffsetWrong { len } => Self::chunk(len),
+            SinkError::DigestMismatch => Self::new(Code::DigestInvalid, message),
+            SinkError::Body(BodyError::Length { .. }) => Self::new(Code::SizeInvalid, message),
+            SinkError::Body(BodyError::Broken(_)) => Self::new(Code::BlobUploadInvalid, message),
+            SinkError::Unavailable(_) => Self::new(Code::Unavailable, message),
+            SinkError::Full => {
+                Self::new(Code::Unavailable, message).with_status(StatusCode::INSUFFICIENT_STORAGE)
+            }
+        }
+    }
+}

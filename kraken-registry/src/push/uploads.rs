@@ -1,0 +1,183 @@
+//! Blob uploads: in one request, streamed, or in chunks.
+
+use axum::body::{Body, HttpBody};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt, TryStreamExt};
+use http::header::{CONTENT_LENGTH, LOCATION};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+use kraken_proto::Digest;
+
+use super::session::{self, Chunk};
+use super::{PushState, drain};
+use crate::error::{Code, RegistryError};
+use crate::name::{NameError, RepoName};
+use crate::sink::{BlobSink, BodyError};
+use crate::source::BlobSource;
+use crate::stream::exact;
+use crate::tags::TagService;
+use crate::web::{CONTENT_DIGEST, header, param, query, value};
+
+/// `POST`: an upload begins, unless the blob can be mounted or came along with the request.
+pub(super) async fn start<B: BlobSource, S: BlobSink, T: TagService>(
+    state: &PushState<B, S, T>,
+    parts: &Parts,
+    body: Body,
+    repo: &RepoName,
+) -> Result<Response, RegistryError> {
+    let pairs = query(&parts.uri);
+    if let Some(digest) = param(&pairs, "mount") {
+        let digest = parse(digest)?;
+        if is_mountable(state, repo, param(&pairs, "from"), digest).await? {
+            return Ok(created(repo, digest));
+        }
+    }
+    let whole = param(&pairs, "digest").map(parse).transpose()?;
+    let id = state.sink.upload_start(&repo.namespace()).await?;
+    let Some(digest) = whole else {
+        return Ok((StatusCode::ACCEPTED, session::headers(repo, &id, 0)).into_response());
+    };
+    let ended = monolithic(state, body, repo, &id, digest).await;
+    if ended.is_err()
+        && let Err(error) = state.sink.upload_abort(&id).await
+    {
+        tracing::debug!(%error, "an upload that failed was gone already");
+    }
+    ended.map(|()| created(repo, digest))
+}
+
+/// `GET`: how far the upload is.
+pub(super) async fn status<B, S: BlobSink, T>(
+    state: &PushState<B, S, T>,
+    repo: &RepoName,
+    token: &str,
+) -> Result<Response, RegistryError> {
+    let id = session::id(token)?;
+    let len = state.sink.upload_len(&id).await?;
+    Ok((StatusCode::NO_CONTENT, session::headers(repo, &id, len)).into_response())
+}
+
+/// `PATCH`: more bytes, as one stream or as a chunk that says where it belongs.
+pub(super) async fn patch<B, S: BlobSink, T>(
+    state: &PushState<B, S, T>,
+    parts: &Parts,
+    body: Body,
+    repo: &RepoName,
+    token: &str,
+) -> Result<Response, RegistryError> {
+    let id = session::id(token)?;
+    let len = append(state, &parts.headers, body, &id).await?;
+    Ok((StatusCode::ACCEPTED, session::headers(repo, &id, len)).into_response())
+}
+
+/// `PUT`: the last bytes, if any, and the digest of all.
+pub(super) async fn finish<B, S: BlobSink, T>(
+    state: &PushState<B, S, T>,
+    parts: &Parts,
+    body: Body,
+    repo: &RepoName,
+    token: &str,
+) -> Result<Response, RegistryError> {
+    let id = session::id(token)?;
+    let pairs = query(&parts.uri);
+    let Some(digest) = param(&pairs, "digest") else {
+        drain(body).await;
+        return Err(RegistryError::new(
+            Code::DigestInvalid,
+            "the upload ends with the blob's digest: add ?digest=sha256:…",
+        ));
+    };
+    let digest = parse(digest)?;
+    if !body.is_end_stream() {
+        append(state, &parts.headers, body, &id).await?;
+    }
+    let ns = repo.namespace();
+    state.sink.upload_commit(&id, &ns, digest).await?;
+    Ok(created(repo, digest))
+}
+
+/// `DELETE`: the upload is given up.
+pub(super) async fn cancel<B, S: BlobSink, T>(
+    state: &PushState<B, S, T>,
+    token: &str,
+) -> Result<Response, RegistryError> {
+    state.sink.upload_abort(&session::id(token)?).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// 201 for a blob that is there now.
+fn created(repo: &RepoName, digest: Digest) -> Response {
+    let mut headers = HeaderMap::new();
+    headers.insert(LOCATION, value(format!("/v2/{repo}/blobs/{digest}")));
+    headers.insert(CONTENT_DIGEST, value(digest.to_string()));
+    (StatusCode::CREATED, headers).into_response()
+}
+
+/// Blobs live in one space, so mounting is finding: here, in the other repository's backend, or
+/// anywhere when the client names none.
+async fn is_mountable<B: BlobSource, S, T>(
+    state: &PushState<B, S, T>,
+    repo: &RepoName,
+    from: Option<&str>,
+    digest: Digest,
+) -> Result<bool, RegistryError> {
+    let blobs = &state.pull.blobs;
+    if blobs.stat(&repo.namespace(), digest).await?.is_some() {
+        return Ok(true);
+    }
+    match from.map(str::parse::<RepoName>) {
+        Some(Ok(from)) => Ok(blobs.stat(&from.namespace(), digest).await?.is_some()),
+        // The specification lets a mount that does not work fall back to an upload.
+        Some(Err(_)) | None => Ok(false),
+    }
+}
+
+async fn monolithic<B, S: BlobSink, T>(
+    state: &PushState<B, S, T>,
+    body: Body,
+    repo: &RepoName,
+    id: &str,
+    digest: Digest,
+) -> Result<(), RegistryError> {
+    if !body.is_end_stream() {
+        state.sink.upload_append(id, 0, data(body)).await?;
+    }
+    let ns = repo.namespace();
+    Ok(state.sink.upload_commit(id, &ns, digest).await?)
+}
+
+/// Adds a request's body to the upload; its new length.
+async fn append<B, S: BlobSink, T>(
+    state: &PushState<B, S, T>,
+    headers: &HeaderMap,
+    body: Body,
+    id: &str,
+) -> Result<u64, RegistryError> {
+    let len = state.sink.upload_len(id).await?;
+    let chunk = Chunk::parse(headers)?;
+    let body = match chunk {
+        Some(chunk) if chunk.start != len => {
+            drain(body).await;
+            return Err(RegistryError::chunk(len));
+        }
+        // `a-b` cannot say "no bytes": an empty last chunk comes with some range or other.
+        Some(_) if header(headers, CONTENT_LENGTH) == Some("0") => return Ok(len),
+        Some(chunk) => exact(data(body), chunk.len, |want, seen| BodyError::Length {
+            want,
+            seen,
+        }),
+        None => data(body),
+    };
+    Ok(state.sink.upload_append(id, len, body).await?)
+}
+
+fn data(body: Body) -> BoxStream<'static, Result<Bytes, BodyError>> {
+    body.into_data_stream()
+        .map_err(|error| BodyError::Broken(error.to_string()))
+        .boxed()
+}
+
+fn parse(digest: &str) -> Result<Digest, RegistryError> {
+    Ok(digest.parse().map_err(NameError::Digest)?)
+}

@@ -1,0 +1,87 @@
+//! Where blobs are read from.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use kraken_proto::{Digest, Namespace};
+
+/// Reads blobs: an agent's swarm, a proxy's origins, a map in memory.
+///
+/// "Not there" and "could not be asked" are different answers: the first lets a client go
+/// elsewhere for good, the second asks it to come back.
+pub trait BlobSource: Send + Sync + 'static {
+    /// The blob's length in bytes, or none when it does not exist. Never transfers the blob.
+    ///
+    /// # Errors
+    /// [`SourceError::Unavailable`]: nobody knows whether it exists.
+    fn stat(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+    ) -> impl Future<Output = Result<Option<u64>, SourceError>> + Send;
+
+    /// The bytes of `range`, whose end is trimmed to the blob's: `0..u64::MAX` is all of it.
+    ///
+    /// Returns as soon as the length is known; the bytes may come much later. They are already
+    /// proven to be the blob's. An empty stream is right for a range behind the end.
+    ///
+    /// # Errors
+    /// The blob does not exist, or nobody could be asked. An error within the stream means that
+    /// the rest will not come; the registry answers with a status only while no bytes have come.
+    fn open(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+        range: Range<u64>,
+    ) -> impl Future<Output = Result<BlobBody, SourceError>> + Send;
+}
+
+/// A blob that is being read.
+pub struct BlobBody {
+    /// The whole blob's length in bytes, whatever range was asked for.
+    pub total: u64,
+    /// The bytes of the range, in order.
+    pub stream: BoxStream<'static, Result<Bytes, SourceError>>,
+}
+
+impl fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobBody")
+            .field("total", &self.total)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a blob cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// Everybody who could have it was asked, and nobody has.
+    #[error("the blob does not exist")]
+    NotFound,
+    /// Somebody who could have it did not answer, or stopped answering.
+    #[error("the blob cannot be read now, try again: {0}")]
+    Unavailable(String),
+}
+
+impl<T: BlobSource> BlobSource for Arc<T> {
+    fn stat(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+    ) -> impl Future<Output = Result<Option<u64>, SourceError>> + Send {
+        T::stat(self, ns, digest)
+    }
+
+    fn open(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+        range: Range<u64>,
+    ) -> impl Future<Output = Result<BlobBody, SourceError>> + Send {
+        T::open(self, ns, digest, range)
+    }
+}

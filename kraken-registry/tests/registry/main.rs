@@ -1,0 +1,12 @@
+//! The registry and the build-index over real HTTP on loopback, with blobs and tags in memory.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers fail by panicking, as tests do"
+)]
+
+mod clients;
+mod common;
+mod pull;
+mod push;
+mod tags;

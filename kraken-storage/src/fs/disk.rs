@@ -1,0 +1,167 @@
+//! The calls to the file system that more than one file here makes.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use crate::store::StoreError;
+
+/// Bytes are written in steps of 64 KiB: one call for a whole piece of some MiB is up to five
+/// times slower, as the kernel then copies into large folios.
+pub(super) const STEP: usize = 64 << 10;
+
+/// Turns the system's error into ours; a full volume or quota is [`StoreError::Full`].
+pub(super) fn failed<'a>(
+    doing: &'a str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |source| match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full,
+        _ => StoreError::Io {
+            doing: format!("{doing} {}", path.display()),
+            source,
+        },
+    }
+}
+
+/// Gives the file its length and its blocks, so that no later write finds the volume full.
+pub(super) fn preallocate(file: &File, length: u64) -> io::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(length),
+        result => result.map_err(io::Error::from),
+    }
+}
+
+/// Writes all of `data` at `offset`.
+pub(super) fn write_at(file: &File, data: &[u8], mut offset: u64) -> io::Result<()> {
+    for step in data.chunks(STEP) {
+        file.write_all_at(step, offset)?;
+        offset += step.len() as u64;
+    }
+    Ok(())
+}
+
+/// Reads `len` bytes at `offset`, fewer only where the file ends.
+pub(super) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = offset + bytes.len() as u64;
+        // The spare capacity is not zeroed first, unlike a slice for `FileExt::read_at`.
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+/// Writes a file whole under its name: a reader finds the old file or the new one. `durable` also
+/// syncs its data; the directory is the caller's to sync.
+pub(super) fn write_whole(
+    temp: &Path,
+    path: &Path,
+    bytes: &[u8],
+    durable: bool,
+) -> Result<(), StoreError> {
+    let write = || {
+        let mut file = File::create(temp)?;
+        file.write_all(bytes)?;
+        if durable {
+            file.sync_all()?;
+        }
+        fs::rename(temp, path)
+    };
+    write().map_err(|error| {
+        // Left behind it would be swept at the next start; the error that counts is the first.
+        let _ = fs::remove_file(temp);
+        failed("write", path)(error)
+    })
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_dir(path: &Path) -> Result<(), StoreError> {
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed("sync directory", path))
+}
+
+/// Removes a file and says whether it was there.
+pub(super) fn remove(path: &Path) -> Result<bool, StoreError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("remove", path)(error)),
+    }
+}
+
+/// The length of a file, or `None` when it is not there.
+pub(super) fn length(path: &Path) -> Result<Option<u64>, StoreError> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.len())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("look at", path)(error)),
+    }
+}
+
+/// The names in a directory; those that are no text are skipped with a warning.
+pub(super) fn names(path: &Path) -> Result<Vec<String>, StoreError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(failed("list", path))? {
+        let name = entry.map_err(failed("list", path))?.file_name();
+        match name.into_string() {
+            Ok(name) => names.push(name),
+            Err(name) => foreign(path, &name.to_string_lossy()),
+        }
+    }
+    Ok(names)
+}
+
+/// Says that a name in the store's directory is not one of ours.
+pub(super) fn foreign(dir: &Path, name: &str) {
+    tracing::warn!(dir = %dir.display(), name, "ignoring a file that is not the store's");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_volume_has_its_own_error() {
+        for errno in [Errno::NOSPC, Errno::DQUOT] {
+            let error = failed("write", Path::new("/x"))(errno.into());
+            assert!(matches!(error, StoreError::Full), "{error}");
+        }
+        let error = failed("write", Path::new("/x"))(Errno::IO.into());
+        assert!(error.to_string().contains("write /x"), "{error}");
+    }
+
+    #[test]
+    fn writing_to_a_full_device_is_full() {
+        let path = Path::new("/dev/full");
+        let Ok(file) = File::options().write(true).open(path) else {
+            return;
+        };
+        let error = write_at(&file, &[1; 10], 0).map_err(failed("write", path));
+        assert!(matches!(error, Err(StoreError::Full)));
+    }
+
+    #[test]
+    fn reads_stop_at_the_end_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        write_whole(&dir.path().join("t"), &path, &[7; 100], true).unwrap();
+        let file = File::open(&path).unwrap();
+        assert_eq!(read_at(&file, 90, 50).unwrap(), [7; 10]);
+        assert!(read_at(&file, 200, 50).unwrap().is_empty());
+        assert_eq!(names(dir.path()).unwrap(), ["f"]);
+    }
+}

@@ -1,0 +1,326 @@
+//! The store on disk.
+//!
+//! Always true:
+//! - a blob is sealed if and only if its data lies under `sealed/`, and then its bytes are synced;
+//! - a piece counts as there only when this process has written or verified it;
+//! - one process has the store's directory, by a lock that ends with it.
+//!
+//! A crash loses nothing that a call has promised: see [`PieceStore`] and [`UploadStore`]. The
+//! pieces of a partial blob are synced only when it is sealed, and verified again after a crash.
+//!
+//! All calls to the system run on the caller's tokio blocking pool, a bounded number at a time.
+//! Each holds the locks it needs until it ends, also when the future that began it is dropped.
+//! Locks are taken in this order: an upload's, a blob's slot, a permit of the pool.
+
+mod cache;
+mod disk;
+mod journal;
+mod layout;
+mod meta;
+mod partial;
+mod seal;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use bytes::Bytes;
+use kraken_proto::{Bitfield, Digest, MetaInfo};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, Semaphore};
+use tokio::task::spawn_blocking;
+
+use self::cache::{Files, Slots, State};
+use self::layout::Layout;
+use self::partial::Partial;
+use self::upload::Uploads;
+use crate::store::{BlobStatus, PieceStore, StoreError, check_bounds, first_missing};
+
+/// Keeps blobs in a directory. Clones share one store; it is closed when the last of them and
+/// every call under way are gone.
+///
+/// Needs a tokio runtime, and a file system on which a rename is atomic.
+#[derive(Clone)]
+pub struct FsStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    layout: Layout,
+    slots: Slots,
+    files: Files,
+    uploads: Uploads,
+    permits: Arc<Semaphore>,
+    _lock: File,
+}
+
+impl FsStore {
+    /// Opens the store in the directory `path`, which is made when it is missing.
+    ///
+    /// Removes temporary files of an earlier crash; blobs and uploads are looked at when they are
+    /// first asked for.
+    ///
+    /// # Errors
+    /// Another [`FsStore`] has the directory open, in this process or another, or the directory
+    /// cannot be written.
+    pub async fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let path = path.into();
+        let shared = flatten(spawn_blocking(move || Shared::open(path)).await)?;
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Runs `work` where waiting for the disk harms nobody.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let permits = Arc::clone(&self.shared.permits);
+        let permit = permits.acquire_owned().await.expect("never closed");
+        let shared = Arc::clone(&self.shared);
+        let work = move || {
+            let _permit = permit;
+            work(&shared)
+        };
+        flatten(spawn_blocking(work).await)
+    }
+
+    /// What is known of the blob, for reading; the disk is asked first if need be.
+    async fn loaded(&self, digest: Digest) -> Result<OwnedRwLockReadGuard<State>, StoreError> {
+        let slot = self.shared.slots.get(digest).read_owned().await;
+        if !matches!(*slot, State::Unknown) {
+            return Ok(slot);
+        }
+        drop(slot);
+        self.loaded_mut(digest)
+            .await
+            .map(OwnedRwLockWriteGuard::downgrade)
+    }
+
+    /// The same, to change it.
+    async fn loaded_mut(&self, digest: Digest) -> Result<OwnedRwLockWriteGuard<State>, StoreError> {
+        let mut slot = self.shared.slots.get(digest).write_owned().await;
+        if !matches!(*slot, State::Unknown) {
+            return Ok(slot);
+        }
+        self.blocking(move |shared| {
+            *slot = shared.load(digest)?;
+            Ok(slot)
+        })
+        .await
+    }
+}
+
+impl PieceStore for FsStore {
+    async fn status(&self, digest: Digest) -> Result<BlobStatus, StoreError> {
+        Ok(match &*self.loaded(digest).await? {
+            State::Unknown | State::Absent => BlobStatus::Absent,
+            State::Partial(partial) => BlobStatus::Partial {
+                meta: partial.meta().clone(),
+                have: partial.have(),
+            },
+            State::Sealed(meta) => BlobStatus::Sealed { meta: meta.clone() },
+        })
+    }
+
+    async fn open(&self, meta: MetaInfo) -> Result<Bitfield, StoreError> {
+        if let Some(have) = held(&*self.loaded(meta.digest()).await?, &meta) {
+            return Ok(have);
+        }
+        let mut slot = self.loaded_mut(meta.digest()).await?;
+        if let Some(have) = held(&slot, &meta) {
+            return Ok(have);
+        }
+        self.blocking(move |shared| {
+            let partial = match std::mem::take(&mut *slot) {
+                State::Partial(old) => shared.reopen_partial(&old, meta)?,
+                _ => shared.create_partial(meta)?,
+            };
+            let have = partial.have();
+            *slot = State::Partial(partial);
+            Ok(have)
+        })
+        .await
+    }
+
+    async fn write(&self, digest: Digest, piece: u32, data: Bytes) -> Result<(), StoreError> {
+        let slot = self.loaded(digest).await?;
+        let partial = match &*slot {
+            State::Unknown | State::Absent => return Err(StoreError::Absent(digest)),
+            State::Sealed(meta) => return check_bounds(meta, piece, data.len()),
+            State::Partial(partial) => Arc::clone(partial),
+        };
+        check_bounds(partial.meta(), piece, data.len())?;
+        if partial.has(piece) {
+            return Ok(());
+        }
+        self.blocking(move |shared| {
+            let _slot = slot;
+            shared.write_piece(&partial, piece, &data)
+        })
+        .await
+    }
+
+    async fn read(&self, digest: Digest, offset: u64, len: u32) -> Result<Bytes, StoreError> {
+        let slot = self.loaded(digest).await?;
+        let length = match &*slot {
+            State::Unknown | State::Absent => return Err(StoreError::Absent(digest)),
+            State::Sealed(meta) => meta.length(),
+            State::Partial(partial) => {
+                let range = offset..offset.saturating_add(len.into());
+                match first_missing(partial.meta(), &partial.have(), range) {
+                    Some(piece) => return Err(StoreError::Missing { digest, piece }),
+                    None => partial.meta().length(),
+                }
+            }
+        };
+        let len = length.saturating_sub(offset).min(len.into());
+        let len = usize::try_from(len).expect("a u32 fits");
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        self.blocking(move |shared| shared.read(digest, &slot, offset, len))
+            .await
+    }
+
+    async fn seal(&self, digest: Digest) -> Result<(), StoreError> {
+        loop {
+            // Syncing takes long and changes nothing, so others may read meanwhile.
+            let slot = self.loaded(digest).await?;
+            let synced = match &*slot {
+                State::Unknown | State::Absent => return Err(StoreError::Absent(digest)),
+                State::Sealed(_) => {
+                    return self
+                        .blocking(move |shared| {
+                            let _slot = slot;
+                            shared.sync_sealed(digest)
+                        })
+                        .await;
+                }
+                State::Partial(partial) => Arc::clone(partial),
+            };
+            if let Some(piece) = synced.have().missing().next() {
+                return Err(StoreError::Missing { digest, piece });
+            }
+            let whole = Arc::clone(&synced);
+            self.blocking(move |shared| {
+                let _slot = slot;
+                shared.sync_partial(&whole)
+            })
+            .await?;
+
+            let mut slot = self.loaded_mut(digest).await?;
+            // Sealed, removed or begun anew by others meanwhile: look again.
+            if !matches!(&*slot, State::Partial(now) if Arc::ptr_eq(now, &synced)) {
+                continue;
+            }
+            return self
+                .blocking(move |shared| shared.seal(&synced, &mut slot))
+                .await;
+        }
+    }
+
+    async fn remove(&self, digest: Digest) -> Result<(), StoreError> {
+        let mut slot = self.shared.slots.get(digest).write_owned().await;
+        self.blocking(move |shared| {
+            *slot = State::Unknown;
+            shared.remove_blob(digest)?;
+            *slot = State::Absent;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<Digest>, StoreError> {
+        self.blocking(|shared| shared.layout.sealed()).await
+    }
+}
+
+impl fmt::Debug for FsStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FsStore")
+            .field("layout", &self.shared.layout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn open(path: PathBuf) -> Result<Self, StoreError> {
+        let layout = Layout::create(path)?;
+        let lock = layout.lock()?;
+        layout.sweep()?;
+        let cores = available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            layout,
+            slots: Slots::default(),
+            files: Files::default(),
+            uploads: Uploads::default(),
+            // Half of them may wait for the disk while the others hash and copy.
+            permits: Arc::new(Semaphore::new((2 * cores).max(4))),
+            _lock: lock,
+        })
+    }
+
+    fn seal(&self, partial: &Partial, slot: &mut State) -> Result<(), StoreError> {
+        let digest = partial.meta().digest();
+        let data = self.layout.partial_data(digest);
+        self.publish(&data, partial.meta()).inspect_err(|_| {
+            // After the rename the blob is sealed, but perhaps not durably: the next call looks.
+            if !data.exists() {
+                *slot = State::Unknown;
+            }
+        })?;
+        *slot = State::Sealed(partial.meta().clone());
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        digest: Digest,
+        state: &State,
+        offset: u64,
+        len: usize,
+    ) -> Result<Bytes, StoreError> {
+        let (file, path) = match state {
+            State::Sealed(_) => (self.sealed_file(digest)?, self.layout.sealed_data(digest)),
+            _ => (
+                self.partial_file(digest, cache::Part::Data)?,
+                self.layout.partial_data(digest),
+            ),
+        };
+        let bytes = disk::read_at(&file, offset, len).map_err(disk::failed("read", &path))?;
+        if bytes.len() == len {
+            return Ok(bytes.into());
+        }
+        let what = format!("{} ends at {}", path.display(), offset + bytes.len() as u64);
+        Err(StoreError::Damaged { digest, what })
+    }
+}
+
+/// The pieces that are there, unless the blob has to be made or made anew.
+fn held(state: &State, meta: &MetaInfo) -> Option<Bitfield> {
+    match state {
+        State::Sealed(_) => Some(Bitfield::full(meta.piece_count())),
+        State::Partial(partial) if partial.meta() == meta => Some(partial.have()),
+        _ => None,
+    }
+}
+
+fn flatten<T>(
+    joined: Result<Result<T, StoreError>, tokio::task::JoinError>,
+) -> Result<T, StoreError> {
+    match joined.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(result) => result,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_)) => Err(StoreError::Io {
+            doing: "finish, as the runtime is shutting down".to_string(),
+            source: io::ErrorKind::Interrupted.into(),
+        }),
+    }
+}

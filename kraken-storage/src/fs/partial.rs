@@ -1,0 +1,189 @@
+//! A blob that is not whole yet.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kraken_proto::{Bitfield, Digest, MetaInfo};
+
+use super::cache::Part;
+use super::journal::{self, JournalEnd};
+use super::{Shared, disk, meta};
+use crate::store::StoreError;
+
+/// A partial blob as this process knows it: each piece in `have` was written by this process or
+/// verified by it.
+#[derive(Debug)]
+pub(super) struct Partial {
+    meta: MetaInfo,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    have: Bitfield,
+    journal: JournalEnd,
+}
+
+impl Partial {
+    fn new(meta: MetaInfo, have: Bitfield, journal: JournalEnd) -> Self {
+        let progress = Mutex::new(Progress { have, journal });
+        Self { meta, progress }
+    }
+
+    pub(super) fn meta(&self) -> &MetaInfo {
+        &self.meta
+    }
+
+    pub(super) fn have(&self) -> Bitfield {
+        self.progress().have.clone()
+    }
+
+    pub(super) fn has(&self, piece: u32) -> bool {
+        self.progress().have.has(piece)
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        // The end of the journal and the bit move in two infallible steps: no half state is seen.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// Makes room for a blob of which nothing is there.
+    pub(super) fn create_partial(&self, meta: MetaInfo) -> Result<Arc<Partial>, StoreError> {
+        let digest = meta.digest();
+        self.make_partial(&meta).inspect_err(|_| {
+            // Without a metainfo these would be swept at the next start; better to give the room
+            // back now. The error that counts is the first.
+            let _ = self.remove_partial(digest);
+        })?;
+        let have = Bitfield::empty(meta.piece_count());
+        Ok(Arc::new(Partial::new(meta, have, JournalEnd::default())))
+    }
+
+    fn make_partial(&self, meta: &MetaInfo) -> Result<(), StoreError> {
+        let digest = meta.digest();
+        let path = self.layout.partial_data(digest);
+        File::create(&path)
+            .and_then(|file| disk::preallocate(&file, meta.length()))
+            .map_err(disk::failed("make room in", &path))?;
+        let path = self.layout.partial_have(digest);
+        File::create(&path).map_err(disk::failed("create", &path))?;
+        meta::write(&self.layout, &self.layout.partial_meta(digest), meta, false)
+    }
+
+    /// Finds what an earlier process left, and verifies every piece that its journal claims.
+    pub(super) fn load_partial(&self, digest: Digest) -> Result<Option<Arc<Partial>>, StoreError> {
+        let Some(meta) = meta::read(&self.layout.partial_meta(digest), digest)? else {
+            self.remove_partial(digest)?;
+            return Ok(None);
+        };
+        let path = self.layout.partial_have(digest);
+        let journal = match fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            result => result.map_err(disk::failed("read", &path))?,
+        };
+        let claimed = journal::claims(&journal, meta.piece_count());
+        self.adopt(meta, &claimed).map(Some)
+    }
+
+    /// Goes on with another metainfo of the same blob: pieces that also verify under it stay.
+    pub(super) fn reopen_partial(
+        &self,
+        old: &Partial,
+        meta: MetaInfo,
+    ) -> Result<Arc<Partial>, StoreError> {
+        tracing::warn!(digest = %meta.digest(), "a partial blob is opened with another metainfo");
+        let have = old.have();
+        let covered = |piece: &u32| {
+            let range = meta.piece_range(*piece);
+            range.end <= old.meta.length() && old.meta.pieces_of(range).all(|piece| have.has(piece))
+        };
+        let mut claimed = Bitfield::empty(meta.piece_count());
+        for piece in (0..meta.piece_count()).filter(covered) {
+            claimed.insert(piece);
+        }
+        let path = self.layout.partial_meta(meta.digest());
+        meta::write(&self.layout, &path, &meta, false)?;
+        self.adopt(meta, &claimed)
+    }
+
+    /// Makes a partial blob of the files that are there and the pieces of `claimed` that verify.
+    fn adopt(&self, meta: MetaInfo, claimed: &Bitfield) -> Result<Arc<Partial>, StoreError> {
+        let digest = meta.digest();
+        self.files.forget(digest);
+        let path = self.layout.partial_data(digest);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(disk::failed("open", &path))?;
+        let mut have = Bitfield::empty(meta.piece_count());
+        for piece in claimed.iter() {
+            let range = meta.piece_range(piece);
+            let bytes = disk::read_at(&file, range.start, meta.piece_size(piece) as usize)
+                .map_err(disk::failed("read", &path))?;
+            if meta.verify(piece, &bytes).is_ok() {
+                have.insert(piece);
+            }
+        }
+        file.set_len(meta.length())
+            .and_then(|()| disk::preallocate(&file, meta.length()))
+            .map_err(disk::failed("make room in", &path))?;
+        let (journal, end) = journal::encode(&have);
+        let path = self.layout.partial_have(digest);
+        disk::write_whole(&self.layout.temp(), &path, &journal, false)?;
+        let (lost, kept) = (claimed.count() - have.count(), have.count());
+        tracing::debug!(%digest, kept, lost, "partial blob found and verified");
+        Ok(Arc::new(Partial::new(meta, have, end)))
+    }
+
+    /// Writes a piece of the right length, and marks it.
+    pub(super) fn write_piece(
+        &self,
+        partial: &Partial,
+        piece: u32,
+        data: &[u8],
+    ) -> Result<(), StoreError> {
+        let digest = partial.meta.digest();
+        let file = self.partial_file(digest, Part::Data)?;
+        let journal = self.partial_file(digest, Part::Journal)?;
+        disk::write_at(&file, data, partial.meta.piece_range(piece).start)
+            .map_err(disk::failed("write", &self.layout.partial_data(digest)))?;
+        let mut progress = partial.progress();
+        if progress.have.has(piece) {
+            return Ok(());
+        }
+        progress
+            .journal
+            .append(&journal, piece)
+            .map_err(disk::failed("write", &self.layout.partial_have(digest)))?;
+        progress.have.insert(piece);
+        Ok(())
+    }
+
+    pub(super) fn partial_file(&self, digest: Digest, part: Part) -> Result<Arc<File>, StoreError> {
+        self.files.get(digest, part, || {
+            let path = match part {
+                Part::Data => self.layout.partial_data(digest),
+                Part::Journal => self.layout.partial_have(digest),
+            };
+            File::options()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .map_err(disk::failed("open", &path))
+        })
+    }
+
+    /// Removes the files of a partial blob; the metainfo first, as without it the rest is nothing.
+    pub(super) fn remove_partial(&self, digest: Digest) -> Result<(), StoreError> {
+        disk::remove(&self.layout.partial_meta(digest))?;
+        disk::remove(&self.layout.partial_have(digest))?;
+        disk::remove(&self.layout.partial_data(digest))?;
+        Ok(())
+    }
+}

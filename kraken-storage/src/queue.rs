@@ -1,0 +1,426 @@
+//! Tasks that survive a crash until they are done.
+//!
+//! Every call waits for the disk: from async code, call it in `spawn_blocking`. A call that
+//! changes the queue is durable when it returns, except [`DurableQueue::take_due`], which marks
+//! tasks as taken in memory only, so that a crash gives them back.
+//!
+//! Tasks are kept in the order of (due, id), and nothing holds more of them in memory than a call
+//! asks for, besides the ids of the taken ones. Always true: of the tasks with one kind and key, at
+//! most one is the *current* one, the one pushed last; one that is not current was taken when the
+//! current one was pushed, and the current one makes up for it.
+
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    TableDefinition, WriteTransaction,
+};
+
+use self::record::{name_of, read_record, write_record};
+
+/// (due, id) to the task's record.
+const TASKS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("tasks");
+/// The id of a task to when it is due.
+const DUE: TableDefinition<'_, u64, u64> = TableDefinition::new("due");
+/// Kind and key to the id of the current task.
+const CURRENT: TableDefinition<'_, &[u8], u64> = TableDefinition::new("current");
+/// `NEXT_ID`: ids are not used twice, so that a late `done` cannot hit another task.
+const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+const NEXT_ID: &str = "next_id";
+
+/// The database's page cache, in bytes; its own default would be 1 GiB.
+const CACHE: usize = 16 << 20;
+
+/// A piece of work to do at or after a time, until it is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Names the task in this queue.
+    pub id: u64,
+    /// What sort of work it is.
+    pub kind: String,
+    /// What it is about; kind and key together tell tasks apart.
+    pub key: String,
+    /// What the work needs to know.
+    pub payload: Vec<u8>,
+    /// How often it has been tried and put back.
+    pub attempts: u32,
+    /// When it is to be done, in milliseconds on the caller's clock.
+    pub due_ms: u64,
+}
+
+/// A queue of [`Task`]s in a file. Clones share it. Synchronous: see the [module](self).
+#[derive(Clone)]
+pub struct DurableQueue {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    database: Database,
+    /// The tasks that were taken and are neither done nor put back. Locked over every call.
+    taken: Mutex<BTreeSet<u64>>,
+}
+
+impl DurableQueue {
+    /// Opens the queue in the file `path`, which is made when it is missing. No task is taken.
+    ///
+    /// # Errors
+    /// [`QueueError::InUse`], or the file cannot be read or written, or is no queue.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, QueueError> {
+        let path = path.as_ref();
+        let database = Database::builder()
+            .set_cache_size(CACHE)
+            .create(path)
+            .map_err(|error| match error {
+                redb::DatabaseError::DatabaseAlreadyOpen => {
+                    QueueError::InUse(path.display().to_string())
+                }
+                error => failed("open")(error),
+            })?;
+        let inner = Inner {
+            database,
+            taken: Mutex::default(),
+        };
+        // Makes the tables, so that readers find them.
+        inner.change(|_| Ok(()))?;
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Adds a task and gives its id.
+    ///
+    /// When a task of this kind and key waits already, nothing is added: that task stays as it is,
+    /// with its payload and due time, and its id is given. A taken task does not count, as the work
+    /// on it may have missed what this one is about.
+    ///
+    /// # Errors
+    /// The file cannot be written; the task is not there then.
+    pub fn push(
+        &self,
+        kind: &str,
+        key: &str,
+        payload: &[u8],
+        due_ms: u64,
+    ) -> Result<u64, QueueError> {
+        let taken = self.inner.taken();
+        let name = name_of(kind, key);
+        if let Some(id) = self.inner.current(&name)?.filter(|id| !taken.contains(id)) {
+            return Ok(id);
+        }
+        let task = Task {
+            id: 0,
+            kind: kind.to_string(),
+            key: key.to_string(),
+            payload: payload.to_vec(),
+            attempts: 0,
+            due_ms,
+        };
+        self.inner.change(|tables| tables.add(task))
+    }
+
+    /// Takes up to `max` tasks that are due at `now_ms`, the longest due first. Until
+    /// [`DurableQueue::done`] or [`DurableQueue::retry`] no other call takes them; when the process
+    /// ends before that, they wait again.
+    ///
+    /// # Errors
+    /// The file cannot be read or written; nothing is taken then.
+    pub fn take_due(&self, now_ms: u64, max: usize) -> Result<Vec<Task>, QueueError> {
+        let mut taken = self.inner.taken();
+        let mut due = Vec::new();
+        let mut stale = Vec::new();
+        self.inner.look(|tables| {
+            for entry in tables.tasks.range((0, 0)..=(now_ms, u64::MAX))? {
+                if due.len() == max {
+                    break;
+                }
+                let (at, record) = entry?;
+                if taken.contains(&at.value().1) {
+                    continue;
+                }
+                let task = read_record(at.value(), record.value())?;
+                match tables.is_current(&task)? {
+                    true => due.push(task),
+                    false => stale.push(task),
+                }
+            }
+            Ok(())
+        })?;
+        if !stale.is_empty() {
+            self.inner.change(|tables| {
+                stale
+                    .iter()
+                    .try_for_each(|task| tables.remove(task.id).map(drop))
+            })?;
+        }
+        taken.extend(due.iter().map(|task| task.id));
+        Ok(due)
+    }
+
+    /// Forgets a task. Not an error when it is not there.
+    ///
+    /// # Errors
+    /// The file cannot be written; the task stays as it is then.
+    pub fn done(&self, id: u64) -> Result<(), QueueError> {
+        let mut taken = self.inner.taken();
+        self.inner.change(|tables| tables.remove(id).map(drop))?;
+        taken.remove(&id);
+        Ok(())
+    }
+
+    /// Puts a task back, due at `due_ms` and with one attempt more. It goes instead when another of
+    /// its kind and key was pushed since it was taken. Not an error when it is not there.
+    ///
+    /// # Errors
+    /// The file cannot be written; the task stays as it is then.
+    pub fn retry(&self, id: u64, due_ms: u64) -> Result<(), QueueError> {
+        let mut taken = self.inner.taken();
+        self.inner.change(|tables| tables.put_back(id, due_ms))?;
+        taken.remove(&id);
+        Ok(())
+    }
+
+    /// When the first task that waits is due, in milliseconds; `None` when none waits.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn next_due(&self) -> Result<Option<u64>, QueueError> {
+        let taken = self.inner.taken();
+        self.inner.look(|tables| {
+            for entry in tables.tasks.iter()? {
+                let (due_ms, id) = entry?.0.value();
+                if !taken.contains(&id) {
+                    return Ok(Some(due_ms));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Whether a task of this kind and key waits or is taken.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn contains(&self, kind: &str, key: &str) -> Result<bool, QueueError> {
+        Ok(self.inner.current(&name_of(kind, key))?.is_some())
+    }
+
+    /// How many tasks there are, waiting and taken.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn len(&self) -> Result<u64, QueueError> {
+        self.inner.look(|tables| Ok(tables.tasks.len()?))
+    }
+
+    /// Whether there is no task, neither waiting nor taken.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn is_empty(&self) -> Result<bool, QueueError> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Up to `max` tasks in the order of (due, id), waiting and taken, from the one after `after`
+    /// on. Give the last task of a page to get the next; tasks that move between the calls may be
+    /// missed or seen twice.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn page(&self, after: Option<&Task>, max: usize) -> Result<Vec<Task>, QueueError> {
+        let from = after.map_or((0, 0), |task| (task.due_ms, task.id + 1));
+        self.inner.look(|tables| {
+            let mut page = Vec::new();
+            for entry in tables.tasks.range(from..)?.take(max) {
+                let (at, record) = entry?;
+                page.push(read_record(at.value(), record.value())?);
+            }
+            Ok(page)
+        })
+    }
+}
+
+impl fmt::Debug for DurableQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DurableQueue").finish_non_exhaustive()
+    }
+}
+
+/// Why the queue failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueueError {
+    /// The file is open already, in this process or another.
+    #[error("queue {0} is open already: stop the other process or use another file")]
+    InUse(String),
+    /// The file cannot be read or written, or its volume is full.
+    #[error("the queue cannot {doing}: {why}")]
+    Failed {
+        /// What was being done.
+        doing: &'static str,
+        /// What the database says.
+        why: String,
+    },
+    /// A record in the file is not one of ours.
+    #[error("task {id} in the queue is damaged: {what}")]
+    Damaged {
+        /// The task.
+        id: u64,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+impl QueueError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Failed { .. })
+    }
+}
+
+impl From<redb::StorageError> for QueueError {
+    fn from(error: redb::StorageError) -> Self {
+        failed("read or write a task")(error)
+    }
+}
+
+impl From<redb::TableError> for QueueError {
+    fn from(error: redb::TableError) -> Self {
+        failed("open a table")(error)
+    }
+}
+
+fn failed<E: fmt::Display>(doing: &'static str) -> impl FnOnce(E) -> QueueError {
+    move |error| QueueError::Failed {
+        doing,
+        why: error.to_string(),
+    }
+}
+
+impl Inner {
+    fn taken(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        // The set changes in one step each, after the database: no half state is seen.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look<T>(
+        &self,
+        look: impl FnOnce(&Reading) -> Result<T, QueueError>,
+    ) -> Result<T, QueueError> {
+        let begun = self
+            .database
+            .begin_read()
+            .map_err(failed("begin to read"))?;
+        look(&Reading::new(&begun)?)
+    }
+
+    /// Makes one change, all of it or nothing.
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Writing<'_>) -> Result<T, QueueError>,
+    ) -> Result<T, QueueError> {
+        let begun = self
+            .database
+            .begin_write()
+            .map_err(failed("begin to write"))?;
+        let result = change(&mut Writing::new(&begun)?)?;
+        begun.commit().map_err(failed("commit"))?;
+        Ok(result)
+    }
+
+    fn current(&self, name: &[u8]) -> Result<Option<u64>, QueueError> {
+        self.look(|tables| Ok(tables.current.get(name)?.map(|id| id.value())))
+    }
+}
+
+struct Reading {
+    tasks: redb::ReadOnlyTable<(u64, u64), &'static [u8]>,
+    current: redb::ReadOnlyTable<&'static [u8], u64>,
+}
+
+impl Reading {
+    fn new(begun: &ReadTransaction) -> Result<Self, QueueError> {
+        Ok(Self {
+            tasks: begun.open_table(TASKS)?,
+            current: begun.open_table(CURRENT)?,
+        })
+    }
+
+    fn is_current(&self, task: &Task) -> Result<bool, QueueError> {
+        let current = self.current.get(&*name_of(&task.kind, &task.key))?;
+        Ok(current.is_some_and(|id| id.value() == task.id))
+    }
+}
+
+struct Writing<'txn> {
+    tasks: redb::Table<'txn, (u64, u64), &'static [u8]>,
+    due: redb::Table<'txn, u64, u64>,
+    current: redb::Table<'txn, &'static [u8], u64>,
+    counters: redb::Table<'txn, &'static str, u64>,
+}
+
+impl<'txn> Writing<'txn> {
+    fn new(begun: &'txn WriteTransaction) -> Result<Self, QueueError> {
+        Ok(Self {
+            tasks: begun.open_table(TASKS)?,
+            due: begun.open_table(DUE)?,
+            current: begun.open_table(CURRENT)?,
+            counters: begun.open_table(COUNTERS)?,
+        })
+    }
+
+    /// Adds the task under a new id, as the current one of its name.
+    fn add(&mut self, mut task: Task) -> Result<u64, QueueError> {
+        task.id = self.counters.get(NEXT_ID)?.map_or(1, |id| id.value());
+        self.counters.insert(NEXT_ID, task.id + 1)?;
+        self.current
+            .insert(&*name_of(&task.kind, &task.key), task.id)?;
+        self.insert(&task)?;
+        Ok(task.id)
+    }
+
+    fn put_back(&mut self, id: u64, due_ms: u64) -> Result<(), QueueError> {
+        let Some(mut task) = self.remove(id)? else {
+            return Ok(());
+        };
+        let name = name_of(&task.kind, &task.key);
+        if self.current.get(&*name)?.is_some() {
+            return Ok(());
+        }
+        task.attempts = task.attempts.saturating_add(1);
+        task.due_ms = due_ms;
+        self.current.insert(&*name, id)?;
+        self.insert(&task)
+    }
+
+    fn insert(&mut self, task: &Task) -> Result<(), QueueError> {
+        let at = (task.due_ms, task.id);
+        self.tasks.insert(at, &*write_record(task))?;
+        self.due.insert(task.id, task.due_ms)?;
+        Ok(())
+    }
+
+    /// Takes the task out, and its name if it is the current one.
+    fn remove(&mut self, id: u64) -> Result<Option<Task>, QueueError> {
+        let Some(due_ms) = self.due.remove(id)?.map(|due| due.value()) else {
+            return Ok(None);
+        };
+        let at = (due_ms, id);
+        let task = match self.tasks.remove(at)? {
+            Some(record) => read_record(at, record.value())?,
+            None => return Ok(None),
+        };
+        let name = name_of(&task.kind, &task.key);
+        let current = self.current.get(&*name)?.map(|id| id.value());
+        if current == Some(id) {
+            self.current.remove(&*name)?;
+        }
+        Ok(Some(task))
+    }
+}

@@ -1,0 +1,254 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+fn queue() -> (DurableQueue, PathBuf, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("queue");
+    (DurableQueue::open(&path).unwrap(), path, dir)
+}
+
+fn ids(tasks: &[Task]) -> Vec<u64> {
+    tasks.iter().map(|task| task.id).collect()
+}
+
+#[test]
+fn a_task_goes_its_way() {
+    let (queue, _, _dir) = queue();
+    assert_eq!(queue.next_due(), Ok(None));
+    let late = queue.push("write-back", "b", b"2", 20).unwrap();
+    let soon = queue.push("write-back", "a", b"1", 10).unwrap();
+    assert_eq!(queue.next_due(), Ok(Some(10)));
+    assert_eq!(queue.take_due(9, 5), Ok(vec![]));
+
+    let taken = queue.take_due(20, 1).unwrap();
+    let expected = Task {
+        id: soon,
+        kind: "write-back".into(),
+        key: "a".into(),
+        payload: b"1".into(),
+        attempts: 0,
+        due_ms: 10,
+    };
+    assert_eq!(taken, [expected]);
+    assert_eq!(queue.next_due(), Ok(Some(20)));
+    assert_eq!(ids(&queue.take_due(20, 5).unwrap()), [late]);
+    assert_eq!(queue.take_due(20, 5), Ok(vec![]));
+    assert_eq!((queue.next_due(), queue.len()), (Ok(None), Ok(2)));
+
+    queue.retry(soon, 50).unwrap();
+    queue.done(late).unwrap();
+    assert_eq!(queue.contains("write-back", "a"), Ok(true));
+    assert_eq!(queue.contains("write-back", "b"), Ok(false));
+    let again = queue.take_due(50, 5).unwrap();
+    assert_eq!((again[0].attempts, again[0].due_ms), (1, 50));
+    queue.done(soon).unwrap();
+    assert_eq!(queue.is_empty(), Ok(true));
+}
+
+#[test]
+fn what_waits_is_not_doubled_and_what_is_taken_does_not_count() {
+    let (queue, path, _dir) = queue();
+    let first = queue.push("k", "a", b"1", 10).unwrap();
+    assert_eq!(queue.push("k", "a", b"2", 5), Ok(first));
+    assert_ne!(queue.push("ka", "", b"", 99), Ok(first));
+    assert_eq!(queue.take_due(10, 9).unwrap()[0].payload, b"1");
+
+    let second = queue.push("k", "a", b"3", 5).unwrap();
+    assert_ne!(second, first);
+    // The work on the first failed; the second makes up for it.
+    queue.retry(first, 7).unwrap();
+    assert_eq!(ids(&queue.take_due(10, 9).unwrap()), [second]);
+
+    // A crash while both are there: only the newer comes back.
+    let third = queue.push("k", "a", b"4", 8).unwrap();
+    drop(queue);
+    let queue = DurableQueue::open(&path).unwrap();
+    assert_eq!(ids(&queue.take_due(10, 9).unwrap()), [third]);
+    assert_eq!(queue.len(), Ok(2));
+}
+
+#[test]
+fn taken_tasks_come_back_after_a_crash_and_ids_are_not_used_again() {
+    let (queue, path, _dir) = queue();
+    let kept = queue.push("k", "kept", b"", 1).unwrap();
+    let done = queue.push("k", "done", b"", 2).unwrap();
+    assert_eq!(queue.take_due(9, 9).unwrap().len(), 2);
+    queue.done(done).unwrap();
+    drop(queue);
+
+    let queue = DurableQueue::open(&path).unwrap();
+    assert_eq!(ids(&queue.take_due(9, 9).unwrap()), [kept]);
+    assert!(queue.push("k", "new", b"", 1).unwrap() > done);
+    queue.done(999).unwrap();
+    queue.retry(999, 5).unwrap();
+}
+
+#[test]
+fn a_file_has_one_queue() {
+    let (_queue, path, _dir) = queue();
+    let second = DurableQueue::open(&path);
+    assert!(matches!(second, Err(QueueError::InUse(_))), "{second:?}");
+}
+
+#[test]
+fn pages_go_through_all_in_order() {
+    let (queue, _, _dir) = queue();
+    for (index, due) in [3, 1, 2, 2, 5].into_iter().enumerate() {
+        queue.push("k", &index.to_string(), b"", due).unwrap();
+    }
+    let mut seen: Vec<Task> = Vec::new();
+    loop {
+        let page = queue.page(seen.last(), 2).unwrap();
+        if page.is_empty() {
+            break;
+        }
+        seen.extend(page);
+    }
+    let order: Vec<_> = seen.iter().map(|task| task.due_ms).collect();
+    assert_eq!(order, [1, 2, 2, 3, 5]);
+}
+
+#[test]
+fn a_damaged_record_is_an_error() {
+    let whole = write_record(&Task {
+        id: 1,
+        kind: "kind".into(),
+        key: "key".into(),
+        payload: vec![],
+        attempts: 3,
+        due_ms: 4,
+    });
+    assert!(read_record((4, 1), &whole).is_ok());
+    for cut in 0..whole.len() {
+        let read = read_record((4, 1), &whole[..cut]);
+        assert!(matches!(read, Err(QueueError::Damaged { id: 1, .. })));
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Push { key: u8, due: u64 },
+    Take { now: u64, max: usize },
+    Done(u64),
+    Retry { id: u64, due: u64 },
+    Reopen,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        4 => (0..4_u8, 0..20_u64).prop_map(|(key, due)| Op::Push { key, due }),
+        3 => (0..20_u64, 0..4_usize).prop_map(|(now, max)| Op::Take { now, max }),
+        2 => (1..12_u64).prop_map(Op::Done),
+        2 => (1..12_u64, 0..20_u64).prop_map(|(id, due)| Op::Retry { id, due }),
+        1 => Just(Op::Reopen),
+    ];
+    prop::collection::vec(op, 0..40)
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    /// (due, id) to (key, attempts).
+    tasks: BTreeMap<(u64, u64), (u8, u32)>,
+    current: BTreeMap<u8, u64>,
+    taken: BTreeSet<u64>,
+    last_id: u64,
+}
+
+impl Model {
+    fn push(&mut self, key: u8, due: u64) -> u64 {
+        if let Some(id) = self.current.get(&key).filter(|id| !self.taken.contains(id)) {
+            return *id;
+        }
+        self.last_id += 1;
+        self.tasks.insert((due, self.last_id), (key, 0));
+        self.current.insert(key, self.last_id);
+        self.last_id
+    }
+
+    fn take(&mut self, now: u64, max: usize) -> Vec<u64> {
+        let mut found = Vec::new();
+        for ((due, id), (key, _)) in self.tasks.clone() {
+            if due > now || found.len() == max {
+                break;
+            }
+            if self.taken.contains(&id) {
+                continue;
+            }
+            if self.current.get(&key) == Some(&id) {
+                found.push(id);
+            } else {
+                self.tasks.remove(&(due, id));
+            }
+        }
+        self.taken.extend(&found);
+        found
+    }
+
+    fn remove(&mut self, id: u64) -> Option<(u8, u32)> {
+        self.taken.remove(&id);
+        let at = *self.tasks.keys().find(|at| at.1 == id)?;
+        let (key, attempts) = self.tasks.remove(&at)?;
+        if self.current.get(&key) == Some(&id) {
+            self.current.remove(&key);
+        }
+        Some((key, attempts))
+    }
+
+    fn retry(&mut self, id: u64, due: u64) {
+        if let Some((key, attempts)) = self.remove(id)
+            && !self.current.contains_key(&key)
+        {
+            self.tasks.insert((due, id), (key, attempts + 1));
+            self.current.insert(key, id);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn behaves_like_a_sorted_map(ops in ops()) {
+        let (mut queue, path, _dir) = queue();
+        let mut model = Model::default();
+        for op in ops {
+            match op {
+                Op::Push { key, due } => {
+                    let id = queue.push("k", &key.to_string(), &[key], due).unwrap();
+                    prop_assert_eq!(id, model.push(key, due));
+                }
+                Op::Take { now, max } => {
+                    let taken = queue.take_due(now, max).unwrap();
+                    prop_assert_eq!(ids(&taken), model.take(now, max));
+                }
+                Op::Done(id) => {
+                    queue.done(id).unwrap();
+                    model.remove(id);
+                }
+                Op::Retry { id, due } => {
+                    queue.retry(id, due).unwrap();
+                    model.retry(id, due);
+                }
+                Op::Reopen => {
+                    drop(queue);
+                    queue = DurableQueue::open(&path).unwrap();
+                    model.taken.clear();
+                }
+            }
+            let all = queue.page(None, usize::MAX).unwrap();
+            let all: Vec<_> = all.iter().map(|t| ((t.due_ms, t.id), (t.payload[0], t.attempts))).collect();
+            prop_assert_eq!(all, model.tasks.clone().into_iter().collect::<Vec<_>>());
+            for key in 0..4 {
+                let there = queue.contains("k", &key.to_string()).unwrap();
+                prop_assert_eq!(there, model.current.contains_key(&key));
+            }
+            let waits = model.tasks.keys().find(|at| !model.taken.contains(&at.1));
+            prop_assert_eq!(queue.next_due().unwrap(), waits.map(|at| at.0));
+        }
+    }
+}
