@@ -156,7 +156,10 @@ mod tests {
         );
         let ((cert, _), (_, key)) = (one.to_pem(), other.to_pem());
         let error = CertAuthority::from_pem(&cert, &key).unwrap_err();
-        assert!(error.to_string().contains("the tool that made it"), "{error}");
+        assert!(
+            error.to_string().contains("the tool that made it"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -165,6 +168,9 @@ mod tests {
         assert!(ca.issue("Agent!", &[]).is_err());
         assert!(ca.issue("", &[]).is_err());
         assert!(ca.issue("agent", &["nämlich".into()]).is_err());
-        assert!(ca.issue("agent", &["::1".into(), "host-1.example".into()]).is_ok());
+        assert!(
+            ca.issue("agent", &["::1".into(), "host-1.example".into()])
+                .is_ok()
+        );
     }
 }

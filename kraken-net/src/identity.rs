@@ -111,7 +111,10 @@ impl Identity {
     }
 
     /// For a client that knows the other side by its host name or address.
-    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only HTTP dials by name"))]
+    #[cfg_attr(
+        not(feature = "http"),
+        expect(dead_code, reason = "only HTTP dials by name")
+    )]
     pub(crate) fn named_client_config(&self, alpn: &[u8]) -> Result<ClientConfig, IdentityError> {
         let provider = provider();
         let verifier =
@@ -140,6 +143,10 @@ impl Identity {
     }
 
     /// For a server that lets in holders of a certificate of the cluster, and nobody else.
+    #[cfg_attr(
+        not(any(feature = "quic", feature = "http")),
+        expect(dead_code, reason = "nobody serves without QUIC and HTTP")
+    )]
     pub(crate) fn server_config(&self, alpn: &[&[u8]]) -> Result<ServerConfig, IdentityError> {
         let provider = provider();
         let verifier =

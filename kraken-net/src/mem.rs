@@ -155,10 +155,15 @@ impl Transport for MemTransport {
             addr: self.inner.addr,
             closed: self.inner.closed.clone(),
         };
+        let far_closed = far.closed.clone();
         let (ours, theirs) = pair(&self.inner.network, near, far);
-        let queued = backlog.send(theirs).await;
-        queued.map_err(|_| nobody("it has just closed"))?;
-        Ok(ours)
+        tokio::select! {
+            biased;
+            () = far_closed.cancelled() => Err(nobody("it has just closed")),
+            queued = backlog.send(theirs) => {
+                queued.map(|()| ours).map_err(|_| nobody("it has just closed"))
+            }
+        }
     }
 
     async fn accept(&self) -> Result<MemConn, NetError> {

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::ByteStream;
 use super::error::ApiError;
+use super::idle::{Pulse, until_idle};
 use crate::identity::{Identity, IdentityError, provider};
 
 /// How long a connection may take, its TLS handshake included: a host that is gone is noticed
@@ -54,7 +55,6 @@ impl HttpClient {
             .no_proxy()
             .redirect(Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_IDLE)
             .tcp_keepalive(Duration::from_secs(15))
             .build()
             .map_err(|error| IdentityError::Tls(chain(&error)))?;
@@ -62,29 +62,46 @@ impl HttpClient {
     }
 
     /// Sends a request with an absolute URL and waits for the head of the answer, whatever its
-    /// status.
+    /// status, as long as its body flows and then for [`READ_IDLE`].
     ///
     /// # Errors
     /// [`ApiError::Unavailable`] when there is no answer.
     pub async fn send(&self, request: Request<HttpBody>) -> Result<HttpResponse, ApiError> {
+        self.send_within(request, READ_IDLE).await
+    }
+
+    /// [`HttpClient::send`] for a call that the other side may work on for `patience` before it
+    /// answers.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`] when there is no answer.
+    pub async fn send_within(
+        &self,
+        request: Request<HttpBody>,
+        patience: Duration,
+    ) -> Result<HttpResponse, ApiError> {
         let (head, body) = request.into_parts();
         let from = origin_of(&head.uri);
         let outgoing = self
             .client
             .request(head.method, head.uri.to_string())
             .headers(head.headers);
+        let pulse = Pulse::default();
         let outgoing = match body {
             HttpBody::Empty => outgoing,
             HttpBody::Bytes(bytes) => outgoing.body(bytes),
-            HttpBody::Stream(stream) => outgoing.body(reqwest::Body::wrap_stream(stream)),
+            HttpBody::Stream(stream) => {
+                outgoing.body(reqwest::Body::wrap_stream(pulse.watch(stream)))
+            }
         };
-        match outgoing.send().await {
-            Ok(response) => Ok(HttpResponse { from, response }),
-            Err(error) => Err(ApiError::Unavailable(format!(
-                "{from} does not answer: {}",
-                chain(&error)
-            ))),
-        }
+        let why = match pulse.wait(patience, outgoing.send()).await {
+            Some(Ok(response)) => return Ok(HttpResponse { from, response }),
+            Some(Err(error)) => chain(&error),
+            None => format!("silence for {} s", patience.as_secs()),
+        };
+        Err(ApiError::Unavailable(format!(
+            "{from} does not answer: {why}"
+        )))
     }
 
     /// [`HttpClient::send`], and an answer that is no success becomes its error.
@@ -192,16 +209,14 @@ impl HttpResponse {
         })
     }
 
-    /// The body as it comes.
+    /// The body as it comes; an error when it stands still for [`READ_IDLE`].
     pub fn stream(self) -> ByteStream {
         let from = self.from;
-        self.response
-            .bytes_stream()
-            .map_err(move |error| {
-                let told = format!("the answer of {from} broke off: {}", chain(&error));
-                io::Error::new(io::ErrorKind::ConnectionAborted, told)
-            })
-            .boxed()
+        let stream = self.response.bytes_stream().map_err(move |error| {
+            let told = format!("the answer of {from} broke off: {}", chain(&error));
+            io::Error::new(io::ErrorKind::ConnectionAborted, told)
+        });
+        until_idle(stream.boxed(), READ_IDLE)
     }
 }
 

@@ -62,7 +62,12 @@ impl ApiError {
 
     /// Reads an answer that is no success. A 404 that does not say `NOT_FOUND` in our own words
     /// comes from something else at that address: it does not prove that a blob is missing.
-    pub(crate) fn from_answer(from: &str, status: StatusCode, head: &HeaderMap, body: &[u8]) -> Self {
+    pub(crate) fn from_answer(
+        from: &str,
+        status: StatusCode,
+        head: &HeaderMap,
+        body: &[u8],
+    ) -> Self {
         let told = serde_json::from_slice::<Envelope>(body).map(|envelope| envelope.error.message);
         let message = told.unwrap_or_else(|_| format!("{from} answered {status}"));
         let known = head.get(&CODE).map(HeaderValue::as_bytes);

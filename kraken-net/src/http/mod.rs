@@ -2,6 +2,8 @@
 
 pub mod client;
 pub mod error;
+pub(crate) mod health;
+pub(crate) mod idle;
 pub(crate) mod path;
 pub mod server;
 
@@ -68,7 +70,10 @@ pub struct BaseUrlError {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod url_tests {
     use super::*;
 
     #[test]

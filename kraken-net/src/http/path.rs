@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use axum::extract::{FromRequestParts, Path};
+use axum::extract::{FromRequestParts, Path, Query};
 use http::request::Parts;
 use kraken_proto::{Digest, Namespace};
 use serde::de::DeserializeOwned;
@@ -36,6 +36,24 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         match Path::from_request_parts(parts, state).await {
             Ok(Path(value)) => Ok(Self(value)),
+            Err(error) => Err(ApiError::BadRequest(error.body_text())),
+        }
+    }
+}
+
+/// The query of a URL, with errors of our shape.
+pub(crate) struct Asked<T>(pub(crate) T);
+
+impl<S, T> FromRequestParts<S> for Asked<T>
+where
+    S: Send + Sync,
+    T: DeserializeOwned,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Query::from_request_parts(parts, state).await {
+            Ok(Query(value)) => Ok(Self(value)),
             Err(error) => Err(ApiError::BadRequest(error.body_text())),
         }
     }

@@ -1,0 +1,26 @@
+//! Origins over HTTP: what they offer, and how to find the one that has a blob.
+
+pub mod api;
+mod body;
+pub mod client;
+pub mod cluster;
+mod range;
+pub mod server;
+mod uploads;
+
+pub use api::{BlobRead, OriginApi, Prefetch};
+pub use client::OriginClient;
+pub use cluster::OriginCluster;
+pub use server::router;
+
+/// The header with an upload's id.
+pub(crate) const UPLOAD_ID: &str = "upload-id";
+/// The header with an upload's length so far, in bytes.
+pub(crate) const UPLOAD_OFFSET: &str = "upload-offset";
+/// The header with the owners of a blob, comma separated.
+pub(crate) const LOCATIONS: &str = "origin-locations";
+/// The header with a blob's digest, as registries write it.
+pub(crate) const CONTENT_DIGEST: &str = "docker-content-digest";
+
+#[cfg(test)]
+mod tests;

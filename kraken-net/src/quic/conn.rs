@@ -94,7 +94,8 @@ impl QuicConn {
 
     /// Closes a connection that nobody here takes.
     pub(super) fn turn_away(&self) {
-        self.shared.close(code::BUSY, "too many connections wait here");
+        self.shared
+            .close(code::BUSY, "too many connections wait here");
     }
 }
 
@@ -232,10 +233,7 @@ impl Shared {
             let Ok(stream) = self.conn.accept_uni().await else {
                 return;
             };
-            tokio::spawn(
-                self.clone()
-                    .read_piece(stream, permit, deliveries.clone()),
-            );
+            tokio::spawn(self.clone().read_piece(stream, permit, deliveries.clone()));
         }
     }
 

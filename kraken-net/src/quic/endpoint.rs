@@ -180,7 +180,8 @@ impl Inner {
         let conn = CloseOnDrop(Some(conn));
         let found = proved_id(conn.get()).map_err(|reason| dial_error(peer, reason))?;
         if found != peer.id {
-            conn.get().close(code::WRONG_PEER, b"another peer was expected here");
+            conn.get()
+                .close(code::WRONG_PEER, b"another peer was expected here");
             return Err(NetError::WrongPeer {
                 addr: peer.addr,
                 expected: peer.id,

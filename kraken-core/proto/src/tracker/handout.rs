@@ -30,8 +30,8 @@ use crate::time::Timestamp;
 /// Agents are members of swarms. Origins are not: they come from the ring through the `origins`
 /// argument, for as long as they own the blob. An origin may announce to get a handout.
 ///
-/// The machine believes what a request says of its own host. The caller checks that the identity
-/// is the one that the host proved.
+/// The machine believes what a request says of its own host. To check that against the identity
+/// that the host proved is up to the caller, who alone knows the connection.
 #[derive(Debug)]
 pub struct Tracker {
     config: TrackerConfig,

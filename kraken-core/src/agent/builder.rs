@@ -1,0 +1,134 @@
+//! Putting an agent together.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kraken_net::{Discovery, Transport};
+use kraken_proto::{Config, PeerInfo, PeerRole};
+use kraken_storage::PieceStore;
+
+use super::driver::{self, Parts};
+use super::{Agent, Inner};
+use crate::dynamic::{DynDiscovery, DynStore, DynTransport};
+use crate::metrics::Metrics;
+use crate::tasks::Tasks;
+
+/// The choices of an agent, those that most need first.
+#[must_use]
+pub struct AgentBuilder {
+    store: Arc<dyn DynStore>,
+    transport: Arc<dyn DynTransport>,
+    discovery: Option<Arc<dyn DynDiscovery>>,
+    config: Config,
+    advertise: Option<SocketAddr>,
+    patience: Duration,
+    lookup_patience: Duration,
+    seed: u64,
+}
+
+impl AgentBuilder {
+    pub(super) fn new(store: impl PieceStore, transport: impl Transport) -> Self {
+        Self {
+            store: Arc::new(store),
+            transport: Arc::new(transport),
+            discovery: None,
+            config: Config::lan(),
+            advertise: None,
+            patience: Duration::from_secs(300),
+            lookup_patience: Duration::from_secs(10),
+            seed: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8),
+        }
+    }
+
+    /// Where peers and metainfo come from; required. For trackers, `net::announce`'s client.
+    pub fn discovery(mut self, discovery: impl Discovery) -> Self {
+        self.discovery = Some(Arc::new(discovery));
+        self
+    }
+
+    /// How to behave in swarms; [`Config::lan`] by default.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The address that peers are told to dial; the transport's own by default. Needed when that
+    /// is `0.0.0.0` or `[::]`.
+    pub fn advertise(mut self, addr: SocketAddr) -> Self {
+        self.advertise = Some(addr);
+        self
+    }
+
+    /// How long a reader waits without one new piece before it fails; 5 minutes by default.
+    pub fn read_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// How long opening keeps asking when nobody who could know a blob answers; 10 s by default.
+    pub fn lookup_patience(mut self, patience: Duration) -> Self {
+        self.lookup_patience = patience;
+        self
+    }
+
+    /// Seeds the scheduler's chance, for tests; random by default.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Starts the agent on the current tokio runtime.
+    ///
+    /// # Errors
+    /// A choice is missing or makes no sense.
+    pub fn spawn(self) -> Result<Agent, SpawnError> {
+        let discovery = self.discovery.ok_or(SpawnError::NoDiscovery)?;
+        let addr = self.advertise.unwrap_or_else(|| self.transport.local_addr());
+        if addr.ip().is_unspecified() {
+            return Err(SpawnError::NoAddress(addr));
+        }
+        let local = PeerInfo { id: self.transport.local_id(), addr, role: PeerRole::Agent };
+        let (tasks, metrics) = (Tasks::default(), Arc::new(Metrics::new()));
+        let notes = driver::start(Parts {
+            local: local.clone(),
+            config: self.config,
+            seed: self.seed,
+            store: self.store.clone(),
+            transport: self.transport.clone(),
+            discovery: discovery.clone(),
+            metrics: metrics.clone(),
+            tasks: tasks.clone(),
+        });
+        let inner = Inner {
+            local,
+            store: self.store,
+            transport: self.transport,
+            discovery,
+            metrics,
+            notes,
+            tasks,
+            patience: self.patience,
+            lookup_patience: self.lookup_patience,
+        };
+        Ok(Agent { inner: Arc::new(inner) })
+    }
+}
+
+impl std::fmt::Debug for AgentBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Why an agent was not started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpawnError {
+    /// It would know nobody.
+    #[error("an agent needs a discovery: call .discovery(…) with trackers or your own")]
+    NoDiscovery,
+    /// Peers cannot dial this address.
+    #[error("peers cannot dial {0}: say with .advertise(…) which address is this host's")]
+    NoAddress(SocketAddr),
+}

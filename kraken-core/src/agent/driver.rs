@@ -1,0 +1,404 @@
+//! The shell of one host: a task that owns the scheduler.
+//!
+//! It takes one note at a time, hands it to the scheduler and does what the scheduler says. Doing
+//! never waits: what waits becomes a task that sends a note when it is done. All state of the
+//! swarms is in the scheduler, so that no lock guards it.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kraken_net::Frame;
+use kraken_proto::{
+    Action, AnnounceRequest, Bitfield, BlobSpec, CloseReason, ConnId, Digest, Event, Input,
+    Message, MetaInfo, Namespace, PeerInfo, ReaderId, Scheduler, SwarmStats,
+};
+use kraken_storage::BlobStatus;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::link::{Link, LinkContext, Upload};
+use crate::clock::Clock;
+use crate::dynamic::{DynConn, DynDiscovery, DynStore, DynTransport};
+use crate::metrics::Metrics;
+use crate::tasks::Tasks;
+
+/// What happened, from a link, a task or the handle.
+pub(crate) enum Note {
+    /// For the scheduler as it is.
+    Input(Input),
+    /// A message, and perhaps a piece.
+    Frame { conn: ConnId, frame: Frame },
+    /// A connection stands.
+    Connected { conn: Arc<dyn DynConn>, dialled: bool },
+    /// A blob is to be fetched or seeded; the answer follows its progress.
+    Open {
+        meta: MetaInfo,
+        namespace: Namespace,
+        have: Bitfield,
+        reply: oneshot::Sender<watch::Receiver<Progress>>,
+    },
+    /// The store was asked about a blob that a peer wants.
+    LookedUp { digest: Digest, meta: Option<MetaInfo> },
+    /// The last piece is there, and the blob is durable under its name, or not.
+    Sealed { digest: Digest, result: Result<(), String> },
+    /// A piece could not be written.
+    WriteFailed { digest: Digest, piece: u32, reason: String },
+    /// A reader moved.
+    Want { digest: Digest, reader: ReaderId, pieces: Range<u32> },
+    /// Leave the swarm and forget the blob.
+    Forget { digest: Digest, reply: oneshot::Sender<()> },
+    /// Where a blob's bytes came from.
+    Stats { digest: Digest, reply: oneshot::Sender<Option<SwarmStats>> },
+    /// End: answered when the tracker was told.
+    Stop { reply: oneshot::Sender<()> },
+}
+
+/// How far a blob is.
+#[derive(Debug, Clone)]
+pub(crate) struct Progress {
+    pub(crate) have: Bitfield,
+    /// All pieces are there and durable.
+    pub(crate) sealed: bool,
+    /// Nothing more will come.
+    pub(crate) failed: Option<String>,
+}
+
+struct Blob {
+    meta: MetaInfo,
+    progress: watch::Sender<Progress>,
+}
+
+/// The parts that a driver works with.
+pub(crate) struct Parts {
+    pub(crate) local: PeerInfo,
+    pub(crate) config: kraken_proto::Config,
+    pub(crate) seed: u64,
+    pub(crate) store: Arc<dyn DynStore>,
+    pub(crate) transport: Arc<dyn DynTransport>,
+    pub(crate) discovery: Arc<dyn DynDiscovery>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tasks: Tasks,
+}
+
+/// Notes that may wait for the driver; whoever has more to say waits.
+const INBOX: usize = 1024;
+
+/// Pieces being verified and written at once, and pieces read for sending at once: together they
+/// bound the memory for piece buffers.
+const STORING: usize = 8;
+const SENDING: usize = 32;
+
+/// Starts the driver and the task that accepts connections.
+pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
+    let (notes, inbox) = mpsc::channel(INBOX);
+    let clock = Clock::start();
+    let scheduler =
+        Scheduler::new(clock.now(), parts.local.clone(), parts.config.clone(), parts.seed);
+    let tasks = parts.tasks.clone();
+    tasks.spawn(accept(parts.transport.clone(), notes.clone()));
+    let driver = Driver {
+        clock,
+        scheduler,
+        parts,
+        notes: notes.downgrade(),
+        links: HashMap::new(),
+        next_conn: 0,
+        blobs: HashMap::new(),
+        payload: None,
+        storing: Arc::new(Semaphore::new(STORING)),
+        buffers: Arc::new(Semaphore::new(SENDING)),
+        stopping: None,
+    };
+    tasks.spawn(driver.run(inbox));
+    notes
+}
+
+async fn accept(transport: Arc<dyn DynTransport>, notes: mpsc::Sender<Note>) {
+    while let Ok(conn) = transport.accept().await {
+        if notes.send(Note::Connected { conn, dialled: false }).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Driver {
+    clock: Clock,
+    scheduler: Scheduler,
+    parts: Parts,
+    /// For the tasks: weak, so that the driver ends with the last handle.
+    notes: mpsc::WeakSender<Note>,
+    links: HashMap<ConnId, Link>,
+    next_conn: u64,
+    blobs: HashMap<Digest, Blob>,
+    /// The bytes that came with the input being handled.
+    payload: Option<Bytes>,
+    storing: Arc<Semaphore>,
+    buffers: Arc<Semaphore>,
+    stopping: Option<oneshot::Sender<()>>,
+}
+
+impl Driver {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Note>) {
+        loop {
+            let wake = self.scheduler.poll_timeout(self.clock.now()).map(|at| self.clock.instant(at));
+            tokio::select! {
+                note = inbox.recv() => match note {
+                    Some(note) => self.note(note),
+                    None => break,
+                },
+                () = sleep_until(wake) => self.scheduler.handle_timeout(self.clock.now()),
+            }
+            self.perform_all();
+            if let Some(reply) = self.stopping.take() {
+                let _ = reply.send(());
+                break;
+            }
+        }
+    }
+
+    fn note(&mut self, note: Note) {
+        match note {
+            Note::Input(input) => self.input(input),
+            Note::Frame { conn, frame } => {
+                self.payload = Some(frame.payload);
+                self.input(Input::Message { conn, message: frame.message });
+            }
+            Note::Connected { conn, dialled } => self.connected(conn, dialled),
+            Note::Open { meta, namespace, have, reply } => {
+                let _ = reply.send(self.open(meta, namespace, have));
+            }
+            Note::LookedUp { digest, meta } => self.looked_up(digest, meta),
+            Note::Sealed { digest, result } => self.progress(digest, |progress| match result {
+                Ok(()) => progress.sealed = true,
+                Err(reason) => progress.failed = Some(reason),
+            }),
+            Note::WriteFailed { digest, piece, reason } => {
+                self.progress(digest, |progress| progress.failed = Some(reason));
+                self.input(Input::PieceLost { digest, piece });
+                self.input(Input::Forget { digest });
+                self.blobs.remove(&digest);
+            }
+            Note::Want { digest, reader, pieces } => {
+                self.input(Input::Want { digest, reader, pieces });
+            }
+            Note::Forget { digest, reply } => {
+                let gone = |progress: &mut Progress| progress.failed = Some("the blob was removed".into());
+                self.progress(digest, gone);
+                self.blobs.remove(&digest);
+                self.input(Input::Forget { digest });
+                let _ = reply.send(());
+            }
+            Note::Stats { digest, reply } => drop(reply.send(self.scheduler.stats(digest))),
+            Note::Stop { reply } => {
+                self.input(Input::Shutdown);
+                self.stopping = Some(reply);
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        if let Input::ConnDown { conn } = input {
+            self.links.remove(&conn);
+        }
+        if let Input::PieceStored { digest, piece, .. } = input {
+            self.progress(digest, |progress| {
+                progress.have.insert(piece);
+            });
+        }
+        self.scheduler.handle(self.clock.now(), input);
+        self.perform_all();
+    }
+
+    fn open(&mut self, meta: MetaInfo, namespace: Namespace, have: Bitfield) -> watch::Receiver<Progress> {
+        let digest = meta.digest();
+        if let Some(blob) = self.blobs.get(&digest) {
+            return blob.progress.subscribe();
+        }
+        let sealed = have.is_full();
+        let progress = Progress { have: have.clone(), sealed, failed: None };
+        let (progress, following) = watch::channel(progress);
+        let spec = BlobSpec::of(&meta, namespace);
+        self.blobs.insert(digest, Blob { meta, progress });
+        self.input(Input::Open { spec, have });
+        following
+    }
+
+    fn looked_up(&mut self, digest: Digest, meta: Option<MetaInfo>) {
+        let spec = meta.as_ref().map(|meta| BlobSpec::of(meta, Namespace::default()));
+        if let Some(meta) = meta {
+            let have = Bitfield::full(meta.piece_count());
+            let progress = watch::Sender::new(Progress { have, sealed: true, failed: None });
+            self.blobs.entry(digest).or_insert(Blob { meta, progress });
+        }
+        self.input(Input::Found { digest, spec });
+    }
+
+    fn progress(&self, digest: Digest, change: impl FnOnce(&mut Progress)) {
+        if let Some(blob) = self.blobs.get(&digest) {
+            blob.progress.send_modify(change);
+        }
+    }
+
+    fn connected(&mut self, conn: Arc<dyn DynConn>, dialled: bool) {
+        let Some(notes) = self.notes.upgrade() else { return };
+        let id = ConnId(self.next_conn);
+        self.next_conn += 1;
+        let peer = conn.peer();
+        let (store, buffers) = (self.parts.store.clone(), self.buffers.clone());
+        let cx = LinkContext { id, conn, notes, store, buffers };
+        self.links.insert(id, Link::start(&self.parts.tasks, cx));
+        self.input(Input::ConnUp { conn: id, peer, dialled });
+    }
+
+    fn perform_all(&mut self) {
+        while let Some(action) = self.scheduler.poll_action() {
+            self.perform(action);
+        }
+        self.payload = None;
+        self.parts.metrics.links(self.links.len());
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Dial(peer) => self.dial(peer),
+            Action::Send { conn, message } => self.send(conn, message),
+            Action::SendPiece { conn, digest, piece } => self.send_piece(conn, digest, piece),
+            Action::CancelPiece { conn, digest, piece } => {
+                if let Some(link) = self.links.get(&conn) {
+                    link.cancel_piece(digest, piece);
+                }
+            }
+            Action::Store { conn, digest, piece } => self.store(conn, digest, piece),
+            Action::Close { conn, reason } => self.close(conn, reason),
+            Action::Announce(request) => self.announce(request),
+            Action::Lookup { digest } => self.look_up(digest),
+            Action::Event(event) => self.event(event),
+        }
+    }
+
+    fn dial(&self, peer: PeerInfo) {
+        let transport = self.parts.transport.clone();
+        self.task(async move {
+            let id = peer.id;
+            match transport.dial(peer).await {
+                Ok(conn) => Note::Connected { conn, dialled: true },
+                Err(error) => {
+                    tracing::debug!(peer = ?id, %error, "dial failed");
+                    Note::Input(Input::DialFailed { peer: id })
+                }
+            }
+        });
+    }
+
+    fn send(&mut self, conn: ConnId, message: Message) {
+        let drains = self.links.get(&conn).is_none_or(|link| link.send(message));
+        if !drains {
+            tracing::info!(?conn, "a peer does not drain its outbox");
+            self.close(conn, CloseReason::Silent);
+        }
+    }
+
+    fn send_piece(&self, conn: ConnId, digest: Digest, piece: u32) {
+        let (Some(link), Some(blob)) = (self.links.get(&conn), self.blobs.get(&digest)) else {
+            return;
+        };
+        let offset = blob.meta.piece_range(piece).start;
+        link.send_piece(Upload { digest, piece, offset, len: blob.meta.piece_size(piece) });
+    }
+
+    fn store(&mut self, conn: ConnId, digest: Digest, piece: u32) {
+        let (Some(data), Some(blob)) = (self.payload.take(), self.blobs.get(&digest)) else {
+            return;
+        };
+        let (meta, store, storing) = (blob.meta.clone(), self.parts.store.clone(), self.storing.clone());
+        let metrics = self.parts.metrics.clone();
+        self.task(async move {
+            let _permit = storing.acquire().await;
+            let check = tokio::task::spawn_blocking(move || {
+                let result = meta.verify(piece, &data);
+                (result, data)
+            });
+            let Ok((verdict, data)) = check.await else {
+                return Note::Input(Input::PieceLost { digest, piece });
+            };
+            if let Err(error) = verdict {
+                tracing::warn!(?digest, %error, "a peer sent a wrong piece");
+                metrics.rejected();
+                return Note::Input(Input::PieceRejected { digest, piece, conn });
+            }
+            match store.write(digest, piece, data).await {
+                Ok(()) => Note::Input(Input::PieceStored { digest, piece, conn }),
+                Err(error) => Note::WriteFailed { digest, piece, reason: error.to_string() },
+            }
+        });
+    }
+
+    fn close(&mut self, conn: ConnId, reason: CloseReason) {
+        if let Some(link) = self.links.remove(&conn) {
+            link.close(reason);
+        }
+    }
+
+    fn announce(&self, request: AnnounceRequest) {
+        let discovery = self.parts.discovery.clone();
+        self.task(async move {
+            let digests = request.blobs.iter().map(|blob| blob.digest).collect();
+            match discovery.announce(request).await {
+                Ok(reply) => Note::Input(Input::Announced { digests, reply }),
+                Err(error) => {
+                    tracing::warn!(%error, "announce failed");
+                    Note::Input(Input::AnnounceFailed { digests })
+                }
+            }
+        });
+    }
+
+    fn look_up(&self, digest: Digest) {
+        let store = self.parts.store.clone();
+        self.task(async move {
+            let meta = match store.status(digest).await {
+                Ok(BlobStatus::Sealed { meta }) => Some(meta),
+                Ok(_) => None,
+                Err(error) => {
+                    tracing::warn!(?digest, %error, "the store cannot be asked");
+                    None
+                }
+            };
+            Note::LookedUp { digest, meta }
+        });
+    }
+
+    fn event(&self, event: Event) {
+        self.parts.metrics.event(&event);
+        match event {
+            Event::BlobDone { digest } => {
+                let store = self.parts.store.clone();
+                self.task(async move {
+                    let result = store.seal(digest).await.map_err(|error| error.to_string());
+                    Note::Sealed { digest, result }
+                });
+            }
+            Event::PeerBanned { peer, reason } => {
+                tracing::warn!(?peer, reason = reason.as_str(), "peer banned");
+            }
+            other => tracing::trace!(?other, "event"),
+        }
+    }
+
+    fn task(&self, work: impl Future<Output = Note> + Send + 'static) {
+        let Some(notes) = self.notes.upgrade() else { return };
+        self.parts.tasks.spawn(async move {
+            let note = work.await;
+            // The driver is gone only when everything ends.
+            let _ = notes.send(note).await;
+        });
+    }
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,217 @@
+//! An agent: fetches blobs from its peers and passes them on.
+
+mod builder;
+pub(crate) mod driver;
+mod link;
+mod reader;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kraken_proto::retry::backoff::{Backoff, Jitter};
+use kraken_proto::rng::Rng;
+use kraken_proto::{Bitfield, Digest, MetaInfo, Namespace, PeerInfo, SwarmStats};
+use kraken_storage::BlobStatus;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::builder::AgentBuilder;
+pub use self::reader::BlobReader;
+use crate::dynamic::{DynDiscovery, DynStore, DynTransport};
+use crate::error::{OpenError, ReadError};
+use crate::metrics::Metrics;
+use crate::tasks::Tasks;
+use driver::Note;
+
+/// A host's part in all swarms. Cheap to clone; the last clone that is dropped ends it, and
+/// [`Agent::shutdown`] ends it in good order.
+#[derive(Clone)]
+pub struct Agent {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    local: PeerInfo,
+    store: Arc<dyn DynStore>,
+    transport: Arc<dyn DynTransport>,
+    discovery: Arc<dyn DynDiscovery>,
+    metrics: Arc<Metrics>,
+    notes: mpsc::Sender<Note>,
+    tasks: Tasks,
+    patience: Duration,
+    lookup_patience: Duration,
+}
+
+/// How long a shutdown waits for what is under way.
+const DRAIN: Duration = Duration::from_secs(5);
+
+impl Agent {
+    /// Starts to put an agent together.
+    pub fn builder(
+        store: impl kraken_storage::PieceStore,
+        transport: impl kraken_net::Transport,
+    ) -> AgentBuilder {
+        AgentBuilder::new(store, transport)
+    }
+
+    /// This host as its peers see it.
+    pub fn local(&self) -> &PeerInfo {
+        &self.inner.local
+    }
+
+    /// What this host counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Opens a blob of no particular namespace: see [`Agent::open_in`].
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(&self, digest: Digest) -> Result<BlobReader, OpenError> {
+        self.open_in(&Namespace::default(), digest).await
+    }
+
+    /// Opens a blob: returns once its length and pieces are known, while the swarm fetches it. The
+    /// blob is fetched to its end also when the reader is dropped, and seeded from then on.
+    ///
+    /// # Errors
+    /// [`OpenError::NotFound`] when it exists nowhere; nothing is kept then.
+    pub async fn open_in(&self, namespace: &Namespace, digest: Digest) -> Result<BlobReader, OpenError> {
+        let (meta, have) = match self.inner.store.status(digest).await? {
+            BlobStatus::Sealed { meta } => {
+                let have = Bitfield::full(meta.piece_count());
+                (meta, have)
+            }
+            BlobStatus::Partial { meta, .. } => {
+                let have = self.inner.store.open(meta.clone()).await?;
+                (meta, have)
+            }
+            BlobStatus::Absent => {
+                let meta = self.metainfo(namespace, digest).await?;
+                let have = self.inner.store.open(meta.clone()).await?;
+                (meta, have)
+            }
+        };
+        if have.is_full() {
+            // The last piece was written before a crash, or there is none: nothing will come.
+            self.inner.store.seal(digest).await?;
+        }
+        let (reply, answer) = oneshot::channel();
+        let namespace = namespace.clone();
+        let note = Note::Open { meta: meta.clone(), namespace, have, reply };
+        self.inner.notes.send(note).await.map_err(|_| OpenError::Stopped)?;
+        let progress = answer.await.map_err(|_| OpenError::Stopped)?;
+        let (store, notes) = (self.inner.store.clone(), self.inner.notes.clone());
+        Ok(BlobReader::new(meta, store, progress, notes, self.inner.patience))
+    }
+
+    /// The blob's length, without fetching it; `None` when it exists nowhere.
+    ///
+    /// # Errors
+    /// [`OpenError`] when nobody who could know answers.
+    pub async fn stat(&self, namespace: &Namespace, digest: Digest) -> Result<Option<u64>, OpenError> {
+        match self.inner.store.status(digest).await? {
+            BlobStatus::Sealed { meta } | BlobStatus::Partial { meta, .. } => Ok(Some(meta.length())),
+            BlobStatus::Absent => match self.metainfo(namespace, digest).await {
+                Ok(meta) => Ok(Some(meta.length())),
+                Err(OpenError::NotFound(_)) => Ok(None),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Fetches a blob to its end.
+    ///
+    /// # Errors
+    /// [`FetchError`]: as of [`Agent::open_in`], or what kept it from completing.
+    pub async fn fetch(&self, namespace: &Namespace, digest: Digest) -> Result<(), FetchError> {
+        let reader = self.open_in(namespace, digest).await?;
+        Ok(reader.complete().await?)
+    }
+
+    /// Leaves the blob's swarm and removes it from the store. Readers of it get an error.
+    ///
+    /// # Errors
+    /// The store refused; the swarm is left all the same.
+    pub async fn forget(&self, digest: Digest) -> Result<(), OpenError> {
+        let (reply, answer) = oneshot::channel();
+        let note = Note::Forget { digest, reply };
+        self.inner.notes.send(note).await.map_err(|_| OpenError::Stopped)?;
+        answer.await.map_err(|_| OpenError::Stopped)?;
+        Ok(self.inner.store.remove(digest).await?)
+    }
+
+    /// Where a blob's bytes came from since this process started; `None` when it is in no swarm.
+    pub async fn stats(&self, digest: Digest) -> Option<SwarmStats> {
+        let (reply, answer) = oneshot::channel();
+        self.inner.notes.send(Note::Stats { digest, reply }).await.ok()?;
+        answer.await.ok().flatten()
+    }
+
+    /// Seeds everything that the store holds whole. Called once after a restart, so that peers
+    /// find this host again.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn seed_all(&self) -> Result<usize, OpenError> {
+        let digests = self.inner.store.list().await?;
+        let count = digests.len();
+        for digest in digests {
+            self.open(digest).await?;
+        }
+        Ok(count)
+    }
+
+    /// Ends in good order: says goodbye to the tracker and the peers, then closes.
+    pub async fn shutdown(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.inner.notes.send(Note::Stop { reply }).await.is_ok() {
+            let _ = tokio::time::timeout(DRAIN, answer).await;
+        }
+        // The farewell to the tracker is a task of its own: give it a moment.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.inner.transport.close();
+        self.inner.tasks.stop(DRAIN).await;
+    }
+
+    async fn metainfo(&self, namespace: &Namespace, digest: Digest) -> Result<MetaInfo, OpenError> {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3), Jitter::Equal);
+        let mut rng = Rng::seeded(u64::from_be_bytes(
+            digest.as_bytes()[..8].try_into().expect("8 of 32 bytes"),
+        ));
+        let deadline = tokio::time::Instant::now() + self.inner.lookup_patience;
+        loop {
+            let error = match self.inner.discovery.metainfo(namespace, digest).await {
+                Ok(meta) if meta.digest() == digest => return Ok(meta),
+                Ok(_) => {
+                    let reason = "the metainfo that came is of another blob".to_string();
+                    return Err(OpenError::Unavailable { digest, reason });
+                }
+                Err(error) => error,
+            };
+            let wait = backoff.delay(&mut rng);
+            if !error.is_retryable() || tokio::time::Instant::now() + wait > deadline {
+                return Err(OpenError::of(digest, error));
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("local", &self.inner.local).finish_non_exhaustive()
+    }
+}
+
+/// Why a blob was not fetched to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// It could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It did not complete.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}

@@ -1,0 +1,219 @@
+//! A blob's bytes, in order, while the swarm runs.
+
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt as _};
+use kraken_proto::{Digest, MetaInfo, ReaderId};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::{mpsc, watch};
+
+use super::driver::{Note, Progress};
+use crate::dynamic::DynStore;
+use crate::error::ReadError;
+
+/// A blob that is here or on its way. Reads verified bytes in order: as an
+/// [`AsyncRead`](tokio::io::AsyncRead) of the whole blob, or as a stream of any range.
+pub struct BlobReader {
+    shared: Shared,
+    whole: Option<BoxStream<'static, Result<Bytes, ReadError>>>,
+    rest: Bytes,
+}
+
+#[derive(Clone)]
+struct Shared {
+    meta: MetaInfo,
+    store: Arc<dyn DynStore>,
+    progress: watch::Receiver<Progress>,
+    notes: mpsc::Sender<Note>,
+    patience: Duration,
+}
+
+/// The most bytes in one chunk of a stream.
+const CHUNK: u64 = 256 << 10;
+
+static NEXT_READER: AtomicU64 = AtomicU64::new(0);
+
+impl BlobReader {
+    pub(super) fn new(
+        meta: MetaInfo,
+        store: Arc<dyn DynStore>,
+        progress: watch::Receiver<Progress>,
+        notes: mpsc::Sender<Note>,
+        patience: Duration,
+    ) -> Self {
+        let shared = Shared { meta, store, progress, notes, patience };
+        Self { shared, whole: None, rest: Bytes::new() }
+    }
+
+    /// The blob's name.
+    pub fn digest(&self) -> Digest {
+        self.shared.meta.digest()
+    }
+
+    /// The blob's length in bytes.
+    pub fn length(&self) -> u64 {
+        self.shared.meta.length()
+    }
+
+    /// The pieces that are here and the pieces that there are.
+    pub fn pieces(&self) -> (u32, u32) {
+        let progress = self.shared.progress.borrow();
+        (progress.have.count(), progress.have.len())
+    }
+
+    /// The bytes `range`, cut off at the blob's end, in chunks of at most 256 KiB. Chunks come as
+    /// soon as their piece is verified; the pieces that the range needs next are asked for first.
+    pub fn stream(
+        &self,
+        range: Range<u64>,
+    ) -> impl Stream<Item = Result<Bytes, ReadError>> + Send + 'static {
+        let end = range.end.min(self.length());
+        let id = ReaderId(NEXT_READER.fetch_add(1, Ordering::Relaxed));
+        let digest = self.digest();
+        let cursor = Cursor {
+            want: Want { digest, id, notes: self.shared.notes.clone(), piece: None },
+            shared: self.shared.clone(),
+            range: range.start.min(end)..end,
+        };
+        futures::stream::try_unfold(cursor, |mut cursor| async move {
+            Ok(cursor.next().await?.map(|chunk| (chunk, cursor)))
+        })
+    }
+
+    /// Waits until every piece is here and durable.
+    ///
+    /// # Errors
+    /// [`ReadError`]; the pieces that came are kept.
+    pub async fn complete(&self) -> Result<(), ReadError> {
+        let mut shared = self.shared.clone();
+        loop {
+            if shared.settled(|progress| progress.sealed)? {
+                return Ok(());
+            }
+            shared.changed().await?;
+        }
+    }
+}
+
+impl std::fmt::Debug for BlobReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlobReader").field("meta", &self.shared.meta).finish_non_exhaustive()
+    }
+}
+
+impl AsyncRead for BlobReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        while self.rest.is_empty() {
+            if self.whole.is_none() {
+                self.whole = Some(self.stream(0..u64::MAX).boxed());
+            }
+            let whole = self.whole.as_mut().expect("just set");
+            match std::task::ready!(whole.poll_next_unpin(cx)) {
+                Some(Ok(chunk)) => self.rest = chunk,
+                Some(Err(error)) => return Poll::Ready(Err(std::io::Error::other(error))),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let take = self.rest.len().min(buf.remaining());
+        buf.put_slice(&self.rest.split_to(take));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Shared {
+    /// Whether the blob has come as far as `enough` asks; an error when it never will.
+    fn settled(&self, enough: impl Fn(&Progress) -> bool) -> Result<bool, ReadError> {
+        let progress = self.progress.borrow();
+        match &progress.failed {
+            _ if enough(&progress) => Ok(true),
+            Some(reason) => Err(ReadError::Store(reason.clone())),
+            None => Ok(false),
+        }
+    }
+
+    async fn changed(&mut self) -> Result<(), ReadError> {
+        match tokio::time::timeout(self.patience, self.progress.changed()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(ReadError::Stopped),
+            Err(_) => Err(ReadError::Stalled {
+                digest: self.meta.digest(),
+                seconds: self.patience.as_secs(),
+            }),
+        }
+    }
+}
+
+/// Where a stream is.
+struct Cursor {
+    shared: Shared,
+    range: Range<u64>,
+    want: Want,
+}
+
+impl Cursor {
+    async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
+        let (start, end) = (self.range.start, self.range.end);
+        let pieces = self.shared.meta.pieces_of(start..end);
+        if pieces.is_empty() {
+            return Ok(None);
+        }
+        let piece = pieces.start;
+        self.want.moved(pieces).await;
+        while !self.shared.settled(|progress| progress.have.has(piece))? {
+            self.shared.changed().await?;
+        }
+        let stop = self.shared.meta.piece_range(piece).end.min(end).min(start + CHUNK);
+        let len = u32::try_from(stop - start).expect("at most CHUNK");
+        let read = self.shared.store.read(self.shared.meta.digest(), start, len).await;
+        let chunk = read.map_err(|error| ReadError::Store(error.to_string()))?;
+        if chunk.is_empty() {
+            return Err(ReadError::Store("the store gave no bytes for a piece that it has".into()));
+        }
+        self.range.start += chunk.len() as u64;
+        Ok(Some(chunk))
+    }
+}
+
+/// Tells the driver what a stream waits for, and that it no longer does.
+struct Want {
+    digest: Digest,
+    id: ReaderId,
+    notes: mpsc::Sender<Note>,
+    piece: Option<u32>,
+}
+
+impl Want {
+    async fn moved(&mut self, pieces: Range<u32>) {
+        if self.piece != Some(pieces.start) {
+            self.piece = Some(pieces.start);
+            let (digest, reader) = (self.digest, self.id);
+            // A driver that is gone shows in the progress.
+            let _ = self.notes.send(Note::Want { digest, reader, pieces }).await;
+        }
+    }
+}
+
+impl Drop for Want {
+    fn drop(&mut self) {
+        let (digest, reader, pieces) = (self.digest, self.id, 0..0);
+        let note = Note::Want { digest, reader, pieces };
+        // Dropping cannot wait: when the inbox is full, a task of the runtime does.
+        if let Err(mpsc::error::TrySendError::Full(note)) = self.notes.try_send(note)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let notes = self.notes.clone();
+            runtime.spawn(async move { drop(notes.send(note).await) });
+        }
+    }
+}

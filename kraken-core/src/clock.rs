@@ -1,0 +1,34 @@
+//! The one place that reads time.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kraken_proto::Timestamp;
+
+/// Turns the process's monotonic clock into the machines' timestamps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// A clock whose zero is now.
+    pub(crate) fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// The time since the start.
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::ZERO + self.start.elapsed()
+    }
+
+    /// The moment of a timestamp, for a timer.
+    pub(crate) fn instant(&self, at: Timestamp) -> tokio::time::Instant {
+        (self.start + at.since(Timestamp::ZERO)).into()
+    }
+}
+
+/// Milliseconds since 1970: for what outlives the process.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,238 @@
+//! Boxed twins of the traits, so that handles are not generic. One small allocation per piece is
+//! nothing beside its bytes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use kraken_net::{Discovery, DiscoveryError, Frame, NetError, PeerConn, Transport};
+use kraken_proto::{
+    AnnounceReply, AnnounceRequest, Bitfield, Digest, MetaInfo, Namespace, PeerId, PeerInfo,
+};
+use kraken_storage::{BlobStatus, PieceStore, StoreError};
+#[cfg(all(feature = "http", feature = "fs"))]
+use kraken_storage::{Backend, BackendError, ByteStream, UploadStore};
+
+/// [`PieceStore`], boxed.
+pub(crate) trait DynStore: Send + Sync + 'static {
+    fn status(&self, digest: Digest) -> BoxFuture<'_, Result<BlobStatus, StoreError>>;
+    fn open(&self, meta: MetaInfo) -> BoxFuture<'_, Result<Bitfield, StoreError>>;
+    fn write(&self, digest: Digest, piece: u32, data: Bytes)
+    -> BoxFuture<'_, Result<(), StoreError>>;
+    fn read(&self, digest: Digest, offset: u64, len: u32) -> BoxFuture<'_, Result<Bytes, StoreError>>;
+    fn seal(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn remove(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Digest>, StoreError>>;
+}
+
+impl<T: PieceStore> DynStore for T {
+    fn status(&self, digest: Digest) -> BoxFuture<'_, Result<BlobStatus, StoreError>> {
+        PieceStore::status(self, digest).boxed()
+    }
+    fn open(&self, meta: MetaInfo) -> BoxFuture<'_, Result<Bitfield, StoreError>> {
+        PieceStore::open(self, meta).boxed()
+    }
+    fn write(
+        &self,
+        digest: Digest,
+        piece: u32,
+        data: Bytes,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        PieceStore::write(self, digest, piece, data).boxed()
+    }
+    fn read(&self, digest: Digest, offset: u64, len: u32) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        PieceStore::read(self, digest, offset, len).boxed()
+    }
+    fn seal(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>> {
+        PieceStore::seal(self, digest).boxed()
+    }
+    fn remove(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>> {
+        PieceStore::remove(self, digest).boxed()
+    }
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Digest>, StoreError>> {
+        PieceStore::list(self).boxed()
+    }
+}
+
+/// [`UploadStore`], boxed.
+#[cfg(all(feature = "http", feature = "fs"))]
+pub(crate) trait DynUploadStore: DynStore {
+    fn upload_start(&self) -> BoxFuture<'_, Result<String, StoreError>>;
+    fn upload_len<'a>(&'a self, upload: &'a str) -> BoxFuture<'a, Result<u64, StoreError>>;
+    fn upload_append<'a>(
+        &'a self,
+        upload: &'a str,
+        offset: u64,
+        data: Bytes,
+    ) -> BoxFuture<'a, Result<u64, StoreError>>;
+    fn upload_commit<'a>(
+        &'a self,
+        upload: &'a str,
+        expected: Digest,
+    ) -> BoxFuture<'a, Result<MetaInfo, StoreError>>;
+    fn upload_abort<'a>(&'a self, upload: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
+}
+
+#[cfg(all(feature = "http", feature = "fs"))]
+impl<T: UploadStore> DynUploadStore for T {
+    fn upload_start(&self) -> BoxFuture<'_, Result<String, StoreError>> {
+        UploadStore::upload_start(self).boxed()
+    }
+    fn upload_len<'a>(&'a self, upload: &'a str) -> BoxFuture<'a, Result<u64, StoreError>> {
+        UploadStore::upload_len(self, upload).boxed()
+    }
+    fn upload_append<'a>(
+        &'a self,
+        upload: &'a str,
+        offset: u64,
+        data: Bytes,
+    ) -> BoxFuture<'a, Result<u64, StoreError>> {
+        UploadStore::upload_append(self, upload, offset, data).boxed()
+    }
+    fn upload_commit<'a>(
+        &'a self,
+        upload: &'a str,
+        expected: Digest,
+    ) -> BoxFuture<'a, Result<MetaInfo, StoreError>> {
+        UploadStore::upload_commit(self, upload, expected).boxed()
+    }
+    fn upload_abort<'a>(&'a self, upload: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        UploadStore::upload_abort(self, upload).boxed()
+    }
+}
+
+/// [`Backend`], boxed.
+#[cfg(all(feature = "http", feature = "fs"))]
+pub(crate) trait DynBackend: Send + Sync + 'static {
+    fn stat<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        digest: Digest,
+    ) -> BoxFuture<'a, Result<Option<u64>, BackendError>>;
+    fn read<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        digest: Digest,
+        from: u64,
+    ) -> BoxFuture<'a, Result<ByteStream, BackendError>>;
+    fn write<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        digest: Digest,
+        length: u64,
+        bytes: ByteStream,
+    ) -> BoxFuture<'a, Result<(), BackendError>>;
+}
+
+#[cfg(all(feature = "http", feature = "fs"))]
+impl<T: Backend> DynBackend for T {
+    fn stat<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        digest: Digest,
+    ) -> BoxFuture<'a, Result<Option<u64>, BackendError>> {
+        Backend::stat(self, namespace, digest).boxed()
+    }
+    fn read<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        digest: Digest,
+        from: u64,
+    ) -> BoxFuture<'a, Result<ByteStream, BackendError>> {
+        Backend::read(self, namespace, digest, from).boxed()
+    }
+    fn write<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        digest: Digest,
+        length: u64,
+        bytes: ByteStream,
+    ) -> BoxFuture<'a, Result<(), BackendError>> {
+        Backend::write(self, namespace, digest, length, bytes).boxed()
+    }
+}
+
+/// [`PeerConn`], boxed.
+pub(crate) trait DynConn: Send + Sync + 'static {
+    fn peer(&self) -> PeerId;
+    fn send(&self, frame: Frame) -> BoxFuture<'_, Result<(), NetError>>;
+    fn recv(&self) -> BoxFuture<'_, Result<Frame, NetError>>;
+    fn close(&self, reason: &str);
+}
+
+impl<T: PeerConn> DynConn for T {
+    fn peer(&self) -> PeerId {
+        PeerConn::peer(self)
+    }
+    fn send(&self, frame: Frame) -> BoxFuture<'_, Result<(), NetError>> {
+        PeerConn::send(self, frame).boxed()
+    }
+    fn recv(&self) -> BoxFuture<'_, Result<Frame, NetError>> {
+        PeerConn::recv(self).boxed()
+    }
+    fn close(&self, reason: &str) {
+        PeerConn::close(self, reason);
+    }
+}
+
+/// [`Transport`], boxed.
+pub(crate) trait DynTransport: Send + Sync + 'static {
+    fn local_id(&self) -> PeerId;
+    fn local_addr(&self) -> SocketAddr;
+    fn dial(&self, peer: PeerInfo) -> BoxFuture<'_, Result<Arc<dyn DynConn>, NetError>>;
+    fn accept(&self) -> BoxFuture<'_, Result<Arc<dyn DynConn>, NetError>>;
+    fn close(&self);
+}
+
+impl<T: Transport> DynTransport for T {
+    fn local_id(&self) -> PeerId {
+        Transport::local_id(self)
+    }
+    fn local_addr(&self) -> SocketAddr {
+        Transport::local_addr(self)
+    }
+    fn dial(&self, peer: PeerInfo) -> BoxFuture<'_, Result<Arc<dyn DynConn>, NetError>> {
+        async move {
+            let conn = Transport::dial(self, &peer).await?;
+            Ok(Arc::new(conn) as Arc<dyn DynConn>)
+        }
+        .boxed()
+    }
+    fn accept(&self) -> BoxFuture<'_, Result<Arc<dyn DynConn>, NetError>> {
+        async move { Ok(Arc::new(Transport::accept(self).await?) as Arc<dyn DynConn>) }.boxed()
+    }
+    fn close(&self) {
+        Transport::close(self);
+    }
+}
+
+/// [`Discovery`], boxed.
+pub(crate) trait DynDiscovery: Send + Sync + 'static {
+    fn announce(
+        &self,
+        request: AnnounceRequest,
+    ) -> BoxFuture<'_, Result<AnnounceReply, DiscoveryError>>;
+    fn metainfo<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        digest: Digest,
+    ) -> BoxFuture<'a, Result<MetaInfo, DiscoveryError>>;
+}
+
+impl<T: Discovery> DynDiscovery for T {
+    fn announce(
+        &self,
+        request: AnnounceRequest,
+    ) -> BoxFuture<'_, Result<AnnounceReply, DiscoveryError>> {
+        Discovery::announce(self, request).boxed()
+    }
+    fn metainfo<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        digest: Digest,
+    ) -> BoxFuture<'a, Result<MetaInfo, DiscoveryError>> {
+        Discovery::metainfo(self, namespace, digest).boxed()
+    }
+}

@@ -1,0 +1,143 @@
+//! What an origin does for others, behind its HTTP face.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use kraken_net::http::ApiError;
+use kraken_net::origin::{BlobRead, OriginApi, Prefetch};
+use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
+
+use super::Origin;
+use super::ingest::store_error;
+
+/// What a commit usually takes: a write-back that looks earlier looks twice.
+const COMMIT_TIME: Duration = Duration::from_millis(500);
+
+impl OriginApi for Origin {
+    fn peer(&self) -> PeerInfo {
+        self.inner.local.clone()
+    }
+
+    async fn locations(&self, digest: Digest) -> Result<Vec<String>, ApiError> {
+        let owners = self.inner.ring.owners(&digest, self.inner.replicas);
+        Ok(owners.iter().filter_map(|name| self.inner.urls.get(*name).cloned()).collect())
+    }
+
+    async fn stat(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        local: bool,
+    ) -> Result<Option<u64>, ApiError> {
+        match self.inner.sealed(digest).await? {
+            Some(meta) => Ok(Some(meta.length())),
+            None if local => Ok(None),
+            None => {
+                let length = self.inner.backend.stat(namespace, digest).await;
+                length.map_err(|error| ApiError::Unavailable(error.to_string()))
+            }
+        }
+    }
+
+    async fn metainfo(&self, namespace: &Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
+        self.inner.obtain(namespace, digest).await
+    }
+
+    async fn read(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        range: Option<Range<u64>>,
+    ) -> Result<BlobRead, ApiError> {
+        let meta = self.inner.obtain(namespace, digest).await?;
+        let length = meta.length();
+        let range = range.unwrap_or(0..length);
+        if range.start >= length && length > 0 {
+            return Err(ApiError::RangeInvalid { len: length });
+        }
+        let body = self.inner.stream(&meta, range.start..range.end.min(length)).boxed();
+        Ok(BlobRead { length, body })
+    }
+
+    async fn prefetch(&self, namespace: &Namespace, digest: Digest) -> Result<Prefetch, ApiError> {
+        if self.inner.sealed(digest).await?.is_some() {
+            return Ok(Prefetch::Present);
+        }
+        let length = self.inner.backend.stat(namespace, digest).await;
+        if length.map_err(|error| ApiError::Unavailable(error.to_string()))?.is_none() {
+            return Err(ApiError::NotFound);
+        }
+        let (inner, namespace) = (self.inner.clone(), namespace.clone());
+        self.inner.tasks.spawn(async move {
+            if let Err(error) = inner.obtain(&namespace, digest).await {
+                tracing::warn!(%digest, %error, "prefetch failed");
+            }
+        });
+        Ok(Prefetch::Started)
+    }
+
+    async fn upload_start(&self) -> Result<String, ApiError> {
+        self.inner.store.upload_start().await.map_err(store_error)
+    }
+
+    async fn upload_len(&self, id: &str) -> Result<u64, ApiError> {
+        self.inner.store.upload_len(id).await.map_err(store_error)
+    }
+
+    async fn upload_append(&self, id: &str, offset: u64, bytes: Bytes) -> Result<u64, ApiError> {
+        self.inner.store.upload_append(id, offset, bytes).await.map_err(store_error)
+    }
+
+    async fn upload_commit(
+        &self,
+        id: &str,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<MetaInfo, ApiError> {
+        // The task comes first, so that a crash never leaves a blob without it. It waits for the
+        // commit, and gives up when none comes.
+        self.queue(namespace, digest, COMMIT_TIME).await?;
+        let meta = self.inner.store.upload_commit(id, digest).await.map_err(store_error)?;
+        self.inner.replicate(namespace, &meta).await?;
+        Ok(meta)
+    }
+
+    async fn upload_commit_replica(
+        &self,
+        id: &str,
+        namespace: &Namespace,
+        digest: Digest,
+        write_back_delay: Duration,
+    ) -> Result<(), ApiError> {
+        self.queue(namespace, digest, write_back_delay).await?;
+        self.inner.store.upload_commit(id, digest).await.map_err(store_error).map(drop)
+    }
+
+    async fn upload_abort(&self, id: &str) -> Result<(), ApiError> {
+        self.inner.store.upload_abort(id).await.map_err(store_error)
+    }
+
+    async fn remove(&self, digest: Digest) -> Result<(), ApiError> {
+        if self.inner.sealed(digest).await?.is_none() {
+            return Err(ApiError::NotFound);
+        }
+        if self.inner.waits_for_write_back(digest).await? {
+            return Err(ApiError::Conflict("the blob is not in the backend yet".into()));
+        }
+        self.inner.store.remove(digest).await.map_err(store_error)
+    }
+}
+
+impl Origin {
+    async fn queue(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        delay: Duration,
+    ) -> Result<(), ApiError> {
+        let queued = self.inner.queue_write_back(namespace, digest, delay).await;
+        queued.map_err(|error| ApiError::Unavailable(error.to_string()))
+    }
+}

@@ -1,0 +1,182 @@
+//! Putting an origin together.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kraken_net::http::{BaseUrl, HttpClient};
+use kraken_net::origin::OriginClient;
+use kraken_net::{Discovery, DiscoveryError, Transport};
+use kraken_proto::{
+    AnnounceReply, AnnounceRequest, Config, Digest, Member, MetaInfo, Namespace, PeerInfo, PeerRole,
+    Ring,
+};
+use kraken_storage::queue::DurableQueue;
+use kraken_storage::{Backend, UploadStore};
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::Notify;
+
+use super::{Inner, Origin};
+use crate::agent::driver::{self, Parts};
+use crate::dynamic::{DynBackend, DynStore, DynTransport, DynUploadStore};
+use crate::metrics::Metrics;
+use crate::tasks::Tasks;
+
+/// One member of the origins' ring.
+#[derive(Debug, Clone)]
+pub struct RingMember {
+    /// The name that places its share; stays when it moves.
+    pub name: String,
+    /// Where its HTTP face is.
+    pub url: BaseUrl,
+}
+
+/// The choices of an origin.
+#[must_use]
+pub struct OriginBuilder {
+    name: String,
+    store: Arc<dyn DynUploadStore>,
+    dyn_store: Arc<dyn DynStore>,
+    transport: Arc<dyn DynTransport>,
+    backend: Arc<dyn DynBackend>,
+    queue: DurableQueue,
+    ring: Vec<RingMember>,
+    http: Option<HttpClient>,
+    replicas: usize,
+    config: Config,
+    advertise: Option<SocketAddr>,
+}
+
+impl OriginBuilder {
+    pub(super) fn new(
+        name: String,
+        store: impl UploadStore,
+        transport: impl Transport,
+        backend: impl Backend,
+        queue: DurableQueue,
+    ) -> Self {
+        let store = Arc::new(store);
+        Self {
+            name,
+            dyn_store: store.clone(),
+            store,
+            transport: Arc::new(transport),
+            backend: Arc::new(backend),
+            queue,
+            ring: Vec::new(),
+            http: None,
+            replicas: 3,
+            config: Config::origin(),
+            advertise: None,
+        }
+    }
+
+    /// All members of the ring, this one among them, and the client that reaches them. Without it
+    /// the origin stands alone.
+    pub fn ring(mut self, members: impl IntoIterator<Item = RingMember>, http: HttpClient) -> Self {
+        self.ring = members.into_iter().collect();
+        self.http = Some(http);
+        self
+    }
+
+    /// How many origins own each blob; 3 by default.
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.replicas = replicas.max(1);
+        self
+    }
+
+    /// How to behave in swarms; [`Config::origin`] by default.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The address that peers are told to dial; the transport's own by default.
+    pub fn advertise(mut self, addr: SocketAddr) -> Self {
+        self.advertise = Some(addr);
+        self
+    }
+
+    /// Starts the origin on the current tokio runtime.
+    ///
+    /// # Errors
+    /// A choice makes no sense.
+    pub fn spawn(self) -> Result<Origin, OriginSpawnError> {
+        let alone = self.ring.is_empty();
+        if !alone && self.ring.iter().all(|member| member.name != self.name) {
+            return Err(OriginSpawnError::NotInRing(self.name));
+        }
+        let addr = self.advertise.unwrap_or_else(|| self.transport.local_addr());
+        if addr.ip().is_unspecified() {
+            return Err(OriginSpawnError::NoAddress(addr));
+        }
+        let names = self.ring.iter().map(|member| member.name.clone());
+        let names: Vec<_> = if alone { vec![self.name.clone()] } else { names.collect() };
+        let peers = self.ring.iter().filter(|member| member.name != self.name).filter_map(|member| {
+            let client = OriginClient::new(member.url.clone(), self.http.clone()?);
+            Some((member.name.clone(), client))
+        });
+        let local = PeerInfo { id: self.transport.local_id(), addr, role: PeerRole::Origin };
+        let (tasks, metrics) = (Tasks::default(), Arc::new(Metrics::new()));
+        let notes = driver::start(Parts {
+            local: local.clone(),
+            config: self.config,
+            seed: 0,
+            store: self.dyn_store,
+            transport: self.transport.clone(),
+            discovery: Arc::new(Silent),
+            metrics: metrics.clone(),
+            tasks: tasks.clone(),
+        });
+        let inner = Arc::new(Inner {
+            local,
+            store: self.store,
+            backend: self.backend,
+            transport: self.transport,
+            queue: Arc::new(self.queue),
+            queued: Notify::new(),
+            ring: Ring::new(names.into_iter().map(Member::new)),
+            urls: self.ring.iter().map(|it| (it.name.clone(), it.url.to_string())).collect(),
+            peers: peers.collect(),
+            name: self.name,
+            replicas: self.replicas,
+            fetching: Default::default(),
+            backend_reads: Counter::default(),
+            metrics,
+            notes,
+            tasks: tasks.clone(),
+        });
+        tasks.spawn(inner.clone().work());
+        Ok(Origin { inner })
+    }
+}
+
+impl std::fmt::Debug for OriginBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OriginBuilder").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Why an origin was not started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OriginSpawnError {
+    /// It could not tell its own share.
+    #[error("origin {0} is not among the members of the ring")]
+    NotInRing(String),
+    /// Peers cannot dial this address.
+    #[error("peers cannot dial {0}: say with .advertise(…) which address is this host's")]
+    NoAddress(SocketAddr),
+}
+
+/// Origins do not announce: trackers know them from the ring.
+struct Silent;
+
+impl Discovery for Silent {
+    async fn announce(&self, _: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
+        Err(DiscoveryError::Refused("origins do not announce".into()))
+    }
+
+    async fn metainfo(&self, _: &Namespace, digest: Digest) -> Result<MetaInfo, DiscoveryError> {
+        Err(DiscoveryError::NotFound(digest))
+    }
+}

@@ -1,0 +1,124 @@
+//! An origin: takes blobs in, keeps them until they are in the backend and beyond, and seeds them.
+//!
+//! A commit is acknowledged when the blob is durable at a quorum of its owners and its write-back
+//! is in the durable queue. A crash loses at most an upload that was not committed, and not that
+//! either when the client goes on with it.
+
+mod api;
+mod builder;
+mod ingest;
+mod replicate;
+mod writeback;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kraken_net::origin::OriginClient;
+use kraken_proto::{Digest, PeerInfo, Ring, SwarmStats};
+use kraken_storage::queue::DurableQueue;
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+pub use self::builder::{OriginBuilder, RingMember};
+use crate::agent::driver::Note;
+use crate::dynamic::{DynBackend, DynTransport, DynUploadStore};
+use crate::metrics::Metrics;
+use crate::tasks::Tasks;
+use ingest::Fetch;
+
+/// A seeder in front of the storage. Cheap to clone; [`Origin::shutdown`] ends it.
+#[derive(Clone)]
+pub struct Origin {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    local: PeerInfo,
+    store: Arc<dyn DynUploadStore>,
+    backend: Arc<dyn DynBackend>,
+    transport: Arc<dyn DynTransport>,
+    queue: Arc<DurableQueue>,
+    /// Something was queued.
+    queued: Notify,
+    ring: Ring,
+    /// The base URLs of all members, this one included.
+    urls: BTreeMap<String, String>,
+    /// The other members.
+    peers: BTreeMap<String, OriginClient>,
+    replicas: usize,
+    fetching: Mutex<HashMap<Digest, Fetch>>,
+    backend_reads: Counter,
+    metrics: Arc<Metrics>,
+    notes: mpsc::Sender<Note>,
+    tasks: Tasks,
+}
+
+/// How long a shutdown waits for what is under way.
+const DRAIN: Duration = Duration::from_secs(5);
+
+impl Origin {
+    /// Starts to put an origin together.
+    pub fn builder(
+        name: impl Into<String>,
+        store: impl kraken_storage::UploadStore,
+        transport: impl kraken_net::Transport,
+        backend: impl kraken_storage::Backend,
+        queue: DurableQueue,
+    ) -> OriginBuilder {
+        OriginBuilder::new(name.into(), store, transport, backend, queue)
+    }
+
+    /// This origin as its peers see it.
+    pub fn local(&self) -> &PeerInfo {
+        &self.inner.local
+    }
+
+    /// What this origin counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// How many blobs it began to read from its backend.
+    pub fn backend_reads(&self) -> u64 {
+        self.inner.backend_reads.get()
+    }
+
+    /// Tasks that wait: write-backs, and copies for origins that were away.
+    ///
+    /// # Errors
+    /// The queue cannot be read.
+    pub fn queued(&self) -> Result<u64, kraken_storage::queue::QueueError> {
+        self.inner.queue.len()
+    }
+
+    /// What a blob's swarm has sent; `None` when no peer asked for it since the start.
+    pub async fn stats(&self, digest: Digest) -> Option<SwarmStats> {
+        let (reply, answer) = oneshot::channel();
+        self.inner.notes.send(Note::Stats { digest, reply }).await.ok()?;
+        answer.await.ok().flatten()
+    }
+
+    /// Ends in good order. Tasks that wait stay in the queue for the next start.
+    pub async fn shutdown(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.inner.notes.send(Note::Stop { reply }).await.is_ok() {
+            let _ = tokio::time::timeout(DRAIN, answer).await;
+        }
+        self.inner.transport.close();
+        self.inner.tasks.stop(DRAIN).await;
+    }
+}
+
+impl std::fmt::Debug for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Origin").field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn fetching(&self) -> MutexGuard<'_, HashMap<Digest, Fetch>> {
+        self.fetching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,184 @@
+//! The durable tasks of an origin: write-back to the backend, and copies for owners that were away
+//! when a blob was committed.
+//!
+//! A task is in the queue before the commit that made it is acknowledged, and leaves it only when
+//! its work is done. It is tried again for ever, with growing waits: a backend that is away for a
+//! day loses nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use kraken_net::http::ApiError;
+use kraken_proto::retry::backoff::{Backoff, Jitter};
+use kraken_proto::rng::Rng;
+use kraken_proto::{Digest, Namespace};
+use kraken_storage::queue::{DurableQueue, QueueError, Task};
+
+use super::Inner;
+use crate::clock::unix_ms;
+
+/// What a task is for.
+const WRITE_BACK: &str = "write-back";
+const REPLICATE: &str = "replicate";
+
+/// Tasks under way at once.
+const PARALLEL: usize = 4;
+/// Tasks read at once when the queue is searched.
+const PAGE: usize = 1024;
+/// The wait after a first failure, and the longest.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(300);
+/// How often a write-back looks for a blob whose commit it precedes: with the waits above for
+/// some ten minutes.
+const COMMIT_ATTEMPTS: u32 = 10;
+/// How often the queue is looked at when nothing says that something is due.
+const LOOK: Duration = Duration::from_millis(500);
+
+impl Inner {
+    /// Queues a blob's way to the backend; durable when this returns.
+    pub(super) async fn queue_write_back(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        delay: Duration,
+    ) -> Result<(), QueueError> {
+        self.push(WRITE_BACK, format!("{namespace} {digest}"), delay).await
+    }
+
+    /// Queues a copy for another origin; durable when this returns.
+    pub(super) async fn queue_replica(
+        &self,
+        origin: &str,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<(), QueueError> {
+        self.push(REPLICATE, format!("{namespace} {digest} {origin}"), RETRY).await
+    }
+
+    /// Whether a blob has not been written back yet.
+    pub(super) async fn waits_for_write_back(&self, digest: Digest) -> Result<bool, ApiError> {
+        let text = format!(" {digest}");
+        let waits = self.on_queue(move |queue| {
+            let mut last = None;
+            loop {
+                let page = queue.page(last.as_ref(), PAGE)?;
+                if page.iter().any(|task| task.kind == WRITE_BACK && task.key.ends_with(&text)) {
+                    return Ok(true);
+                }
+                match page.into_iter().last() {
+                    Some(task) => last = Some(task),
+                    None => return Ok(false),
+                }
+            }
+        });
+        waits.await.map_err(|error| ApiError::Unavailable(error.to_string()))
+    }
+
+    /// Works off the queue until the origin stops.
+    pub(super) async fn work(self: Arc<Self>) {
+        loop {
+            let tasks = match self.on_queue(|queue| queue.take_due(unix_ms(), PARALLEL)).await {
+                Ok(tasks) => tasks,
+                Err(error) => {
+                    tracing::error!(%error, "the queue of write-backs cannot be read");
+                    Vec::new()
+                }
+            };
+            if tasks.is_empty() {
+                let _ = tokio::time::timeout(LOOK, self.queued.notified()).await;
+                continue;
+            }
+            futures::stream::iter(tasks)
+                .for_each_concurrent(PARALLEL, |task| self.attempt(task))
+                .await;
+        }
+    }
+
+    async fn push(&self, kind: &'static str, key: String, delay: Duration) -> Result<(), QueueError> {
+        let due = unix_ms().saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+        self.on_queue(move |queue| queue.push(kind, &key, &[], due)).await?;
+        self.queued.notify_one();
+        Ok(())
+    }
+
+    async fn attempt(&self, task: Task) {
+        let (id, attempts) = (task.id, task.attempts);
+        let outcome = match self.run(&task).await {
+            Ok(()) => self.on_queue(move |queue| queue.done(id)).await,
+            Err(reason) => {
+                let mut backoff = Backoff::new(RETRY, RETRY_MAX, Jitter::Equal).resumed(attempts);
+                let wait = backoff.delay(&mut Rng::seeded(id ^ u64::from(attempts) << 32));
+                tracing::warn!(kind = task.kind, key = task.key, reason, ?wait, "will try again");
+                let due = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                self.on_queue(move |queue| queue.retry(id, due)).await
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::error!(%error, "the queue of write-backs cannot be written");
+        }
+    }
+
+    async fn run(&self, task: &Task) -> Result<(), String> {
+        let mut words = task.key.split(' ');
+        let (Some(Ok(namespace)), Some(Ok(digest))) =
+            (words.next().map(str::parse::<Namespace>), words.next().map(str::parse::<Digest>))
+        else {
+            tracing::error!(key = task.key, "a task that makes no sense is dropped");
+            return Ok(());
+        };
+        match (task.kind.as_str(), words.next()) {
+            (WRITE_BACK, None) => self.write_back(&namespace, digest, task.attempts).await,
+            (REPLICATE, Some(origin)) => self.repair(origin, &namespace, digest).await,
+            _ => {
+                tracing::error!(kind = task.kind, "a task of an unknown kind is dropped");
+                Ok(())
+            }
+        }
+    }
+
+    async fn write_back(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        attempts: u32,
+    ) -> Result<(), String> {
+        let said = |error: kraken_storage::BackendError| error.to_string();
+        let Some(meta) = self.sealed(digest).await.map_err(|error| error.to_string())? else {
+            // The task is older than the commit that it belongs to, or the commit failed.
+            let waiting = attempts < COMMIT_ATTEMPTS;
+            return if waiting { Err("the blob is not committed yet".into()) } else { Ok(()) };
+        };
+        if self.backend.stat(namespace, digest).await.map_err(said)? == Some(meta.length()) {
+            return Ok(());
+        }
+        let bytes = self.stream(&meta, 0..meta.length());
+        let bytes = bytes
+            .map(|chunk| {
+                chunk.map_err(|error| kraken_storage::BackendError::Other(error.to_string()))
+            })
+            .boxed();
+        self.backend.write(namespace, digest, meta.length(), bytes).await.map_err(said)?;
+        tracing::debug!(%digest, %namespace, "written back");
+        Ok(())
+    }
+
+    async fn repair(&self, origin: &str, namespace: &Namespace, digest: Digest) -> Result<(), String> {
+        let Some(meta) = self.sealed(digest).await.map_err(|error| error.to_string())? else {
+            return Ok(());
+        };
+        match self.peers.get(origin) {
+            Some(_) => self.copy_to(origin, namespace, &meta, Duration::ZERO).await,
+            // It left the ring: somebody else owns the blob now.
+            None => Ok(()),
+        }
+    }
+
+    async fn on_queue<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&DurableQueue) -> Result<T, QueueError> + Send + 'static,
+    ) -> Result<T, QueueError> {
+        let queue = self.queue.clone();
+        tokio::task::spawn_blocking(move || act(&queue)).await.expect("the queue does not panic")
+    }
+}

@@ -1,0 +1,5 @@
+//! A tracker: tells peers whom to connect to, and stays out of the data path.
+
+mod service;
+
+pub use service::{Tracker, TrackerBuilder};

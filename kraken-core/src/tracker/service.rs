@@ -1,0 +1,219 @@
+//! The shell of the tracker's machine: announces in, handouts out, metainfo from the origins.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt as _, Shared};
+use kraken_net::announce::TrackerApi;
+use kraken_net::http::ApiError;
+use kraken_net::origin::OriginCluster;
+use kraken_proto::tracker::handout::{Tracker as Machine, TrackerConfig, TrackerStats};
+use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace, PeerInfo};
+
+use crate::clock::Clock;
+use crate::tasks::Tasks;
+
+/// A tracker. Cheap to clone; [`Tracker::shutdown`] ends it.
+#[derive(Clone)]
+pub struct Tracker {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    clock: Clock,
+    /// Locked for the length of one announce, which costs microseconds, and never over a wait.
+    machine: Mutex<Machine>,
+    origins: OriginCluster,
+    /// The origins that answered lately, as peers.
+    seeders: Mutex<BTreeMap<String, PeerInfo>>,
+    metainfo: Mutex<MetaInfoCache>,
+    tasks: Tasks,
+}
+
+/// How often origins are asked whether they are there. An origin that died is handed out for at
+/// most this long.
+const REFRESH: Duration = Duration::from_secs(2);
+/// The memory for cached metainfo, in bytes of states.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// The choices of a tracker.
+#[derive(Debug)]
+#[must_use]
+pub struct TrackerBuilder {
+    origins: OriginCluster,
+    names: Vec<String>,
+    config: TrackerConfig,
+    seed: u64,
+}
+
+impl TrackerBuilder {
+    /// How to steer swarms.
+    pub fn config(mut self, config: TrackerConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Starts the tracker on the current tokio runtime.
+    pub fn spawn(self) -> Tracker {
+        let inner = Arc::new(Inner {
+            clock: Clock::start(),
+            machine: Mutex::new(Machine::new(self.config, self.seed)),
+            origins: self.origins,
+            seeders: Mutex::default(),
+            metainfo: Mutex::default(),
+            tasks: Tasks::default(),
+        });
+        for name in self.names {
+            inner.tasks.spawn(watch_origin(Arc::downgrade(&inner), name));
+        }
+        Tracker { inner }
+    }
+}
+
+impl Tracker {
+    /// Starts to put a tracker together; `names` are the origins in the cluster's ring.
+    pub fn builder(
+        origins: OriginCluster,
+        names: impl IntoIterator<Item = String>,
+    ) -> TrackerBuilder {
+        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8);
+        let names = names.into_iter().collect();
+        TrackerBuilder { origins, names, config: TrackerConfig::default(), seed }
+    }
+
+    /// What it holds and has done.
+    pub fn stats(&self) -> TrackerStats {
+        lock(&self.inner.machine).stats()
+    }
+
+    /// How many origins answered lately.
+    pub fn live_origins(&self) -> usize {
+        lock(&self.inner.seeders).len()
+    }
+
+    /// Ends it.
+    pub async fn shutdown(&self) {
+        self.inner.tasks.stop(Duration::from_secs(1)).await;
+    }
+}
+
+impl std::fmt::Debug for Tracker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tracker").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl TrackerApi for Tracker {
+    async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, ApiError> {
+        let inner = &self.inner;
+        let owners = |digest: &Digest| inner.owners(digest);
+        let reply = lock(&inner.machine).announce(inner.clock.now(), &request, &owners);
+        reply.map_err(|error| ApiError::BadRequest(error.to_string()))
+    }
+
+    async fn metainfo(&self, namespace: Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
+        self.inner.metainfo(namespace, digest).await
+    }
+}
+
+impl Inner {
+    /// The owners of a blob that answered lately; when none did, any origin that did.
+    fn owners(&self, digest: &Digest) -> Vec<PeerInfo> {
+        let seeders = lock(&self.seeders);
+        let owners = self.origins.owners(digest);
+        let live: Vec<_> = owners.iter().filter_map(|name| seeders.get(*name).cloned()).collect();
+        if live.is_empty() { seeders.values().cloned().collect() } else { live }
+    }
+
+    /// However many hosts ask at once, the origins are asked once.
+    async fn metainfo(self: &Arc<Self>, namespace: Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
+        let asked = {
+            let mut cache = lock(&self.metainfo);
+            if let Some(meta) = cache.known.get(&digest) {
+                return Ok(meta.clone());
+            }
+            let ask = || self.ask_origins(namespace, digest);
+            cache.asking.entry(digest).or_insert_with(ask).clone()
+        };
+        asked.await
+    }
+
+    fn ask_origins(self: &Arc<Self>, namespace: Namespace, digest: Digest) -> Asking {
+        let inner = self.clone();
+        let (send, receive) = tokio::sync::oneshot::channel();
+        self.tasks.spawn(async move {
+            let result = inner.origins.metainfo(&namespace, digest).await;
+            lock(&inner.metainfo).answered(digest, &result);
+            let _ = send.send(result);
+        });
+        let stopped = || Err(ApiError::Unavailable("the tracker stops".into()));
+        receive.map(move |result| result.unwrap_or_else(|_| stopped())).boxed().shared()
+    }
+}
+
+impl Inner {
+    /// Takes note of an origin's answer and says when to ask again.
+    fn heard_of(&self, name: &str, answer: Result<PeerInfo, ApiError>) -> Duration {
+        let mut seeders = lock(&self.seeders);
+        match answer {
+            Ok(peer) => {
+                seeders.insert(name.to_string(), peer);
+                REFRESH
+            }
+            Err(error) => {
+                if seeders.remove(name).is_some() {
+                    tracing::warn!(origin = name, %error, "an origin does not answer");
+                }
+                // A cluster starts all at once, and an origin comes back soon: ask often.
+                REFRESH / 10
+            }
+        }
+    }
+}
+
+type Asking = Shared<BoxFuture<'static, Result<MetaInfo, ApiError>>>;
+
+/// Metainfo never changes: what is known stays until there is no room.
+#[derive(Default)]
+struct MetaInfoCache {
+    known: HashMap<Digest, MetaInfo>,
+    bytes: usize,
+    asking: HashMap<Digest, Asking>,
+}
+
+impl MetaInfoCache {
+    fn answered(&mut self, digest: Digest, result: &Result<MetaInfo, ApiError>) {
+        self.asking.remove(&digest);
+        let Ok(meta) = result else { return };
+        let size = |meta: &MetaInfo| 256 + 32 * meta.piece_count() as usize;
+        self.bytes += size(meta);
+        if self.bytes > CACHE_BYTES {
+            // Asking anew costs the origins one small request per blob.
+            self.known.clear();
+            self.bytes = size(meta);
+        }
+        self.known.insert(digest, meta.clone());
+    }
+}
+
+async fn watch_origin(inner: std::sync::Weak<Inner>, name: String) {
+    loop {
+        let Some(strong) = inner.upgrade() else { return };
+        let Some(client) = strong.origins.origin(&name).cloned() else { return };
+        drop(strong);
+        let answer = tokio::time::timeout(REFRESH, client.peer()).await;
+        let Some(strong) = inner.upgrade() else { return };
+        let wait = strong.heard_of(&name, answer.unwrap_or_else(|_| Err(too_slow())));
+        drop(strong);
+        tokio::time::sleep(wait).await;
+    }
+}
+
+fn too_slow() -> ApiError {
+    ApiError::Unavailable("no answer in time".into())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

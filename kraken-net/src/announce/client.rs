@@ -1,0 +1,271 @@
+//! Asking trackers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use http::{HeaderValue, Method, header};
+use kraken_proto::{
+    AnnounceBlob, AnnounceReply, AnnounceRequest, Digest, Member, MetaInfo, Namespace, Ring,
+};
+
+use crate::discovery::{Discovery, DiscoveryError};
+use crate::http::client::{request, request_with};
+use crate::http::error::ApiError;
+use crate::http::health::Health;
+use crate::http::path::segment;
+use crate::http::{BaseUrl, BaseUrlError, HttpBody, HttpClient};
+
+/// The longest reply to an announce: 256 handouts of 100 peers at 150 bytes make 4 MiB.
+const MAX_REPLY: usize = 8 << 20;
+/// How long a tracker may think about an announce; it only looks into its memory.
+const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// [`Discovery`] by trackers. Each blob belongs to one of them, chosen by rendezvous hashing over
+/// the digest; when that one fails, the next in the blob's order is asked. Clones share the memory
+/// of who failed lately.
+#[derive(Clone)]
+pub struct TrackerClient {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ring: Ring,
+    urls: BTreeMap<String, BaseUrl>,
+    http: HttpClient,
+    health: Health,
+}
+
+impl TrackerClient {
+    /// A client of the trackers at these base URLs. Every host must use the same texts for the
+    /// same trackers, because they decide which blob belongs to which.
+    ///
+    /// # Errors
+    /// A text is no URL.
+    pub fn new<T: AsRef<str>>(
+        trackers: impl IntoIterator<Item = T>,
+        http: HttpClient,
+    ) -> Result<Self, BaseUrlError> {
+        let mut urls = BTreeMap::new();
+        for tracker in trackers {
+            let url: BaseUrl = tracker.as_ref().parse()?;
+            urls.insert(url.to_string(), url);
+        }
+        let ring = Ring::new(urls.keys().map(Member::new));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                ring,
+                urls,
+                http,
+                health: Health::default(),
+            }),
+        })
+    }
+}
+
+impl fmt::Debug for TrackerClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrackerClient")
+            .field("trackers", &self.inner.urls.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Discovery for TrackerClient {
+    async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
+        let inner = &self.inner;
+        let mut round = Round::new(inner, request.blobs);
+        let mut merged: Option<AnnounceReply> = None;
+        // Each round loses at least one tracker or is the last.
+        while !round.groups.is_empty() {
+            let asks = round.groups.iter().map(|(tracker, blobs)| {
+                let request = AnnounceRequest {
+                    peer: request.peer.clone(),
+                    blobs: blobs.clone(),
+                };
+                inner.announce_to(tracker, request)
+            });
+            let answers = join_all(asks).await;
+            for reply in round.next(answers) {
+                merged = Some(match merged.take() {
+                    Some(before) => merge(before, reply),
+                    None => reply,
+                });
+            }
+        }
+        merged.ok_or_else(|| round.error())
+    }
+
+    async fn metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<MetaInfo, DiscoveryError> {
+        let mut last = no_trackers();
+        for tracker in self.inner.order(&digest) {
+            match self.inner.metainfo_from(tracker, namespace, digest).await {
+                Ok(meta) => return Ok(meta),
+                // The tracker asked every origin that could have it.
+                Err(ApiError::NotFound) => return Err(DiscoveryError::NotFound(digest)),
+                Err(error) if error.is_retryable() => {
+                    last = DiscoveryError::Unavailable(error.to_string());
+                }
+                Err(error) => return Err(DiscoveryError::Refused(error.to_string())),
+            }
+        }
+        Err(last)
+    }
+}
+
+impl Inner {
+    /// The trackers in the order in which to ask them about `digest`.
+    fn order(&self, digest: &Digest) -> Vec<&str> {
+        let ranked = self.ring.ranked(digest);
+        self.health
+            .order(ranked.into_iter().map(|member| member.name.as_str()))
+    }
+
+    async fn announce_to(
+        &self,
+        tracker: &str,
+        announce: AnnounceRequest,
+    ) -> Result<AnnounceReply, ApiError> {
+        let body = serde_json::to_vec(&announce).expect("an announce has string keys only");
+        let url = self.urls[tracker].join("/announce");
+        let mut post = request_with(Method::POST, url, HttpBody::Bytes(body.into()))?;
+        let json = HeaderValue::from_static("application/json");
+        post.headers_mut().insert(header::CONTENT_TYPE, json);
+        let answer = async {
+            let answer = self.http.send_within(post, ANNOUNCE_PATIENCE).await?;
+            answer.successful().await?.json(MAX_REPLY).await
+        };
+        self.remember(tracker, answer.await)
+    }
+
+    async fn metainfo_from(
+        &self,
+        tracker: &str,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<MetaInfo, ApiError> {
+        let path = format!(
+            "/namespace/{}/blobs/{digest}/metainfo",
+            segment(namespace.as_str())
+        );
+        let get = request(Method::GET, self.urls[tracker].join(&path))?;
+        let answer = async {
+            let answer = self.http.ask(get).await?;
+            read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest)
+        };
+        self.remember(tracker, answer.await)
+    }
+
+    fn remember<T>(&self, tracker: &str, answer: Result<T, ApiError>) -> Result<T, ApiError> {
+        match &answer {
+            Err(error) if error.is_retryable() => {
+                tracing::debug!(tracker, %error, "a tracker failed");
+                self.health.failed(tracker);
+            }
+            _ => self.health.answered(tracker),
+        }
+        answer
+    }
+}
+
+/// The blobs of an announce on their way through the trackers: who is asked next about which.
+struct Round<'a> {
+    inner: &'a Inner,
+    groups: BTreeMap<&'a str, Vec<AnnounceBlob>>,
+    failed: Vec<&'a str>,
+    unavailable: Option<ApiError>,
+    refused: Option<ApiError>,
+}
+
+impl<'a> Round<'a> {
+    fn new(inner: &'a Inner, blobs: Vec<AnnounceBlob>) -> Self {
+        let mut round = Self {
+            inner,
+            groups: BTreeMap::new(),
+            failed: Vec::new(),
+            unavailable: None,
+            refused: None,
+        };
+        if blobs.is_empty() {
+            // A host without blobs still learns when to come again, from anyone.
+            let any = inner.order(&Digest::from_bytes([0; 32])).first().copied();
+            round
+                .groups
+                .extend(any.map(|tracker| (tracker, Vec::new())));
+        }
+        round.assign(blobs);
+        round
+    }
+
+    /// Puts each blob to the first tracker in its order that has not failed in this announce.
+    fn assign(&mut self, blobs: Vec<AnnounceBlob>) {
+        for blob in blobs {
+            let order = self.inner.order(&blob.digest);
+            let next = order.into_iter().find(|name| !self.failed.contains(name));
+            if let Some(tracker) = next {
+                self.groups.entry(tracker).or_default().push(blob);
+            }
+        }
+    }
+
+    /// Takes the answers of the groups, in their order, and regroups what has no answer.
+    fn next(&mut self, answers: Vec<Result<AnnounceReply, ApiError>>) -> Vec<AnnounceReply> {
+        let mut replies = Vec::new();
+        let mut again = Vec::new();
+        for ((tracker, blobs), answer) in std::mem::take(&mut self.groups).into_iter().zip(answers)
+        {
+            match answer {
+                Ok(reply) => replies.push(reply),
+                Err(error) if error.is_retryable() => {
+                    self.failed.push(tracker);
+                    self.unavailable = Some(error);
+                    again.extend(blobs);
+                }
+                Err(error) => {
+                    tracing::warn!(tracker, %error, "an announce was refused");
+                    self.refused = Some(error);
+                }
+            }
+        }
+        self.assign(again);
+        replies
+    }
+
+    fn error(&self) -> DiscoveryError {
+        match (&self.refused, &self.unavailable) {
+            (Some(error), _) => DiscoveryError::Refused(error.to_string()),
+            (None, Some(error)) => DiscoveryError::Unavailable(error.to_string()),
+            (None, None) => no_trackers(),
+        }
+    }
+}
+
+/// Two replies as one. The earlier interval counts, so that no tracker forgets the host.
+fn merge(mut one: AnnounceReply, other: AnnounceReply) -> AnnounceReply {
+    one.interval_ms = one.interval_ms.min(other.interval_ms);
+    one.handouts.extend(other.handouts);
+    one
+}
+
+/// The metainfo in a body; it must be the one that was asked for.
+pub(crate) fn read_metainfo(body: &[u8], digest: Digest) -> Result<MetaInfo, ApiError> {
+    let meta = MetaInfo::decode(body).map_err(|error| ApiError::Internal(error.to_string()))?;
+    if meta.digest() == digest {
+        Ok(meta)
+    } else {
+        let found = meta.digest();
+        Err(ApiError::Internal(format!(
+            "the metainfo is of {found}, not of {digest}"
+        )))
+    }
+}
+
+fn no_trackers() -> DiscoveryError {
+    DiscoveryError::Unavailable("no tracker is configured".to_string())
+}

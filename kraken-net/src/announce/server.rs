@@ -1,0 +1,89 @@
+//! A tracker's HTTP face.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::header;
+use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace};
+
+use super::METAINFO_TYPE;
+use crate::http::error::{ApiError, unknown_method, unknown_path};
+use crate::http::path::{self, Params};
+
+/// The longest announce: 256 blobs of at most 255 bytes of namespace, 71 of digest and some 80
+/// around them make 104 KiB.
+const MAX_ANNOUNCE: usize = 256 << 10;
+
+/// What a tracker does.
+pub trait TrackerApi: Send + Sync + 'static {
+    /// Takes note of a host's state and answers with peers.
+    ///
+    /// # Errors
+    /// The announce is refused, or the tracker cannot answer now.
+    fn announce(
+        &self,
+        request: AnnounceRequest,
+    ) -> impl Future<Output = Result<AnnounceReply, ApiError>> + Send;
+
+    /// The metainfo of a blob, from the origins.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] when all who could have it said so.
+    fn metainfo(
+        &self,
+        namespace: Namespace,
+        digest: Digest,
+    ) -> impl Future<Output = Result<MetaInfo, ApiError>> + Send;
+}
+
+/// Serves `POST /announce` and `GET /namespace/{ns}/blobs/{digest}/metainfo`.
+pub fn router<T: TrackerApi>(api: Arc<T>) -> Router {
+    Router::new()
+        .route("/announce", post(announce::<T>))
+        .route(
+            "/namespace/{namespace}/blobs/{digest}/metainfo",
+            get(metainfo::<T>),
+        )
+        .layer(DefaultBodyLimit::max(MAX_ANNOUNCE))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .with_state(api)
+}
+
+async fn announce<T: TrackerApi>(
+    State(api): State<Arc<T>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<AnnounceReply>, ApiError> {
+    let body = body.map_err(|error| ApiError::BadRequest(error.body_text()))?;
+    let request: AnnounceRequest = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::BadRequest(format!("this is no announce: {error}")))?;
+    if request.blobs.len() > AnnounceRequest::MAX_BLOBS {
+        return Err(ApiError::BadRequest(format!(
+            "an announce names at most {} blobs, this one {}",
+            AnnounceRequest::MAX_BLOBS,
+            request.blobs.len()
+        )));
+    }
+    api.announce(request).await.map(Json)
+}
+
+async fn metainfo<T: TrackerApi>(
+    State(api): State<Arc<T>>,
+    Params((namespace, digest)): Params<(String, String)>,
+) -> Result<Response, ApiError> {
+    let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
+    let meta = api.metainfo(namespace, digest).await?;
+    Ok(metainfo_response(&meta))
+}
+
+/// A metainfo as an answer.
+pub(crate) fn metainfo_response(meta: &MetaInfo) -> Response {
+    ([(header::CONTENT_TYPE, METAINFO_TYPE)], meta.encode()).into_response()
+}

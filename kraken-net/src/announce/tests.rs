@@ -1,0 +1,215 @@
+//! Trackers over real HTTP on the loopback.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use kraken_proto::{
+    AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Digest, Handout, MetaInfo,
+    Namespace, PeerId, PeerInfo, PeerRole,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{TrackerApi, TrackerClient, router};
+use crate::discovery::{Discovery, DiscoveryError};
+use crate::http::{ApiError, HttpClient, HttpServer, serve};
+use crate::{CertAuthority, Identity};
+
+/// Hands out the announcer itself, and knows the blobs of a few numbers.
+#[derive(Default)]
+struct Fake {
+    announced: Mutex<Vec<AnnounceBlob>>,
+    down: bool,
+}
+
+fn blob(number: u32) -> Vec<u8> {
+    number.to_be_bytes().to_vec()
+}
+
+impl TrackerApi for Fake {
+    async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, ApiError> {
+        if self.down {
+            return Err(ApiError::Unavailable("down for a test".into()));
+        }
+        let handouts = request.blobs.iter().map(|blob| Handout {
+            digest: blob.digest,
+            peers: vec![request.peer.clone()],
+        });
+        let reply = AnnounceReply {
+            interval_ms: 3000,
+            handouts: handouts.collect(),
+        };
+        self.announced.lock().unwrap().extend(request.blobs);
+        Ok(reply)
+    }
+
+    async fn metainfo(&self, namespace: Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
+        if namespace.as_str() != "library/busybox" {
+            return Err(ApiError::BadRequest(format!("not {namespace}")));
+        }
+        (0..40)
+            .map(|number| MetaInfo::of(&blob(number)))
+            .find(|meta| meta.digest() == digest)
+            .ok_or(ApiError::NotFound)
+    }
+}
+
+struct Tracker {
+    fake: Arc<Fake>,
+    url: String,
+    stop: CancellationToken,
+    server: HttpServer,
+}
+
+fn tracker(fake: Fake) -> Tracker {
+    let (fake, stop) = (Arc::new(fake), CancellationToken::new());
+    let any = "127.0.0.1:0".parse().unwrap();
+    let server = serve(any, router(fake.clone()), None, stop.clone()).unwrap();
+    Tracker {
+        fake,
+        url: format!("http://{}", server.local_addr()),
+        stop,
+        server,
+    }
+}
+
+fn client(urls: &[&str]) -> TrackerClient {
+    TrackerClient::new(urls, HttpClient::new(None).unwrap()).unwrap()
+}
+
+fn announce(numbers: std::ops::Range<u32>) -> AnnounceRequest {
+    let blobs = numbers.map(|number| AnnounceBlob {
+        namespace: Namespace::default(),
+        digest: Digest::of(&blob(number)),
+        state: AnnounceState::Leeching,
+        links: 0,
+    });
+    AnnounceRequest {
+        peer: PeerInfo {
+            id: PeerId::from_bytes([7; 32]),
+            addr: "10.0.0.1:7600".parse().unwrap(),
+            role: PeerRole::Agent,
+        },
+        blobs: blobs.collect(),
+    }
+}
+
+fn digests(reply: &AnnounceReply) -> BTreeSet<Digest> {
+    reply
+        .handouts
+        .iter()
+        .map(|handout| handout.digest)
+        .collect()
+}
+
+#[tokio::test]
+async fn blobs_are_spread_over_the_trackers_and_replies_merged() {
+    let (one, other) = (tracker(Fake::default()), tracker(Fake::default()));
+    let client = client(&[&one.url, &other.url]);
+    let reply = client.announce(announce(0..40)).await.unwrap();
+    assert_eq!(digests(&reply).len(), 40);
+    assert_eq!(reply.interval_ms, 3000);
+    let counts = [&one, &other].map(|it| it.fake.announced.lock().unwrap().len());
+    assert_eq!(counts[0] + counts[1], 40);
+    assert!(counts.iter().all(|count| *count > 5), "{counts:?}");
+    let nothing = client.announce(announce(0..0)).await.unwrap();
+    assert_eq!((nothing.interval_ms, nothing.handouts.len()), (3000, 0));
+}
+
+#[tokio::test]
+async fn a_dead_and_a_failing_tracker_are_passed_over() {
+    let (alive, dead) = (tracker(Fake::default()), tracker(Fake::default()));
+    let failing = tracker(Fake {
+        down: true,
+        ..Fake::default()
+    });
+    dead.stop.cancel();
+    dead.server.stopped().await.unwrap();
+    let client = client(&[&dead.url, &alive.url, &failing.url]);
+    for _ in 0..2 {
+        let reply = client.announce(announce(0..40)).await.unwrap();
+        assert_eq!(digests(&reply).len(), 40);
+    }
+    let namespace: Namespace = "library/busybox".parse().unwrap();
+    for number in 0..10 {
+        let digest = Digest::of(&blob(number));
+        let meta = client.metainfo(&namespace, digest).await;
+        assert!(matches!(meta, Ok(meta) if meta.digest() == digest));
+    }
+}
+
+#[tokio::test]
+async fn without_any_tracker_it_is_unavailable() {
+    let failing = tracker(Fake {
+        down: true,
+        ..Fake::default()
+    });
+    for client in [client(&[&failing.url]), client(&[])] {
+        let error = client.announce(announce(0..3)).await.unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_blob_and_a_refusal_are_told_apart() {
+    let tracker = tracker(Fake::default());
+    let client = client(&[&tracker.url]);
+    let namespace: Namespace = "library/busybox".parse().unwrap();
+    let missing = Digest::of(b"missing");
+    let error = client.metainfo(&namespace, missing).await.unwrap_err();
+    assert!(matches!(error, DiscoveryError::NotFound(it) if it == missing));
+    let other = Namespace::default();
+    let error = client.metainfo(&other, missing).await.unwrap_err();
+    assert!(matches!(error, DiscoveryError::Refused(_)), "{error}");
+    let error = client.announce(announce(0..257)).await.unwrap_err();
+    assert!(error.to_string().contains("at most 256"), "{error}");
+}
+
+#[tokio::test]
+async fn bad_requests_are_answered_in_json() {
+    let tracker = tracker(Fake::default());
+    let post = async |body: String| {
+        let http = HttpClient::new(None).unwrap();
+        let request = http::Request::post(format!("{}/announce", tracker.url))
+            .body(crate::http::HttpBody::Bytes(body.into()))
+            .unwrap();
+        http.ask(request).await.unwrap_err().to_string()
+    };
+    let mut json = serde_json::to_value(announce(0..1)).unwrap();
+    json["extra"] = 1.into();
+    assert!(post(json.to_string()).await.contains("extra"));
+    assert!(post("{".into()).await.contains("no announce"));
+    assert!(post(" ".repeat(300 << 10)).await.contains("length limit"));
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_of_the_cluster_is_refused() {
+    let ca = CertAuthority::create().unwrap();
+    let identity = |ca: &CertAuthority, roots: &str| {
+        let (cert, key) = ca.issue("agent", &["127.0.0.1".into()]).unwrap();
+        let roots = format!("{}{roots}", ca.to_pem().0);
+        Identity::from_pem(&cert, &key, &roots).unwrap()
+    };
+    let server = identity(&ca, "");
+    let stop = CancellationToken::new();
+    let api = router(Arc::new(Fake::default()));
+    let any = "127.0.0.1:0".parse().unwrap();
+    let server = serve(any, api, Some(&server), stop).unwrap();
+    let url = format!("https://{}", server.local_addr());
+    let ask = async |identity: Option<&Identity>| {
+        let http = HttpClient::new(identity).unwrap();
+        let client = TrackerClient::new([&url], http).unwrap();
+        client.announce(announce(0..1)).await
+    };
+    ask(Some(&identity(&ca, ""))).await.unwrap();
+    let foreign = CertAuthority::create().unwrap();
+    // It trusts the server, and is not trusted.
+    let spy = identity(&foreign, &ca.to_pem().0);
+    assert!(ask(Some(&spy)).await.unwrap_err().is_retryable());
+    assert!(ask(None).await.unwrap_err().is_retryable());
+    // Nor does a member talk to a server that has another name.
+    let elsewhere = url.replace("127.0.0.1", "localhost");
+    let http = HttpClient::new(Some(&identity(&ca, ""))).unwrap();
+    let client = TrackerClient::new([elsewhere], http).unwrap();
+    let error = client.announce(announce(0..1)).await.unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
+}

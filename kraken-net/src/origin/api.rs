@@ -1,0 +1,155 @@
+//! What an origin does for others.
+
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
+
+use crate::http::{ApiError, ByteStream};
+
+/// The calls behind an origin's HTTP face ([`super::router`]). Every call may also fail with
+/// [`ApiError::Unavailable`] or [`ApiError::Internal`].
+pub trait OriginApi: Send + Sync + 'static {
+    /// This origin as a peer of swarms.
+    fn peer(&self) -> PeerInfo;
+
+    /// The base URLs of the healthy owners of a blob, in ring order.
+    ///
+    /// # Errors
+    /// No owner is known.
+    fn locations(
+        &self,
+        digest: Digest,
+    ) -> impl Future<Output = Result<Vec<String>, ApiError>> + Send;
+
+    /// A blob's length in bytes, or `None` when it is not there. With `local`, only this origin's
+    /// disk counts, and not its backend.
+    ///
+    /// # Errors
+    /// The backend cannot be asked.
+    fn stat(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        local: bool,
+    ) -> impl Future<Output = Result<Option<u64>, ApiError>> + Send;
+
+    /// A blob's metainfo; fetches the blob from the backend when it must.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] when neither disk nor backend has it.
+    fn metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> impl Future<Output = Result<MetaInfo, ApiError>> + Send;
+
+    /// A blob's bytes, or those in `range`, which lies within the blob; streams while it fetches.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] when neither disk nor backend has it.
+    fn read(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        range: Option<Range<u64>>,
+    ) -> impl Future<Output = Result<BlobRead, ApiError>> + Send;
+
+    /// Begins to fetch a blob from the backend, unless it is there.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] when the backend does not have it.
+    fn prefetch(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> impl Future<Output = Result<Prefetch, ApiError>> + Send;
+
+    /// Begins an upload and returns its id: at most 128 letters, digits, hyphens and underscores.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    fn upload_start(&self) -> impl Future<Output = Result<String, ApiError>> + Send;
+
+    /// How many bytes of an upload are here.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] for an id that is not known (any more).
+    fn upload_len(&self, id: &str) -> impl Future<Output = Result<u64, ApiError>> + Send;
+
+    /// Appends the bytes that belong at `offset`, and returns the new length. Bodies are cut into
+    /// pieces of 256 KiB to 1 MiB, the last one of any size; an empty one only checks the offset.
+    ///
+    /// # Errors
+    /// [`ApiError::RangeInvalid`] with the true length when `offset` is not the end.
+    fn upload_append(
+        &self,
+        id: &str,
+        offset: u64,
+        bytes: Bytes,
+    ) -> impl Future<Output = Result<u64, ApiError>> + Send;
+
+    /// Makes a blob of an upload: verified, durable on a quorum of owners, its write-back queued.
+    ///
+    /// # Errors
+    /// [`ApiError::BadRequest`] when the bytes do not have that digest; then nothing is kept.
+    fn upload_commit(
+        &self,
+        id: &str,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> impl Future<Output = Result<MetaInfo, ApiError>> + Send;
+
+    /// Makes a blob of a copy that another origin sent: verified and durable here. It is written
+    /// back only after `write_back_delay`, should the sender not have done it.
+    ///
+    /// # Errors
+    /// As [`OriginApi::upload_commit`].
+    fn upload_commit_replica(
+        &self,
+        id: &str,
+        namespace: &Namespace,
+        digest: Digest,
+        write_back_delay: Duration,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Throws an upload away.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] for an id that is not known.
+    fn upload_abort(&self, id: &str) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Deletes a blob from this origin's disk.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] while it is not written back; [`ApiError::NotFound`].
+    fn remove(&self, digest: Digest) -> impl Future<Output = Result<(), ApiError>> + Send;
+}
+
+/// A blob, or a part of it, on its way.
+pub struct BlobRead {
+    /// The length of the whole blob in bytes, also when a range was asked for.
+    pub length: u64,
+    /// The bytes that were asked for. A stream that ends early has failed.
+    pub body: ByteStream,
+}
+
+impl fmt::Debug for BlobRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobRead")
+            .field("length", &self.length)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a prefetch found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prefetch {
+    /// The blob is here.
+    Present,
+    /// The blob is being fetched.
+    Started,
+}

@@ -1,0 +1,273 @@
+//! Asking one origin.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
+
+use super::api::{BlobRead, Prefetch};
+use super::{LOCATIONS, UPLOAD_ID, UPLOAD_OFFSET};
+use crate::announce::client::read_metainfo;
+use crate::http::client::{READ_IDLE, request, request_with};
+use crate::http::error::total_of;
+use crate::http::path::segment;
+use crate::http::{ApiError, BaseUrl, ByteStream, HttpBody, HttpClient, HttpResponse};
+
+/// How long an origin may work on a commit before it answers: it makes the blob durable and copies
+/// it to a quorum, which for 256 GiB at 300 MB/s takes a quarter of an hour.
+const COMMIT_PATIENCE: Duration = Duration::from_mins(15);
+/// The longest description of a peer, in bytes.
+const MAX_PEER: usize = 4 << 10;
+
+/// A client of one origin. Its calls are those of [`super::OriginApi`]; besides the errors named
+/// there, all may answer [`ApiError::Unavailable`].
+#[derive(Debug, Clone)]
+pub struct OriginClient {
+    url: BaseUrl,
+    http: HttpClient,
+}
+
+impl OriginClient {
+    /// A client of the origin at `url`.
+    pub fn new(url: BaseUrl, http: HttpClient) -> Self {
+        Self { url, http }
+    }
+
+    /// Where the origin is.
+    pub fn url(&self) -> &BaseUrl {
+        &self.url
+    }
+
+    /// The origin as a peer.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub async fn peer(&self) -> Result<PeerInfo, ApiError> {
+        let answer = self.ask(Method::GET, "/internal/peercontext").await?;
+        answer.json(MAX_PEER).await
+    }
+
+    /// The base URLs of a blob's owners.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub async fn locations(&self, digest: Digest) -> Result<Vec<String>, ApiError> {
+        let path = format!("/blobs/{digest}/locations");
+        let answer = self.ask(Method::GET, &path).await?;
+        let owners = answer.header(LOCATIONS).unwrap_or_default();
+        let owners = owners.split(',').map(str::trim);
+        Ok(owners
+            .filter(|owner| !owner.is_empty())
+            .map(str::to_string)
+            .collect())
+    }
+
+    /// A blob's length in bytes, or `None`; with `local`, as far as the origin's disk knows.
+    ///
+    /// # Errors
+    /// Whoever could know cannot be asked.
+    pub async fn stat(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        local: bool,
+    ) -> Result<Option<u64>, ApiError> {
+        let path = format!("/internal{}?local={local}", blob(namespace, digest));
+        match self.ask(Method::HEAD, &path).await {
+            Ok(answer) => self.number(&answer, header::CONTENT_LENGTH).map(Some),
+            Err(ApiError::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A blob's metainfo.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`], or an answer that makes no sense.
+    pub async fn metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<MetaInfo, ApiError> {
+        let path = format!("/internal{}/metainfo", blob(namespace, digest));
+        let answer = self.ask(Method::GET, &path).await?;
+        read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest)
+    }
+
+    /// A blob's bytes, or those in `range`, which is not empty; an end past the blob's is cut.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`]; [`ApiError::RangeInvalid`].
+    pub async fn read(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        range: Option<Range<u64>>,
+    ) -> Result<BlobRead, ApiError> {
+        let mut get = request(Method::GET, self.url.join(&blob(namespace, digest)))?;
+        if let Some(range) = &range {
+            let last = range.end.saturating_sub(1);
+            let value = format!("bytes={}-{last}", range.start);
+            let value = HeaderValue::try_from(value).expect("digits");
+            get.headers_mut().insert(header::RANGE, value);
+        }
+        let answer = self.http.ask(get).await?;
+        let length = match (answer.status(), &range) {
+            (StatusCode::PARTIAL_CONTENT, Some(_)) => {
+                total_of(answer.headers()).ok_or_else(|| self.odd("no Content-Range"))?
+            }
+            (StatusCode::OK, None) => self.number(&answer, header::CONTENT_LENGTH)?,
+            (status, _) => return Err(self.odd(status.as_str())),
+        };
+        Ok(BlobRead {
+            length,
+            body: answer.stream(),
+        })
+    }
+
+    /// Lets the origin fetch a blob.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`].
+    pub async fn prefetch(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<Prefetch, ApiError> {
+        let path = format!("{}/prefetch", blob(namespace, digest));
+        let answer = self.ask(Method::POST, &path).await?;
+        Ok(match answer.status() {
+            StatusCode::OK => Prefetch::Present,
+            _ => Prefetch::Started,
+        })
+    }
+
+    /// Begins an upload and returns its id.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub async fn upload_start(&self) -> Result<String, ApiError> {
+        let path = format!("/namespace/{}/uploads", Namespace::default());
+        let answer = self.ask(Method::POST, &path).await?;
+        let id = answer.header(UPLOAD_ID).map(str::to_string);
+        id.ok_or_else(|| self.odd("no Upload-Id"))
+    }
+
+    /// How many bytes of an upload the origin has.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`].
+    pub async fn upload_len(&self, id: &str) -> Result<u64, ApiError> {
+        let answer = self.ask(Method::GET, &upload(id)).await?;
+        self.number(&answer, HeaderName::from_static(UPLOAD_OFFSET))
+    }
+
+    /// Appends a body at `offset` and returns the new length. After an error, ask
+    /// [`OriginClient::upload_len`] how much of it arrived.
+    ///
+    /// # Errors
+    /// [`ApiError::RangeInvalid`] when `offset` is not the end; [`ApiError::NotFound`].
+    pub async fn upload_append(
+        &self,
+        id: &str,
+        offset: u64,
+        body: ByteStream,
+    ) -> Result<u64, ApiError> {
+        let url = self.url.join(&upload(id));
+        let mut request = request_with(Method::PATCH, url, HttpBody::Stream(body))?;
+        let offset = HeaderValue::from(offset);
+        request.headers_mut().insert(UPLOAD_OFFSET, offset);
+        let answer = self.http.ask(request).await?;
+        self.number(&answer, HeaderName::from_static(UPLOAD_OFFSET))
+    }
+
+    /// Makes a blob of an upload.
+    ///
+    /// # Errors
+    /// [`ApiError::BadRequest`] for a wrong digest; [`ApiError::NotFound`] for an unknown upload.
+    pub async fn upload_commit(
+        &self,
+        id: &str,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<MetaInfo, ApiError> {
+        let namespace = segment(namespace.as_str());
+        let path = format!("/namespace/{namespace}/uploads/{id}?digest={digest}");
+        let answer = self.commit(&path).await?;
+        read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest)
+    }
+
+    /// Makes a blob of a copy that this origin sends to another.
+    ///
+    /// # Errors
+    /// As [`OriginClient::upload_commit`].
+    pub async fn upload_commit_replica(
+        &self,
+        id: &str,
+        namespace: &Namespace,
+        digest: Digest,
+        write_back_delay: Duration,
+    ) -> Result<(), ApiError> {
+        let path = format!(
+            "/internal/blobs/{digest}/uploads/{id}?namespace={}&write_back_delay_ms={}",
+            segment(namespace.as_str()),
+            write_back_delay.as_millis()
+        );
+        self.commit(&path).await.map(drop)
+    }
+
+    /// Throws an upload away.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`].
+    pub async fn upload_abort(&self, id: &str) -> Result<(), ApiError> {
+        self.ask(Method::DELETE, &upload(id)).await.map(drop)
+    }
+
+    /// Deletes a blob from the origin's disk.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] while it is not written back; [`ApiError::NotFound`].
+    pub async fn remove(&self, digest: Digest) -> Result<(), ApiError> {
+        let path = format!("/internal/blobs/{digest}");
+        self.ask(Method::DELETE, &path).await.map(drop)
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> Result<HttpResponse, ApiError> {
+        self.within(method, path, READ_IDLE).await
+    }
+
+    async fn commit(&self, path: &str) -> Result<HttpResponse, ApiError> {
+        self.within(Method::PUT, path, COMMIT_PATIENCE).await
+    }
+
+    async fn within(
+        &self,
+        method: Method,
+        path: &str,
+        patience: Duration,
+    ) -> Result<HttpResponse, ApiError> {
+        let request = request(method, self.url.join(path))?;
+        let answer = self.http.send_within(request, patience).await?;
+        answer.successful().await
+    }
+
+    fn number(&self, answer: &HttpResponse, name: HeaderName) -> Result<u64, ApiError> {
+        let number = answer.header(&name).and_then(|text| text.parse().ok());
+        number.ok_or_else(|| self.odd(&format!("no usable {name}")))
+    }
+
+    fn odd(&self, what: &str) -> ApiError {
+        ApiError::Internal(format!("{} gave an odd answer: {what}", self.url))
+    }
+}
+
+fn blob(namespace: &Namespace, digest: Digest) -> String {
+    format!("/namespace/{}/blobs/{digest}", segment(namespace.as_str()))
+}
+
+/// The namespace counts when the upload is committed, not before.
+fn upload(id: &str) -> String {
+    format!("/namespace/{}/uploads/{id}", Namespace::default())
+}

@@ -1,0 +1,174 @@
+//! An origin's HTTP face: reading.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post};
+use axum::{Json, Router};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use kraken_proto::{Digest, PeerInfo};
+use serde::Deserialize;
+
+use super::api::{OriginApi, Prefetch};
+use super::range::Asked as AskedRange;
+use super::{CONTENT_DIGEST, LOCATIONS, uploads};
+use crate::announce::server::metainfo_response;
+use crate::http::ApiError;
+use crate::http::error::{unknown_method, unknown_path};
+use crate::http::path::{self, Asked, Params};
+
+/// Serves an origin.
+///
+/// | method, path | answer |
+/// |---|---|
+/// | GET `/blobs/{digest}/locations` | the header `Origin-Locations` |
+/// | GET, HEAD `/namespace/{ns}/blobs/{digest}` | the blob; ranges |
+/// | POST `/namespace/{ns}/blobs/{digest}/prefetch` | 200 present, 202 started |
+/// | HEAD `/internal/namespace/{ns}/blobs/{digest}?local=` | its length |
+/// | GET `/internal/namespace/{ns}/blobs/{digest}/metainfo` | its metainfo |
+/// | DELETE `/internal/blobs/{digest}` | 202 |
+/// | GET `/internal/peercontext` | the origin as a peer |
+/// | POST `/namespace/{ns}/uploads` | 202, `Location` and `Upload-Id` |
+/// | PATCH, GET, DELETE `/namespace/{ns}/uploads/{id}` | `Upload-Offset` |
+/// | PUT `/namespace/{ns}/uploads/{id}?digest=` | 201, the metainfo |
+/// | POST, PATCH, PUT `/namespace/{ns}/blobs/{digest}/uploads…` | the same under a known digest |
+/// | POST, PATCH, PUT `/internal/blobs/{digest}/uploads…` | a copy from another origin |
+///
+/// Bodies stream both ways and are bounded by idleness only.
+pub fn router<O: OriginApi>(api: Arc<O>) -> Router {
+    Router::new()
+        .route("/blobs/{digest}/locations", get(locations::<O>))
+        .route("/namespace/{namespace}/blobs/{digest}", blob_routes::<O>())
+        .route(
+            "/namespace/{namespace}/blobs/{digest}/prefetch",
+            post(prefetch::<O>),
+        )
+        .route(
+            "/internal/namespace/{namespace}/blobs/{digest}",
+            axum::routing::head(stat::<O>),
+        )
+        .route(
+            "/internal/namespace/{namespace}/blobs/{digest}/metainfo",
+            get(metainfo::<O>),
+        )
+        .route("/internal/blobs/{digest}", delete(remove::<O>))
+        .route("/internal/peercontext", get(peer_context::<O>))
+        .merge(uploads::routes::<O>())
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .with_state(api)
+}
+
+fn blob_routes<O: OriginApi>() -> MethodRouter<Arc<O>> {
+    get(read::<O>).head(stat::<O>)
+}
+
+async fn locations<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    Params(digest): Params<String>,
+) -> Result<Response, ApiError> {
+    let owners = api.locations(path::digest(&digest)?).await?.join(",");
+    let owners = HeaderValue::try_from(owners)
+        .map_err(|_| ApiError::Internal("an origin's URL is not plain text".to_string()))?;
+    Ok([(LOCATIONS, owners)].into_response())
+}
+
+async fn read<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    Params((namespace, digest)): Params<(String, String)>,
+    head: HeaderMap,
+) -> Result<Response, ApiError> {
+    let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
+    let range = match AskedRange::of(&head) {
+        Some(asked) => {
+            let length = api.stat(&namespace, digest, false).await?;
+            Some(asked.resolve(length.ok_or(ApiError::NotFound)?)?)
+        }
+        None => None,
+    };
+    let blob = api.read(&namespace, digest, range.clone()).await?;
+    let whole = 0..blob.length;
+    let status = match &range {
+        Some(_) => StatusCode::PARTIAL_CONTENT,
+        None => StatusCode::OK,
+    };
+    let part = range.clone().unwrap_or(whole);
+    let mut response = (status, Body::from_stream(blob.body)).into_response();
+    describe(response.headers_mut(), digest, part.end - part.start);
+    if range.is_some() {
+        let last = part.end.saturating_sub(1);
+        let value = format!("bytes {}-{last}/{}", part.start, blob.length);
+        let value = HeaderValue::try_from(value).expect("digits");
+        response.headers_mut().insert(header::CONTENT_RANGE, value);
+    }
+    Ok(response)
+}
+
+#[derive(Deserialize)]
+struct Where {
+    #[serde(default)]
+    local: bool,
+}
+
+async fn stat<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    Params((namespace, digest)): Params<(String, String)>,
+    Asked(Where { local }): Asked<Where>,
+) -> Result<Response, ApiError> {
+    let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
+    let length = api.stat(&namespace, digest, local).await?;
+    let mut response = Response::new(Body::empty());
+    describe(
+        response.headers_mut(),
+        digest,
+        length.ok_or(ApiError::NotFound)?,
+    );
+    Ok(response)
+}
+
+/// The headers of every answer that is, or stands for, bytes of a blob.
+fn describe(head: &mut HeaderMap, digest: Digest, length: u64) {
+    let text = |text: String| HeaderValue::try_from(text).expect("digits and letters");
+    head.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    head.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    head.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    head.insert(header::ETAG, text(format!("\"{digest}\"")));
+    head.insert(CONTENT_DIGEST, text(digest.to_string()));
+}
+
+async fn metainfo<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    Params((namespace, digest)): Params<(String, String)>,
+) -> Result<Response, ApiError> {
+    let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
+    let meta = api.metainfo(&namespace, digest).await?;
+    Ok(metainfo_response(&meta))
+}
+
+async fn prefetch<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    Params((namespace, digest)): Params<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
+    Ok(match api.prefetch(&namespace, digest).await? {
+        Prefetch::Present => StatusCode::OK,
+        Prefetch::Started => StatusCode::ACCEPTED,
+    })
+}
+
+async fn remove<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    Params(digest): Params<String>,
+) -> Result<StatusCode, ApiError> {
+    api.remove(path::digest(&digest)?).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn peer_context<O: OriginApi>(State(api): State<Arc<O>>) -> Json<PeerInfo> {
+    Json(api.peer())
+}
