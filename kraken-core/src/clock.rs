@@ -13,7 +13,9 @@ pub(crate) struct Clock {
 impl Clock {
     /// A clock whose zero is now.
     pub(crate) fn start() -> Self {
-        Self { start: Instant::now() }
+        Self {
+            start: Instant::now(),
+        }
     }
 
     /// The time since the start.
@@ -29,6 +31,8 @@ impl Clock {
 
 /// Milliseconds since 1970: for what outlives the process.
 pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

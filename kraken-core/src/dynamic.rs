@@ -11,17 +11,26 @@ use kraken_net::{Discovery, DiscoveryError, Frame, NetError, PeerConn, Transport
 use kraken_proto::{
     AnnounceReply, AnnounceRequest, Bitfield, Digest, MetaInfo, Namespace, PeerId, PeerInfo,
 };
-use kraken_storage::{BlobStatus, PieceStore, StoreError};
 #[cfg(all(feature = "http", feature = "fs"))]
 use kraken_storage::{Backend, BackendError, ByteStream, UploadStore};
+use kraken_storage::{BlobStatus, PieceStore, StoreError};
 
 /// [`PieceStore`], boxed.
 pub(crate) trait DynStore: Send + Sync + 'static {
     fn status(&self, digest: Digest) -> BoxFuture<'_, Result<BlobStatus, StoreError>>;
     fn open(&self, meta: MetaInfo) -> BoxFuture<'_, Result<Bitfield, StoreError>>;
-    fn write(&self, digest: Digest, piece: u32, data: Bytes)
-    -> BoxFuture<'_, Result<(), StoreError>>;
-    fn read(&self, digest: Digest, offset: u64, len: u32) -> BoxFuture<'_, Result<Bytes, StoreError>>;
+    fn write(
+        &self,
+        digest: Digest,
+        piece: u32,
+        data: Bytes,
+    ) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn read(
+        &self,
+        digest: Digest,
+        offset: u64,
+        len: u32,
+    ) -> BoxFuture<'_, Result<Bytes, StoreError>>;
     fn seal(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
     fn remove(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
     fn list(&self) -> BoxFuture<'_, Result<Vec<Digest>, StoreError>>;
@@ -42,7 +51,12 @@ impl<T: PieceStore> DynStore for T {
     ) -> BoxFuture<'_, Result<(), StoreError>> {
         PieceStore::write(self, digest, piece, data).boxed()
     }
-    fn read(&self, digest: Digest, offset: u64, len: u32) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+    fn read(
+        &self,
+        digest: Digest,
+        offset: u64,
+        len: u32,
+    ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
         PieceStore::read(self, digest, offset, len).boxed()
     }
     fn seal(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -41,7 +41,10 @@ impl OpenError {
     pub(crate) fn of(digest: Digest, error: DiscoveryError) -> Self {
         match error {
             DiscoveryError::NotFound(digest) => Self::NotFound(digest),
-            other => Self::Unavailable { digest, reason: other.to_string() },
+            other => Self::Unavailable {
+                digest,
+                reason: other.to_string(),
+            },
         }
     }
 }

@@ -71,10 +71,18 @@ impl Metrics {
 
     pub(crate) fn event(&self, event: &Event) {
         match event {
-            Event::PieceDone { bytes, role: PeerRole::Origin, .. } => {
+            Event::PieceDone {
+                bytes,
+                role: PeerRole::Origin,
+                ..
+            } => {
                 self.received_origin.inc_by(*bytes);
             }
-            Event::PieceDone { bytes, role: PeerRole::Agent, .. } => {
+            Event::PieceDone {
+                bytes,
+                role: PeerRole::Agent,
+                ..
+            } => {
                 self.received_agent.inc_by(*bytes);
             }
             Event::PieceSent { bytes, .. } => drop(self.sent.inc_by(*bytes)),
@@ -96,13 +104,41 @@ impl Metrics {
     fn register(&mut self) {
         let registry = &mut self.registry;
         let counters = [
-            ("piece_bytes_from_origins", "Bytes of verified pieces from origins", &self.received_origin),
-            ("piece_bytes_from_agents", "Bytes of verified pieces from agents", &self.received_agent),
-            ("piece_bytes_sent", "Bytes of pieces sent to peers", &self.sent),
-            ("pieces_rejected", "Pieces whose bytes were wrong", &self.rejected),
-            ("peers_banned", "Bans of peers that lied or broke the protocol", &self.banned),
-            ("peers_stalled", "Times that a peer owed pieces and was silent", &self.stalled),
-            ("blobs_completed", "Blobs of which the last piece came", &self.completed),
+            (
+                "piece_bytes_from_origins",
+                "Bytes of verified pieces from origins",
+                &self.received_origin,
+            ),
+            (
+                "piece_bytes_from_agents",
+                "Bytes of verified pieces from agents",
+                &self.received_agent,
+            ),
+            (
+                "piece_bytes_sent",
+                "Bytes of pieces sent to peers",
+                &self.sent,
+            ),
+            (
+                "pieces_rejected",
+                "Pieces whose bytes were wrong",
+                &self.rejected,
+            ),
+            (
+                "peers_banned",
+                "Bans of peers that lied or broke the protocol",
+                &self.banned,
+            ),
+            (
+                "peers_stalled",
+                "Times that a peer owed pieces and was silent",
+                &self.stalled,
+            ),
+            (
+                "blobs_completed",
+                "Blobs of which the last piece came",
+                &self.completed,
+            ),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());

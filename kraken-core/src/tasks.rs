@@ -25,16 +25,14 @@ impl Tasks {
         });
     }
 
-    /// Resolves once the handle stops.
-    pub(crate) async fn stopped(&self) {
-        self.token.cancelled().await;
-    }
-
     /// Stops every task, and waits for them until the deadline.
     pub(crate) async fn stop(&self, deadline: Duration) {
         self.token.cancel();
         self.tracker.close();
-        if tokio::time::timeout(deadline, self.tracker.wait()).await.is_err() {
+        if tokio::time::timeout(deadline, self.tracker.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!(left = self.tracker.len(), "tasks did not end in time");
         }
     }

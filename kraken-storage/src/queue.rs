@@ -259,7 +259,8 @@ pub enum QueueError {
     /// The file is open already, in this process or another.
     #[error("queue {0} is open already: stop the other process or use another file")]
     InUse(String),
-    /// The file cannot be read or written, or its volume is full.
+    /// The file cannot be read or written, or its volume is full. After such an error the database
+    /// may refuse everything until the queue is dropped and opened again.
     #[error("the queue cannot {doing}: {why}")]
     Failed {
         /// What was being done.

@@ -1,1 +1,223 @@
-fn main() {}
+//! `kraken`: the tool of people.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool"
+)]
+
+mod args;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use kraken::Failure;
+use kraken::client::Registry;
+use kraken::cluster::{Cluster, ClusterOptions};
+use kraken::demo::{self, Bars, DemoOptions};
+use kraken::layout;
+use kraken_daemon::process;
+use kraken_registry::name::split_tag;
+
+use args::{BlobCommand, Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    process::init_log(cli.command.log_level());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli.command)),
+        Err(error) => Err(Failure::Argument(format!("no threads to run on: {error}"))),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("kraken: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Dev {
+            agents,
+            origins,
+            dir,
+            base_port,
+        } => {
+            dev(ClusterOptions {
+                agents,
+                origins,
+                dir,
+                base_port: Some(base_port),
+            })
+            .await?;
+        }
+        Command::Demo {
+            agents,
+            origins,
+            size,
+            json,
+        } => {
+            let options = DemoOptions {
+                agents,
+                origins,
+                size: size.0,
+                bars: !json,
+            };
+            return show_demo(&options, json).await;
+        }
+        Command::Push {
+            layout,
+            image,
+            proxy,
+            target,
+        } => {
+            let (repository, tag) = named(&target)?;
+            let registry = Registry::new(&proxy)?;
+            let bars = Bars::new(true);
+            let digest = layout::push(
+                &registry,
+                &layout,
+                image.as_deref(),
+                &repository,
+                &tag,
+                &bars,
+            )
+            .await?;
+            println!("{repository}:{tag} is {digest}");
+        }
+        Command::Pull {
+            source,
+            layout,
+            agent,
+        } => {
+            let (repository, reference) = named(&source)?;
+            let registry = Registry::new(&agent)?;
+            let digest = layout::pull(
+                &registry,
+                &repository,
+                &reference,
+                &layout,
+                &Bars::new(true),
+            )
+            .await?;
+            println!("{source} is {digest}, in {}", layout.display());
+        }
+        Command::Blob(command) => blob(command).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn dev(options: ClusterOptions) -> Result<(), Failure> {
+    std::fs::create_dir_all(&options.dir)
+        .map_err(Failure::io(format!("make {}", options.dir.display())))?;
+    let cluster = Cluster::start(&options).await?;
+    println!("{}", welcome(&cluster, &options.dir));
+    process::stop_signal().await;
+    println!("stopping; the data stays in {}", options.dir.display());
+    cluster.stop().await;
+    Ok(())
+}
+
+/// Where everything is, and lines to copy.
+fn welcome(cluster: &Cluster, dir: &Path) -> String {
+    let mut text = String::from("Kraken is up.\n\n");
+    let mut line = |name: &str, what: &str| text.push_str(&format!("  {name:<14} {what}\n"));
+    line(
+        "proxy",
+        &format!("http://{}   push here", cluster.proxy.addr),
+    );
+    for (index, agent) in cluster.agents.iter().enumerate() {
+        line(
+            &format!("agent-{}", index + 1),
+            &format!("http://{}   pull here", agent.registry),
+        );
+    }
+    line(
+        "build-index",
+        &format!("https://{}", cluster.build_index.addr),
+    );
+    line("tracker", &format!("https://{}", cluster.tracker.addr));
+    for (index, origin) in cluster.origins.iter().enumerate() {
+        line(
+            &format!("origin-{}", index + 1),
+            &format!("https://{}", origin.addr),
+        );
+    }
+    let (proxy, agent) = (cluster.proxy.addr, cluster.agents[0].registry);
+    text.push_str(&format!(
+        "
+The https addresses want a client certificate: see {tls}.
+
+  skopeo      skopeo copy --dest-tls-verify=false oci:DIR:TAG docker://{proxy}/library/app:v1
+              skopeo copy --src-tls-verify=false docker://{agent}/library/app:v1 oci:DIR:TAG
+  docker      docker push {proxy}/library/app:v1
+              docker pull {agent}/library/app:v1
+  podman      podman pull --tls-verify=false {agent}/library/app:v1
+  containerd  /etc/containerd/certs.d/registry.example.test/hosts.toml:
+                [host.\"http://{agent}\"]
+                  capabilities = [\"pull\", \"resolve\"]
+              ctr images pull --hosts-dir /etc/containerd/certs.d registry.example.test/library/app:v1
+  curl        curl http://{agent}/v2/library/app/manifests/v1
+
+Ctrl-C stops it; the data stays in {dir}.",
+        tls = dir.join("tls").display(),
+        dir = dir.display(),
+    ));
+    text
+}
+
+async fn show_demo(options: &DemoOptions, json: bool) -> Result<ExitCode, Failure> {
+    let report = demo::run(options).await?;
+    if json {
+        let text =
+            serde_json::to_string(&report).map_err(|error| Failure::Argument(error.to_string()))?;
+        println!("{text}");
+    } else {
+        println!("{}", demo::table(&report));
+    }
+    Ok(if report.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn blob(command: BlobCommand) -> Result<(), Failure> {
+    match command {
+        BlobCommand::Put {
+            file,
+            proxy,
+            namespace,
+        } => {
+            let registry = Registry::new(&proxy)?;
+            let (digest, _) =
+                layout::push_file(&registry, &namespace, &file, &Bars::new(true)).await?;
+            println!("{digest}");
+        }
+        BlobCommand::Get {
+            digest,
+            output,
+            agent,
+            namespace,
+        } => {
+            let registry = Registry::new(&agent)?;
+            let path = output.unwrap_or_else(|| digest.hex().into());
+            let bytes =
+                layout::save_blob(&registry, &namespace, digest, &path, &Bars::new(true)).await?;
+            println!("{bytes} bytes in {}", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// Repository and tag or digest of `repo:tag` or `repo@sha256:…`.
+fn named(text: &str) -> Result<(String, String), Failure> {
+    if let Some((repository, digest)) = text.split_once('@') {
+        return Ok((repository.to_string(), digest.to_string()));
+    }
+    let (repository, tag) = split_tag(text)
+        .map_err(|error| Failure::Argument(format!("{text:?} is no repository:tag: {error}")))?;
+    Ok((repository.to_string(), tag.to_string()))
+}

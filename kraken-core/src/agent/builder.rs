@@ -84,11 +84,17 @@ impl AgentBuilder {
     /// A choice is missing or makes no sense.
     pub fn spawn(self) -> Result<Agent, SpawnError> {
         let discovery = self.discovery.ok_or(SpawnError::NoDiscovery)?;
-        let addr = self.advertise.unwrap_or_else(|| self.transport.local_addr());
+        let addr = self
+            .advertise
+            .unwrap_or_else(|| self.transport.local_addr());
         if addr.ip().is_unspecified() {
             return Err(SpawnError::NoAddress(addr));
         }
-        let local = PeerInfo { id: self.transport.local_id(), addr, role: PeerRole::Agent };
+        let local = PeerInfo {
+            id: self.transport.local_id(),
+            addr,
+            role: PeerRole::Agent,
+        };
         let (tasks, metrics) = (Tasks::default(), Arc::new(Metrics::new()));
         let notes = driver::start(Parts {
             local: local.clone(),
@@ -111,13 +117,17 @@ impl AgentBuilder {
             patience: self.patience,
             lookup_patience: self.lookup_patience,
         };
-        Ok(Agent { inner: Arc::new(inner) })
+        Ok(Agent {
+            inner: Arc::new(inner),
+        })
     }
 }
 
 impl std::fmt::Debug for AgentBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AgentBuilder").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("AgentBuilder")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 

@@ -30,7 +30,10 @@ pub(crate) enum Note {
     /// A message, and perhaps a piece.
     Frame { conn: ConnId, frame: Frame },
     /// A connection stands.
-    Connected { conn: Arc<dyn DynConn>, dialled: bool },
+    Connected {
+        conn: Arc<dyn DynConn>,
+        dialled: bool,
+    },
     /// A blob is to be fetched or seeded; the answer follows its progress.
     Open {
         meta: MetaInfo,
@@ -39,17 +42,37 @@ pub(crate) enum Note {
         reply: oneshot::Sender<watch::Receiver<Progress>>,
     },
     /// The store was asked about a blob that a peer wants.
-    LookedUp { digest: Digest, meta: Option<MetaInfo> },
+    LookedUp {
+        digest: Digest,
+        meta: Option<MetaInfo>,
+    },
     /// The last piece is there, and the blob is durable under its name, or not.
-    Sealed { digest: Digest, result: Result<(), String> },
+    Sealed {
+        digest: Digest,
+        result: Result<(), String>,
+    },
     /// A piece could not be written.
-    WriteFailed { digest: Digest, piece: u32, reason: String },
+    WriteFailed {
+        digest: Digest,
+        piece: u32,
+        reason: String,
+    },
     /// A reader moved.
-    Want { digest: Digest, reader: ReaderId, pieces: Range<u32> },
+    Want {
+        digest: Digest,
+        reader: ReaderId,
+        pieces: Range<u32>,
+    },
     /// Leave the swarm and forget the blob.
-    Forget { digest: Digest, reply: oneshot::Sender<()> },
+    Forget {
+        digest: Digest,
+        reply: oneshot::Sender<()>,
+    },
     /// Where a blob's bytes came from.
-    Stats { digest: Digest, reply: oneshot::Sender<Option<SwarmStats>> },
+    Stats {
+        digest: Digest,
+        reply: oneshot::Sender<Option<SwarmStats>>,
+    },
     /// End: answered when the tracker was told.
     Stop { reply: oneshot::Sender<()> },
 }
@@ -93,8 +116,12 @@ const SENDING: usize = 32;
 pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
     let (notes, inbox) = mpsc::channel(INBOX);
     let clock = Clock::start();
-    let scheduler =
-        Scheduler::new(clock.now(), parts.local.clone(), parts.config.clone(), parts.seed);
+    let scheduler = Scheduler::new(
+        clock.now(),
+        parts.local.clone(),
+        parts.config.clone(),
+        parts.seed,
+    );
     let tasks = parts.tasks.clone();
     tasks.spawn(accept(parts.transport.clone(), notes.clone()));
     let driver = Driver {
@@ -116,7 +143,14 @@ pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
 
 async fn accept(transport: Arc<dyn DynTransport>, notes: mpsc::Sender<Note>) {
     while let Ok(conn) = transport.accept().await {
-        if notes.send(Note::Connected { conn, dialled: false }).await.is_err() {
+        if notes
+            .send(Note::Connected {
+                conn,
+                dialled: false,
+            })
+            .await
+            .is_err()
+        {
             return;
         }
     }
@@ -141,7 +175,10 @@ struct Driver {
 impl Driver {
     async fn run(mut self, mut inbox: mpsc::Receiver<Note>) {
         loop {
-            let wake = self.scheduler.poll_timeout(self.clock.now()).map(|at| self.clock.instant(at));
+            let wake = self
+                .scheduler
+                .poll_timeout(self.clock.now())
+                .map(|at| self.clock.instant(at));
             tokio::select! {
                 note = inbox.recv() => match note {
                     Some(note) => self.note(note),
@@ -162,10 +199,18 @@ impl Driver {
             Note::Input(input) => self.input(input),
             Note::Frame { conn, frame } => {
                 self.payload = Some(frame.payload);
-                self.input(Input::Message { conn, message: frame.message });
+                self.input(Input::Message {
+                    conn,
+                    message: frame.message,
+                });
             }
             Note::Connected { conn, dialled } => self.connected(conn, dialled),
-            Note::Open { meta, namespace, have, reply } => {
+            Note::Open {
+                meta,
+                namespace,
+                have,
+                reply,
+            } => {
                 let _ = reply.send(self.open(meta, namespace, have));
             }
             Note::LookedUp { digest, meta } => self.looked_up(digest, meta),
@@ -173,17 +218,30 @@ impl Driver {
                 Ok(()) => progress.sealed = true,
                 Err(reason) => progress.failed = Some(reason),
             }),
-            Note::WriteFailed { digest, piece, reason } => {
+            Note::WriteFailed {
+                digest,
+                piece,
+                reason,
+            } => {
                 self.progress(digest, |progress| progress.failed = Some(reason));
                 self.input(Input::PieceLost { digest, piece });
                 self.input(Input::Forget { digest });
                 self.blobs.remove(&digest);
             }
-            Note::Want { digest, reader, pieces } => {
-                self.input(Input::Want { digest, reader, pieces });
+            Note::Want {
+                digest,
+                reader,
+                pieces,
+            } => {
+                self.input(Input::Want {
+                    digest,
+                    reader,
+                    pieces,
+                });
             }
             Note::Forget { digest, reply } => {
-                let gone = |progress: &mut Progress| progress.failed = Some("the blob was removed".into());
+                let gone =
+                    |progress: &mut Progress| progress.failed = Some("the blob was removed".into());
                 self.progress(digest, gone);
                 self.blobs.remove(&digest);
                 self.input(Input::Forget { digest });
@@ -210,13 +268,22 @@ impl Driver {
         self.perform_all();
     }
 
-    fn open(&mut self, meta: MetaInfo, namespace: Namespace, have: Bitfield) -> watch::Receiver<Progress> {
+    fn open(
+        &mut self,
+        meta: MetaInfo,
+        namespace: Namespace,
+        have: Bitfield,
+    ) -> watch::Receiver<Progress> {
         let digest = meta.digest();
         if let Some(blob) = self.blobs.get(&digest) {
             return blob.progress.subscribe();
         }
         let sealed = have.is_full();
-        let progress = Progress { have: have.clone(), sealed, failed: None };
+        let progress = Progress {
+            have: have.clone(),
+            sealed,
+            failed: None,
+        };
         let (progress, following) = watch::channel(progress);
         let spec = BlobSpec::of(&meta, namespace);
         self.blobs.insert(digest, Blob { meta, progress });
@@ -225,10 +292,16 @@ impl Driver {
     }
 
     fn looked_up(&mut self, digest: Digest, meta: Option<MetaInfo>) {
-        let spec = meta.as_ref().map(|meta| BlobSpec::of(meta, Namespace::default()));
+        let spec = meta
+            .as_ref()
+            .map(|meta| BlobSpec::of(meta, Namespace::default()));
         if let Some(meta) = meta {
             let have = Bitfield::full(meta.piece_count());
-            let progress = watch::Sender::new(Progress { have, sealed: true, failed: None });
+            let progress = watch::Sender::new(Progress {
+                have,
+                sealed: true,
+                failed: None,
+            });
             self.blobs.entry(digest).or_insert(Blob { meta, progress });
         }
         self.input(Input::Found { digest, spec });
@@ -241,14 +314,26 @@ impl Driver {
     }
 
     fn connected(&mut self, conn: Arc<dyn DynConn>, dialled: bool) {
-        let Some(notes) = self.notes.upgrade() else { return };
+        let Some(notes) = self.notes.upgrade() else {
+            return;
+        };
         let id = ConnId(self.next_conn);
         self.next_conn += 1;
         let peer = conn.peer();
         let (store, buffers) = (self.parts.store.clone(), self.buffers.clone());
-        let cx = LinkContext { id, conn, notes, store, buffers };
+        let cx = LinkContext {
+            id,
+            conn,
+            notes,
+            store,
+            buffers,
+        };
         self.links.insert(id, Link::start(&self.parts.tasks, cx));
-        self.input(Input::ConnUp { conn: id, peer, dialled });
+        self.input(Input::ConnUp {
+            conn: id,
+            peer,
+            dialled,
+        });
     }
 
     fn perform_all(&mut self) {
@@ -263,13 +348,25 @@ impl Driver {
         match action {
             Action::Dial(peer) => self.dial(peer),
             Action::Send { conn, message } => self.send(conn, message),
-            Action::SendPiece { conn, digest, piece } => self.send_piece(conn, digest, piece),
-            Action::CancelPiece { conn, digest, piece } => {
+            Action::SendPiece {
+                conn,
+                digest,
+                piece,
+            } => self.send_piece(conn, digest, piece),
+            Action::CancelPiece {
+                conn,
+                digest,
+                piece,
+            } => {
                 if let Some(link) = self.links.get(&conn) {
                     link.cancel_piece(digest, piece);
                 }
             }
-            Action::Store { conn, digest, piece } => self.store(conn, digest, piece),
+            Action::Store {
+                conn,
+                digest,
+                piece,
+            } => self.store(conn, digest, piece),
             Action::Close { conn, reason } => self.close(conn, reason),
             Action::Announce(request) => self.announce(request),
             Action::Lookup { digest } => self.look_up(digest),
@@ -282,7 +379,10 @@ impl Driver {
         self.task(async move {
             let id = peer.id;
             match transport.dial(peer).await {
-                Ok(conn) => Note::Connected { conn, dialled: true },
+                Ok(conn) => Note::Connected {
+                    conn,
+                    dialled: true,
+                },
                 Err(error) => {
                     tracing::debug!(peer = ?id, %error, "dial failed");
                     Note::Input(Input::DialFailed { peer: id })
@@ -304,14 +404,23 @@ impl Driver {
             return;
         };
         let offset = blob.meta.piece_range(piece).start;
-        link.send_piece(Upload { digest, piece, offset, len: blob.meta.piece_size(piece) });
+        link.send_piece(Upload {
+            digest,
+            piece,
+            offset,
+            len: blob.meta.piece_size(piece),
+        });
     }
 
     fn store(&mut self, conn: ConnId, digest: Digest, piece: u32) {
         let (Some(data), Some(blob)) = (self.payload.take(), self.blobs.get(&digest)) else {
             return;
         };
-        let (meta, store, storing) = (blob.meta.clone(), self.parts.store.clone(), self.storing.clone());
+        let (meta, store, storing) = (
+            blob.meta.clone(),
+            self.parts.store.clone(),
+            self.storing.clone(),
+        );
         let metrics = self.parts.metrics.clone();
         self.task(async move {
             let _permit = storing.acquire().await;
@@ -325,11 +434,23 @@ impl Driver {
             if let Err(error) = verdict {
                 tracing::warn!(?digest, %error, "a peer sent a wrong piece");
                 metrics.rejected();
-                return Note::Input(Input::PieceRejected { digest, piece, conn });
+                return Note::Input(Input::PieceRejected {
+                    digest,
+                    piece,
+                    conn,
+                });
             }
             match store.write(digest, piece, data).await {
-                Ok(()) => Note::Input(Input::PieceStored { digest, piece, conn }),
-                Err(error) => Note::WriteFailed { digest, piece, reason: error.to_string() },
+                Ok(()) => Note::Input(Input::PieceStored {
+                    digest,
+                    piece,
+                    conn,
+                }),
+                Err(error) => Note::WriteFailed {
+                    digest,
+                    piece,
+                    reason: error.to_string(),
+                },
             }
         });
     }
@@ -387,7 +508,9 @@ impl Driver {
     }
 
     fn task(&self, work: impl Future<Output = Note> + Send + 'static) {
-        let Some(notes) = self.notes.upgrade() else { return };
+        let Some(notes) = self.notes.upgrade() else {
+            return;
+        };
         self.parts.tasks.spawn(async move {
             let note = work.await;
             // The driver is gone only when everything ends.

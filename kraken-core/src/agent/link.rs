@@ -63,7 +63,12 @@ impl Link {
         for _ in 0..SENDING {
             tasks.spawn(send_pieces(cx.clone(), uploads.clone(), cancelled.clone()));
         }
-        Self { outbox, pieces, cancelled, conn: ConnHandle(cx.conn) }
+        Self {
+            outbox,
+            pieces,
+            cancelled,
+            conn: ConnHandle(cx.conn),
+        }
     }
 
     /// Queues a message; false when the peer does not drain its outbox.
@@ -89,7 +94,9 @@ impl Link {
     }
 
     fn lock_cancelled(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Digest, u32)>> {
-        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,9 +120,15 @@ async fn receive(cx: LinkContext) {
             Err(error) => {
                 tracing::debug!(peer = ?cx.conn.peer(), %error, "link down");
                 if matches!(error, NetError::Protocol { .. }) {
-                    let _ = cx.notes.send(Note::Input(Input::Violation { conn: cx.id })).await;
+                    let _ = cx
+                        .notes
+                        .send(Note::Input(Input::Violation { conn: cx.id }))
+                        .await;
                 }
-                let _ = cx.notes.send(Note::Input(Input::ConnDown { conn: cx.id })).await;
+                let _ = cx
+                    .notes
+                    .send(Note::Input(Input::ConnDown { conn: cx.id }))
+                    .await;
                 return;
             }
         }
@@ -137,12 +150,21 @@ async fn send_pieces(
     cancelled: Arc<Mutex<BTreeSet<(Digest, u32)>>>,
 ) {
     loop {
-        let Some(upload) = uploads.lock().await.recv().await else { return };
+        let Some(upload) = uploads.lock().await.recv().await else {
+            return;
+        };
         let Upload { digest, piece, .. } = upload;
-        let dropped =
-            cancelled.lock().unwrap_or_else(PoisonError::into_inner).remove(&(digest, piece));
+        let dropped = cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&(digest, piece));
         let sent = !dropped && send_piece(&cx, upload).await;
-        let input = Input::PieceSent { digest, piece, conn: cx.id, sent };
+        let input = Input::PieceSent {
+            digest,
+            piece,
+            conn: cx.id,
+            sent,
+        };
         if cx.notes.send(Note::Input(input)).await.is_err() {
             return;
         }
@@ -150,8 +172,15 @@ async fn send_pieces(
 }
 
 async fn send_piece(cx: &LinkContext, upload: Upload) -> bool {
-    let Upload { digest, piece, offset, len } = upload;
-    let Ok(_buffer) = cx.buffers.acquire().await else { return false };
+    let Upload {
+        digest,
+        piece,
+        offset,
+        len,
+    } = upload;
+    let Ok(_buffer) = cx.buffers.acquire().await else {
+        return false;
+    };
     let payload: Bytes = match cx.store.read(digest, offset, len).await {
         Ok(payload) => payload,
         Err(error) => {
@@ -159,6 +188,9 @@ async fn send_piece(cx: &LinkContext, upload: Upload) -> bool {
             return false;
         }
     };
-    let frame = Frame { message: Message::Piece { digest, piece, len }, payload };
+    let frame = Frame {
+        message: Message::Piece { digest, piece, len },
+        payload,
+    };
     cx.conn.send(frame).await.is_ok()
 }

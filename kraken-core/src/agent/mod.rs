@@ -76,7 +76,11 @@ impl Agent {
     ///
     /// # Errors
     /// [`OpenError::NotFound`] when it exists nowhere; nothing is kept then.
-    pub async fn open_in(&self, namespace: &Namespace, digest: Digest) -> Result<BlobReader, OpenError> {
+    pub async fn open_in(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<BlobReader, OpenError> {
         let (meta, have) = match self.inner.store.status(digest).await? {
             BlobStatus::Sealed { meta } => {
                 let have = Bitfield::full(meta.piece_count());
@@ -98,20 +102,41 @@ impl Agent {
         }
         let (reply, answer) = oneshot::channel();
         let namespace = namespace.clone();
-        let note = Note::Open { meta: meta.clone(), namespace, have, reply };
-        self.inner.notes.send(note).await.map_err(|_| OpenError::Stopped)?;
+        let note = Note::Open {
+            meta: meta.clone(),
+            namespace,
+            have,
+            reply,
+        };
+        self.inner
+            .notes
+            .send(note)
+            .await
+            .map_err(|_| OpenError::Stopped)?;
         let progress = answer.await.map_err(|_| OpenError::Stopped)?;
         let (store, notes) = (self.inner.store.clone(), self.inner.notes.clone());
-        Ok(BlobReader::new(meta, store, progress, notes, self.inner.patience))
+        Ok(BlobReader::new(
+            meta,
+            store,
+            progress,
+            notes,
+            self.inner.patience,
+        ))
     }
 
     /// The blob's length, without fetching it; `None` when it exists nowhere.
     ///
     /// # Errors
     /// [`OpenError`] when nobody who could know answers.
-    pub async fn stat(&self, namespace: &Namespace, digest: Digest) -> Result<Option<u64>, OpenError> {
+    pub async fn stat(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<Option<u64>, OpenError> {
         match self.inner.store.status(digest).await? {
-            BlobStatus::Sealed { meta } | BlobStatus::Partial { meta, .. } => Ok(Some(meta.length())),
+            BlobStatus::Sealed { meta } | BlobStatus::Partial { meta, .. } => {
+                Ok(Some(meta.length()))
+            }
             BlobStatus::Absent => match self.metainfo(namespace, digest).await {
                 Ok(meta) => Ok(Some(meta.length())),
                 Err(OpenError::NotFound(_)) => Ok(None),
@@ -136,7 +161,11 @@ impl Agent {
     pub async fn forget(&self, digest: Digest) -> Result<(), OpenError> {
         let (reply, answer) = oneshot::channel();
         let note = Note::Forget { digest, reply };
-        self.inner.notes.send(note).await.map_err(|_| OpenError::Stopped)?;
+        self.inner
+            .notes
+            .send(note)
+            .await
+            .map_err(|_| OpenError::Stopped)?;
         answer.await.map_err(|_| OpenError::Stopped)?;
         Ok(self.inner.store.remove(digest).await?)
     }
@@ -144,7 +173,11 @@ impl Agent {
     /// Where a blob's bytes came from since this process started; `None` when it is in no swarm.
     pub async fn stats(&self, digest: Digest) -> Option<SwarmStats> {
         let (reply, answer) = oneshot::channel();
-        self.inner.notes.send(Note::Stats { digest, reply }).await.ok()?;
+        self.inner
+            .notes
+            .send(Note::Stats { digest, reply })
+            .await
+            .ok()?;
         answer.await.ok().flatten()
     }
 
@@ -162,6 +195,19 @@ impl Agent {
         Ok(count)
     }
 
+    /// Whether the agent runs: false once it has been shut down or its driver has failed.
+    pub async fn alive(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let digest = Digest::from_bytes([0; 32]);
+        let asked = self
+            .inner
+            .notes
+            .send(Note::Stats { digest, reply })
+            .await
+            .is_ok();
+        asked && answer.await.is_ok()
+    }
+
     /// Ends in good order: says goodbye to the tracker and the peers, then closes.
     pub async fn shutdown(&self) {
         let (reply, answer) = oneshot::channel();
@@ -175,7 +221,11 @@ impl Agent {
     }
 
     async fn metainfo(&self, namespace: &Namespace, digest: Digest) -> Result<MetaInfo, OpenError> {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3), Jitter::Equal);
+        let mut backoff = Backoff::new(
+            Duration::from_millis(200),
+            Duration::from_secs(3),
+            Jitter::Equal,
+        );
         let mut rng = Rng::seeded(u64::from_be_bytes(
             digest.as_bytes()[..8].try_into().expect("8 of 32 bytes"),
         ));
@@ -200,7 +250,9 @@ impl Agent {
 
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Agent").field("local", &self.inner.local).finish_non_exhaustive()
+        f.debug_struct("Agent")
+            .field("local", &self.inner.local)
+            .finish_non_exhaustive()
     }
 }
 

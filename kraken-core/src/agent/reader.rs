@@ -48,8 +48,18 @@ impl BlobReader {
         notes: mpsc::Sender<Note>,
         patience: Duration,
     ) -> Self {
-        let shared = Shared { meta, store, progress, notes, patience };
-        Self { shared, whole: None, rest: Bytes::new() }
+        let shared = Shared {
+            meta,
+            store,
+            progress,
+            notes,
+            patience,
+        };
+        Self {
+            shared,
+            whole: None,
+            rest: Bytes::new(),
+        }
     }
 
     /// The blob's name.
@@ -78,7 +88,12 @@ impl BlobReader {
         let id = ReaderId(NEXT_READER.fetch_add(1, Ordering::Relaxed));
         let digest = self.digest();
         let cursor = Cursor {
-            want: Want { digest, id, notes: self.shared.notes.clone(), piece: None },
+            want: Want {
+                digest,
+                id,
+                notes: self.shared.notes.clone(),
+                piece: None,
+            },
             shared: self.shared.clone(),
             range: range.start.min(end)..end,
         };
@@ -104,7 +119,9 @@ impl BlobReader {
 
 impl std::fmt::Debug for BlobReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BlobReader").field("meta", &self.shared.meta).finish_non_exhaustive()
+        f.debug_struct("BlobReader")
+            .field("meta", &self.shared.meta)
+            .finish_non_exhaustive()
     }
 }
 
@@ -173,12 +190,24 @@ impl Cursor {
         while !self.shared.settled(|progress| progress.have.has(piece))? {
             self.shared.changed().await?;
         }
-        let stop = self.shared.meta.piece_range(piece).end.min(end).min(start + CHUNK);
+        let stop = self
+            .shared
+            .meta
+            .piece_range(piece)
+            .end
+            .min(end)
+            .min(start + CHUNK);
         let len = u32::try_from(stop - start).expect("at most CHUNK");
-        let read = self.shared.store.read(self.shared.meta.digest(), start, len).await;
+        let read = self
+            .shared
+            .store
+            .read(self.shared.meta.digest(), start, len)
+            .await;
         let chunk = read.map_err(|error| ReadError::Store(error.to_string()))?;
         if chunk.is_empty() {
-            return Err(ReadError::Store("the store gave no bytes for a piece that it has".into()));
+            return Err(ReadError::Store(
+                "the store gave no bytes for a piece that it has".into(),
+            ));
         }
         self.range.start += chunk.len() as u64;
         Ok(Some(chunk))
@@ -199,7 +228,14 @@ impl Want {
             self.piece = Some(pieces.start);
             let (digest, reader) = (self.digest, self.id);
             // A driver that is gone shows in the progress.
-            let _ = self.notes.send(Note::Want { digest, reader, pieces }).await;
+            let _ = self
+                .notes
+                .send(Note::Want {
+                    digest,
+                    reader,
+                    pieces,
+                })
+                .await;
         }
     }
 }
@@ -207,7 +243,11 @@ impl Want {
 impl Drop for Want {
     fn drop(&mut self) {
         let (digest, reader, pieces) = (self.digest, self.id, 0..0);
-        let note = Note::Want { digest, reader, pieces };
+        let note = Note::Want {
+            digest,
+            reader,
+            pieces,
+        };
         // Dropping cannot wait: when the inbox is full, a task of the runtime does.
         if let Err(mpsc::error::TrySendError::Full(note)) = self.notes.try_send(note)
             && let Ok(runtime) = tokio::runtime::Handle::try_current()

@@ -22,7 +22,10 @@ impl OriginApi for Origin {
 
     async fn locations(&self, digest: Digest) -> Result<Vec<String>, ApiError> {
         let owners = self.inner.ring.owners(&digest, self.inner.replicas);
-        Ok(owners.iter().filter_map(|name| self.inner.urls.get(*name).cloned()).collect())
+        Ok(owners
+            .iter()
+            .filter_map(|name| self.inner.urls.get(*name).cloned())
+            .collect())
     }
 
     async fn stat(
@@ -57,7 +60,10 @@ impl OriginApi for Origin {
         if range.start >= length && length > 0 {
             return Err(ApiError::RangeInvalid { len: length });
         }
-        let body = self.inner.stream(&meta, range.start..range.end.min(length)).boxed();
+        let body = self
+            .inner
+            .stream(&meta, range.start..range.end.min(length))
+            .boxed();
         Ok(BlobRead { length, body })
     }
 
@@ -66,7 +72,10 @@ impl OriginApi for Origin {
             return Ok(Prefetch::Present);
         }
         let length = self.inner.backend.stat(namespace, digest).await;
-        if length.map_err(|error| ApiError::Unavailable(error.to_string()))?.is_none() {
+        if length
+            .map_err(|error| ApiError::Unavailable(error.to_string()))?
+            .is_none()
+        {
             return Err(ApiError::NotFound);
         }
         let (inner, namespace) = (self.inner.clone(), namespace.clone());
@@ -87,7 +96,11 @@ impl OriginApi for Origin {
     }
 
     async fn upload_append(&self, id: &str, offset: u64, bytes: Bytes) -> Result<u64, ApiError> {
-        self.inner.store.upload_append(id, offset, bytes).await.map_err(store_error)
+        self.inner
+            .store
+            .upload_append(id, offset, bytes)
+            .await
+            .map_err(store_error)
     }
 
     async fn upload_commit(
@@ -99,7 +112,12 @@ impl OriginApi for Origin {
         // The task comes first, so that a crash never leaves a blob without it. It waits for the
         // commit, and gives up when none comes.
         self.queue(namespace, digest, COMMIT_TIME).await?;
-        let meta = self.inner.store.upload_commit(id, digest).await.map_err(store_error)?;
+        let meta = self
+            .inner
+            .store
+            .upload_commit(id, digest)
+            .await
+            .map_err(store_error)?;
         self.inner.replicate(namespace, &meta).await?;
         Ok(meta)
     }
@@ -112,7 +130,12 @@ impl OriginApi for Origin {
         write_back_delay: Duration,
     ) -> Result<(), ApiError> {
         self.queue(namespace, digest, write_back_delay).await?;
-        self.inner.store.upload_commit(id, digest).await.map_err(store_error).map(drop)
+        self.inner
+            .store
+            .upload_commit(id, digest)
+            .await
+            .map_err(store_error)
+            .map(drop)
     }
 
     async fn upload_abort(&self, id: &str) -> Result<(), ApiError> {
@@ -124,7 +147,9 @@ impl OriginApi for Origin {
             return Err(ApiError::NotFound);
         }
         if self.inner.waits_for_write_back(digest).await? {
-            return Err(ApiError::Conflict("the blob is not in the backend yet".into()));
+            return Err(ApiError::Conflict(
+                "the blob is not in the backend yet".into(),
+            ));
         }
         self.inner.store.remove(digest).await.map_err(store_error)
     }

@@ -7,8 +7,8 @@ use kraken_net::http::{BaseUrl, HttpClient};
 use kraken_net::origin::OriginClient;
 use kraken_net::{Discovery, DiscoveryError, Transport};
 use kraken_proto::{
-    AnnounceReply, AnnounceRequest, Config, Digest, Member, MetaInfo, Namespace, PeerInfo, PeerRole,
-    Ring,
+    AnnounceReply, AnnounceRequest, Config, Digest, Member, MetaInfo, Namespace, PeerInfo,
+    PeerRole, Ring,
 };
 use kraken_storage::queue::DurableQueue;
 use kraken_storage::{Backend, UploadStore};
@@ -105,17 +105,31 @@ impl OriginBuilder {
         if !alone && self.ring.iter().all(|member| member.name != self.name) {
             return Err(OriginSpawnError::NotInRing(self.name));
         }
-        let addr = self.advertise.unwrap_or_else(|| self.transport.local_addr());
+        let addr = self
+            .advertise
+            .unwrap_or_else(|| self.transport.local_addr());
         if addr.ip().is_unspecified() {
             return Err(OriginSpawnError::NoAddress(addr));
         }
         let names = self.ring.iter().map(|member| member.name.clone());
-        let names: Vec<_> = if alone { vec![self.name.clone()] } else { names.collect() };
-        let peers = self.ring.iter().filter(|member| member.name != self.name).filter_map(|member| {
-            let client = OriginClient::new(member.url.clone(), self.http.clone()?);
-            Some((member.name.clone(), client))
-        });
-        let local = PeerInfo { id: self.transport.local_id(), addr, role: PeerRole::Origin };
+        let names: Vec<_> = if alone {
+            vec![self.name.clone()]
+        } else {
+            names.collect()
+        };
+        let peers = self
+            .ring
+            .iter()
+            .filter(|member| member.name != self.name)
+            .filter_map(|member| {
+                let client = OriginClient::new(member.url.clone(), self.http.clone()?);
+                Some((member.name.clone(), client))
+            });
+        let local = PeerInfo {
+            id: self.transport.local_id(),
+            addr,
+            role: PeerRole::Origin,
+        };
         let (tasks, metrics) = (Tasks::default(), Arc::new(Metrics::new()));
         let notes = driver::start(Parts {
             local: local.clone(),
@@ -135,7 +149,11 @@ impl OriginBuilder {
             queue: Arc::new(self.queue),
             queued: Notify::new(),
             ring: Ring::new(names.into_iter().map(Member::new)),
-            urls: self.ring.iter().map(|it| (it.name.clone(), it.url.to_string())).collect(),
+            urls: self
+                .ring
+                .iter()
+                .map(|it| (it.name.clone(), it.url.to_string()))
+                .collect(),
             peers: peers.collect(),
             name: self.name,
             replicas: self.replicas,
@@ -152,7 +170,9 @@ impl OriginBuilder {
 
 impl std::fmt::Debug for OriginBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OriginBuilder").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("OriginBuilder")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

@@ -43,7 +43,10 @@ impl Inner {
         }
         let fetch = {
             let mut fetching = self.fetching();
-            fetching.entry(digest).or_insert_with(|| self.start_fetch(namespace, digest)).clone()
+            fetching
+                .entry(digest)
+                .or_insert_with(|| self.start_fetch(namespace, digest))
+                .clone()
         };
         fetch.await
     }
@@ -54,7 +57,11 @@ impl Inner {
         meta: &MetaInfo,
         range: std::ops::Range<u64>,
     ) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
-        let (store, digest, end) = (self.store.clone(), meta.digest(), range.end.min(meta.length()));
+        let (store, digest, end) = (
+            self.store.clone(),
+            meta.digest(),
+            range.end.min(meta.length()),
+        );
         futures::stream::try_unfold(range.start, move |at| {
             let store = store.clone();
             async move {
@@ -62,7 +69,10 @@ impl Inner {
                     return Ok(None);
                 }
                 let len = u32::try_from(CHUNK.min(end - at)).expect("at most CHUNK");
-                let chunk = store.read(digest, at, len).await.map_err(std::io::Error::other)?;
+                let chunk = store
+                    .read(digest, at, len)
+                    .await
+                    .map_err(std::io::Error::other)?;
                 let next = at + chunk.len() as u64;
                 Ok(Some((chunk, next)))
             }
@@ -78,7 +88,10 @@ impl Inner {
             let _ = send.send(result);
         });
         let stopped = || Err(ApiError::Unavailable("the origin stops".into()));
-        receive.map(move |result| result.unwrap_or_else(|_| stopped())).boxed().shared()
+        receive
+            .map(move |result| result.unwrap_or_else(|_| stopped()))
+            .boxed()
+            .shared()
     }
 
     /// From another origin, where a blob may be that is not written back yet, or from the backend.
@@ -88,7 +101,9 @@ impl Inner {
             match client.read(namespace, digest, None).await {
                 Ok(read) => match self.take_in(digest, read.body).await {
                     Ok(meta) => return Ok(meta),
-                    Err(error) => tracing::warn!(%digest, %error, "a copy from another origin failed"),
+                    Err(error) => {
+                        tracing::warn!(%digest, %error, "a copy from another origin failed")
+                    }
                 },
                 Err(error) => tracing::warn!(%digest, %error, "another origin cannot send a blob"),
             }
@@ -96,15 +111,19 @@ impl Inner {
         match self.backend.read(namespace, digest, 0).await {
             Ok(stream) => {
                 self.backend_reads.inc();
-                let stream = stream.map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
+                let stream = stream
+                    .map(|chunk| chunk.map_err(std::io::Error::other))
+                    .boxed();
                 self.take_in(digest, stream).await
             }
             // A blob that is nowhere in the backend is held by at least a quorum of origins, so
             // that it does not exist when fewer than that could not be asked.
-            Err(BackendError::NotFound(_)) if unreachable < self.quorum() => Err(ApiError::NotFound),
-            Err(BackendError::NotFound(_)) => {
-                Err(ApiError::Unavailable("too many origins cannot be asked for the blob".into()))
+            Err(BackendError::NotFound(_)) if unreachable < self.quorum() => {
+                Err(ApiError::NotFound)
             }
+            Err(BackendError::NotFound(_)) => Err(ApiError::Unavailable(
+                "too many origins cannot be asked for the blob".into(),
+            )),
             Err(error) => Err(ApiError::Unavailable(error.to_string())),
         }
     }
@@ -116,7 +135,9 @@ impl Inner {
     ) -> (Option<kraken_net::origin::OriginClient>, usize) {
         let mut unreachable = 0;
         for member in self.ring.ranked(&digest) {
-            let Some(client) = self.peers.get(&member.name) else { continue };
+            let Some(client) = self.peers.get(&member.name) else {
+                continue;
+            };
             match client.stat(namespace, digest, true).await {
                 Ok(Some(_)) => return (Some(client.clone()), unreachable),
                 Ok(None) => {}
@@ -139,11 +160,21 @@ impl Inner {
                 gathered.extend_from_slice(&chunk);
                 if gathered.len() >= GATHER {
                     let data = std::mem::take(&mut gathered).into();
-                    at = self.store.upload_append(&upload, at, data).await.map_err(store_error)?;
+                    at = self
+                        .store
+                        .upload_append(&upload, at, data)
+                        .await
+                        .map_err(store_error)?;
                 }
             }
-            self.store.upload_append(&upload, at, gathered.into()).await.map_err(store_error)?;
-            self.store.upload_commit(&upload, digest).await.map_err(store_error)
+            self.store
+                .upload_append(&upload, at, gathered.into())
+                .await
+                .map_err(store_error)?;
+            self.store
+                .upload_commit(&upload, digest)
+                .await
+                .map_err(store_error)
         };
         let result = taken.await;
         if result.is_err() {

@@ -96,7 +96,11 @@ impl Origin {
     /// What a blob's swarm has sent; `None` when no peer asked for it since the start.
     pub async fn stats(&self, digest: Digest) -> Option<SwarmStats> {
         let (reply, answer) = oneshot::channel();
-        self.inner.notes.send(Note::Stats { digest, reply }).await.ok()?;
+        self.inner
+            .notes
+            .send(Note::Stats { digest, reply })
+            .await
+            .ok()?;
         answer.await.ok().flatten()
     }
 
@@ -113,7 +117,9 @@ impl Origin {
 
 impl std::fmt::Debug for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Origin").field("name", &self.inner.name).finish_non_exhaustive()
+        f.debug_struct("Origin")
+            .field("name", &self.inner.name)
+            .finish_non_exhaustive()
     }
 }
 

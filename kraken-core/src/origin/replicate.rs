@@ -23,10 +23,18 @@ impl Inner {
     ///
     /// An owner that cannot be reached is stood in for by the next origin in the ring's order, and
     /// gets its copy later, from a durable task.
-    pub(super) async fn replicate(&self, namespace: &Namespace, meta: &MetaInfo) -> Result<(), ApiError> {
+    pub(super) async fn replicate(
+        &self,
+        namespace: &Namespace,
+        meta: &MetaInfo,
+    ) -> Result<(), ApiError> {
         let digest = meta.digest();
-        let ranked: Vec<_> =
-            self.ring.ranked(&digest).into_iter().map(|member| member.name.clone()).collect();
+        let ranked: Vec<_> = self
+            .ring
+            .ranked(&digest)
+            .into_iter()
+            .map(|member| member.name.clone())
+            .collect();
         let owners: Vec<_> = ranked.iter().take(self.replicas).collect();
         let mut copies = usize::from(owners.contains(&&self.name));
         let mut away = Vec::new();
@@ -36,7 +44,12 @@ impl Inner {
         loop {
             while copies + sending.len() < owners.len() {
                 let Some(name) = rest.next() else { break };
-                sending.push(async move { (name, self.copy_to(name, namespace, meta, STAGGER * rank).await) });
+                sending.push(async move {
+                    (
+                        name,
+                        self.copy_to(name, namespace, meta, STAGGER * rank).await,
+                    )
+                });
                 rank += 1;
             }
             match sending.next().await {
@@ -75,14 +88,21 @@ impl Inner {
         let said = |error: ApiError| error.to_string();
         let client = self.peers.get(origin).ok_or("not a member of the ring")?;
         let digest: Digest = meta.digest();
-        if client.stat(namespace, digest, true).await.map_err(said)?.is_some() {
+        if client
+            .stat(namespace, digest, true)
+            .await
+            .map_err(said)?
+            .is_some()
+        {
             return Ok(());
         }
         let upload = client.upload_start().await.map_err(said)?;
         let body = self.stream(meta, 0..meta.length());
         let copied = async {
             client.upload_append(&upload, 0, body.boxed()).await?;
-            client.upload_commit_replica(&upload, namespace, digest, write_back_delay).await
+            client
+                .upload_commit_replica(&upload, namespace, digest, write_back_delay)
+                .await
         };
         match copied.await {
             Ok(_) => Ok(()),

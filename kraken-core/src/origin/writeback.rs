@@ -43,7 +43,8 @@ impl Inner {
         digest: Digest,
         delay: Duration,
     ) -> Result<(), QueueError> {
-        self.push(WRITE_BACK, format!("{namespace} {digest}"), delay).await
+        self.push(WRITE_BACK, format!("{namespace} {digest}"), delay)
+            .await
     }
 
     /// Queues a copy for another origin; durable when this returns.
@@ -53,7 +54,8 @@ impl Inner {
         namespace: &Namespace,
         digest: Digest,
     ) -> Result<(), QueueError> {
-        self.push(REPLICATE, format!("{namespace} {digest} {origin}"), RETRY).await
+        self.push(REPLICATE, format!("{namespace} {digest} {origin}"), RETRY)
+            .await
     }
 
     /// Whether a blob has not been written back yet.
@@ -63,7 +65,10 @@ impl Inner {
             let mut last = None;
             loop {
                 let page = queue.page(last.as_ref(), PAGE)?;
-                if page.iter().any(|task| task.kind == WRITE_BACK && task.key.ends_with(&text)) {
+                if page
+                    .iter()
+                    .any(|task| task.kind == WRITE_BACK && task.key.ends_with(&text))
+                {
                     return Ok(true);
                 }
                 match page.into_iter().last() {
@@ -72,13 +77,18 @@ impl Inner {
                 }
             }
         });
-        waits.await.map_err(|error| ApiError::Unavailable(error.to_string()))
+        waits
+            .await
+            .map_err(|error| ApiError::Unavailable(error.to_string()))
     }
 
     /// Works off the queue until the origin stops.
     pub(super) async fn work(self: Arc<Self>) {
         loop {
-            let tasks = match self.on_queue(|queue| queue.take_due(unix_ms(), PARALLEL)).await {
+            let tasks = match self
+                .on_queue(|queue| queue.take_due(unix_ms(), PARALLEL))
+                .await
+            {
                 Ok(tasks) => tasks,
                 Err(error) => {
                     tracing::error!(%error, "the queue of write-backs cannot be read");
@@ -95,9 +105,15 @@ impl Inner {
         }
     }
 
-    async fn push(&self, kind: &'static str, key: String, delay: Duration) -> Result<(), QueueError> {
+    async fn push(
+        &self,
+        kind: &'static str,
+        key: String,
+        delay: Duration,
+    ) -> Result<(), QueueError> {
         let due = unix_ms().saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-        self.on_queue(move |queue| queue.push(kind, &key, &[], due)).await?;
+        self.on_queue(move |queue| queue.push(kind, &key, &[], due))
+            .await?;
         self.queued.notify_one();
         Ok(())
     }
@@ -109,7 +125,13 @@ impl Inner {
             Err(reason) => {
                 let mut backoff = Backoff::new(RETRY, RETRY_MAX, Jitter::Equal).resumed(attempts);
                 let wait = backoff.delay(&mut Rng::seeded(id ^ u64::from(attempts) << 32));
-                tracing::warn!(kind = task.kind, key = task.key, reason, ?wait, "will try again");
+                tracing::warn!(
+                    kind = task.kind,
+                    key = task.key,
+                    reason,
+                    ?wait,
+                    "will try again"
+                );
                 let due = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 self.on_queue(move |queue| queue.retry(id, due)).await
             }
@@ -121,9 +143,10 @@ impl Inner {
 
     async fn run(&self, task: &Task) -> Result<(), String> {
         let mut words = task.key.split(' ');
-        let (Some(Ok(namespace)), Some(Ok(digest))) =
-            (words.next().map(str::parse::<Namespace>), words.next().map(str::parse::<Digest>))
-        else {
+        let (Some(Ok(namespace)), Some(Ok(digest))) = (
+            words.next().map(str::parse::<Namespace>),
+            words.next().map(str::parse::<Digest>),
+        ) else {
             tracing::error!(key = task.key, "a task that makes no sense is dropped");
             return Ok(());
         };
@@ -144,10 +167,18 @@ impl Inner {
         attempts: u32,
     ) -> Result<(), String> {
         let said = |error: kraken_storage::BackendError| error.to_string();
-        let Some(meta) = self.sealed(digest).await.map_err(|error| error.to_string())? else {
+        let Some(meta) = self
+            .sealed(digest)
+            .await
+            .map_err(|error| error.to_string())?
+        else {
             // The task is older than the commit that it belongs to, or the commit failed.
             let waiting = attempts < COMMIT_ATTEMPTS;
-            return if waiting { Err("the blob is not committed yet".into()) } else { Ok(()) };
+            return if waiting {
+                Err("the blob is not committed yet".into())
+            } else {
+                Ok(())
+            };
         };
         if self.backend.stat(namespace, digest).await.map_err(said)? == Some(meta.length()) {
             return Ok(());
@@ -158,13 +189,25 @@ impl Inner {
                 chunk.map_err(|error| kraken_storage::BackendError::Other(error.to_string()))
             })
             .boxed();
-        self.backend.write(namespace, digest, meta.length(), bytes).await.map_err(said)?;
+        self.backend
+            .write(namespace, digest, meta.length(), bytes)
+            .await
+            .map_err(said)?;
         tracing::debug!(%digest, %namespace, "written back");
         Ok(())
     }
 
-    async fn repair(&self, origin: &str, namespace: &Namespace, digest: Digest) -> Result<(), String> {
-        let Some(meta) = self.sealed(digest).await.map_err(|error| error.to_string())? else {
+    async fn repair(
+        &self,
+        origin: &str,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<(), String> {
+        let Some(meta) = self
+            .sealed(digest)
+            .await
+            .map_err(|error| error.to_string())?
+        else {
             return Ok(());
         };
         match self.peers.get(origin) {
@@ -179,6 +222,8 @@ impl Inner {
         act: impl FnOnce(&DurableQueue) -> Result<T, QueueError> + Send + 'static,
     ) -> Result<T, QueueError> {
         let queue = self.queue.clone();
-        tokio::task::spawn_blocking(move || act(&queue)).await.expect("the queue does not panic")
+        tokio::task::spawn_blocking(move || act(&queue))
+            .await
+            .expect("the queue does not panic")
     }
 }

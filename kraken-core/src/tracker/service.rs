@@ -65,7 +65,9 @@ impl TrackerBuilder {
             tasks: Tasks::default(),
         });
         for name in self.names {
-            inner.tasks.spawn(watch_origin(Arc::downgrade(&inner), name));
+            inner
+                .tasks
+                .spawn(watch_origin(Arc::downgrade(&inner), name));
         }
         Tracker { inner }
     }
@@ -79,7 +81,12 @@ impl Tracker {
     ) -> TrackerBuilder {
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8);
         let names = names.into_iter().collect();
-        TrackerBuilder { origins, names, config: TrackerConfig::default(), seed }
+        TrackerBuilder {
+            origins,
+            names,
+            config: TrackerConfig::default(),
+            seed,
+        }
     }
 
     /// What it holds and has done.
@@ -100,7 +107,9 @@ impl Tracker {
 
 impl std::fmt::Debug for Tracker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tracker").field("stats", &self.stats()).finish_non_exhaustive()
+        f.debug_struct("Tracker")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }
 
@@ -122,12 +131,23 @@ impl Inner {
     fn owners(&self, digest: &Digest) -> Vec<PeerInfo> {
         let seeders = lock(&self.seeders);
         let owners = self.origins.owners(digest);
-        let live: Vec<_> = owners.iter().filter_map(|name| seeders.get(*name).cloned()).collect();
-        if live.is_empty() { seeders.values().cloned().collect() } else { live }
+        let live: Vec<_> = owners
+            .iter()
+            .filter_map(|name| seeders.get(*name).cloned())
+            .collect();
+        if live.is_empty() {
+            seeders.values().cloned().collect()
+        } else {
+            live
+        }
     }
 
     /// However many hosts ask at once, the origins are asked once.
-    async fn metainfo(self: &Arc<Self>, namespace: Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
+    async fn metainfo(
+        self: &Arc<Self>,
+        namespace: Namespace,
+        digest: Digest,
+    ) -> Result<MetaInfo, ApiError> {
         let asked = {
             let mut cache = lock(&self.metainfo);
             if let Some(meta) = cache.known.get(&digest) {
@@ -148,7 +168,10 @@ impl Inner {
             let _ = send.send(result);
         });
         let stopped = || Err(ApiError::Unavailable("the tracker stops".into()));
-        receive.map(move |result| result.unwrap_or_else(|_| stopped())).boxed().shared()
+        receive
+            .map(move |result| result.unwrap_or_else(|_| stopped()))
+            .boxed()
+            .shared()
     }
 }
 
@@ -199,11 +222,17 @@ impl MetaInfoCache {
 
 async fn watch_origin(inner: std::sync::Weak<Inner>, name: String) {
     loop {
-        let Some(strong) = inner.upgrade() else { return };
-        let Some(client) = strong.origins.origin(&name).cloned() else { return };
+        let Some(strong) = inner.upgrade() else {
+            return;
+        };
+        let Some(client) = strong.origins.origin(&name).cloned() else {
+            return;
+        };
         drop(strong);
         let answer = tokio::time::timeout(REFRESH, client.peer()).await;
-        let Some(strong) = inner.upgrade() else { return };
+        let Some(strong) = inner.upgrade() else {
+            return;
+        };
         let wait = strong.heard_of(&name, answer.unwrap_or_else(|_| Err(too_slow())));
         drop(strong);
         tokio::time::sleep(wait).await;

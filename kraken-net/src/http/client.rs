@@ -61,6 +61,12 @@ impl HttpClient {
         Ok(Self { client })
     }
 
+    /// The client underneath, for crates that speak to a service of their own. It has no timeout
+    /// but for connecting.
+    pub fn raw(&self) -> reqwest::Client {
+        self.client.clone()
+    }
+
     /// Sends a request with an absolute URL and waits for the head of the answer, whatever its
     /// status, as long as its body flows and then for [`READ_IDLE`].
     ///

@@ -68,8 +68,8 @@ impl OriginCluster {
     /// A blob's length in bytes.
     ///
     /// # Errors
-    /// [`ApiError::NotFound`] when every origin said so; [`ApiError::Unavailable`] when none has
-    /// it and one could not be asked.
+    /// [`ApiError::NotFound`] when so many origins said so that a blob which exists would have been
+    /// found; [`ApiError::Unavailable`] when none has it and a quorum could not be asked.
     pub async fn stat(&self, namespace: &Namespace, digest: Digest) -> Result<u64, ApiError> {
         let ask = |origin: OriginClient| async move {
             let length = origin.stat(namespace, digest, false).await?;
@@ -241,6 +241,7 @@ impl Inner {
         let ranked = self.ring.ranked(digest);
         let names = ranked.into_iter().map(|member| member.name.as_str());
         let mut unavailable = self.origins.is_empty().then(no_origins);
+        let mut unasked = 0;
         for name in self.health.order(names) {
             let answer = ask(self.origins[name].clone()).await;
             match self.remember(name, answer) {
@@ -250,11 +251,18 @@ impl Inner {
                     tracing::debug!(origin = name, %error, "an origin failed");
                     let told = format!("origin {name}: {error}");
                     unavailable = Some(ApiError::Unavailable(told));
+                    unasked += 1;
                 }
                 Err(error) => return Err(error),
             }
         }
-        Err(unavailable.unwrap_or(ApiError::NotFound))
+        // A blob that exists is held by a quorum, or is in the backend that every origin asks: so
+        // fewer silent origins than that cannot hide it.
+        let quorum = self.replicas.min(self.origins.len()) / 2 + 1;
+        match unavailable {
+            Some(error) if unasked == 0 || unasked >= quorum => Err(error),
+            _ => Err(ApiError::NotFound),
+        }
     }
 
     async fn open(

@@ -1,6 +1,7 @@
 //! Asks a build-index for tags.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::{Method, StatusCode};
 use kraken_proto::Digest;
@@ -11,6 +12,9 @@ use super::server::{Page, TAG_UNKNOWN};
 use super::{TagError, TagService};
 use crate::name::{RepoName, Tag};
 use crate::web::encode;
+
+/// How long one build-index may take to answer; a put waits for the check of all layers.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A [`TagService`] over the build-indexes of one cluster, any of which can answer for all.
 ///
@@ -25,8 +29,8 @@ pub struct TagClient {
 }
 
 impl TagClient {
-    /// A client for the build-indexes at `hosts`, base URLs such as `https://index-1:7604`. Give
-    /// `http` a timeout: a host that hangs is passed over only after it.
+    /// A client for the build-indexes at `hosts`, base URLs such as `https://index-1:7604`. A
+    /// host that hangs is passed over after 15 s.
     pub fn new(http: Client, hosts: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let trim = |host: String| host.trim_end_matches('/').to_string();
         Self {
@@ -62,7 +66,10 @@ impl TagClient {
     }
 
     async fn ask_host(&self, host: &str, method: Method, path: &str) -> Result<Answer, String> {
-        let request = self.http.request(method, format!("{host}{path}"));
+        let request = self
+            .http
+            .request(method, format!("{host}{path}"))
+            .timeout(TIMEOUT);
         let response = request.send().await.map_err(|error| chain(&error))?;
         let status = response.status();
         if status.is_success() {

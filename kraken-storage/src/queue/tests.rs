@@ -88,6 +88,27 @@ fn taken_tasks_come_back_after_a_crash_and_ids_are_not_used_again() {
     queue.retry(999, 5).unwrap();
 }
 
+/// A copy of the file while the queue is open is what `kill -9` leaves.
+#[test]
+fn a_killed_process_loses_nothing_that_has_returned() {
+    let (queue, path, dir) = queue();
+    let copy = dir.path().join("copy");
+    for round in 1..20_u64 {
+        let id = queue.push("k", &round.to_string(), b"x", round).unwrap();
+        assert_eq!(ids(&queue.take_due(round, 9).unwrap()), [id]);
+        match round % 3 {
+            0 => queue.done(id).unwrap(),
+            1 => queue.retry(id, 100 + round).unwrap(),
+            _ => {}
+        }
+        std::fs::copy(&path, &copy).unwrap();
+        let left = DurableQueue::open(&copy).unwrap();
+        let expected = queue.page(None, 99).unwrap();
+        assert_eq!(left.page(None, 99).unwrap(), expected);
+        assert_eq!(left.take_due(u64::MAX, 99).unwrap(), expected);
+    }
+}
+
 #[test]
 fn a_file_has_one_queue() {
     let (_queue, path, _dir) = queue();

@@ -39,7 +39,13 @@ impl Inflight {
 
     /// `piece` is asked of `conn`.
     pub(crate) fn add(&mut self, now: Timestamp, piece: u32, conn: ConnId) {
-        self.by_piece.entry(piece).or_default().insert(conn, Request { since: now, late: false });
+        self.by_piece.entry(piece).or_default().insert(
+            conn,
+            Request {
+                since: now,
+                late: false,
+            },
+        );
         self.by_conn.entry(conn).or_default().insert(piece, now);
     }
 
@@ -51,22 +57,34 @@ impl Inflight {
 
     /// Whether `piece` is asked of somebody who still answers.
     pub(crate) fn is_held(&self, piece: u32) -> bool {
-        self.by_piece.get(&piece).is_some_and(|asked| asked.values().any(|request| !request.late))
+        self.by_piece
+            .get(&piece)
+            .is_some_and(|asked| asked.values().any(|request| !request.late))
     }
 
     /// Whether `piece` is asked of `conn`.
     pub(crate) fn has(&self, piece: u32, conn: ConnId) -> bool {
-        self.by_conn.get(&conn).is_some_and(|asked| asked.contains_key(&piece))
+        self.by_conn
+            .get(&conn)
+            .is_some_and(|asked| asked.contains_key(&piece))
     }
 
     /// Everybody of whom `piece` is asked.
     pub(crate) fn holders(&self, piece: u32) -> Vec<ConnId> {
-        self.by_piece.get(&piece).map(|asked| asked.keys().copied().collect()).unwrap_or_default()
+        self.by_piece
+            .get(&piece)
+            .map(|asked| asked.keys().copied().collect())
+            .unwrap_or_default()
     }
 
     /// Ends all requests to `conn` and names their pieces.
     pub(crate) fn drop_conn(&mut self, conn: ConnId) -> Vec<u32> {
-        let pieces: Vec<_> = self.by_conn.remove(&conn).unwrap_or_default().into_keys().collect();
+        let pieces: Vec<_> = self
+            .by_conn
+            .remove(&conn)
+            .unwrap_or_default()
+            .into_keys()
+            .collect();
         for piece in &pieces {
             remove_from(&mut self.by_piece, piece, &conn);
         }
@@ -75,10 +93,15 @@ impl Inflight {
 
     /// Marks all requests to `conn` late and names the pieces that were not so before.
     pub(crate) fn mark_late(&mut self, conn: ConnId) -> Vec<u32> {
-        let Some(asked) = self.by_conn.get(&conn) else { return Vec::new() };
+        let Some(asked) = self.by_conn.get(&conn) else {
+            return Vec::new();
+        };
         let mut newly = Vec::new();
         for piece in asked.keys() {
-            let request = self.by_piece.get_mut(piece).and_then(|asked| asked.get_mut(&conn));
+            let request = self
+                .by_piece
+                .get_mut(piece)
+                .and_then(|asked| asked.get_mut(&conn));
             if let Some(request) = request.filter(|request| !request.late) {
                 request.late = true;
                 newly.push(*piece);
@@ -114,8 +137,14 @@ impl Inflight {
     }
 }
 
-fn remove_from<K: Ord, V: Ord, T>(map: &mut BTreeMap<K, BTreeMap<V, T>>, key: &K, value: &V) -> bool {
-    let Some(inner) = map.get_mut(key) else { return false };
+fn remove_from<K: Ord, V: Ord, T>(
+    map: &mut BTreeMap<K, BTreeMap<V, T>>,
+    key: &K,
+    value: &V,
+) -> bool {
+    let Some(inner) = map.get_mut(key) else {
+        return false;
+    };
     let found = inner.remove(value).is_some();
     if inner.is_empty() {
         map.remove(key);

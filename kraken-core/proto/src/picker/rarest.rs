@@ -47,7 +47,9 @@ impl Rarest {
 
     /// Whether `piece` is missing and asked of nobody.
     pub(crate) fn is_open(&self, piece: u32) -> bool {
-        self.slots.get(piece as usize).is_some_and(|slot| *slot != CLOSED)
+        self.slots
+            .get(piece as usize)
+            .is_some_and(|slot| *slot != CLOSED)
     }
 
     /// How many agents among the neighbours have `piece`.
@@ -93,11 +95,19 @@ impl Rarest {
         let within = |(count, _): &(usize, &Vec<u32>)| {
             u16::try_from(*count).is_ok_and(|count| counts.contains(&count))
         };
-        self.buckets.iter().enumerate().filter(within).find_map(|(_, bucket)| {
-            let start = rng.below(bucket.len());
-            let (before, after) = bucket.split_at(start);
-            after.iter().chain(before).copied().find(|piece| eligible(*piece))
-        })
+        self.buckets
+            .iter()
+            .enumerate()
+            .filter(within)
+            .find_map(|(_, bucket)| {
+                let start = rng.below(bucket.len());
+                let (before, after) = bucket.split_at(start);
+                after
+                    .iter()
+                    .chain(before)
+                    .copied()
+                    .find(|piece| eligible(*piece))
+            })
     }
 
     fn recount(&mut self, piece: u32, change: impl Fn(u16) -> u16) {
@@ -169,9 +179,14 @@ mod tests {
     fn ties_are_random_and_ranges_hold() {
         let mut rarest = Rarest::new(&Bitfield::empty(64));
         let mut rng = Rng::seeded(3);
-        let picks: std::collections::BTreeSet<_> =
-            (0..200).filter_map(|_| rarest.pick(.., &mut rng, |_| true)).collect();
-        assert!(picks.len() > 40, "only {} different pieces in 200 draws", picks.len());
+        let picks: std::collections::BTreeSet<_> = (0..200)
+            .filter_map(|_| rarest.pick(.., &mut rng, |_| true))
+            .collect();
+        assert!(
+            picks.len() > 40,
+            "only {} different pieces in 200 draws",
+            picks.len()
+        );
         (0..63).for_each(|piece| rarest.more(piece));
         assert_eq!(rarest.pick(..=0, &mut rng, |_| true), Some(63));
         assert_ne!(rarest.pick(1.., &mut rng, |_| true), Some(63));

@@ -35,9 +35,22 @@ impl Window {
         }
         match self.readers.get_mut(&id) {
             Some(reader) if reader.wants.start == wants.start => reader.wants = wants,
-            Some(reader) => *reader = Reader { wants, since: now, fresh: false },
+            Some(reader) => {
+                *reader = Reader {
+                    wants,
+                    since: now,
+                    fresh: false,
+                }
+            }
             None => {
-                self.readers.insert(id, Reader { wants, since: now, fresh: true });
+                self.readers.insert(
+                    id,
+                    Reader {
+                        wants,
+                        since: now,
+                        fresh: true,
+                    },
+                );
             }
         }
     }
@@ -59,12 +72,19 @@ impl Window {
         patience: Duration,
     ) -> impl Iterator<Item = u32> + '_ {
         let due = move |reader: &&Reader| reader.fresh || now.since(reader.since) >= patience;
-        self.readers.values().filter(due).map(|reader| reader.wants.start)
+        self.readers
+            .values()
+            .filter(due)
+            .map(|reader| reader.wants.start)
     }
 
     /// When the next reader runs out of patience, after `now`.
     pub(crate) fn next_urgent(&self, now: Timestamp, patience: Duration) -> Option<Timestamp> {
-        self.readers.values().map(|reader| reader.since + patience).filter(|at| *at > now).min()
+        self.readers
+            .values()
+            .map(|reader| reader.since + patience)
+            .filter(|at| *at > now)
+            .min()
     }
 }
 
@@ -83,7 +103,10 @@ mod tests {
         let mut window = Window::default();
         window.set(at(0), ReaderId(1), 0..3);
         window.set(at(0), ReaderId(2), 10..100);
-        assert_eq!(window.ahead(4).collect::<Vec<_>>(), [0, 10, 1, 11, 2, 12, 13]);
+        assert_eq!(
+            window.ahead(4).collect::<Vec<_>>(),
+            [0, 10, 1, 11, 2, 12, 13]
+        );
         window.set(at(0), ReaderId(1), 3..3);
         assert_eq!(window.ahead(1).collect::<Vec<_>>(), [10]);
     }

@@ -89,7 +89,9 @@ impl Announces {
         short: bool,
         config: &Config,
     ) {
-        let Some(entry) = self.blobs.get_mut(&digest) else { return };
+        let Some(entry) = self.blobs.get_mut(&digest) else {
+            return;
+        };
         entry.under_way = false;
         entry.failures = 0;
         if std::mem::take(&mut entry.again) {
@@ -106,13 +108,24 @@ impl Announces {
 
     /// No tracker could be asked: again after a wait that doubles, with up to half of it by
     /// chance, so that a fleet does not come back in step.
-    pub(crate) fn failed(&mut self, now: Timestamp, digest: Digest, config: &Config, rng: &mut Rng) {
-        let Some(entry) = self.blobs.get_mut(&digest) else { return };
+    pub(crate) fn failed(
+        &mut self,
+        now: Timestamp,
+        digest: Digest,
+        config: &Config,
+        rng: &mut Rng,
+    ) {
+        let Some(entry) = self.blobs.get_mut(&digest) else {
+            return;
+        };
         entry.under_way = false;
         entry.again = false;
         let doubled = config.retry * 2_u32.saturating_pow(entry.failures.min(16));
         entry.failures += 1;
-        entry.due = now + doubled.min(config.retry_max).mul_f64(1.0 - rng.unit() / 2.0);
+        entry.due = now
+            + doubled
+                .min(config.retry_max)
+                .mul_f64(1.0 - rng.unit() / 2.0);
         self.wait(digest);
     }
 

@@ -98,7 +98,11 @@ impl Config {
 
     /// An origin: serves many, asks nobody.
     pub fn origin() -> Self {
-        Self { max_degree: 256, max_conns: 4096, ..Self::lan() }
+        Self {
+            max_degree: 256,
+            max_conns: 4096,
+            ..Self::lan()
+        }
     }
 }
 

@@ -53,7 +53,12 @@ pub(crate) enum Verdict {
 impl Conns {
     pub(crate) fn new(local: PeerId) -> Self {
         let (by_id, by_peer, dials) = Default::default();
-        Self { local, by_id, by_peer, dials }
+        Self {
+            local,
+            by_id,
+            by_peer,
+            dials,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -78,7 +83,10 @@ impl Conns {
 
     /// How many dials are under way for a blob.
     pub(crate) fn coming(&self, digest: Digest) -> usize {
-        self.dials.values().filter(|dial| dial.wanted.contains(&digest)).count()
+        self.dials
+            .values()
+            .filter(|dial| dial.wanted.contains(&digest))
+            .count()
     }
 
     /// How many dials to peers of a role are under way for a blob.
@@ -90,19 +98,35 @@ impl Conns {
     /// Wants the peer for a blob; says whether a dial must begin.
     pub(crate) fn want(&mut self, peer: &PeerInfo, digest: Digest) -> bool {
         let new = !self.dials.contains_key(&peer.id);
-        let dial = Dial { role: peer.role, wanted: BTreeSet::new() };
-        self.dials.entry(peer.id).or_insert(dial).wanted.insert(digest);
+        let dial = Dial {
+            role: peer.role,
+            wanted: BTreeSet::new(),
+        };
+        self.dials
+            .entry(peer.id)
+            .or_insert(dial)
+            .wanted
+            .insert(digest);
         new
     }
 
     /// A dial ended: the blobs that wanted the peer.
     pub(crate) fn dial_ended(&mut self, peer: PeerId) -> BTreeSet<Digest> {
-        self.dials.remove(&peer).map(|dial| dial.wanted).unwrap_or_default()
+        self.dials
+            .remove(&peer)
+            .map(|dial| dial.wanted)
+            .unwrap_or_default()
     }
 
     /// A connection stands. When both sides dialled at once, both keep the one that the smaller
     /// id dialled; of two in the same direction the newer one stays, for the peer has restarted.
-    pub(crate) fn up(&mut self, now: Timestamp, id: ConnId, peer: PeerId, dialled: bool) -> Verdict {
+    pub(crate) fn up(
+        &mut self,
+        now: Timestamp,
+        id: ConnId,
+        peer: PeerId,
+        dialled: bool,
+    ) -> Verdict {
         let mut wanted = self.dial_ended(peer);
         let before = self.of_peer(peer);
         if let Some(old) = before.and_then(|old| self.by_id.get_mut(&old)) {
@@ -114,7 +138,14 @@ impl Conns {
             wanted.extend(old.wanted.iter().chain(&old.swarms));
         }
         let swarms = BTreeSet::new();
-        let conn = Conn { peer, dialled, role: None, wanted, swarms, idle_since: now };
+        let conn = Conn {
+            peer,
+            dialled,
+            role: None,
+            wanted,
+            swarms,
+            idle_since: now,
+        };
         self.by_id.insert(id, conn);
         self.by_peer.insert(peer, id);
         Verdict::Keep { instead: before }
@@ -131,7 +162,9 @@ impl Conns {
 
     /// A swarm uses the connection, or no longer does.
     pub(crate) fn used(&mut self, now: Timestamp, id: ConnId, digest: Digest, used: bool) {
-        let Some(conn) = self.by_id.get_mut(&id) else { return };
+        let Some(conn) = self.by_id.get_mut(&id) else {
+            return;
+        };
         if used {
             conn.swarms.insert(digest);
         } else {
@@ -143,7 +176,11 @@ impl Conns {
     /// The connections that nothing has used since `since`.
     pub(crate) fn idle(&self, since: Timestamp) -> Vec<ConnId> {
         let idle = |conn: &Conn| conn.swarms.is_empty() && conn.idle_since <= since;
-        self.by_id.iter().filter(|(_, conn)| idle(conn)).map(|(id, _)| *id).collect()
+        self.by_id
+            .iter()
+            .filter(|(_, conn)| idle(conn))
+            .map(|(id, _)| *id)
+            .collect()
     }
 }
 
@@ -164,7 +201,8 @@ mod tests {
                 let mut conns = Conns::new(local);
                 for id in order {
                     let dialled = (id == by_small) == (local == SMALL);
-                    if let Verdict::Keep { instead: Some(old) } = conns.up(NOW, id, other, dialled) {
+                    if let Verdict::Keep { instead: Some(old) } = conns.up(NOW, id, other, dialled)
+                    {
                         conns.down(old);
                     }
                 }
@@ -182,7 +220,9 @@ mod tests {
         conns.used(NOW, ConnId(1), digest, true);
         assert_eq!(
             conns.up(NOW, ConnId(2), SMALL, false),
-            Verdict::Keep { instead: Some(ConnId(1)) }
+            Verdict::Keep {
+                instead: Some(ConnId(1))
+            }
         );
         assert!(conns.get(ConnId(2)).unwrap().wanted.contains(&digest));
         conns.down(ConnId(1));

@@ -26,14 +26,22 @@ impl Scheduler {
                 .into_iter()
                 .map(|(namespace, digest)| {
                     let state = AnnounceState::Left;
-                    AnnounceBlob { namespace, digest, state, links: 0 }
+                    AnnounceBlob {
+                        namespace,
+                        digest,
+                        state,
+                        links: 0,
+                    }
                 })
                 .collect();
             for digest in self.announces.take_due(now, room) {
                 blobs.extend(self.swarms.get(&digest).map(announce_of));
             }
             if !blobs.is_empty() {
-                let request = AnnounceRequest { peer: self.local.clone(), blobs };
+                let request = AnnounceRequest {
+                    peer: self.local.clone(),
+                    blobs,
+                };
                 self.actions.push_back(Action::Announce(request));
             }
         }
@@ -50,7 +58,8 @@ impl Scheduler {
                 let links = swarm.degree(PeerRole::Agent) + swarm.degree(PeerRole::Origin);
                 !swarm.is_complete() && links + coming < self.config.target_degree
             });
-            self.announces.answered(now, *digest, interval, short, &self.config);
+            self.announces
+                .answered(now, *digest, interval, short, &self.config);
         }
     }
 
@@ -64,7 +73,11 @@ impl Scheduler {
     /// Connects to the peers of a handout, first come first, until the blob has enough.
     fn meet(&mut self, now: Timestamp, digest: Digest, peers: &[PeerInfo]) {
         for peer in peers {
-            let Some(swarm) = self.swarms.get(&digest).filter(|swarm| !swarm.is_complete()) else {
+            let Some(swarm) = self
+                .swarms
+                .get(&digest)
+                .filter(|swarm| !swarm.is_complete())
+            else {
                 return;
             };
             let (links, enough) = match peer.role {
@@ -72,7 +85,10 @@ impl Scheduler {
                 PeerRole::Origin => (swarm.degree(peer.role), ORIGINS_PER_BLOB),
             };
             let coming = self.conns.coming_of(digest, peer.role);
-            let shy = self.shy.get(&(digest, peer.id)).is_some_and(|until| *until > now);
+            let shy = self
+                .shy
+                .get(&(digest, peer.id))
+                .is_some_and(|until| *until > now);
             if links + coming < enough && !shy && peer.id != self.local.id {
                 self.approach(now, digest, peer);
             }
@@ -100,7 +116,11 @@ fn announce_of(swarm: &Swarm) -> AnnounceBlob {
     AnnounceBlob {
         namespace: swarm.spec().namespace.clone(),
         digest: swarm.spec().digest,
-        state: if swarm.is_complete() { AnnounceState::Seeding } else { AnnounceState::Leeching },
+        state: if swarm.is_complete() {
+            AnnounceState::Seeding
+        } else {
+            AnnounceState::Leeching
+        },
         links: u32::try_from(links).unwrap_or(u32::MAX),
     }
 }

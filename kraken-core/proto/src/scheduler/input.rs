@@ -47,7 +47,9 @@ impl BlobSpec {
     /// The length of `piece` in bytes.
     pub fn piece_size(&self, piece: u32) -> u64 {
         let start = u64::from(piece) * self.piece_length.bytes();
-        self.length.saturating_sub(start).min(self.piece_length.bytes())
+        self.length
+            .saturating_sub(start)
+            .min(self.piece_length.bytes())
     }
 }
 

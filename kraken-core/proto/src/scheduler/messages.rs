@@ -29,9 +29,14 @@ impl Scheduler {
                 Some(Ok(()))
             }
             (Message::Hello { .. }, Some(_)) | (_, None) => Some(Err(Violation)),
-            (Message::Subscribe { digest, piece_length, have }, Some(_)) => {
-                Some(self.subscribe(now, conn, digest, piece_length, have))
-            }
+            (
+                Message::Subscribe {
+                    digest,
+                    piece_length,
+                    have,
+                },
+                Some(_),
+            ) => Some(self.subscribe(now, conn, digest, piece_length, have)),
             (Message::Unsubscribe { digest }, Some(_)) => {
                 self.unsubscribe(now, conn, digest);
                 Some(Ok(()))
@@ -65,7 +70,9 @@ impl Scheduler {
     }
 
     fn hello(&mut self, now: Timestamp, id: ConnId, role: PeerRole) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else {
+            return;
+        };
         conn.role = Some(role);
         for digest in std::mem::take(&mut conn.wanted) {
             self.greet(now, id, digest);
@@ -74,7 +81,10 @@ impl Scheduler {
 
     /// Begins to talk to a connected peer about a blob.
     pub(super) fn greet(&mut self, now: Timestamp, conn: ConnId, digest: Digest) {
-        let Some((peer, role)) = self.conns.get(conn).and_then(|it| Some((it.peer, it.role?)))
+        let Some((peer, role)) = self
+            .conns
+            .get(conn)
+            .and_then(|it| Some((it.peer, it.role?)))
         else {
             return;
         };
@@ -96,7 +106,11 @@ impl Scheduler {
             self.look_up(conn, digest, piece_length, have);
             return Ok(());
         };
-        let role = self.conns.get(conn).and_then(|conn| conn.role).unwrap_or(PeerRole::Agent);
+        let role = self
+            .conns
+            .get(conn)
+            .and_then(|conn| conn.role)
+            .unwrap_or(PeerRole::Agent);
         let full = !swarm.has_peer(conn) && swarm.degree(role) >= self.config.max_degree;
         let useless = !swarm.has_peer(conn) && swarm.is_complete() && have.is_full();
         if full || useless || swarm.spec().piece_length != piece_length {
@@ -104,7 +118,8 @@ impl Scheduler {
             return Ok(());
         }
         self.greet(now, conn, digest);
-        self.with_swarm(now, digest, |swarm, cx| swarm.subscribed(cx, conn, have)).unwrap_or(Ok(()))
+        self.with_swarm(now, digest, |swarm, cx| swarm.subscribed(cx, conn, have))
+            .unwrap_or(Ok(()))
     }
 
     fn unsubscribe(&mut self, now: Timestamp, conn: ConnId, digest: Digest) {
@@ -119,13 +134,18 @@ impl Scheduler {
         }
         if was_neighbour == Some(true) {
             let peer = self.conns.get(conn).map(|conn| conn.peer);
-            peer.into_iter().for_each(|peer| self.turned_away(now, digest, peer));
+            peer.into_iter()
+                .for_each(|peer| self.turned_away(now, digest, peer));
             self.announces.hurry(now, digest);
         }
     }
 
     fn look_up(&mut self, conn: ConnId, digest: Digest, piece_length: PieceLength, have: Bitfield) {
-        let waiting = self.lookups.values().filter(|waiting| waiting.contains_key(&conn)).count();
+        let waiting = self
+            .lookups
+            .values()
+            .filter(|waiting| waiting.contains_key(&conn))
+            .count();
         if self.lookups.len() >= MAX_LOOKUPS || waiting >= MAX_LOOKUPS / 16 {
             let message = Message::Unsubscribe { digest };
             self.actions.push_back(Action::Send { conn, message });
@@ -148,7 +168,10 @@ impl Scheduler {
         for (conn, (piece_length, have)) in greetings {
             if !self.swarms.contains_key(&digest) {
                 self.turn_away(now, conn, digest);
-            } else if self.subscribe(now, conn, digest, piece_length, have).is_err() {
+            } else if self
+                .subscribe(now, conn, digest, piece_length, have)
+                .is_err()
+            {
                 self.punish(now, conn, CloseReason::Protocol);
             }
         }
@@ -157,6 +180,9 @@ impl Scheduler {
     fn turn_away(&mut self, now: Timestamp, conn: ConnId, digest: Digest) {
         self.with_swarm(now, digest, |swarm, cx| swarm.part(cx, conn));
         self.conns.used(now, conn, digest, false);
-        self.actions.push_back(Action::Send { conn, message: Message::Unsubscribe { digest } });
+        self.actions.push_back(Action::Send {
+            conn,
+            message: Message::Unsubscribe { digest },
+        });
     }
 }

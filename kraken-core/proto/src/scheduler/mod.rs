@@ -88,29 +88,51 @@ impl Scheduler {
         match input {
             Input::Open { spec, have } => self.open(now, spec, have),
             Input::Forget { digest } => self.forget(now, digest),
-            Input::Want { digest, reader, pieces } => {
+            Input::Want {
+                digest,
+                reader,
+                pieces,
+            } => {
                 self.with_swarm(now, digest, |swarm, cx| swarm.want(cx, reader, pieces));
             }
-            Input::ConnUp { conn, peer, dialled } => self.conn_up(now, conn, peer, dialled),
+            Input::ConnUp {
+                conn,
+                peer,
+                dialled,
+            } => self.conn_up(now, conn, peer, dialled),
             Input::ConnDown { conn } => self.conn_down(now, conn),
             Input::DialFailed { peer } => self.dial_failed(now, peer),
             Input::Message { conn, message } => self.message(now, conn, message),
             Input::Violation { conn } => self.punish(now, conn, CloseReason::Protocol),
-            Input::PieceStored { digest, piece, conn } => self.stored(now, digest, piece, conn),
-            Input::PieceRejected { digest, piece, conn } => {
+            Input::PieceStored {
+                digest,
+                piece,
+                conn,
+            } => self.stored(now, digest, piece, conn),
+            Input::PieceRejected {
+                digest,
+                piece,
+                conn,
+            } => {
                 self.with_swarm(now, digest, |swarm, cx| swarm.rejected(cx, piece));
                 self.punish(now, conn, CloseReason::WrongBytes);
             }
             Input::PieceLost { digest, piece } => {
                 self.with_swarm(now, digest, |swarm, cx| swarm.lost(cx, piece));
             }
-            Input::PieceSent { digest, piece, conn, sent } => {
+            Input::PieceSent {
+                digest,
+                piece,
+                conn,
+                sent,
+            } => {
                 self.with_swarm(now, digest, |swarm, cx| swarm.sent(cx, conn, piece, sent));
             }
             Input::Announced { digests, reply } => self.announced(now, &digests, &reply),
             Input::AnnounceFailed { digests } => {
                 for digest in digests {
-                    self.announces.failed(now, digest, &self.config, &mut self.rng);
+                    self.announces
+                        .failed(now, digest, &self.config, &mut self.rng);
                 }
             }
             Input::Found { digest, spec } => self.found(now, digest, spec),
@@ -147,7 +169,12 @@ impl Scheduler {
             return None;
         }
         let announce = self.announces.next_due(now);
-        self.timers.next().into_iter().chain(announce).chain([self.sweep_at]).min()
+        self.timers
+            .next()
+            .into_iter()
+            .chain(announce)
+            .chain([self.sweep_at])
+            .min()
     }
 
     /// The pieces of a blob that are here, when it is in a swarm.
@@ -177,10 +204,15 @@ impl Scheduler {
     }
 
     fn forget(&mut self, now: Timestamp, digest: Digest) {
-        let Some(swarm) = self.swarms.remove(&digest) else { return };
+        let Some(swarm) = self.swarms.remove(&digest) else {
+            return;
+        };
         for conn in swarm.conns() {
             self.conns.used(now, conn, digest, false);
-            self.actions.push_back(Action::Send { conn, message: Message::Unsubscribe { digest } });
+            self.actions.push_back(Action::Send {
+                conn,
+                message: Message::Unsubscribe { digest },
+            });
         }
         self.timers.set(digest, None);
         self.announces.leave(swarm.spec().namespace.clone(), digest);
@@ -219,7 +251,9 @@ impl Scheduler {
                 self.actions.push_back(Action::Close { conn, reason });
             }
             Verdict::Keep { instead } => {
-                let message = Message::Hello { role: self.local.role };
+                let message = Message::Hello {
+                    role: self.local.role,
+                };
                 self.actions.push_back(Action::Send { conn, message });
                 if let Some(old) = instead {
                     self.close(now, old, CloseReason::Duplicate);
@@ -229,7 +263,9 @@ impl Scheduler {
     }
 
     fn conn_down(&mut self, now: Timestamp, conn: ConnId) {
-        let Some(gone) = self.conns.down(conn) else { return };
+        let Some(gone) = self.conns.down(conn) else {
+            return;
+        };
         for digest in gone.swarms {
             self.with_swarm(now, digest, |swarm, cx| swarm.part(cx, conn));
             self.announces.hurry(now, digest);
@@ -256,9 +292,13 @@ impl Scheduler {
     }
 
     fn punish(&mut self, now: Timestamp, conn: ConnId, reason: CloseReason) {
-        let Some(peer) = self.conns.get(conn).map(|conn| conn.peer) else { return };
-        self.penalties.add(now, peer, self.config.ban, self.config.ban_max, true);
-        self.actions.push_back(Action::Event(Event::PeerBanned { peer, reason }));
+        let Some(peer) = self.conns.get(conn).map(|conn| conn.peer) else {
+            return;
+        };
+        self.penalties
+            .add(now, peer, self.config.ban, self.config.ban_max, true);
+        self.actions
+            .push_back(Action::Event(Event::PeerBanned { peer, reason }));
         self.close(now, conn, reason);
     }
 
@@ -284,12 +324,26 @@ impl Scheduler {
         let swarm = self.swarms.get_mut(&digest)?;
         let (config, rng, out) = (&self.config, &mut self.rng, &mut self.actions);
         let first_new = out.len();
-        let result = act(swarm, &mut Context { now, config, rng, out });
+        let result = act(
+            swarm,
+            &mut Context {
+                now,
+                config,
+                rng,
+                out,
+            },
+        );
         self.timers.set(digest, swarm.next_tick(now, &self.config));
-        let parted = self.actions.range(first_new..).filter_map(|action| match action {
-            Action::Send { conn, message: Message::Unsubscribe { digest } } => Some((*conn, *digest)),
-            _ => None,
-        });
+        let parted = self
+            .actions
+            .range(first_new..)
+            .filter_map(|action| match action {
+                Action::Send {
+                    conn,
+                    message: Message::Unsubscribe { digest },
+                } => Some((*conn, *digest)),
+                _ => None,
+            });
         for (conn, digest) in parted.collect::<Vec<_>>() {
             self.conns.used(now, conn, digest, false);
         }

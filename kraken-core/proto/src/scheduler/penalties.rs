@@ -37,12 +37,25 @@ impl Penalties {
     ) {
         self.forget_old(now);
         let before = self.by_peer.get(&peer);
-        let span = before.map_or(first, |last| (last.span * 2).max(first)).min(longest);
+        let span = before
+            .map_or(first, |last| (last.span * 2).max(first))
+            .min(longest);
         let until = (now + span).max(before.map_or(now, |last| last.until));
         let banned = banned || before.is_some_and(|last| last.banned && last.until > now);
-        self.by_peer.insert(peer, Penalty { until, span, banned });
+        self.by_peer.insert(
+            peer,
+            Penalty {
+                until,
+                span,
+                banned,
+            },
+        );
         if self.by_peer.len() > MAX_PENALTIES {
-            let first_over = self.by_peer.iter().min_by_key(|(_, it)| it.until).map(|(id, _)| *id);
+            let first_over = self
+                .by_peer
+                .iter()
+                .min_by_key(|(_, it)| it.until)
+                .map(|(id, _)| *id);
             first_over.and_then(|id| self.by_peer.remove(&id));
         }
     }
@@ -61,7 +74,9 @@ impl Penalties {
 
     /// Whether the peer is refused even when it calls.
     pub(crate) fn is_banned(&self, now: Timestamp, peer: PeerId) -> bool {
-        self.by_peer.get(&peer).is_some_and(|it| it.banned && it.until > now)
+        self.by_peer
+            .get(&peer)
+            .is_some_and(|it| it.banned && it.until > now)
     }
 
     fn forget_old(&mut self, now: Timestamp) {

@@ -1,0 +1,814 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::blob::namespace::Namespace;
+use crate::picker::window::ReaderId;
+use crate::tracker::{AnnounceReply, AnnounceRequest, AnnounceState, Handout};
+
+const PIECES: u32 = 8;
+const SIZE: u32 = 256 << 10;
+
+fn id(number: u8) -> PeerId {
+    PeerId::from_bytes([number; 32])
+}
+
+fn info(number: u8, role: PeerRole) -> PeerInfo {
+    PeerInfo {
+        id: id(number),
+        addr: "[::1]:7600".parse().unwrap(),
+        role,
+    }
+}
+
+fn spec(name: &[u8]) -> BlobSpec {
+    BlobSpec {
+        namespace: Namespace::default(),
+        digest: Digest::of(name),
+        length: u64::from(PIECES * SIZE),
+        piece_length: PieceLength::MIN,
+    }
+}
+
+fn blob() -> Digest {
+    spec(b"blob").digest
+}
+
+fn pieces(held: impl IntoIterator<Item = u32>) -> Bitfield {
+    let mut have = Bitfield::empty(PIECES);
+    held.into_iter().for_each(|piece| drop(have.insert(piece)));
+    have
+}
+
+fn requests(actions: &[Action]) -> Vec<(ConnId, u32)> {
+    let request = |action: &Action| match action {
+        Action::Send {
+            conn,
+            message: Message::Request { piece, .. },
+        } => Some((*conn, *piece)),
+        _ => None,
+    };
+    actions.iter().filter_map(request).collect()
+}
+
+fn announces(actions: &[Action]) -> usize {
+    actions
+        .iter()
+        .filter(|action| matches!(action, Action::Announce(_)))
+        .count()
+}
+
+fn closed(actions: &[Action], conn: ConnId, reason: CloseReason) -> bool {
+    actions.contains(&Action::Close { conn, reason })
+}
+
+fn banned(actions: &[Action], peer: u8, reason: CloseReason) -> bool {
+    actions.contains(&Action::Event(Event::PeerBanned {
+        peer: id(peer),
+        reason,
+    }))
+}
+
+/// One machine and its clock.
+struct Bench {
+    machine: Scheduler,
+    now: Timestamp,
+    conns: u64,
+}
+
+impl Bench {
+    fn idle(role: PeerRole, config: Config) -> Self {
+        let now = Timestamp::ZERO + Duration::from_secs(1);
+        let machine = Scheduler::new(now, info(100, role), config, 1);
+        Self {
+            machine,
+            now,
+            conns: 0,
+        }
+    }
+
+    /// An agent in the swarm of one blob.
+    fn with(have: Bitfield, config: Config) -> Self {
+        let mut bench = Self::idle(PeerRole::Agent, config);
+        bench.feed(Input::Open {
+            spec: spec(b"blob"),
+            have,
+        });
+        bench
+    }
+
+    /// An agent that has nothing and asks of each peer as much as it can.
+    fn greedy() -> Self {
+        Self::with(
+            pieces([]),
+            Config {
+                pipeline_agent: 8,
+                pipeline_origin: 8,
+                ..Config::lan()
+            },
+        )
+    }
+
+    fn drain(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.machine.poll_action()).collect()
+    }
+
+    fn feed(&mut self, input: Input) -> Vec<Action> {
+        self.machine.handle(self.now, input);
+        self.drain()
+    }
+
+    fn say(&mut self, conn: ConnId, message: Message) -> Vec<Action> {
+        self.feed(Input::Message { conn, message })
+    }
+
+    fn piece(&mut self, conn: ConnId, piece: u32) -> Vec<Action> {
+        self.say(
+            conn,
+            Message::Piece {
+                digest: blob(),
+                piece,
+                len: SIZE,
+            },
+        )
+    }
+
+    fn stored(&mut self, conn: ConnId, piece: u32) -> Vec<Action> {
+        self.piece(conn, piece);
+        self.feed(Input::PieceStored {
+            digest: blob(),
+            piece,
+            conn,
+        })
+    }
+
+    fn wait(&mut self, span: Duration) -> Vec<Action> {
+        let end = self.now + span;
+        let mut actions = Vec::new();
+        while let Some(at) = self.machine.poll_timeout(self.now).filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.machine.handle_timeout(self.now);
+            actions.extend(self.drain());
+            assert!(
+                self.machine
+                    .poll_timeout(self.now)
+                    .is_none_or(|at| at > self.now)
+            );
+        }
+        self.now = end;
+        actions
+    }
+
+    fn connect(&mut self, peer: u8) -> ConnId {
+        self.conns += 1;
+        let conn = ConnId(self.conns);
+        self.feed(Input::ConnUp {
+            conn,
+            peer: id(peer),
+            dialled: false,
+        });
+        conn
+    }
+
+    fn greet(&mut self, conn: ConnId, role: PeerRole, have: Bitfield) -> Vec<Action> {
+        let mut actions = self.say(conn, Message::Hello { role });
+        let (digest, piece_length) = (blob(), PieceLength::MIN);
+        actions.extend(self.say(
+            conn,
+            Message::Subscribe {
+                digest,
+                piece_length,
+                have,
+            },
+        ));
+        actions
+    }
+
+    fn neighbour(&mut self, peer: u8, role: PeerRole, have: Bitfield) -> (ConnId, Vec<Action>) {
+        let conn = self.connect(peer);
+        let actions = self.greet(conn, role, have);
+        (conn, actions)
+    }
+
+    fn agent(&mut self, peer: u8, have: impl IntoIterator<Item = u32>) -> (ConnId, Vec<Action>) {
+        self.neighbour(peer, PeerRole::Agent, pieces(have))
+    }
+}
+
+#[test]
+fn hello_comes_first() {
+    let mut bench = Bench::greedy();
+    let actions = bench.feed(Input::ConnUp {
+        conn: ConnId(9),
+        peer: id(1),
+        dialled: false,
+    });
+    let message = Message::Hello {
+        role: PeerRole::Agent,
+    };
+    assert_eq!(
+        actions,
+        [Action::Send {
+            conn: ConnId(9),
+            message: message.clone()
+        }]
+    );
+    let actions = bench.say(
+        ConnId(9),
+        Message::Request {
+            digest: blob(),
+            piece: 0,
+        },
+    );
+    assert!(closed(&actions, ConnId(9), CloseReason::Protocol));
+    let (conn, _) = bench.agent(2, []);
+    assert!(
+        closed(&bench.say(conn, message), conn, CloseReason::Protocol),
+        "hello twice"
+    );
+}
+
+#[test]
+fn a_blob_in_no_swarm_is_looked_up() {
+    let mut bench = Bench::idle(PeerRole::Origin, Config::origin());
+    let (conn, actions) = bench.agent(1, []);
+    assert_eq!(actions, [Action::Lookup { digest: blob() }]);
+    let actions = bench.feed(Input::Found {
+        digest: blob(),
+        spec: None,
+    });
+    let message = Message::Unsubscribe { digest: blob() };
+    assert_eq!(actions, [Action::Send { conn, message }]);
+    let (conn, _) = bench.agent(2, []);
+    let actions = bench.feed(Input::Found {
+        digest: blob(),
+        spec: Some(spec(b"blob")),
+    });
+    let (digest, piece_length, have) = (blob(), PieceLength::MIN, Bitfield::full(PIECES));
+    let message = Message::Subscribe {
+        digest,
+        piece_length,
+        have,
+    };
+    assert_eq!(
+        actions,
+        [Action::Send { conn, message }],
+        "and an origin announces nothing"
+    );
+}
+
+#[test]
+fn only_what_is_held_is_served() {
+    let mut bench = Bench::with(pieces([3]), Config::lan());
+    let (conn, _) = bench.agent(1, []);
+    let digest = blob();
+    let actions = bench.say(conn, Message::Request { digest, piece: 3 });
+    assert_eq!(
+        actions,
+        [Action::SendPiece {
+            conn,
+            digest,
+            piece: 3
+        }]
+    );
+    let message = Message::Refuse { digest, piece: 4 };
+    let refusal = [Action::Send { conn, message }];
+    assert_eq!(
+        bench.say(conn, Message::Request { digest, piece: 4 }),
+        refusal
+    );
+    let actions = bench.say(
+        conn,
+        Message::Request {
+            digest,
+            piece: PIECES,
+        },
+    );
+    assert!(banned(&actions, 1, CloseReason::Protocol));
+}
+
+#[test]
+fn pieces_that_nobody_asked_for_are_punished() {
+    let mut bench = Bench::greedy();
+    let (conn, _) = bench.agent(1, []);
+    let actions = bench.piece(conn, 0);
+    assert!(
+        banned(&actions, 1, CloseReason::Protocol) && closed(&actions, conn, CloseReason::Protocol)
+    );
+    let (conn, _) = bench.agent(2, 0..8);
+    let actions = bench.say(
+        conn,
+        Message::Piece {
+            digest: blob(),
+            piece: 0,
+            len: SIZE - 1,
+        },
+    );
+    assert!(
+        banned(&actions, 2, CloseReason::Protocol),
+        "a piece of the wrong length"
+    );
+}
+
+#[test]
+fn a_wrong_piece_is_asked_of_another() {
+    let mut bench = Bench::greedy();
+    let (liar, asked) = bench.agent(1, 0..8);
+    assert_eq!(requests(&asked).len(), 8);
+    let (other, asked) = bench.agent(2, 0..8);
+    assert!(requests(&asked).is_empty());
+    let digest = blob();
+    assert!(bench.piece(liar, 5).contains(&Action::Store {
+        conn: liar,
+        digest,
+        piece: 5
+    }));
+    let actions = bench.feed(Input::PieceRejected {
+        digest,
+        piece: 5,
+        conn: liar,
+    });
+    assert!(
+        banned(&actions, 1, CloseReason::WrongBytes)
+            && closed(&actions, liar, CloseReason::WrongBytes)
+    );
+    let asked = requests(&actions);
+    assert!(
+        asked.len() == 8 && asked.iter().all(|(conn, _)| *conn == other),
+        "{asked:?}"
+    );
+    let actions = bench.feed(Input::ConnUp {
+        conn: ConnId(50),
+        peer: id(1),
+        dialled: false,
+    });
+    assert!(closed(&actions, ConnId(50), CloseReason::Banned));
+}
+
+#[test]
+fn a_liar_that_hangs_up_is_banned_all_the_same_and_once() {
+    let mut bench = Bench::greedy();
+    let (conn, _) = bench.agent(1, 0..8);
+    bench.piece(conn, 5);
+    bench.piece(conn, 6);
+    bench.feed(Input::ConnDown { conn });
+    let digest = blob();
+    let actions = bench.feed(Input::PieceRejected {
+        digest,
+        piece: 5,
+        conn,
+    });
+    assert!(banned(&actions, 1, CloseReason::WrongBytes));
+    let actions = bench.feed(Input::PieceRejected {
+        digest,
+        piece: 6,
+        conn,
+    });
+    assert!(
+        !banned(&actions, 1, CloseReason::WrongBytes),
+        "it counts as one lie"
+    );
+    let (_, asked) = bench.agent(2, 0..8);
+    assert_eq!(requests(&asked).len(), 8);
+}
+
+#[test]
+fn a_stalled_peer_is_helped_out_and_may_still_deliver() {
+    let mut bench = Bench::greedy();
+    let (slow, _) = bench.agent(1, 0..8);
+    let (other, _) = bench.agent(2, 0..8);
+    let digest = blob();
+    let actions = bench.wait(Duration::from_secs(3));
+    assert!(actions.contains(&Action::Event(Event::PeerStalled {
+        digest,
+        peer: id(1)
+    })));
+    assert_eq!(requests(&actions).len(), 8);
+    let actions = bench.piece(slow, 2);
+    assert!(actions.contains(&Action::Store {
+        conn: slow,
+        digest,
+        piece: 2
+    }));
+    let message = Message::Cancel { digest, piece: 2 };
+    assert!(actions.contains(&Action::Send {
+        conn: other,
+        message
+    }));
+    assert!(
+        !banned(&bench.piece(other, 2), 2, CloseReason::Protocol),
+        "it crossed the cancel"
+    );
+}
+
+#[test]
+fn a_stalled_peer_that_declines_is_asked_again() {
+    let mut bench = Bench::greedy();
+    let (slow, _) = bench.agent(1, [0, 1]);
+    bench.wait(Duration::from_secs(3));
+    let (other, _) = bench.agent(2, [0, 1]);
+    bench.stored(other, 0);
+    bench.stored(other, 1);
+    let digest = blob();
+    bench.say(slow, Message::Refuse { digest, piece: 0 });
+    bench.say(slow, Message::Refuse { digest, piece: 1 });
+    let actions = bench.say(
+        slow,
+        Message::Have {
+            digest,
+            pieces: vec![2],
+        },
+    );
+    assert_eq!(requests(&actions), [(slow, 2)]);
+}
+
+#[test]
+fn a_silent_peer_is_dropped() {
+    let mut bench = Bench::greedy();
+    let (conn, _) = bench.agent(1, 0..8);
+    let actions = bench.wait(Duration::from_secs(21));
+    assert!(closed(&actions, conn, CloseReason::Silent));
+    assert!(
+        !banned(&actions, 1, CloseReason::Silent),
+        "silence is no lie"
+    );
+}
+
+#[test]
+fn the_end_game_asks_two_and_cancels_one() {
+    let mut bench = Bench::with(pieces(0..7), Config::lan());
+    let digest = blob();
+    let (first, asked) = bench.agent(1, 0..8);
+    assert_eq!(requests(&asked), [(first, 7)]);
+    let (second, asked) = bench.agent(2, 0..8);
+    assert!(requests(&asked).is_empty(), "not yet");
+    assert_eq!(
+        requests(&bench.wait(Duration::from_millis(160))),
+        [(second, 7)]
+    );
+    let actions = bench.piece(first, 7);
+    let message = Message::Cancel { digest, piece: 7 };
+    assert!(actions.contains(&Action::Send {
+        conn: second,
+        message
+    }));
+    // The answer to the cancel does not mean that the second has it no more.
+    bench.say(second, Message::Refuse { digest, piece: 7 });
+    let actions = bench.feed(Input::PieceRejected {
+        digest,
+        piece: 7,
+        conn: first,
+    });
+    assert_eq!(requests(&actions), [(second, 7)]);
+}
+
+#[test]
+fn news_is_gathered_and_not_told_to_those_who_know() {
+    let mut bench = Bench::greedy();
+    let (full, _) = bench.agent(1, 0..8);
+    let (empty, _) = bench.agent(2, []);
+    let is_news = |action: &Action| {
+        matches!(
+            action,
+            Action::Send {
+                message: Message::Have { .. },
+                ..
+            }
+        )
+    };
+    assert!(!bench.stored(full, 0).iter().any(is_news));
+    assert!(!bench.stored(full, 1).iter().any(is_news));
+    let told = bench.wait(Duration::from_millis(11));
+    let message = Message::Have {
+        digest: blob(),
+        pieces: vec![0, 1],
+    };
+    assert_eq!(
+        told,
+        [Action::Send {
+            conn: empty,
+            message
+        }]
+    );
+}
+
+#[test]
+fn an_origin_is_asked_for_what_no_agent_has() {
+    let mut bench = Bench::greedy();
+    bench.agent(1, 0..7);
+    let (origin, asked) = bench.neighbour(2, PeerRole::Origin, Bitfield::full(PIECES));
+    assert_eq!(requests(&asked), [(origin, 7)]);
+}
+
+#[test]
+fn an_origin_serves_a_fresh_reader_at_once_and_later_a_patient_one() {
+    let mut bench = Bench::with(
+        pieces([]),
+        Config {
+            pipeline_agent: 1,
+            ..Config::lan()
+        },
+    );
+    let (_, asked) = bench.agent(1, 0..8);
+    let busy = requests(&asked)[0].1;
+    let (origin, asked) = bench.neighbour(2, PeerRole::Origin, Bitfield::full(PIECES));
+    assert!(requests(&asked).is_empty(), "agents are sending");
+    let (digest, reader) = (blob(), ReaderId(1));
+    let first = (0..PIECES).find(|piece| *piece != busy).unwrap();
+    let actions = bench.feed(Input::Want {
+        digest,
+        reader,
+        pieces: first..PIECES,
+    });
+    assert_eq!(requests(&actions), [(origin, first)]);
+    bench.stored(origin, first);
+    let next = (first + 1..PIECES).find(|piece| *piece != busy).unwrap();
+    let actions = bench.feed(Input::Want {
+        digest,
+        reader,
+        pieces: next..PIECES,
+    });
+    assert!(requests(&actions).is_empty());
+    assert!(requests(&bench.wait(Duration::from_millis(240))).is_empty());
+    assert_eq!(
+        requests(&bench.wait(Duration::from_millis(20))),
+        [(origin, next)]
+    );
+}
+
+#[test]
+fn two_who_have_everything_part() {
+    let mut bench = Bench::with(pieces(0..7), Config::lan());
+    let (conn, _) = bench.agent(1, 0..8);
+    let digest = blob();
+    let actions = bench.stored(conn, 7);
+    let goodbye = Action::Send {
+        conn,
+        message: Message::Unsubscribe { digest },
+    };
+    assert!(actions.contains(&Action::Event(Event::BlobDone { digest })));
+    assert!(actions.contains(&goodbye));
+    let (conn, actions) = bench.agent(2, 0..8);
+    assert_eq!(
+        actions,
+        [Action::Send {
+            conn,
+            message: Message::Unsubscribe { digest }
+        }]
+    );
+    let idle = bench.wait(Duration::from_secs(40));
+    assert!(closed(&idle, conn, CloseReason::Idle));
+}
+
+#[test]
+fn a_handout_fills_the_degree_and_no_more() {
+    let mut bench = Bench::greedy();
+    let mut peers: Vec<_> = (1..=20)
+        .map(|number| info(number, PeerRole::Agent))
+        .collect();
+    peers.insert(0, info(100, PeerRole::Agent));
+    peers.extend((30..33).map(|number| info(number, PeerRole::Origin)));
+    let handouts = vec![Handout {
+        digest: blob(),
+        peers,
+    }];
+    let reply = AnnounceReply {
+        interval_ms: 10_000,
+        handouts,
+    };
+    let actions = bench.feed(Input::Announced {
+        digests: vec![blob()],
+        reply,
+    });
+    let dialled = |role| {
+        let meant = |action: &&Action| matches!(action, Action::Dial(peer) if peer.role == role);
+        actions.iter().filter(meant).count()
+    };
+    assert_eq!(
+        (dialled(PeerRole::Agent), dialled(PeerRole::Origin)),
+        (12, 2)
+    );
+    let own = |action: &Action| matches!(action, Action::Dial(peer) if peer.id == id(100));
+    assert!(!actions.iter().any(own));
+}
+
+#[test]
+fn failed_announces_back_off() {
+    let mut bench = Bench::idle(PeerRole::Agent, Config::lan());
+    let opened = bench.feed(Input::Open {
+        spec: spec(b"blob"),
+        have: pieces([]),
+    });
+    assert_eq!(announces(&opened), 1);
+    for (none, one) in [(240, 270), (490, 520), (990, 1020)] {
+        bench.feed(Input::AnnounceFailed {
+            digests: vec![blob()],
+        });
+        assert_eq!(announces(&bench.wait(Duration::from_millis(none))), 0);
+        assert_eq!(announces(&bench.wait(Duration::from_millis(one))), 1);
+    }
+}
+
+#[test]
+fn a_stop_says_goodbye() {
+    let mut bench = Bench::greedy();
+    let (conn, _) = bench.agent(1, 0..8);
+    let actions = bench.feed(Input::Shutdown);
+    assert!(closed(&actions, conn, CloseReason::Shutdown));
+    let left = |action: &Action| match action {
+        Action::Announce(AnnounceRequest { blobs, .. }) => blobs
+            .iter()
+            .all(|it| it.state == AnnounceState::Left && it.digest == blob()),
+        _ => false,
+    };
+    assert!(actions.iter().any(left));
+    assert_eq!(bench.machine.poll_timeout(bench.now), None);
+    let actions = bench.feed(Input::ConnUp {
+        conn: ConnId(9),
+        peer: id(2),
+        dialled: false,
+    });
+    assert!(closed(&actions, ConnId(9), CloseReason::Shutdown));
+}
+
+#[test]
+fn a_peer_that_connects_again_is_greeted_in_the_same_swarms() {
+    let mut bench = Bench::greedy();
+    let (old, _) = bench.agent(1, 0..8);
+    let new = ConnId(40);
+    let actions = bench.feed(Input::ConnUp {
+        conn: new,
+        peer: id(1),
+        dialled: false,
+    });
+    assert!(closed(&actions, old, CloseReason::Duplicate));
+    let actions = bench.greet(new, PeerRole::Agent, pieces(0..8));
+    let greeting = |action: &Action| matches!(action, Action::Send { conn, message: Message::Subscribe { .. } } if *conn == new);
+    assert_eq!(actions.iter().filter(|action| greeting(action)).count(), 1);
+    assert_eq!(requests(&actions).len(), 8);
+}
+
+/// What the shell owes the machine.
+#[derive(Default)]
+struct Owed {
+    stores: Vec<(ConnId, Digest, u32)>,
+    sends: Vec<(ConnId, Digest, u32)>,
+    announces: Vec<Vec<Digest>>,
+}
+
+impl Owed {
+    fn take(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Store {
+                    conn,
+                    digest,
+                    piece,
+                } => self.stores.push((conn, digest, piece)),
+                Action::SendPiece {
+                    conn,
+                    digest,
+                    piece,
+                } => self.sends.push((conn, digest, piece)),
+                Action::Announce(request) => {
+                    self.announces
+                        .push(request.blobs.iter().map(|blob| blob.digest).collect());
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn any_message(kind: u8, digest: Digest, piece: u32, bits: u8) -> Message {
+    let have = pieces((0..PIECES).filter(|piece| bits >> piece & 1 == 1));
+    let (role, piece_length) = (PeerRole::Agent, PieceLength::MIN);
+    match kind % 9 {
+        0 | 1 => Message::Hello { role },
+        2 => Message::Subscribe {
+            digest,
+            piece_length,
+            have,
+        },
+        3 => Message::Unsubscribe { digest },
+        4 => Message::Have {
+            digest,
+            pieces: have.iter().collect(),
+        },
+        5 => Message::Request { digest, piece },
+        6 => Message::Cancel { digest, piece },
+        7 => Message::Refuse { digest, piece },
+        _ => Message::Piece {
+            digest,
+            piece,
+            len: SIZE,
+        },
+    }
+}
+
+fn any_input(op: (u8, u8, u32, u8), bench: &mut Bench, owed: &mut Owed) -> Option<Input> {
+    let (kind, detail, piece, bits) = op;
+    let spec = spec(&[b'a' + detail % 2]);
+    let digest = spec.digest;
+    let conn = ConnId(bench.conns.saturating_sub(u64::from(detail % 4)));
+    Some(match kind {
+        0 => Input::Open {
+            spec,
+            have: pieces((0..PIECES).filter(|it| bits >> it & 1 == 1)),
+        },
+        1 => Input::Forget { digest },
+        2 => Input::Want {
+            digest,
+            reader: ReaderId(u64::from(bits % 3)),
+            pieces: piece..PIECES,
+        },
+        3..6 => {
+            bench.conns += 1;
+            let peer = id(detail % 5);
+            Input::ConnUp {
+                conn: ConnId(bench.conns),
+                peer,
+                dialled: bits % 2 == 0,
+            }
+        }
+        6 => Input::ConnDown { conn },
+        7 => Input::DialFailed {
+            peer: id(detail % 5),
+        },
+        8 => Input::Violation { conn },
+        9 | 10 => {
+            let (conn, digest, piece) = owed.stores.pop()?;
+            Input::PieceStored {
+                digest,
+                piece,
+                conn,
+            }
+        }
+        11 => {
+            let (conn, digest, piece) = owed.stores.pop()?;
+            if bits % 2 == 0 {
+                Input::PieceRejected {
+                    digest,
+                    piece,
+                    conn,
+                }
+            } else {
+                Input::PieceLost { digest, piece }
+            }
+        }
+        12 => {
+            let (conn, digest, piece) = owed.sends.pop()?;
+            Input::PieceSent {
+                digest,
+                piece,
+                conn,
+                sent: bits % 2 == 0,
+            }
+        }
+        13 => {
+            let digests = owed.announces.pop()?;
+            let peers = (0..5).map(|number| info(number, PeerRole::Agent)).collect();
+            let handouts = vec![Handout { digest, peers }];
+            let reply = AnnounceReply {
+                interval_ms: u64::from(bits),
+                handouts,
+            };
+            Input::Announced { digests, reply }
+        }
+        14 => Input::AnnounceFailed {
+            digests: owed.announces.pop()?,
+        },
+        15 => Input::Found {
+            digest,
+            spec: (bits % 2 == 0).then_some(spec),
+        },
+        16 if bits == 0 => Input::Shutdown,
+        _ => Input::Message {
+            conn,
+            message: any_message(bits, digest, piece, bits ^ detail),
+        },
+    })
+}
+
+proptest! {
+    /// Nothing that happens, in whatever order, makes the machine panic or spin.
+    #[test]
+    fn any_order_of_events_is_survived(
+        ops in prop::collection::vec(((0u8..40, any::<u8>(), 0..PIECES, any::<u8>()), 0u64..400), 0..300),
+    ) {
+        let mut bench = Bench::idle(PeerRole::Agent, Config::lan());
+        let mut owed = Owed::default();
+        for (op, millis) in ops {
+            if millis < 300 {
+                if let Some(input) = any_input(op, &mut bench, &mut owed) {
+                    let actions = bench.feed(input);
+                    owed.take(actions);
+                }
+            } else {
+                let actions = bench.wait(Duration::from_millis((millis - 299) * 20));
+                owed.take(actions);
+            }
+        }
+    }
+}

@@ -39,7 +39,8 @@ impl Timers {
     pub(crate) fn take_due(&mut self, now: Timestamp, most: usize) -> Vec<Digest> {
         let mut due = Vec::new();
         while due.len() < most
-            && let Some((at, digest)) = self.order.first().copied().filter(|(at, _)| *at <= now) {
+            && let Some((at, digest)) = self.order.first().copied().filter(|(at, _)| *at <= now)
+        {
             self.order.remove(&(at, digest));
             self.due.remove(&digest);
             due.push(digest);

@@ -10,7 +10,7 @@ pub(crate) mod stats;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use crate::blob::bitfield::Bitfield;
@@ -47,7 +47,9 @@ pub(crate) struct Swarm {
     rarest: Rarest,
     inflight: Inflight,
     window: Window,
-    storing: BTreeSet<u32>,
+    /// Pieces that are being verified and written, and who sent them: the sender may be gone
+    /// before its piece turns out to be good or bad.
+    storing: BTreeMap<u32, (PeerId, PeerRole)>,
     peers: BTreeMap<ConnId, Neighbour>,
     /// Pieces that the neighbours have not heard of yet, and when to tell.
     news: Vec<u32>,
@@ -64,7 +66,7 @@ impl Swarm {
             have,
             inflight: Inflight::default(),
             window: Window::default(),
-            storing: BTreeSet::new(),
+            storing: BTreeMap::new(),
             peers: BTreeMap::new(),
             news: Vec::new(),
             news_at: None,
@@ -106,7 +108,8 @@ impl Swarm {
         if self.has_peer(conn) {
             return;
         }
-        self.peers.insert(conn, Neighbour::new(id, role, self.have.len()));
+        self.peers
+            .insert(conn, Neighbour::new(id, role, self.have.len()));
         let message = Message::Subscribe {
             digest: self.spec.digest,
             piece_length: self.spec.piece_length,
@@ -129,8 +132,13 @@ impl Swarm {
         if peer.subscribed {
             // Said again after two connections became one; news in between may have crossed it.
             let agent = peer.is_agent();
-            let new: Vec<_> = have.iter().filter(|piece| peer.have.insert(*piece)).collect();
-            new.into_iter().filter(|_| agent).for_each(|piece| self.rarest.more(piece));
+            let new: Vec<_> = have
+                .iter()
+                .filter(|piece| peer.have.insert(*piece))
+                .collect();
+            new.into_iter()
+                .filter(|_| agent)
+                .for_each(|piece| self.rarest.more(piece));
             return Ok(());
         }
         peer.subscribed = true;
@@ -151,9 +159,15 @@ impl Swarm {
         pieces: &[u32],
     ) -> Result<(), Violation> {
         // News may still be on its way from a peer that we have just parted from.
-        let Some(peer) = self.peers.get_mut(&conn) else { return Ok(()) };
-        if !peer.subscribed || pieces.iter().any(|piece| *piece >= self.have.len()) {
+        let Some(peer) = self.peers.get_mut(&conn) else {
+            return Ok(());
+        };
+        if pieces.iter().any(|piece| *piece >= self.have.len()) {
             return Err(Violation);
+        }
+        if !peer.subscribed {
+            // From before we parted and met again; its new greeting will name these pieces too.
+            return Ok(());
         }
         for piece in pieces {
             if peer.have.insert(*piece) && peer.is_agent() {
@@ -167,7 +181,9 @@ impl Swarm {
 
     /// The neighbour is gone: what it was asked for is open again.
     pub(crate) fn part(&mut self, cx: &mut Context<'_>, conn: ConnId) {
-        let Some(peer) = self.peers.remove(&conn) else { return };
+        let Some(peer) = self.peers.remove(&conn) else {
+            return;
+        };
         if peer.is_agent() {
             peer.have.iter().for_each(|piece| self.rarest.fewer(piece));
         }
@@ -179,7 +195,9 @@ impl Swarm {
     /// A reader moved.
     pub(crate) fn want(&mut self, cx: &mut Context<'_>, reader: ReaderId, pieces: Range<u32>) {
         let end = pieces.end.min(self.have.len());
-        let missing = (pieces.start..end).find(|piece| !self.have.has(*piece)).unwrap_or(end);
+        let missing = (pieces.start..end)
+            .find(|piece| !self.have.has(*piece))
+            .unwrap_or(end);
         self.window.set(cx.now, reader, missing..end);
         self.fill_all(cx);
     }
@@ -192,7 +210,9 @@ impl Swarm {
         piece: u32,
         len: u32,
     ) -> Result<(), Violation> {
-        let Some(peer) = self.peers.get_mut(&conn) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(&conn) else {
+            return Ok(());
+        };
         peer.last_piece = cx.now;
         peer.stalled = false;
         let asked = self.inflight.remove(piece, conn);
@@ -200,10 +220,15 @@ impl Swarm {
         if !asked && !cancelled || u64::from(len) != self.spec.piece_size(piece) {
             return Err(Violation);
         }
-        if !self.have.has(piece) && self.storing.insert(piece) {
+        if !self.have.has(piece) && !self.storing.contains_key(&piece) {
+            self.storing.insert(piece, (peer.id, peer.role));
             self.rarest.close(piece);
             self.cancel_others(cx, piece);
-            cx.out.push_back(Action::Store { conn, digest: self.spec.digest, piece });
+            cx.out.push_back(Action::Store {
+                conn,
+                digest: self.spec.digest,
+                piece,
+            });
         }
         self.fill(cx, conn);
         Ok(())
@@ -211,26 +236,45 @@ impl Swarm {
 
     /// The piece is verified and written.
     pub(crate) fn stored(&mut self, cx: &mut Context<'_>, piece: u32, conn: ConnId) {
-        self.storing.remove(&piece);
+        let sender = self.storing.remove(&piece);
         if !self.have.insert(piece) {
             return;
         }
+        // The blob may have been left and joined again since the piece arrived.
+        self.rarest.close(piece);
+        self.cancel_others(cx, piece);
         let bytes = self.spec.piece_size(piece);
-        if let Some(peer) = self.peers.get(&conn) {
-            let (from, role) = (peer.id, peer.role);
+        let neighbour = || self.peers.get(&conn).map(|peer| (peer.id, peer.role));
+        if let Some((from, role)) = sender.or_else(neighbour) {
             self.stats.received(role, bytes);
-            let event = Event::PieceDone { digest: self.spec.digest, piece, bytes, from, role };
+            let event = Event::PieceDone {
+                digest: self.spec.digest,
+                piece,
+                bytes,
+                from,
+                role,
+            };
             cx.out.push_back(Action::Event(event));
         }
         self.news.push(piece);
         self.news_at.get_or_insert(cx.now + cx.config.have_delay);
         if self.is_complete() {
-            cx.out.push_back(Action::Event(Event::BlobDone { digest: self.spec.digest }));
+            cx.out.push_back(Action::Event(Event::BlobDone {
+                digest: self.spec.digest,
+            }));
             self.tell_news(cx);
-            self.conns().collect::<Vec<_>>().into_iter().for_each(|conn| self.part_if_useless(cx, conn));
+            self.conns()
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|conn| self.part_if_useless(cx, conn));
         } else if self.inflight.pieces() == 0 || self.in_endgame(cx.config) {
             self.fill_all(cx);
         }
+    }
+
+    /// Who sent a piece that is being verified.
+    pub(crate) fn sender(&self, piece: u32) -> Option<PeerId> {
+        self.storing.get(&piece).map(|(peer, _)| *peer)
     }
 
     /// The piece did not verify: it is missing as before.
@@ -248,13 +292,22 @@ impl Swarm {
 
     /// The neighbour will not serve a piece that it was asked for.
     pub(crate) fn refused(&mut self, cx: &mut Context<'_>, conn: ConnId, piece: u32) {
-        let Some(peer) = self.peers.get_mut(&conn) else { return };
-        if peer.have.remove(piece) && peer.is_agent() {
+        let Some(peer) = self.peers.get_mut(&conn) else {
+            return;
+        };
+        // The answer to a cancel says nothing about what the peer has.
+        let cancelled = peer.cancelled.remove(&piece);
+        if !cancelled && peer.have.remove(piece) && peer.is_agent() {
             self.rarest.fewer(piece);
         }
-        peer.cancelled.remove(&piece);
-        if self.inflight.remove(piece, conn) {
+        let asked = self.inflight.remove(piece, conn);
+        // A peer that owes nothing can send no piece to show that it is back: this is its answer.
+        let back = peer.stalled && self.inflight.asked_of(conn) == 0;
+        peer.stalled &= !back;
+        if asked {
             self.reopen(piece);
+        }
+        if asked || back {
             self.fill_all(cx);
         }
     }
@@ -280,19 +333,30 @@ impl Swarm {
     pub(crate) fn next_tick(&self, now: Timestamp, config: &Config) -> Option<Timestamp> {
         let silence = self.peers.iter().filter_map(|(conn, peer)| {
             let since = self.owing_since(*conn)?;
-            Some(since + if peer.stalled { config.drop_after } else { config.stall_after })
+            Some(
+                since
+                    + if peer.stalled {
+                        config.drop_after
+                    } else {
+                        config.stall_after
+                    },
+            )
         });
         let patience = (!self.is_complete()).then(|| self.window.next_urgent(now, config.patience));
         let doubling = self.in_endgame(config).then(|| {
             let at = self.inflight.oldest_single(COPIES)? + config.endgame_age;
             (at > now).then_some(at)
         });
-        silence.chain(self.news_at).chain(patience.flatten()).chain(doubling.flatten()).min()
+        silence
+            .chain(self.news_at)
+            .chain(patience.flatten())
+            .chain(doubling.flatten())
+            .min()
     }
 
     fn reopen(&mut self, piece: u32) {
         let missing = piece < self.have.len() && !self.have.has(piece);
-        if missing && !self.storing.contains(&piece) && !self.inflight.is_held(piece) {
+        if missing && !self.storing.contains_key(&piece) && !self.inflight.is_held(piece) {
             self.rarest.open(piece);
         }
     }
@@ -303,7 +367,10 @@ impl Swarm {
             if let Some(peer) = self.peers.get_mut(&conn) {
                 peer.cancelled.insert(piece);
             }
-            let message = Message::Cancel { digest: self.spec.digest, piece };
+            let message = Message::Cancel {
+                digest: self.spec.digest,
+                piece,
+            };
             cx.out.push_back(Action::Send { conn, message });
         }
     }
@@ -311,7 +378,9 @@ impl Swarm {
     /// Since when the neighbour owes a piece without having sent any.
     fn owing_since(&self, conn: ConnId) -> Option<Timestamp> {
         let oldest = self.inflight.oldest_of(conn)?;
-        self.peers.get(&conn).map(|peer| oldest.max(peer.last_piece))
+        self.peers
+            .get(&conn)
+            .map(|peer| oldest.max(peer.last_piece))
     }
 
     fn silence(&self, now: Timestamp, conn: ConnId) -> Option<std::time::Duration> {
@@ -319,9 +388,14 @@ impl Swarm {
     }
 
     fn stall(&mut self, cx: &mut Context<'_>, conn: ConnId) {
-        let Some(peer) = self.peers.get_mut(&conn).filter(|peer| !peer.stalled) else { return };
+        let Some(peer) = self.peers.get_mut(&conn).filter(|peer| !peer.stalled) else {
+            return;
+        };
         peer.stalled = true;
-        let event = Event::PeerStalled { digest: self.spec.digest, peer: peer.id };
+        let event = Event::PeerStalled {
+            digest: self.spec.digest,
+            peer: peer.id,
+        };
         cx.out.push_back(Action::Event(event));
         let late = self.inflight.mark_late(conn);
         late.into_iter().for_each(|piece| self.reopen(piece));
@@ -329,9 +403,12 @@ impl Swarm {
 
     /// Two who have everything have nothing to say to each other.
     fn part_if_useless(&mut self, cx: &mut Context<'_>, conn: ConnId) {
-        let useless = self.is_complete() && self.peers.get(&conn).is_some_and(Neighbour::is_complete);
+        let useless =
+            self.is_complete() && self.peers.get(&conn).is_some_and(Neighbour::is_complete);
         if useless {
-            let message = Message::Unsubscribe { digest: self.spec.digest };
+            let message = Message::Unsubscribe {
+                digest: self.spec.digest,
+            };
             cx.out.push_back(Action::Send { conn, message });
             self.part(cx, conn);
         }
@@ -345,8 +422,14 @@ impl Swarm {
             let unknown = news.iter().copied().filter(|piece| !peer.have.has(*piece));
             let unknown: Vec<_> = unknown.collect();
             for pieces in unknown.chunks(Message::MAX_HAVES) {
-                let message = Message::Have { digest, pieces: pieces.to_vec() };
-                cx.out.push_back(Action::Send { conn: *conn, message });
+                let message = Message::Have {
+                    digest,
+                    pieces: pieces.to_vec(),
+                };
+                cx.out.push_back(Action::Send {
+                    conn: *conn,
+                    message,
+                });
             }
         }
     }
@@ -365,7 +448,10 @@ impl Swarm {
         while let Some(piece) = self.choose(cx, conn) {
             self.rarest.close(piece);
             self.inflight.add(cx.now, piece, conn);
-            let message = Message::Request { digest: self.spec.digest, piece };
+            let message = Message::Request {
+                digest: self.spec.digest,
+                piece,
+            };
             cx.out.push_back(Action::Send { conn, message });
         }
     }
@@ -398,14 +484,20 @@ impl Swarm {
 
     /// Of an origin: what a reader has waited for too long, then what no agent nearby has, and
     /// anything at all only when no agent is sending.
-    fn choose_of_origin(&self, cx: &mut Context<'_>, eligible: &dyn Fn(u32) -> bool) -> Option<u32> {
+    fn choose_of_origin(
+        &self,
+        cx: &mut Context<'_>,
+        eligible: &dyn Fn(u32) -> bool,
+    ) -> Option<u32> {
         let mut urgent = self.window.urgent(cx.now, cx.config.patience);
         urgent
             .find(|piece| self.rarest.is_open(*piece) && eligible(*piece))
             .or_else(|| self.rarest.pick(..=0, cx.rng, eligible))
             .or_else(|| {
                 let starving = !self.agents_are_sending();
-                starving.then(|| self.rarest.pick(1.., cx.rng, eligible)).flatten()
+                starving
+                    .then(|| self.rarest.pick(1.., cx.rng, eligible))
+                    .flatten()
             })
     }
 
@@ -413,7 +505,8 @@ impl Swarm {
         if !self.in_endgame(cx.config) {
             return None;
         }
-        self.inflight.duplicate(cx.now - cx.config.endgame_age, COPIES, eligible)
+        self.inflight
+            .duplicate(cx.now - cx.config.endgame_age, COPIES, eligible)
     }
 
     fn agents_are_sending(&self) -> bool {

@@ -1,0 +1,139 @@
+//! The agent as a process: peers on one port, a read-only registry on another.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::IntoResponse as _;
+use axum::routing::get;
+use kraken_core::Agent;
+use kraken_core::net::Quic;
+use kraken_core::net::announce::TrackerClient;
+use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
+use kraken_core::storage::FsStore;
+use kraken_registry::pull::{self, PullState};
+use kraken_registry::tags::client::TagClient;
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use crate::config::Tls;
+use crate::process::{Service, StartError};
+
+/// The configuration of an agent.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Where blobs are kept.
+    pub store: PathBuf,
+    /// Where peers connect to (UDP).
+    pub peer_listen: SocketAddr,
+    /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.
+    #[serde(default)]
+    pub advertise: Option<SocketAddr>,
+    /// Where the local container runtime connects to (plain HTTP: keep it on loopback).
+    pub registry_listen: SocketAddr,
+    /// Base URLs of the trackers.
+    pub trackers: Vec<String>,
+    /// Base URLs of the build-indexes.
+    pub build_indexes: Vec<String>,
+    /// This host's certificate.
+    pub tls: Tls,
+}
+
+/// An agent that runs.
+#[derive(Debug)]
+pub struct AgentService {
+    /// The agent itself.
+    pub agent: Agent,
+    /// Where its registry answers.
+    pub registry: SocketAddr,
+    server: HttpServer,
+    shutdown: CancellationToken,
+}
+
+/// Starts an agent.
+///
+/// # Errors
+/// [`StartError`] says what to mend.
+pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
+    let identity = config.tls.identity()?;
+    let http = HttpClient::new(Some(&identity))?;
+    let trackers = TrackerClient::new(&config.trackers, http.clone())
+        .map_err(|error| StartError::Config(format!("trackers: {error}")))?;
+    let quic = Quic::bind(config.peer_listen, &identity)?;
+    let mut builder = Agent::builder(FsStore::open(&config.store).await?, quic).discovery(trackers);
+    if let Some(addr) = config.advertise {
+        builder = builder.advertise(addr);
+    }
+    let agent = builder
+        .spawn()
+        .map_err(|error| StartError::Config(error.to_string()))?;
+    let tags = TagClient::new(http.raw(), config.build_indexes);
+    let router = router(agent.clone(), tags);
+    let shutdown = CancellationToken::new();
+    let server = serve(config.registry_listen, router, None, shutdown.clone())?;
+    let seeding = agent.clone();
+    tokio::spawn(async move {
+        match seeding.seed_all().await {
+            Ok(blobs) => tracing::info!(blobs, "seeding what the store holds"),
+            Err(error) => tracing::error!(%error, "the store's blobs are not seeded"),
+        }
+    });
+    Ok(AgentService {
+        agent,
+        registry: server.local_addr(),
+        server,
+        shutdown,
+    })
+}
+
+impl Service for AgentService {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        if let Err(error) = self.server.stopped().await {
+            tracing::warn!(%error, "the registry did not end well");
+        }
+        self.agent.shutdown().await;
+    }
+}
+
+fn router(agent: Agent, tags: TagClient) -> Router {
+    let registry = pull::router(PullState::mirror(agent.clone(), tags));
+    let metrics = agent.clone();
+    let blobs = registry.clone();
+    let blob = move |request: Request| blob_by_namespace(blobs.clone(), request);
+    let router = registry
+        .route("/metrics", get(async move || metrics.metrics().text()))
+        .route("/namespace/{namespace}/blobs/{digest}", get(blob));
+    let agent = Arc::new(agent);
+    with_health(router, move || {
+        let agent = agent.clone();
+        async move {
+            agent
+                .alive()
+                .await
+                .then_some(())
+                .ok_or_else(|| "the agent has ended".to_string())
+        }
+    })
+}
+
+/// Any blob under any namespace: the registry's blob endpoint under the path that other tools use.
+async fn blob_by_namespace(registry: Router, mut request: Request) -> axum::response::Response {
+    let path = request
+        .uri()
+        .path()
+        .replacen("/namespace/", "/v2/", 1)
+        .replace("%2F", "/");
+    match path.parse() {
+        Ok(uri) => *request.uri_mut() = uri,
+        Err(_) => return axum::http::StatusCode::BAD_REQUEST.into_response(),
+    }
+    match registry.oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}

@@ -1,0 +1,187 @@
+//! Configuration files: YAML, every key checked.
+
+use std::path::{Path, PathBuf};
+
+use kraken_core::net::Identity;
+use kraken_core::net::http::{BaseUrl, HttpClient};
+use kraken_core::net::origin::OriginCluster;
+use kraken_core::origin::RingMember;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::process::StartError;
+
+/// The certificate, the key and the cluster's authority: paths of PEM files.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// This process's certificate, with the chain behind it.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The certificates of the cluster's authority.
+    pub ca: PathBuf,
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// A file is missing or holds something else.
+    pub fn identity(&self) -> Result<Identity, StartError> {
+        Ok(Identity::from_files(&self.cert, &self.key, &self.ca)?)
+    }
+}
+
+/// One origin, as the others know it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OriginEntry {
+    /// The name that places its share of the blobs: keep it when the origin moves. Lower-case
+    /// letters, digits and hyphens.
+    pub name: String,
+    /// Where it answers, such as `https://origin-1:7602`.
+    pub url: String,
+}
+
+/// How many origins own each blob when nothing else is said.
+pub const REPLICAS: usize = 3;
+
+pub(crate) fn default_replicas() -> usize {
+    REPLICAS
+}
+
+/// The origins as a ring.
+///
+/// # Errors
+/// A name or a URL makes no sense, or there is none.
+pub fn ring(origins: &[OriginEntry]) -> Result<Vec<RingMember>, StartError> {
+    if origins.is_empty() {
+        return Err(StartError::Config("origins: name at least one".into()));
+    }
+    let member = |origin: &OriginEntry| {
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if origin.name.is_empty() || !origin.name.chars().all(fits) {
+            let name = &origin.name;
+            return Err(StartError::Config(format!(
+                "origins: the name {name:?} may hold lower-case letters, digits and hyphens only"
+            )));
+        }
+        let url: BaseUrl = origin
+            .url
+            .parse()
+            .map_err(|error| StartError::Config(format!("origins: {error}")))?;
+        Ok(RingMember {
+            name: origin.name.clone(),
+            url,
+        })
+    };
+    origins.iter().map(member).collect()
+}
+
+/// A client of the origins.
+pub(crate) fn origin_cluster(
+    origins: &[OriginEntry],
+    replicas: usize,
+    http: &HttpClient,
+) -> Result<OriginCluster, StartError> {
+    let members = ring(origins)?
+        .into_iter()
+        .map(|member| (member.name, member.url));
+    Ok(OriginCluster::new(members, http.clone(), replicas))
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// [`ConfigError`] with the file, the line and what is wrong there.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    parse(&text).map_err(|what| ConfigError::Parse {
+        path: path.to_path_buf(),
+        what,
+    })
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_saphyr::from_str(text).map_err(|error| error.to_string())
+}
+
+/// Why a configuration file was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It does not say what it should.
+    #[error("the configuration {} is wrong: {what}", path.display())]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Where and what.
+        what: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::AgentConfig;
+
+    const AGENT: &str = "
+store: /var/lib/kraken
+peer_listen: 0.0.0.0:7610
+advertise: 10.0.0.1:7610
+registry_listen: 127.0.0.1:7611
+trackers: [https://tracker-1:7601]
+build_indexes: [https://index-1:7604]
+tls: {cert: a.crt, key: a.key, ca: ca.crt}
+";
+
+    #[test]
+    fn a_whole_file_is_read() {
+        let config: AgentConfig = parse(AGENT).unwrap();
+        assert_eq!(config.registry_listen.port(), 7611);
+        assert_eq!(config.tls.ca, PathBuf::from("ca.crt"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_those_that_exist() {
+        let error = parse::<AgentConfig>(&AGENT.replace("trackers:", "tracker:")).unwrap_err();
+        assert!(
+            error.contains("tracker") && error.contains("trackers"),
+            "{error}"
+        );
+        assert!(error.contains("line") || error.contains(':'), "{error}");
+        let error = parse::<AgentConfig>(&AGENT.replace("7611", "99999")).unwrap_err();
+        assert!(
+            error.contains("socket address") || error.contains("registry_listen"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_ring_needs_members_with_plain_names() {
+        let entry = |name: &str, url: &str| OriginEntry {
+            name: name.into(),
+            url: url.into(),
+        };
+        assert!(ring(&[entry("origin-1", "https://a:1")]).is_ok());
+        for wrong in [
+            vec![],
+            vec![entry("Origin.1", "https://a:1")],
+            vec![entry("a", "a:1")],
+        ] {
+            assert!(ring(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

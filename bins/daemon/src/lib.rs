@@ -1,0 +1,15 @@
+//! What Kraken's processes have in common.
+//!
+//! Each process is a configuration and a `start`: [`agent`], [`origin`], [`tracker`], [`proxy`]
+//! and [`build_index`]. The binaries run one of them; `kraken dev` runs all of them in one process.
+
+pub mod agent;
+pub mod build_index;
+pub mod config;
+pub mod origin;
+pub mod process;
+pub mod proxy;
+pub mod tracker;
+
+pub use config::{ConfigError, OriginEntry, Tls};
+pub use process::{StartError, run};

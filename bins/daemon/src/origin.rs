@@ -1,0 +1,112 @@
+//! The origin as a process: peers on one port, its HTTP face on another.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::routing::get;
+use kraken_core::Origin;
+use kraken_core::net::Quic;
+use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
+use kraken_core::net::origin::router;
+use kraken_core::storage::queue::DurableQueue;
+use kraken_core::storage::{FsStore, OpendalBackend};
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, OriginEntry, Tls};
+use crate::process::{Service, StartError};
+
+/// The configuration of an origin.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OriginConfig {
+    /// This origin's name in the ring.
+    pub name: String,
+    /// Where blobs and the durable queue are kept.
+    pub store: PathBuf,
+    /// The storage behind the origins.
+    pub backend: BackendConfig,
+    /// Where peers connect to (UDP).
+    pub peer_listen: SocketAddr,
+    /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.
+    #[serde(default)]
+    pub advertise: Option<SocketAddr>,
+    /// Where its HTTP face answers (mutual TLS).
+    pub listen: SocketAddr,
+    /// All origins, this one among them.
+    pub origins: Vec<OriginEntry>,
+    /// How many origins own each blob.
+    #[serde(default = "config::default_replicas")]
+    pub replicas: usize,
+    /// This process's certificate.
+    pub tls: Tls,
+}
+
+/// The storage behind the origins.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum BackendConfig {
+    /// A directory, shared by all origins.
+    LocalDisk(PathBuf),
+}
+
+/// An origin that runs.
+#[derive(Debug)]
+pub struct OriginService {
+    /// The origin itself.
+    pub origin: Origin,
+    /// Where its HTTP face answers.
+    pub addr: SocketAddr,
+    server: HttpServer,
+    shutdown: CancellationToken,
+}
+
+/// Starts an origin.
+///
+/// # Errors
+/// [`StartError`] says what to mend.
+pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
+    let identity = config.tls.identity()?;
+    let http = HttpClient::new(Some(&identity))?;
+    let BackendConfig::LocalDisk(dir) = &config.backend;
+    let backend = OpendalBackend::local_disk(dir)?;
+    let store = FsStore::open(config.store.join("blobs")).await?;
+    let queue = DurableQueue::open(config.store.join("queue.redb"))?;
+    let quic = Quic::bind(config.peer_listen, &identity)?;
+    let mut builder = Origin::builder(config.name, store, quic, backend, queue)
+        .ring(config::ring(&config.origins)?, http)
+        .replicas(config.replicas);
+    if let Some(addr) = config.advertise {
+        builder = builder.advertise(addr);
+    }
+    let origin = builder
+        .spawn()
+        .map_err(|error| StartError::Config(error.to_string()))?;
+    let metrics = origin.clone();
+    let router = router(Arc::new(origin.clone()))
+        .route("/metrics", get(async move || metrics.metrics().text()));
+    let queue = origin.clone();
+    let router = with_health(router, move || {
+        let readable = queue.queued().map(drop).map_err(|error| error.to_string());
+        async move { readable }
+    });
+    let shutdown = CancellationToken::new();
+    let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;
+    Ok(OriginService {
+        origin,
+        addr: server.local_addr(),
+        server,
+        shutdown,
+    })
+}
+
+impl Service for OriginService {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        if let Err(error) = self.server.stopped().await {
+            tracing::warn!(%error, "the server did not end well");
+        }
+        self.origin.shutdown().await;
+    }
+}

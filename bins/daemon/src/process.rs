@@ -1,0 +1,124 @@
+//! The life of a process: arguments, log, signals, end.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use kraken_core::net::http::ServeError;
+use kraken_core::net::{IdentityError, NetError};
+use kraken_core::storage::queue::QueueError;
+use kraken_core::storage::{BackendError, StoreError};
+use serde::de::DeserializeOwned;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{self, ConfigError};
+
+/// Something that runs until it is stopped.
+pub trait Service: Send {
+    /// Stops taking work, lets what runs end, and closes.
+    fn stop(self) -> impl Future<Output = ()> + Send;
+}
+
+/// Runs one service as a process: `NAME --config FILE`, until SIGTERM or SIGINT, then drains.
+pub fn run<C, S, F>(name: &str, start: impl FnOnce(C) -> F) -> ExitCode
+where
+    C: DeserializeOwned,
+    S: Service,
+    F: Future<Output = Result<S, StartError>>,
+{
+    init_log("info");
+    let result = config_path(name)
+        .and_then(|path| Ok(config::load::<C>(&path)?))
+        .and_then(|config| {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build();
+            let runtime = runtime.map_err(|error| StartError::Config(error.to_string()))?;
+            runtime.block_on(async {
+                let service = start(config).await?;
+                tracing::info!(name, "started");
+                stop_signal().await;
+                tracing::info!(name, "stopping");
+                service.stop().await;
+                Ok(())
+            })
+        });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Sends the log to standard error; `RUST_LOG` says how much, `level` when it does not.
+pub fn init_log(level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    // A second call finds the log set up already.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let interrupt = tokio::signal::ctrl_c();
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM cannot be watched");
+            let _ = interrupt.await;
+        }
+    }
+}
+
+fn config_path(name: &str) -> Result<PathBuf, StartError> {
+    let mut arguments = std::env::args_os().skip(1);
+    match (arguments.next(), arguments.next(), arguments.next()) {
+        (Some(flag), Some(path), None) if flag == "--config" => Ok(path.into()),
+        _ => Err(StartError::Config(format!(
+            "usage: {name} --config FILE.yaml"
+        ))),
+    }
+}
+
+/// Why a process did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration file.
+    #[error(transparent)]
+    File(#[from] ConfigError),
+    /// What it says, or the command line.
+    #[error("{0}")]
+    Config(String),
+    /// Certificate, key or authority.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// An address for HTTP.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// An address for peers.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The durable queue.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The backend.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The tags.
+    #[error(transparent)]
+    Tags(#[from] kraken_registry::tags::store::TagStoreError),
+}

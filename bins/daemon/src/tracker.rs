@@ -1,0 +1,99 @@
+//! The tracker as a process.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::routing::get;
+use kraken_core::Tracker;
+use kraken_core::net::announce::router;
+use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, OriginEntry, Tls};
+use crate::process::{Service, StartError};
+
+/// The configuration of a tracker.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrackerConfig {
+    /// Where it answers (mutual TLS).
+    pub listen: SocketAddr,
+    /// All origins.
+    pub origins: Vec<OriginEntry>,
+    /// How many origins own each blob.
+    #[serde(default = "config::default_replicas")]
+    pub replicas: usize,
+    /// This process's certificate.
+    pub tls: Tls,
+}
+
+/// A tracker that runs.
+#[derive(Debug)]
+pub struct TrackerService {
+    /// The tracker itself.
+    pub tracker: Tracker,
+    /// Where it answers.
+    pub addr: SocketAddr,
+    server: HttpServer,
+    shutdown: CancellationToken,
+}
+
+/// Starts a tracker.
+///
+/// # Errors
+/// [`StartError`] says what to mend.
+#[expect(
+    clippy::unused_async,
+    reason = "starts tasks, so that it must run on a runtime"
+)]
+pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> {
+    let identity = config.tls.identity()?;
+    let http = HttpClient::new(Some(&identity))?;
+    let origins = config::origin_cluster(&config.origins, config.replicas, &http)?;
+    let names = config.origins.iter().map(|origin| origin.name.clone());
+    let tracker = Tracker::builder(origins, names).spawn();
+    let (stats, live) = (tracker.clone(), tracker.clone());
+    let router =
+        router(Arc::new(tracker.clone())).route("/metrics", get(async move || metrics(&stats)));
+    let router = with_health(router, move || {
+        let origins = live.live_origins();
+        async move {
+            (origins > 0)
+                .then_some(())
+                .ok_or_else(|| "no origin answers".to_string())
+        }
+    });
+    let shutdown = CancellationToken::new();
+    let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;
+    Ok(TrackerService {
+        tracker,
+        addr: server.local_addr(),
+        server,
+        shutdown,
+    })
+}
+
+fn metrics(tracker: &Tracker) -> String {
+    let stats = tracker.stats();
+    format!(
+        "# TYPE kraken_tracker_swarms gauge\nkraken_tracker_swarms {}\n\
+         # TYPE kraken_tracker_peers gauge\nkraken_tracker_peers {}\n\
+         # TYPE kraken_tracker_announces counter\nkraken_tracker_announces_total {}\n\
+         # TYPE kraken_tracker_live_origins gauge\nkraken_tracker_live_origins {}\n# EOF\n",
+        stats.swarms,
+        stats.peers,
+        stats.announces,
+        tracker.live_origins()
+    )
+}
+
+impl Service for TrackerService {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        if let Err(error) = self.server.stopped().await {
+            tracing::warn!(%error, "the server did not end well");
+        }
+        self.tracker.shutdown().await;
+    }
+}

@@ -1,0 +1,150 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, Subcommand};
+use kraken_core::Digest;
+
+/// Distributes container images and other blobs to many hosts at the speed of their networks.
+#[derive(Debug, Parser)]
+#[command(name = "kraken", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs a whole cluster on this machine until Ctrl-C.
+    Dev {
+        /// How many agents.
+        #[arg(long, default_value_t = 3)]
+        agents: u16,
+        /// How many origins.
+        #[arg(long, default_value_t = 3)]
+        origins: u16,
+        /// Where the data is kept, also after the end.
+        #[arg(long, default_value = "kraken-dev")]
+        dir: PathBuf,
+        /// The first of the ports on 127.0.0.1.
+        #[arg(long, default_value_t = 7600)]
+        base_port: u16,
+    },
+    /// Pushes an image of random bytes and pulls it through every agent at once.
+    Demo {
+        /// How many agents.
+        #[arg(long, default_value_t = 5)]
+        agents: u16,
+        /// How many origins.
+        #[arg(long, default_value_t = 3)]
+        origins: u16,
+        /// The size of the image.
+        #[arg(long, default_value = "256MiB")]
+        size: Size,
+        /// Prints one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Pushes an image out of a directory in the OCI image layout.
+    Push {
+        /// The directory.
+        layout: PathBuf,
+        /// Where it goes, as repository:tag.
+        target: String,
+        /// Which image, when the layout holds several.
+        #[arg(long)]
+        image: Option<String>,
+        /// The proxy's address.
+        #[arg(long, default_value = "127.0.0.1:7602", env = "KRAKEN_PROXY")]
+        proxy: String,
+    },
+    /// Pulls an image into a directory in the OCI image layout.
+    Pull {
+        /// What to pull, as repository:tag or repository@digest.
+        source: String,
+        /// The directory; made when it is not there.
+        layout: PathBuf,
+        /// The address of an agent's registry.
+        #[arg(long, default_value = "127.0.0.1:7610", env = "KRAKEN_AGENT")]
+        agent: String,
+    },
+    /// Puts and gets single blobs.
+    #[command(subcommand)]
+    Blob(BlobCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BlobCommand {
+    /// Pushes a file and prints its digest.
+    Put {
+        /// The file.
+        file: PathBuf,
+        /// What the blob belongs to.
+        #[arg(long, default_value = "default")]
+        namespace: String,
+        /// The proxy's address.
+        #[arg(long, default_value = "127.0.0.1:7602", env = "KRAKEN_PROXY")]
+        proxy: String,
+    },
+    /// Fetches a blob into a file.
+    Get {
+        /// The blob, as sha256:….
+        digest: Digest,
+        /// The file; named like the digest when it is not given.
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+        /// What the blob belongs to.
+        #[arg(long, default_value = "default")]
+        namespace: String,
+        /// The address of an agent's registry.
+        #[arg(long, default_value = "127.0.0.1:7610", env = "KRAKEN_AGENT")]
+        agent: String,
+    },
+}
+
+impl Command {
+    /// How much is logged when `RUST_LOG` does not say.
+    pub(crate) fn log_level(&self) -> &'static str {
+        match self {
+            Self::Dev { .. } => "warn",
+            _ => "error",
+        }
+    }
+}
+
+/// A number of bytes: `256MiB`, `1GB`, `4096`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse::<bytesize::ByteSize>()
+            .map(|size| Self(size.as_u64()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from(["kraken", "demo", "--size", "3MiB", "--json"]).unwrap();
+        assert!(matches!(
+            cli.command,
+            Command::Demo {
+                size: Size(3_145_728),
+                json: true,
+                ..
+            }
+        ));
+        assert!(Cli::try_parse_from(["kraken", "demo", "--size", "lots"]).is_err());
+        assert!(Cli::try_parse_from(["kraken", "blob", "get", "sha256:12"]).is_err());
+    }
+}

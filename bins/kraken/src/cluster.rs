@@ -1,0 +1,287 @@
+//! A whole cluster on loopback, in one process: the very services that the binaries run, with
+//! mutual TLS between them from an authority of their own.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use kraken_core::net::CertAuthority;
+use kraken_daemon::agent::{AgentConfig, AgentService};
+use kraken_daemon::build_index::{BuildIndexConfig, BuildIndexService};
+use kraken_daemon::origin::{BackendConfig, OriginConfig, OriginService};
+use kraken_daemon::process::Service as _;
+use kraken_daemon::proxy::{ProxyConfig, ProxyService};
+use kraken_daemon::tracker::{TrackerConfig, TrackerService};
+use kraken_daemon::{OriginEntry, StartError, Tls};
+
+use crate::Failure;
+
+/// What cluster to start.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// How many agents.
+    pub agents: u16,
+    /// How many origins.
+    pub origins: u16,
+    /// Where everything is kept.
+    pub dir: PathBuf,
+    /// The first of the ports; free ones when there is none.
+    pub base_port: Option<u16>,
+}
+
+/// The most agents and origins on one machine.
+pub const MOST: u16 = 100;
+
+/// A cluster that runs.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The agents, `agent-1` first.
+    pub agents: Vec<AgentService>,
+    /// The origins, `origin-1` first.
+    pub origins: Vec<OriginService>,
+    /// The tracker.
+    pub tracker: TrackerService,
+    /// The build-index.
+    pub build_index: BuildIndexService,
+    /// The proxy.
+    pub proxy: ProxyService,
+}
+
+impl Cluster {
+    /// Starts everything, on data that an earlier start may have left.
+    ///
+    /// # Errors
+    /// [`Failure`] says what to mend.
+    pub async fn start(options: &ClusterOptions) -> Result<Self, Failure> {
+        for (what, count) in [("agents", options.agents), ("origins", options.origins)] {
+            if count == 0 || count > MOST {
+                return Err(Failure::Argument(format!(
+                    "--{what}: between 1 and {MOST}, not {count}"
+                )));
+            }
+        }
+        let ports = Ports::of(options)?;
+        let files = Files::prepare(&options.dir)?;
+        let entries: Vec<_> = ports
+            .origins
+            .iter()
+            .enumerate()
+            .map(|(index, (http, _))| OriginEntry {
+                name: format!("origin-{}", index + 1),
+                url: format!("https://{http}"),
+            })
+            .collect();
+        // Two copies of each blob, wherever there are two origins.
+        let replicas = 2;
+        let mut origins = Vec::new();
+        for (entry, (listen, peer_listen)) in entries.iter().zip(&ports.origins) {
+            let config = OriginConfig {
+                name: entry.name.clone(),
+                store: options.dir.join(&entry.name),
+                backend: BackendConfig::LocalDisk(options.dir.join("backend")),
+                peer_listen: *peer_listen,
+                advertise: None,
+                listen: *listen,
+                origins: entries.clone(),
+                replicas,
+                tls: files.tls(&entry.name, "origin")?,
+            };
+            origins.push(kraken_daemon::origin::start(config).await?);
+        }
+        let tracker = kraken_daemon::tracker::start(TrackerConfig {
+            listen: ports.tracker,
+            origins: entries.clone(),
+            replicas,
+            tls: files.tls("tracker-1", "tracker")?,
+        })
+        .await?;
+        let build_index = kraken_daemon::build_index::start(BuildIndexConfig {
+            listen: ports.build_index,
+            store: options.dir.join("build-index-1"),
+            origins: entries.clone(),
+            replicas,
+            tls: files.tls("build-index-1", "build-index")?,
+        })
+        .await?;
+        let build_indexes = vec![format!("https://{}", build_index.addr)];
+        let proxy = kraken_daemon::proxy::start(ProxyConfig {
+            listen: ports.proxy,
+            origins: entries,
+            replicas,
+            build_indexes: build_indexes.clone(),
+            tls: files.tls("proxy-1", "proxy")?,
+        })
+        .await?;
+        let mut agents = Vec::new();
+        for (index, (registry_listen, peer_listen)) in ports.agents.iter().enumerate() {
+            let name = format!("agent-{}", index + 1);
+            let config = AgentConfig {
+                store: options.dir.join(&name),
+                peer_listen: *peer_listen,
+                advertise: None,
+                registry_listen: *registry_listen,
+                trackers: vec![format!("https://{}", tracker.addr)],
+                build_indexes: build_indexes.clone(),
+                tls: files.tls(&name, "agent")?,
+            };
+            agents.push(kraken_daemon::agent::start(config).await?);
+        }
+        Ok(Self {
+            agents,
+            origins,
+            tracker,
+            build_index,
+            proxy,
+        })
+    }
+
+    /// Bytes of pieces that all origins have sent.
+    pub fn origin_bytes(&self) -> u64 {
+        self.origins
+            .iter()
+            .map(|it| it.origin.metrics().bytes_sent())
+            .sum()
+    }
+
+    /// Stops everything.
+    pub async fn stop(self) {
+        let agents = self.agents.into_iter().map(|agent| agent.stop());
+        futures::future::join_all(agents).await;
+        self.proxy.stop().await;
+        self.build_index.stop().await;
+        self.tracker.stop().await;
+        let origins = self.origins.into_iter().map(|origin| origin.stop());
+        futures::future::join_all(origins).await;
+    }
+}
+
+/// Where everything listens.
+struct Ports {
+    tracker: SocketAddr,
+    build_index: SocketAddr,
+    proxy: SocketAddr,
+    /// HTTP and peers.
+    origins: Vec<(SocketAddr, SocketAddr)>,
+    /// Registry and peers.
+    agents: Vec<(SocketAddr, SocketAddr)>,
+}
+
+impl Ports {
+    fn of(options: &ClusterOptions) -> Result<Self, Failure> {
+        let (agents, origins) = (options.agents, options.origins);
+        let Some(base) = options.base_port else {
+            return Self::free(agents, origins);
+        };
+        let last = u32::from(base) + 99 + 2 * u32::from(agents.max(origins)) + 100;
+        if base == 0 || last > u32::from(u16::MAX) {
+            return Err(Failure::Argument(format!(
+                "--base-port {base}: ports up to {last} are needed"
+            )));
+        }
+        let pairs = |first: u16, count: u16| {
+            (0..count)
+                .map(|i| (loopback(first + 2 * i), loopback(first + 2 * i + 1)))
+                .collect()
+        };
+        Ok(Self {
+            tracker: loopback(base),
+            build_index: loopback(base + 1),
+            proxy: loopback(base + 2),
+            origins: pairs(base + 200, origins),
+            agents: pairs(base + 10, agents.min((200 - 10) / 2)),
+        })
+    }
+
+    /// Ports that nobody has at this moment. All are held until all are known.
+    fn free(agents: u16, origins: u16) -> Result<Self, Failure> {
+        let mut held = Vec::new();
+        let mut next = || {
+            let listener =
+                TcpListener::bind(loopback(0)).map_err(Failure::io("find a free port"))?;
+            let addr = listener
+                .local_addr()
+                .map_err(Failure::io("find a free port"))?;
+            held.push(listener);
+            Ok::<_, Failure>(addr)
+        };
+        let (tracker, build_index, proxy) = (next()?, next()?, next()?);
+        let mut pairs = |count: u16| -> Result<Vec<_>, Failure> {
+            (0..count).map(|_| Ok((next()?, next()?))).collect()
+        };
+        let (origins, agents) = (pairs(origins), pairs(agents));
+        Ok(Self {
+            tracker,
+            build_index,
+            proxy,
+            origins: origins?,
+            agents: agents?,
+        })
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// The directory's certificates.
+struct Files {
+    dir: PathBuf,
+    authority: CertAuthority,
+}
+
+impl Files {
+    /// Finds the authority of an earlier start, or makes one.
+    fn prepare(dir: &Path) -> Result<Self, Failure> {
+        let dir = dir.join("tls");
+        std::fs::create_dir_all(&dir).map_err(Failure::io(format!("make {}", dir.display())))?;
+        let (cert, key) = (dir.join("ca.crt"), dir.join("ca.key"));
+        let authority = if cert.exists() && key.exists() {
+            CertAuthority::from_pem(&read(&cert)?, &read(&key)?).map_err(StartError::from)?
+        } else {
+            let authority = CertAuthority::create().map_err(StartError::from)?;
+            let (cert_pem, key_pem) = authority.to_pem();
+            write(&key, &key_pem)?;
+            write(&cert, &cert_pem)?;
+            authority
+        };
+        Ok(Self { dir, authority })
+    }
+
+    /// The certificate of one process. It keeps it over restarts, and with it its identity.
+    fn tls(&self, name: &str, role: &str) -> Result<Tls, Failure> {
+        let path = |suffix: &str| self.dir.join(format!("{name}.{suffix}"));
+        let tls = Tls {
+            cert: path("crt"),
+            key: path("key"),
+            ca: self.dir.join("ca.crt"),
+        };
+        if !tls.cert.exists() || !tls.key.exists() {
+            let names = ["localhost", "127.0.0.1", "::1", name].map(str::to_string);
+            let (cert, key) = self
+                .authority
+                .issue(role, &names)
+                .map_err(StartError::from)?;
+            write(&tls.key, &key)?;
+            write(&tls.cert, &cert)?;
+        }
+        Ok(tls)
+    }
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(Failure::io(format!("read {}", path.display())))
+}
+
+/// Writes a file that nobody else may read.
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::OpenOptions::new();
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(Failure::io(format!("write {}", path.display())))
+}

@@ -1,0 +1,301 @@
+//! Images as directories: the OCI image layout, pushed and pulled.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use indicatif::ProgressBar;
+use kraken_core::Digest;
+use kraken_registry::Manifest;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio_util::io::ReaderStream;
+
+use crate::Failure;
+use crate::client::{Checked, Registry};
+use crate::demo::Bars;
+
+/// Bytes read from a file at once.
+const CHUNK: usize = 1 << 20;
+/// How deep indexes may nest.
+const MAX_DEPTH: usize = 4;
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Pushes an image out of a layout: `image` names it when the layout holds several.
+///
+/// # Errors
+/// The layout is damaged or does not hold that image, or the registry refuses.
+pub async fn push(
+    registry: &Registry,
+    dir: &Path,
+    image: Option<&str>,
+    repository: &str,
+    tag: &str,
+    bars: &Bars,
+) -> Result<Digest, Failure> {
+    let index = dir.join("index.json");
+    let text = std::fs::read(&index).map_err(Failure::io(format!(
+        "read {}: is it a directory in the OCI image layout?",
+        index.display()
+    )))?;
+    let index: Value = serde_json::from_slice(&text)
+        .map_err(|error| Failure::Argument(format!("{}: {error}", index.display())))?;
+    let digest = choose(&index, image)?;
+    push_manifest(
+        registry,
+        dir,
+        repository,
+        digest,
+        Some(tag),
+        bars,
+        MAX_DEPTH,
+    )
+    .await?;
+    Ok(digest)
+}
+
+/// Pulls an image into a layout, which is made when it is not there.
+///
+/// # Errors
+/// The image is not there, a digest is wrong, or the directory cannot be written.
+pub async fn pull(
+    registry: &Registry,
+    repository: &str,
+    reference: &str,
+    dir: &Path,
+    bars: &Bars,
+) -> Result<Digest, Failure> {
+    let blobs = dir.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).map_err(Failure::io(format!("make {}", blobs.display())))?;
+    let (media_type, bytes) = registry.manifest(repository, reference).await?;
+    let digest = Digest::of(&bytes);
+    let size = bytes.len();
+    pull_manifest(registry, repository, bytes, dir, bars, MAX_DEPTH).await?;
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{
+            "mediaType": media_type, "digest": digest.to_string(), "size": size,
+            "annotations": {REF_NAME: reference},
+        }],
+    });
+    write(&dir.join("index.json"), index.to_string().as_bytes())?;
+    write(
+        &dir.join("oci-layout"),
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+    )?;
+    Ok(digest)
+}
+
+/// Writes a blob to a file: under another name until its digest is known to be right.
+///
+/// # Errors
+/// The blob is not there, its bytes are wrong, or the file cannot be written.
+pub async fn save_blob(
+    registry: &Registry,
+    repository: &str,
+    digest: Digest,
+    path: &Path,
+    bars: &Bars,
+) -> Result<u64, Failure> {
+    let (length, stream) = registry.blob(repository, digest).await?;
+    let bar = bars.add(&digest.hex()[..10], length);
+    let part = path.with_extension("part");
+    let saved = save(stream, digest, &part, &bar).await;
+    bar.finish();
+    if saved.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    let saved = saved?;
+    std::fs::rename(&part, path).map_err(Failure::io(format!("write {}", path.display())))?;
+    Ok(saved)
+}
+
+/// Pushes a file as a blob.
+///
+/// # Errors
+/// The file cannot be read, or the registry refuses.
+pub async fn push_file(
+    registry: &Registry,
+    repository: &str,
+    path: &Path,
+    bars: &Bars,
+) -> Result<(Digest, u64), Failure> {
+    let doing = || Failure::io(format!("read {}", path.display()));
+    let file = tokio::fs::File::open(path).await.map_err(doing())?;
+    let length = file.metadata().await.map_err(doing())?.len();
+    let name = path.file_name().map_or_else(String::new, |name| {
+        name.to_string_lossy().chars().take(10).collect()
+    });
+    let bar = bars.add(&name, length);
+    let told = bar.clone();
+    let bytes = ReaderStream::with_capacity(file, CHUNK).inspect(move |chunk| {
+        told.inc(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+    });
+    let pushed = registry.push_blob(repository, bytes).await;
+    bar.finish();
+    pushed
+}
+
+fn choose(index: &Value, image: Option<&str>) -> Result<Digest, Failure> {
+    let empty = Vec::new();
+    let manifests = index["manifests"].as_array().unwrap_or(&empty);
+    let name = |manifest: &Value| {
+        manifest["annotations"][REF_NAME]
+            .as_str()
+            .map(str::to_string)
+    };
+    let names = || {
+        manifests
+            .iter()
+            .filter_map(name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let found: Vec<_> = manifests
+        .iter()
+        .filter(|it| image.is_none() || name(it).as_deref() == image)
+        .collect();
+    let [manifest] = found[..] else {
+        let what = if found.is_empty() {
+            "does not hold that image"
+        } else {
+            "holds several images: say which with --image"
+        };
+        return Err(Failure::Argument(format!(
+            "the layout {what} (it has: {})",
+            names()
+        )));
+    };
+    let digest = manifest["digest"].as_str().unwrap_or_default();
+    digest
+        .parse()
+        .map_err(|error| Failure::Argument(format!("the layout's index: {error}")))
+}
+
+async fn push_manifest(
+    registry: &Registry,
+    dir: &Path,
+    repository: &str,
+    digest: Digest,
+    tag: Option<&str>,
+    bars: &Bars,
+    depth: usize,
+) -> Result<(), Failure> {
+    let path = blob_path(dir, digest);
+    let bytes = std::fs::read(&path).map_err(Failure::io(format!("read {}", path.display())))?;
+    let manifest = parse(&bytes, digest)?;
+    for child in manifest.manifests() {
+        let depth = depth
+            .checked_sub(1)
+            .ok_or_else(|| Failure::Argument("the image's indexes nest too deep".into()))?;
+        Box::pin(push_manifest(
+            registry,
+            dir,
+            repository,
+            child.digest,
+            None,
+            bars,
+            depth,
+        ))
+        .await?;
+    }
+    for blob in manifest.blobs().filter(|blob| !blob.is_foreign()) {
+        if registry.has_blob(repository, blob.digest).await? {
+            continue;
+        }
+        let (found, _) =
+            push_file(registry, repository, &blob_path(dir, blob.digest), bars).await?;
+        if found != blob.digest {
+            let what = blob_path(dir, blob.digest).display().to_string();
+            return Err(Failure::WrongBytes {
+                what,
+                expected: blob.digest,
+                found,
+            });
+        }
+    }
+    let reference = tag.map_or_else(|| digest.to_string(), str::to_string);
+    registry
+        .push_manifest(
+            repository,
+            &reference,
+            manifest.media_type().as_str(),
+            bytes.into(),
+        )
+        .await
+}
+
+async fn pull_manifest(
+    registry: &Registry,
+    repository: &str,
+    bytes: Bytes,
+    dir: &Path,
+    bars: &Bars,
+    depth: usize,
+) -> Result<(), Failure> {
+    let digest = Digest::of(&bytes);
+    let manifest = parse(&bytes, digest)?;
+    for child in manifest.manifests() {
+        let depth = depth
+            .checked_sub(1)
+            .ok_or_else(|| Failure::Registry("the image's indexes nest too deep".into()))?;
+        let (_, bytes) = registry
+            .manifest(repository, &child.digest.to_string())
+            .await?;
+        Box::pin(pull_manifest(registry, repository, bytes, dir, bars, depth)).await?;
+    }
+    let wanted: Vec<_> = manifest
+        .blobs()
+        .filter(|blob| !blob.is_foreign())
+        .map(|blob| blob.digest)
+        .collect();
+    let saves = wanted.into_iter().map(|blob| async move {
+        let path = blob_path(dir, blob);
+        if path.exists() {
+            return Ok(0);
+        }
+        save_blob(registry, repository, blob, &path, bars).await
+    });
+    futures::future::try_join_all(saves).await?;
+    write(&blob_path(dir, digest), &bytes)
+}
+
+async fn save(
+    mut stream: kraken_core::net::http::ByteStream,
+    digest: Digest,
+    path: &Path,
+    bar: &ProgressBar,
+) -> Result<u64, Failure> {
+    let doing = || Failure::io(format!("write {}", path.display()));
+    let mut file = tokio::fs::File::create(path).await.map_err(doing())?;
+    let mut checked = Checked::new(digest);
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|error| Failure::Registry(format!("{digest}: {error}")))?;
+        checked.update(&chunk);
+        file.write_all(&chunk).await.map_err(doing())?;
+        bar.inc(chunk.len() as u64);
+    }
+    file.sync_all().await.map_err(doing())?;
+    checked.finish()
+}
+
+fn parse(bytes: &[u8], digest: Digest) -> Result<Manifest, Failure> {
+    let found = Digest::of(bytes);
+    if found != digest {
+        return Err(Failure::WrongBytes {
+            what: "a manifest".into(),
+            expected: digest,
+            found,
+        });
+    }
+    Manifest::parse(bytes).map_err(|error| Failure::Argument(format!("{digest}: {error}")))
+}
+
+fn blob_path(dir: &Path, digest: Digest) -> PathBuf {
+    dir.join("blobs/sha256").join(digest.hex())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    std::fs::write(path, bytes).map_err(Failure::io(format!("write {}", path.display())))
+}

@@ -1,0 +1,49 @@
+//! The parts of the tool of people: a whole cluster in one process, a demo of it, and a client of
+//! its registries.
+
+pub mod client;
+pub mod cluster;
+pub mod demo;
+pub mod image;
+pub mod layout;
+
+/// What went wrong, for people.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// A process of the cluster did not start.
+    #[error(transparent)]
+    Start(#[from] kraken_daemon::StartError),
+    /// A file or a directory.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What was being done, with the path.
+        doing: String,
+        /// The system's own error.
+        source: std::io::Error,
+    },
+    /// A registry does not answer, or refuses.
+    #[error("{0}")]
+    Registry(String),
+    /// Bytes are not what their digest says.
+    #[error("{what} has digest {found}, not {expected}")]
+    WrongBytes {
+        /// Which blob.
+        what: String,
+        /// What was asked for.
+        expected: kraken_core::Digest,
+        /// What came.
+        found: kraken_core::Digest,
+    },
+    /// An argument makes no sense.
+    #[error("{0}")]
+    Argument(String),
+}
+
+impl Failure {
+    /// Says what was being done when the system refused.
+    pub fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Io { doing, source }
+    }
+}

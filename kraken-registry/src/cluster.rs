@@ -1,0 +1,161 @@
+//! A cluster behind the registry: an agent's swarm or the origins as a [`BlobSource`], the origins
+//! as a [`BlobSink`].
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use kraken_core::net::http::ApiError;
+use kraken_core::net::origin::OriginCluster;
+use kraken_core::{Agent, OpenError};
+use kraken_proto::{Digest, Namespace};
+
+use crate::sink::{BlobSink, BodyError, SinkError};
+use crate::source::{BlobBody, BlobSource, SourceError};
+
+impl BlobSource for Agent {
+    async fn stat(&self, ns: &Namespace, digest: Digest) -> Result<Option<u64>, SourceError> {
+        Self::stat(self, ns, digest).await.map_err(open_error)
+    }
+
+    async fn open(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+        range: Range<u64>,
+    ) -> Result<BlobBody, SourceError> {
+        let reader = self.open_in(ns, digest).await.map_err(open_error)?;
+        let stream = reader.stream(range);
+        let stream =
+            stream.map(|chunk| chunk.map_err(|error| SourceError::Unavailable(error.to_string())));
+        Ok(BlobBody {
+            total: reader.length(),
+            stream: stream.boxed(),
+        })
+    }
+}
+
+fn open_error(error: OpenError) -> SourceError {
+    match error {
+        OpenError::NotFound(_) => SourceError::NotFound,
+        other => SourceError::Unavailable(other.to_string()),
+    }
+}
+
+impl BlobSource for OriginCluster {
+    async fn stat(&self, ns: &Namespace, digest: Digest) -> Result<Option<u64>, SourceError> {
+        match Self::stat(self, ns, digest).await {
+            Ok(length) => Ok(Some(length)),
+            Err(ApiError::NotFound) => Ok(None),
+            Err(error) => Err(SourceError::Unavailable(error.to_string())),
+        }
+    }
+
+    async fn open(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+        range: Range<u64>,
+    ) -> Result<BlobBody, SourceError> {
+        let whole = range.start == 0 && range.end == u64::MAX;
+        let total = match Self::stat(self, ns, digest).await {
+            Ok(length) => length,
+            Err(ApiError::NotFound) => return Err(SourceError::NotFound),
+            Err(error) => return Err(SourceError::Unavailable(error.to_string())),
+        };
+        let part = range.start..range.end.min(total);
+        if part.is_empty() {
+            return Ok(BlobBody {
+                total,
+                stream: futures::stream::empty().boxed(),
+            });
+        }
+        let read = Self::read(self, ns, digest, (!whole).then_some(part)).await;
+        let read = read.map_err(|error| match error {
+            ApiError::NotFound => SourceError::NotFound,
+            other => SourceError::Unavailable(other.to_string()),
+        })?;
+        let stream = read
+            .body
+            .map(|chunk| chunk.map_err(|error| SourceError::Unavailable(error.to_string())));
+        Ok(BlobBody {
+            total,
+            stream: stream.boxed(),
+        })
+    }
+}
+
+/// Uploads go to one origin each; the id names it.
+impl BlobSink for OriginCluster {
+    async fn upload_start(&self, _: &Namespace) -> Result<String, SinkError> {
+        let (origin, upload) = Self::upload_start(self).await.map_err(sink_error)?;
+        Ok(format!("{origin}.{upload}"))
+    }
+
+    async fn upload_len(&self, id: &str) -> Result<u64, SinkError> {
+        let (origin, upload) = split(id)?;
+        Self::upload_len(self, origin, upload)
+            .await
+            .map_err(sink_error)
+    }
+
+    async fn upload_append(
+        &self,
+        id: &str,
+        offset: u64,
+        body: BoxStream<'static, Result<Bytes, BodyError>>,
+    ) -> Result<u64, SinkError> {
+        let (origin, upload) = split(id)?;
+        let broken = Arc::new(Mutex::new(None));
+        let noted = broken.clone();
+        let body = body.map(move |chunk| {
+            chunk.map_err(|error| {
+                *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+                std::io::Error::other(error)
+            })
+        });
+        let appended = Self::upload_append(self, origin, upload, offset, body.boxed()).await;
+        appended.map_err(|error| {
+            // The origin sees only that the body broke off; why, this side knows.
+            let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+            broken.map_or_else(|| sink_error(error), SinkError::Body)
+        })
+    }
+
+    async fn upload_commit(
+        &self,
+        id: &str,
+        ns: &Namespace,
+        digest: Digest,
+    ) -> Result<(), SinkError> {
+        let (origin, upload) = split(id)?;
+        Self::upload_commit(self, origin, upload, ns, digest)
+            .await
+            .map(drop)
+            .map_err(|error| match error {
+                ApiError::BadRequest(_) => SinkError::DigestMismatch,
+                other => sink_error(other),
+            })
+    }
+
+    async fn upload_abort(&self, id: &str) -> Result<(), SinkError> {
+        let (origin, upload) = split(id)?;
+        Self::upload_abort(self, origin, upload)
+            .await
+            .map_err(sink_error)
+    }
+}
+
+fn split(id: &str) -> Result<(&str, &str), SinkError> {
+    id.rsplit_once('.').ok_or(SinkError::Unknown)
+}
+
+fn sink_error(error: ApiError) -> SinkError {
+    match error {
+        ApiError::NotFound | ApiError::BadRequest(_) => SinkError::Unknown,
+        ApiError::RangeInvalid { len } => SinkError::OffsetWrong { len },
+        other => SinkError::Unavailable(other.to_string()),
+    }
+}
