@@ -1,7 +1,7 @@
 //! The life of a process: arguments, log, signals, end.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kraken_core::net::http::ServeError;
@@ -27,22 +27,13 @@ where
     F: Future<Output = Result<S, StartError>>,
 {
     init_log("info");
-    let result = config_path(name)
-        .and_then(|path| Ok(config::load::<C>(&path)?))
-        .and_then(|config| {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                .build();
-            let runtime = runtime.map_err(|error| StartError::Config(error.to_string()))?;
-            runtime.block_on(async {
-                let service = start(config).await?;
-                tracing::info!(name, "started");
-                stop_signal().await;
-                tracing::info!(name, "stopping");
-                service.stop().await;
-                Ok(())
-            })
-        });
+    let result = config_path(name).and_then(|path| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.map_err(|error| StartError::Config(error.to_string()))?;
+        runtime.block_on(run_until_signal(&path, start))
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -50,6 +41,27 @@ where
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs one service with the configuration in `path`, until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// It did not start.
+pub async fn run_until_signal<C, S, F>(
+    path: &Path,
+    start: impl FnOnce(C) -> F,
+) -> Result<(), StartError>
+where
+    C: DeserializeOwned,
+    S: Service,
+    F: Future<Output = Result<S, StartError>>,
+{
+    let service = start(config::load::<C>(path)?).await?;
+    tracing::info!(config = %path.display(), "started");
+    stop_signal().await;
+    tracing::info!("stopping");
+    service.stop().await;
+    Ok(())
 }
 
 /// Sends the log to standard error; `RUST_LOG` says how much, `level` when it does not.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use kraken_core::Digest;
 
 /// Distributes container images and other blobs to many hosts at the speed of their networks.
@@ -69,9 +69,32 @@ pub(crate) enum Command {
         #[arg(long, default_value = "127.0.0.1:7610", env = "KRAKEN_AGENT")]
         agent: String,
     },
+    /// Runs one process of a cluster, as the binaries of that name do, until SIGTERM.
+    Run {
+        /// Which.
+        role: Role,
+        /// Its configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Puts and gets single blobs.
     #[command(subcommand)]
     Blob(BlobCommand),
+}
+
+/// A process of a cluster.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Role {
+    /// On every host.
+    Agent,
+    /// In front of the storage.
+    Origin,
+    /// Tells peers whom to connect to.
+    Tracker,
+    /// Takes pushes.
+    Proxy,
+    /// Keeps tags.
+    BuildIndex,
 }
 
 #[derive(Debug, Subcommand)]
@@ -108,6 +131,7 @@ impl Command {
     pub(crate) fn log_level(&self) -> &'static str {
         match self {
             Self::Dev { .. } => "warn",
+            Self::Run { .. } => "info",
             _ => "error",
         }
     }

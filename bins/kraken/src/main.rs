@@ -19,7 +19,7 @@ use kraken::layout;
 use kraken_daemon::process;
 use kraken_registry::name::split_tag;
 
-use args::{BlobCommand, Cli, Command};
+use args::{BlobCommand, Cli, Command, Role};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -104,9 +104,22 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             .await?;
             println!("{source} is {digest}, in {}", layout.display());
         }
+        Command::Run { role, config } => run_role(role, &config).await?,
         Command::Blob(command) => blob(command).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn run_role(role: Role, config: &Path) -> Result<(), Failure> {
+    use kraken_daemon::{agent, build_index, origin, proxy, tracker};
+    match role {
+        Role::Agent => process::run_until_signal(config, agent::start).await?,
+        Role::Origin => process::run_until_signal(config, origin::start).await?,
+        Role::Tracker => process::run_until_signal(config, tracker::start).await?,
+        Role::Proxy => process::run_until_signal(config, proxy::start).await?,
+        Role::BuildIndex => process::run_until_signal(config, build_index::start).await?,
+    }
+    Ok(())
 }
 
 async fn dev(options: ClusterOptions) -> Result<(), Failure> {

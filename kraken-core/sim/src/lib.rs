@@ -10,6 +10,7 @@
 //! 0.5 to 1 ms, each message costs 0.1 ms, a piece is hashed and written at 1,000 MB/s before it
 //! can be passed on, and a connection costs a round trip.
 
+mod events;
 mod host;
 mod invariants;
 mod net;

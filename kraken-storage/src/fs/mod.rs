@@ -5,7 +5,7 @@
 //! - a piece counts as there only when this process has written or verified it;
 //! - one process has the store's directory, by a lock that ends with it.
 //!
-//! A crash loses nothing that a call has promised: see [`PieceStore`] and [`UploadStore`]. The
+//! A crash loses nothing that a call has promised: see [`PieceStore`] and [`UploadStore`](crate::UploadStore). The
 //! pieces of a partial blob are synced only when it is sealed, and verified again after a crash.
 //!
 //! All calls to the system run on the caller's tokio blocking pool, a bounded number at a time.

@@ -4,8 +4,11 @@
 //! metainfo is written before that, so a process that dies between any two steps leaves either a
 //! partial blob that can be sealed again, or a sealed one with some files too many:
 //!
-//! 1. sync the data; 2. write `sealed/….meta`; 3. rename the data to `sealed/…`; 4. sync the
-//! directories; 5. remove what is left under `partial/`.
+//! 1. sync the data;
+//! 2. write `sealed/….meta`;
+//! 3. rename the data to `sealed/…`;
+//! 4. sync the directories;
+//! 5. remove what is left under `partial/`.
 
 use std::fs::{self, File};
 use std::path::Path;

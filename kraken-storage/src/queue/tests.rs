@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::record::write_record;
 use super::*;
 
 fn queue() -> (DurableQueue, PathBuf, TempDir) {

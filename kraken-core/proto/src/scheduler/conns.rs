@@ -1,6 +1,7 @@
 //! The connections of one host: at most one per peer, carrying every blob.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::blob::digest::Digest;
 use crate::peer::{PeerId, PeerInfo, PeerRole};
@@ -16,6 +17,9 @@ pub(crate) struct Conns {
     dials: BTreeMap<PeerId, Dial>,
 }
 
+/// Dials cross only when both begin before either is done, and a handshake takes at most this long.
+const CROSSING: Duration = Duration::from_secs(8);
+
 /// A dial under way.
 #[derive(Debug)]
 struct Dial {
@@ -28,6 +32,7 @@ struct Dial {
 pub(crate) struct Conn {
     pub(crate) peer: PeerId,
     dialled: bool,
+    up_at: Timestamp,
     /// Known once the peer has said hello.
     pub(crate) role: Option<PeerRole>,
     /// The blobs to greet the peer with once it has said hello.
@@ -119,7 +124,7 @@ impl Conns {
     }
 
     /// A connection stands. When both sides dialled at once, both keep the one that the smaller
-    /// id dialled; of two in the same direction the newer one stays, for the peer has restarted.
+    /// id dialled. Otherwise the newer one stays: a peer that calls anew has lost the old one.
     pub(crate) fn up(
         &mut self,
         now: Timestamp,
@@ -131,7 +136,8 @@ impl Conns {
         let before = self.of_peer(peer);
         if let Some(old) = before.and_then(|old| self.by_id.get_mut(&old)) {
             let preferred = dialled == (self.local < peer);
-            if old.dialled != dialled && !preferred {
+            let crossing = now.since(old.up_at) < CROSSING;
+            if old.dialled != dialled && !preferred && crossing {
                 old.wanted.extend(wanted);
                 return Verdict::Duplicate;
             }
@@ -141,6 +147,7 @@ impl Conns {
         let conn = Conn {
             peer,
             dialled,
+            up_at: now,
             role: None,
             wanted,
             swarms,
@@ -227,6 +234,20 @@ mod tests {
         assert!(conns.get(ConnId(2)).unwrap().wanted.contains(&digest));
         conns.down(ConnId(1));
         assert_eq!(conns.of_peer(SMALL), Some(ConnId(2)));
+    }
+
+    #[test]
+    fn a_peer_that_restarted_may_call_whoever_dialled_it_before() {
+        let mut conns = Conns::new(SMALL);
+        conns.up(NOW, ConnId(1), LARGE, true);
+        let soon = NOW + CROSSING / 2;
+        assert_eq!(conns.up(soon, ConnId(2), LARGE, false), Verdict::Duplicate);
+        let later = NOW + CROSSING;
+        let instead = Some(ConnId(1));
+        assert_eq!(
+            conns.up(later, ConnId(3), LARGE, false),
+            Verdict::Keep { instead }
+        );
     }
 
     #[test]

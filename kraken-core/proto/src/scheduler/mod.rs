@@ -113,10 +113,7 @@ impl Scheduler {
                 digest,
                 piece,
                 conn,
-            } => {
-                self.with_swarm(now, digest, |swarm, cx| swarm.rejected(cx, piece));
-                self.punish(now, conn, CloseReason::WrongBytes);
-            }
+            } => self.rejected(now, digest, piece, conn),
             Input::PieceLost { digest, piece } => {
                 self.with_swarm(now, digest, |swarm, cx| swarm.lost(cx, piece));
             }
@@ -291,15 +288,31 @@ impl Scheduler {
         }
     }
 
+    /// A liar does not escape by hanging up before its piece is verified. It is sent away first, so
+    /// that the piece is not asked of it again.
+    fn rejected(&mut self, now: Timestamp, digest: Digest, piece: u32, conn: ConnId) {
+        let sender = || self.swarms.get(&digest)?.sender(piece);
+        let liar = self.conns.get(conn).map(|conn| conn.peer).or_else(sender);
+        if let Some(liar) = liar.filter(|liar| !self.penalties.is_banned(now, *liar)) {
+            self.ban(now, liar, CloseReason::WrongBytes);
+        }
+        self.with_swarm(now, digest, |swarm, cx| swarm.rejected(cx, piece));
+    }
+
     fn punish(&mut self, now: Timestamp, conn: ConnId, reason: CloseReason) {
-        let Some(peer) = self.conns.get(conn).map(|conn| conn.peer) else {
-            return;
-        };
+        if let Some(peer) = self.conns.get(conn).map(|conn| conn.peer) {
+            self.ban(now, peer, reason);
+        }
+    }
+
+    fn ban(&mut self, now: Timestamp, peer: PeerId, reason: CloseReason) {
         self.penalties
             .add(now, peer, self.config.ban, self.config.ban_max, true);
         self.actions
             .push_back(Action::Event(Event::PeerBanned { peer, reason }));
-        self.close(now, conn, reason);
+        if let Some(conn) = self.conns.of_peer(peer) {
+            self.close(now, conn, reason);
+        }
     }
 
     fn shutdown(&mut self) {

@@ -458,11 +458,14 @@ impl Swarm {
 
     fn choose(&self, cx: &mut Context<'_>, conn: ConnId) -> Option<u32> {
         let peer = self.peers.get(&conn)?;
-        let pipeline = match peer.role {
-            PeerRole::Agent => cx.config.pipeline_agent,
-            PeerRole::Origin => cx.config.pipeline_origin,
+        let full = match peer.role {
+            PeerRole::Agent => self.inflight.asked_of(conn) >= cx.config.pipeline_agent,
+            // The second origin is there to fall back on, unless there is nobody else to draw from.
+            PeerRole::Origin if self.agents_are_sending() => {
+                self.asked_of_origins() >= cx.config.pipeline_origin
+            }
+            PeerRole::Origin => self.inflight.asked_of(conn) >= cx.config.pipeline_origin,
         };
-        let full = self.inflight.asked_of(conn) >= pipeline;
         if self.is_complete() || !peer.subscribed || peer.stalled || full {
             return None;
         }
@@ -507,6 +510,14 @@ impl Swarm {
         }
         self.inflight
             .duplicate(cx.now - cx.config.endgame_age, COPIES, eligible)
+    }
+
+    fn asked_of_origins(&self) -> usize {
+        let origins = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| !peer.is_agent() && !peer.stalled);
+        origins.map(|(conn, _)| self.inflight.asked_of(*conn)).sum()
     }
 
     fn agents_are_sending(&self) -> bool {

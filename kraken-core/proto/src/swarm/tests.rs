@@ -61,7 +61,9 @@ impl Bench {
 
 fn pieces(held: impl IntoIterator<Item = u32>) -> Bitfield {
     let mut have = Bitfield::empty(PIECES);
-    held.into_iter().for_each(|piece| drop(have.insert(piece)));
+    held.into_iter().for_each(|piece| {
+        have.insert(piece);
+    });
     have
 }
 

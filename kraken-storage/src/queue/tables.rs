@@ -1,0 +1,102 @@
+//! The queue's tables and the changes that keep them in step.
+
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
+
+use super::record::{name_of, read_record, write_record};
+use super::{QueueError, Task};
+
+/// (due, id) to the task's record.
+const TASKS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("tasks");
+/// The id of a task to when it is due.
+const DUE: TableDefinition<'_, u64, u64> = TableDefinition::new("due");
+/// Kind and key to the id of the current task.
+const CURRENT: TableDefinition<'_, &[u8], u64> = TableDefinition::new("current");
+/// `NEXT_ID`: ids are not used twice, so that a late `done` cannot hit another task.
+const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+const NEXT_ID: &str = "next_id";
+
+pub(super) struct Reading {
+    pub(super) tasks: redb::ReadOnlyTable<(u64, u64), &'static [u8]>,
+    pub(super) current: redb::ReadOnlyTable<&'static [u8], u64>,
+}
+
+impl Reading {
+    pub(super) fn new(begun: &ReadTransaction) -> Result<Self, QueueError> {
+        Ok(Self {
+            tasks: begun.open_table(TASKS)?,
+            current: begun.open_table(CURRENT)?,
+        })
+    }
+
+    pub(super) fn is_current(&self, task: &Task) -> Result<bool, QueueError> {
+        let current = self.current.get(&*name_of(&task.kind, &task.key))?;
+        Ok(current.is_some_and(|id| id.value() == task.id))
+    }
+}
+
+pub(super) struct Writing<'txn> {
+    tasks: redb::Table<'txn, (u64, u64), &'static [u8]>,
+    due: redb::Table<'txn, u64, u64>,
+    current: redb::Table<'txn, &'static [u8], u64>,
+    counters: redb::Table<'txn, &'static str, u64>,
+}
+
+impl<'txn> Writing<'txn> {
+    pub(super) fn new(begun: &'txn WriteTransaction) -> Result<Self, QueueError> {
+        Ok(Self {
+            tasks: begun.open_table(TASKS)?,
+            due: begun.open_table(DUE)?,
+            current: begun.open_table(CURRENT)?,
+            counters: begun.open_table(COUNTERS)?,
+        })
+    }
+
+    /// Adds the task under a new id, as the current one of its name.
+    pub(super) fn add(&mut self, mut task: Task) -> Result<u64, QueueError> {
+        task.id = self.counters.get(NEXT_ID)?.map_or(1, |id| id.value());
+        self.counters.insert(NEXT_ID, task.id + 1)?;
+        self.current
+            .insert(&*name_of(&task.kind, &task.key), task.id)?;
+        self.insert(&task)?;
+        Ok(task.id)
+    }
+
+    pub(super) fn put_back(&mut self, id: u64, due_ms: u64) -> Result<(), QueueError> {
+        let Some(mut task) = self.remove(id)? else {
+            return Ok(());
+        };
+        let name = name_of(&task.kind, &task.key);
+        if self.current.get(&*name)?.is_some() {
+            return Ok(());
+        }
+        task.attempts = task.attempts.saturating_add(1);
+        task.due_ms = due_ms;
+        self.current.insert(&*name, id)?;
+        self.insert(&task)
+    }
+
+    fn insert(&mut self, task: &Task) -> Result<(), QueueError> {
+        let at = (task.due_ms, task.id);
+        self.tasks.insert(at, &*write_record(task))?;
+        self.due.insert(task.id, task.due_ms)?;
+        Ok(())
+    }
+
+    /// Takes the task out, and its name if it is the current one.
+    pub(super) fn remove(&mut self, id: u64) -> Result<Option<Task>, QueueError> {
+        let Some(due_ms) = self.due.remove(id)?.map(|due| due.value()) else {
+            return Ok(None);
+        };
+        let at = (due_ms, id);
+        let task = match self.tasks.remove(at)? {
+            Some(record) => read_record(at, record.value())?,
+            None => return Ok(None),
+        };
+        let name = name_of(&task.kind, &task.key);
+        let current = self.current.get(&*name)?.map(|id| id.value());
+        if current == Some(id) {
+            self.current.remove(&*name)?;
+        }
+        Ok(Some(task))
+    }
+}
