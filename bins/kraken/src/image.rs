@@ -116,17 +116,13 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_layer_is_a_tar_archive_and_the_seed_decides_it() {
-        let whole = |seed| {
-            let chunks: Vec<_> =
-                futures::executor::block_on(random_layer(1_500_000, seed).collect());
-            chunks
-                .into_iter()
-                .flat_map(|chunk| chunk.unwrap())
-                .collect::<Vec<u8>>()
-        };
-        let layer = whole(1);
+    #[tokio::test]
+    async fn a_layer_is_a_tar_archive_and_the_seed_decides_it() {
+        async fn whole(seed: u64) -> Vec<u8> {
+            let chunks: Vec<_> = random_layer(1_500_000, seed).collect().await;
+            chunks.into_iter().flat_map(|chunk| chunk.unwrap()).collect()
+        }
+        let layer = whole(1).await;
         assert_eq!(layer.len() % BLOCK, 0);
         assert_eq!(&layer[257..262], b"ustar");
         assert_eq!(&layer[124..135], format!("{:011o}", 1_500_000).as_bytes());
@@ -134,7 +130,7 @@ mod tests {
         let sum = u32::from_str_radix(std::str::from_utf8(&header[148..154]).unwrap(), 8).unwrap();
         header[148..156].fill(b' ');
         assert_eq!(header.iter().map(|byte| u32::from(*byte)).sum::<u32>(), sum);
-        assert_eq!(layer, whole(1));
-        assert_ne!(layer, whole(2));
+        assert_eq!(layer, whole(1).await);
+        assert_ne!(layer, whole(2).await);
     }
 }

@@ -1,0 +1,1 @@
+//! Benchmarks of the Kraken crates: `cargo bench -p kraken-benches`.

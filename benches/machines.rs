@@ -1,0 +1,135 @@
+//! What the machines cost: the proof of a piece, and one piece through the scheduler.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use kraken_proto::{
+    Bitfield, BlobSpec, ChainHasher, Config, ConnId, Digest, Input, Message, MetaInfo, Namespace,
+    PeerId, PeerInfo, PeerRole, Scheduler, Timestamp,
+};
+
+/// One pass of SHA-256 over 4 MiB, with the chain's states; and the check of one piece.
+fn proof(c: &mut Criterion) {
+    let bytes = vec![0x5a; 4 << 20];
+    let meta = MetaInfo::of(&bytes);
+    let mut group = c.benchmark_group("proof");
+    group.throughput(Throughput::Bytes(bytes.len() as u64));
+    group.bench_function("chain hasher, 4 MiB", |b| {
+        b.iter(|| {
+            let mut hasher = ChainHasher::new();
+            hasher.update(black_box(&bytes));
+            hasher.finish()
+        });
+    });
+    let piece = &bytes[..meta.piece_size(0) as usize];
+    group.throughput(Throughput::Bytes(piece.len() as u64));
+    group.bench_function("verify one piece", |b| {
+        b.iter(|| meta.verify(0, black_box(piece)))
+    });
+    group.finish();
+}
+
+const PIECES: u32 = 1024;
+const PEERS: u64 = 12;
+
+/// A leecher with twelve complete neighbours, ready to be sent pieces.
+fn leecher() -> (Scheduler, Digest) {
+    let digest = Digest::of(b"bench");
+    let length = u64::from(PIECES) << 20;
+    let piece_length = kraken_proto::PieceLength::for_blob(length);
+    let local = peer(0);
+    let mut scheduler = Scheduler::new(Timestamp::ZERO, local, Config::lan(), 1);
+    let spec = BlobSpec {
+        namespace: Namespace::default(),
+        digest,
+        length,
+        piece_length,
+    };
+    scheduler.handle(
+        Timestamp::ZERO,
+        Input::Open {
+            spec,
+            have: Bitfield::empty(PIECES),
+        },
+    );
+    for number in 1..=PEERS {
+        let conn = ConnId(number);
+        let up = Input::ConnUp {
+            conn,
+            peer: peer(number as u8).id,
+            dialled: false,
+        };
+        scheduler.handle(Timestamp::ZERO, up);
+        let hello = Message::Hello {
+            role: PeerRole::Agent,
+        };
+        scheduler.handle(
+            Timestamp::ZERO,
+            Input::Message {
+                conn,
+                message: hello,
+            },
+        );
+        let message = Message::Subscribe {
+            digest,
+            piece_length,
+            have: Bitfield::full(PIECES),
+        };
+        scheduler.handle(Timestamp::ZERO, Input::Message { conn, message });
+    }
+    (scheduler, digest)
+}
+
+fn peer(number: u8) -> PeerInfo {
+    let addr = ([10, 0, 0, number], 7600).into();
+    PeerInfo {
+        id: PeerId::from_bytes([number; 32]),
+        addr,
+        role: PeerRole::Agent,
+    }
+}
+
+/// Answers every request until the blob is complete: two inputs a piece.
+fn download((mut scheduler, digest): (Scheduler, Digest)) -> u32 {
+    let (mut now, mut stored) = (Timestamp::ZERO, 0);
+    while let Some(action) = scheduler.poll_action() {
+        let kraken_proto::Action::Send {
+            conn,
+            message: Message::Request { piece, .. },
+        } = action
+        else {
+            continue;
+        };
+        now = now + Duration::from_micros(100);
+        let message = Message::Piece {
+            digest,
+            piece,
+            len: 1 << 20,
+        };
+        scheduler.handle(now, Input::Message { conn, message });
+        scheduler.handle(
+            now,
+            Input::PieceStored {
+                digest,
+                piece,
+                conn,
+            },
+        );
+        stored += 1;
+    }
+    assert_eq!(stored, PIECES);
+    stored
+}
+
+fn scheduler(c: &mut Criterion) {
+    let mut group = c.benchmark_group("scheduler");
+    group.throughput(Throughput::Elements(2 * u64::from(PIECES)));
+    group.bench_function("inputs of a download, 12 neighbours", |b| {
+        b.iter_batched(leecher, download, BatchSize::LargeInput);
+    });
+    group.finish();
+}
+
+criterion_group!(benches, proof, scheduler);
+criterion_main!(benches);

@@ -1,0 +1,1 @@
+//! Programs that embed Kraken: see the `.rs` files beside this one.
