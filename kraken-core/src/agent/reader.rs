@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ use crate::error::ReadError;
 /// [`AsyncRead`](tokio::io::AsyncRead) of the whole blob, or as a stream of any range.
 pub struct BlobReader {
     shared: Shared,
-    whole: Option<BoxStream<'static, Result<Bytes, ReadError>>>,
+    /// The whole blob, once it is read from. In a mutex only so that a reader can be shared.
+    whole: Mutex<Option<BoxStream<'static, Result<Bytes, ReadError>>>>,
     rest: Bytes,
 }
 
@@ -57,7 +58,7 @@ impl BlobReader {
         };
         Self {
             shared,
-            whole: None,
+            whole: Mutex::new(None),
             rest: Bytes::new(),
         }
     }
@@ -132,11 +133,15 @@ impl AsyncRead for BlobReader {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         while self.rest.is_empty() {
-            if self.whole.is_none() {
-                self.whole = Some(self.stream(0..u64::MAX).boxed());
-            }
-            let whole = self.whole.as_mut().expect("just set");
-            match std::task::ready!(whole.poll_next_unpin(cx)) {
+            let begun = self
+                .whole
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            let mut whole = begun.unwrap_or_else(|| self.stream(0..u64::MAX).boxed());
+            let polled = whole.poll_next_unpin(cx);
+            *self.whole.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(whole);
+            match std::task::ready!(polled) {
                 Some(Ok(chunk)) => self.rest = chunk,
                 Some(Err(error)) => return Poll::Ready(Err(std::io::Error::other(error))),
                 None => return Poll::Ready(Ok(())),

@@ -1,0 +1,299 @@
+//! Three origins over HTTP on loopback: copies, quorum, misses, and the backend behind them.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use kraken_core::net::MemNetwork;
+use kraken_core::net::http::{ApiError, HttpClient, HttpServer, serve};
+use kraken_core::net::origin::{OriginApi as _, OriginClient, OriginCluster, router};
+use kraken_core::origin::RingMember;
+use kraken_core::storage::testkit::{FlakyBackend, blob};
+use kraken_core::storage::{DurableQueue, MemStore, OpendalBackend};
+use kraken_core::{Namespace, Origin, PeerId};
+use tokio_util::sync::CancellationToken;
+
+struct Node {
+    origin: Origin,
+    store: MemStore,
+    shutdown: CancellationToken,
+    server: HttpServer,
+}
+
+struct Group {
+    dir: tempfile::TempDir,
+    network: MemNetwork,
+    backend: FlakyBackend<OpendalBackend>,
+    http: HttpClient,
+    addrs: Vec<SocketAddr>,
+}
+
+impl Group {
+    fn new(count: usize) -> Self {
+        let held: Vec<_> = (0..count)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            network: MemNetwork::new(),
+            backend: FlakyBackend::new(OpendalBackend::memory()),
+            http: HttpClient::new(None).unwrap(),
+            addrs: held
+                .iter()
+                .map(|listener| listener.local_addr().unwrap())
+                .collect(),
+        }
+    }
+
+    fn members(&self) -> Vec<RingMember> {
+        let member = |(index, addr): (usize, &SocketAddr)| RingMember {
+            name: format!("origin-{index}"),
+            url: format!("http://{addr}").parse().unwrap(),
+        };
+        self.addrs.iter().enumerate().map(member).collect()
+    }
+
+    fn start(&self, index: usize, store: MemStore) -> Node {
+        let queue = DurableQueue::open(self.dir.path().join(format!("{index}.redb"))).unwrap();
+        let transport = self
+            .network
+            .transport(PeerId::from_bytes([index as u8 + 1; 32]));
+        let name = format!("origin-{index}");
+        let origin = Origin::builder(name, store.clone(), transport, self.backend.clone(), queue)
+            .ring(self.members(), self.http.clone())
+            .replicas(3)
+            .spawn()
+            .unwrap();
+        let shutdown = CancellationToken::new();
+        let routes = router(Arc::new(origin.clone()));
+        let server = serve(self.addrs[index], routes, None, shutdown.clone()).unwrap();
+        Node {
+            origin,
+            store,
+            shutdown,
+            server,
+        }
+    }
+
+    fn client(&self) -> OriginCluster {
+        let members = self
+            .members()
+            .into_iter()
+            .map(|member| (member.name, member.url));
+        OriginCluster::new(members, self.http.clone(), 3)
+    }
+}
+
+impl Node {
+    async fn stop(self) -> MemStore {
+        self.shutdown.cancel();
+        self.server.stopped().await.unwrap();
+        self.origin.shutdown().await;
+        self.store
+    }
+}
+
+async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
+    for _ in 0..600 {
+        if check().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not within 30 s: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_is_at_every_owner_and_reaches_the_backend_once() {
+    let group = Group::new(3);
+    let nodes: Vec<_> = (0..3)
+        .map(|index| group.start(index, MemStore::new()))
+        .collect();
+    let (bytes, meta) = blob(2_000_000, 1);
+    let ns = Namespace::default();
+    let cluster = group.client();
+    assert!(matches!(
+        cluster.stat(&ns, meta.digest()).await,
+        Err(ApiError::NotFound)
+    ));
+    assert_eq!(
+        cluster
+            .put(&ns, meta.digest(), bytes.clone().into())
+            .await
+            .unwrap(),
+        meta
+    );
+    for node in &nodes {
+        let held = node.origin.stat(&ns, meta.digest(), true).await.unwrap();
+        assert_eq!(held, Some(meta.length()));
+    }
+    eventually("written back", async || group.backend.writes() == 1).await;
+    let read = cluster
+        .read(&ns, meta.digest(), Some(1_000_000..1_000_010))
+        .await
+        .unwrap();
+    let chunks: Vec<_> = read.body.map(|chunk| chunk.unwrap()).collect().await;
+    assert_eq!(chunks.concat(), &bytes[1_000_000..1_000_010]);
+    // The copies at the other origins still wait for their turn, so that a blob may not go yet.
+    let refused = nodes[0].origin.remove(meta.digest()).await;
+    let waits = nodes[0].origin.queued().unwrap() > 0;
+    assert_eq!(
+        waits,
+        matches!(refused, Err(ApiError::Conflict(_))),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_was_away_gets_its_copy_and_two_are_too_many() {
+    let group = Group::new(3);
+    let (first, second) = (
+        group.start(0, MemStore::new()),
+        group.start(1, MemStore::new()),
+    );
+    let (bytes, meta) = blob(600_000, 2);
+    let ns = Namespace::default();
+    let upload = first.origin.upload_start().await.unwrap();
+    first
+        .origin
+        .upload_append(&upload, 0, bytes.clone().into())
+        .await
+        .unwrap();
+    first
+        .origin
+        .upload_commit(&upload, &ns, meta.digest())
+        .await
+        .unwrap();
+    assert_eq!(
+        second.origin.stat(&ns, meta.digest(), true).await.unwrap(),
+        Some(meta.length())
+    );
+    // With one of three silent, what does not exist is still known not to exist.
+    let nowhere = kraken_core::Digest::of(b"nowhere");
+    assert!(matches!(
+        first.origin.metainfo(&ns, nowhere).await,
+        Err(ApiError::NotFound)
+    ));
+    assert!(matches!(
+        group.client().stat(&ns, nowhere).await,
+        Err(ApiError::NotFound)
+    ));
+
+    let third = group.start(2, MemStore::new());
+    eventually("a copy at the owner that was away", async || {
+        third
+            .origin
+            .stat(&ns, meta.digest(), true)
+            .await
+            .unwrap()
+            .is_some()
+    })
+    .await;
+
+    second.stop().await;
+    third.stop().await;
+    let (bytes, meta) = blob(300_000, 3);
+    let upload = first.origin.upload_start().await.unwrap();
+    first
+        .origin
+        .upload_append(&upload, 0, bytes.into())
+        .await
+        .unwrap();
+    let refused = first
+        .origin
+        .upload_commit(&upload, &ns, meta.digest())
+        .await;
+    assert!(
+        matches!(refused, Err(ApiError::Unavailable(_))),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_is_fetched_once_however_many_ask() {
+    let group = Group::new(3);
+    let nodes: Vec<_> = (0..3)
+        .map(|index| group.start(index, MemStore::new()))
+        .collect();
+    let (bytes, meta) = blob(5_000_000, 4);
+    let ns = Namespace::default();
+    let body = futures::stream::iter([Ok(bytes.into())]).boxed();
+    let backend = group.backend.inner();
+    kraken_core::storage::Backend::write(backend, &ns, meta.digest(), meta.length(), body)
+        .await
+        .unwrap();
+    let asks = (0..20).map(|_| nodes[0].origin.metainfo(&ns, meta.digest()));
+    for answer in futures::future::join_all(asks).await {
+        assert_eq!(answer.unwrap(), meta);
+    }
+    assert_eq!(
+        (group.backend.reads(), nodes[0].origin.backend_reads()),
+        (1, 1)
+    );
+    // Another origin takes it from the first, not from the backend.
+    assert_eq!(
+        nodes[1].origin.metainfo(&ns, meta.digest()).await.unwrap(),
+        meta
+    );
+    assert_eq!(group.backend.reads(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_outage_and_a_restart_lose_nothing() {
+    let group = Group::new(1);
+    let node = group.start(0, MemStore::new());
+    group.backend.set_down(true);
+    let (bytes, meta) = blob(1_000_000, 5);
+    let ns = Namespace::default();
+    group
+        .client()
+        .put(&ns, meta.digest(), bytes.into())
+        .await
+        .unwrap();
+    assert!(matches!(
+        node.origin
+            .stat(&ns, kraken_core::Digest::of(b"?"), false)
+            .await,
+        Err(ApiError::Unavailable(_))
+    ));
+    let store = node.stop().await;
+    let node = group.start(0, store);
+    assert_eq!(node.origin.queued().unwrap(), 1);
+    group.backend.set_down(false);
+    eventually("written back", async || node.origin.queued().unwrap() == 0).await;
+    assert_eq!(group.backend.writes(), 1);
+    node.origin.remove(meta.digest()).await.unwrap();
+    assert_eq!(
+        node.origin.metainfo(&ns, meta.digest()).await.unwrap(),
+        meta,
+        "back from the backend"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_uploads_leave_nothing() {
+    let group = Group::new(1);
+    let node = group.start(0, MemStore::new());
+    let ns = Namespace::default();
+    let client = OriginClient::new(group.members()[0].url.clone(), group.http.clone());
+    let (bytes, meta) = blob(400_000, 6);
+    let upload = client.upload_start().await.unwrap();
+    let body = || futures::stream::iter([Ok(bytes.clone().into())]).boxed();
+    let ahead = client.upload_append(&upload, 7, body()).await;
+    assert!(
+        matches!(ahead, Err(ApiError::RangeInvalid { len: 0 })),
+        "{ahead:?}"
+    );
+    client.upload_append(&upload, 0, body()).await.unwrap();
+    let other = kraken_core::Digest::of(b"other");
+    let wrong = client.upload_commit(&upload, &ns, other).await;
+    assert!(matches!(wrong, Err(ApiError::BadRequest(_))), "{wrong:?}");
+    assert!(matches!(
+        client.upload_len(&upload).await,
+        Err(ApiError::NotFound)
+    ));
+    for digest in [other, meta.digest()] {
+        assert_eq!(node.origin.stat(&ns, digest, false).await.unwrap(), None);
+    }
+}
