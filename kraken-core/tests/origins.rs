@@ -55,7 +55,18 @@ impl Group {
     }
 
     fn start(&self, index: usize, store: MemStore) -> Node {
-        let queue = DurableQueue::open(self.dir.path().join(format!("{index}.redb"))).unwrap();
+        let path = self.dir.path().join(format!("{index}.redb"));
+        // A call on the queue that ran while its origin was stopped may still be ending.
+        let mut attempts = (0..100)
+            .map(|_| DurableQueue::open(&path))
+            .inspect(|attempt| {
+                if attempt.is_err() {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            });
+        let queue = attempts
+            .find_map(Result::ok)
+            .expect("the queue is free within 5 s");
         let transport = self
             .network
             .transport(PeerId::from_bytes([index as u8 + 1; 32]));

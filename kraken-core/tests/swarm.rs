@@ -66,16 +66,19 @@ impl World {
     }
 
     fn agent(&self, number: u8, store: MemStore) -> Agent {
-        Agent::builder(
-            store,
-            self.network.transport(PeerId::from_bytes([number; 32])),
-        )
-        .discovery(self.discovery.clone())
-        .read_patience(Duration::from_secs(20))
-        .lookup_patience(Duration::from_millis(300))
-        .seed(u64::from(number))
-        .spawn()
-        .unwrap()
+        // A lost piece is noticed sooner than in a data centre: the network here has no delay.
+        let mut config = Config::lan();
+        config.stall_after = Duration::from_millis(300);
+        config.drop_after = Duration::from_secs(2);
+        let transport = self.network.transport(PeerId::from_bytes([number; 32]));
+        Agent::builder(store, transport)
+            .config(config)
+            .discovery(self.discovery.clone())
+            .read_patience(Duration::from_secs(20))
+            .lookup_patience(Duration::from_millis(300))
+            .seed(u64::from(number))
+            .spawn()
+            .unwrap()
     }
 
     /// An agent that holds the blob whole and seeds it.
@@ -219,12 +222,7 @@ async fn a_liar_is_caught_and_the_blob_comes_from_others() {
     assert!(read_all(&agent, meta.digest()).await == bytes);
     let metrics = agent.metrics();
     assert_eq!(metrics.peers_banned(), 1);
-    // As many as were on their way when the first was checked.
-    assert!(
-        (1..=2).contains(&metrics.pieces_rejected()),
-        "{}",
-        metrics.pieces_rejected()
-    );
+    assert_eq!(metrics.pieces_rejected(), 1, "its first piece gave it away");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -115,6 +115,12 @@ impl std::fmt::Debug for Tracker {
 
 impl TrackerApi for Tracker {
     async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, ApiError> {
+        let addr = request.peer.addr;
+        if addr.port() == 0 || addr.ip().is_unspecified() {
+            return Err(ApiError::BadRequest(format!(
+                "peers cannot dial {addr}: announce an address of this host"
+            )));
+        }
         let inner = &self.inner;
         let owners = |digest: &Digest| inner.owners(digest);
         let reply = lock(&inner.machine).announce(inner.clock.now(), &request, &owners);

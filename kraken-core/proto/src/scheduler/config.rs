@@ -17,6 +17,9 @@ pub struct Config {
     pub pipeline_agent: usize,
     /// Requests on their way to one origin per blob.
     pub pipeline_origin: usize,
+    /// Requests on their way to a peer of which no piece has verified yet, its pieces being
+    /// verified included: with 1 a liar is known by its first piece and wastes no other.
+    pub pipeline_unproven: usize,
     /// Pieces that one peer may have asked for at once; further requests are refused.
     pub max_uploads_per_peer: usize,
     /// How long news of pieces is gathered before it is sent. Up to 20 ms costs no time and halves
@@ -65,6 +68,7 @@ impl Config {
             max_degree: 18,
             pipeline_agent: 2,
             pipeline_origin: 1,
+            pipeline_unproven: 1,
             max_uploads_per_peer: 16,
             have_delay: Duration::from_millis(10),
             read_ahead: 4,

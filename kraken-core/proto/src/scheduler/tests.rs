@@ -108,6 +108,7 @@ impl Bench {
             Config {
                 pipeline_agent: 8,
                 pipeline_origin: 8,
+                pipeline_unproven: 8,
                 ..Config::lan()
             },
         )

@@ -244,6 +244,7 @@ impl Swarm {
         self.rarest.close(piece);
         self.cancel_others(cx, piece);
         let bytes = self.spec.piece_size(piece);
+        let first = self.prove(conn);
         let neighbour = || self.peers.get(&conn).map(|peer| (peer.id, peer.role));
         if let Some((from, role)) = sender.or_else(neighbour) {
             self.stats.received(role, bytes);
@@ -269,7 +270,27 @@ impl Swarm {
                 .for_each(|conn| self.part_if_useless(cx, conn));
         } else if self.inflight.pieces() == 0 || self.in_endgame(cx.config) {
             self.fill_all(cx);
+        } else if first {
+            self.fill(cx, conn);
         }
+    }
+
+    /// A piece of the neighbour has verified; says whether it is the first.
+    fn prove(&mut self, conn: ConnId) -> bool {
+        let peer = self.peers.get_mut(&conn);
+        peer.is_some_and(|peer| !std::mem::replace(&mut peer.proven, true))
+    }
+
+    /// Whether no more may be asked of the neighbour before a piece of its has verified.
+    fn on_probation(&self, config: &Config, conn: ConnId, peer: &Neighbour) -> bool {
+        let checking = || {
+            self.storing
+                .values()
+                .filter(|(id, _)| *id == peer.id)
+                .count()
+        };
+        let bound = config.pipeline_unproven;
+        !peer.proven && self.inflight.asked_of(conn) + checking() >= bound
     }
 
     /// Who sent a piece that is being verified.
@@ -466,6 +487,7 @@ impl Swarm {
             }
             PeerRole::Origin => self.inflight.asked_of(conn) >= cx.config.pipeline_origin,
         };
+        let full = full || self.on_probation(cx.config, conn, peer);
         if self.is_complete() || !peer.subscribed || peer.stalled || full {
             return None;
         }

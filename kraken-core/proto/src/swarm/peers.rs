@@ -21,6 +21,9 @@ pub(crate) struct Neighbour {
     pub(crate) uploads: BTreeSet<u32>,
     /// When it last sent a piece.
     pub(crate) last_piece: Timestamp,
+    /// A piece of its has verified. Until then it is asked for one at a time: a liar is known by
+    /// its first piece and wastes no more than that.
+    pub(crate) proven: bool,
     /// It owes pieces and is silent: no more requests until one comes.
     pub(crate) stalled: bool,
 }
@@ -35,6 +38,7 @@ impl Neighbour {
             cancelled: BTreeSet::new(),
             uploads: BTreeSet::new(),
             last_piece: Timestamp::ZERO,
+            proven: false,
             stalled: false,
         }
     }

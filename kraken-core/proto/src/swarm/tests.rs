@@ -26,7 +26,11 @@ impl Bench {
             length: u64::from(PIECES * SIZE) - 10,
             piece_length: PieceLength::MIN,
         };
-        let (config, rng) = (Config::lan(), Rng::seeded(1));
+        let config = Config {
+            pipeline_unproven: 8,
+            ..Config::lan()
+        };
+        let rng = Rng::seeded(1);
         Self {
             swarm: Swarm::new(spec, have),
             config,

@@ -38,6 +38,24 @@ fn a_wrong_piece_is_asked_of_another() {
 }
 
 #[test]
+fn a_newcomer_is_asked_for_more_once_a_piece_of_its_has_verified() {
+    let mut bench = Bench::with(pieces([]), Config::lan());
+    let (conn, asked) = bench.agent(1, 0..8);
+    let [(_, first)] = requests(&asked)[..] else {
+        panic!("one request, not {asked:?}");
+    };
+    assert!(requests(&bench.piece(conn, first)).is_empty());
+    let digest = blob();
+    let piece = first;
+    let actions = bench.feed(Input::PieceStored {
+        digest,
+        piece,
+        conn,
+    });
+    assert_eq!(requests(&actions).len(), Config::lan().pipeline_agent);
+}
+
+#[test]
 fn a_liar_that_hangs_up_is_banned_all_the_same_and_once() {
     let mut bench = Bench::greedy();
     let (conn, _) = bench.agent(1, 0..8);
