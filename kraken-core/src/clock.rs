@@ -1,6 +1,6 @@
 //! The one place that reads time.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use kraken_proto::Timestamp;
 
@@ -30,6 +30,7 @@ impl Clock {
 }
 
 /// Milliseconds since 1970: for what outlives the process.
+#[cfg(all(feature = "http", feature = "fs"))]
 pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

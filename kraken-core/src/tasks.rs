@@ -25,6 +25,11 @@ impl Tasks {
         });
     }
 
+    /// Stops every task, without waiting.
+    pub(crate) fn cancel(&self) {
+        self.token.cancel();
+    }
+
     /// Stops every task, and waits for them until the deadline.
     pub(crate) async fn stop(&self, deadline: Duration) {
         self.token.cancel();

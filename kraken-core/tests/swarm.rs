@@ -317,3 +317,20 @@ async fn an_empty_blob_is_complete_at_once() {
         .await
         .unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_handle_ends_the_agent() {
+    let world = World::new();
+    let (bytes, meta) = blob(600_000, 7);
+    let seeder = world.seeder(1, &bytes, &meta).await;
+    let agent = world.agent(2, MemStore::new());
+    let reader = agent.open(meta.digest()).await.unwrap();
+    drop(seeder);
+    drop(agent);
+    // Whatever had come is read; then the reader is told, instead of waiting for ever.
+    let ended = tokio::time::timeout(Duration::from_secs(10), reader.complete()).await;
+    assert!(matches!(
+        ended.expect("it ends"),
+        Ok(()) | Err(ReadError::Stopped)
+    ));
+}

@@ -214,19 +214,24 @@ impl Driver {
                 let _ = reply.send(self.open(meta, namespace, have));
             }
             Note::LookedUp { digest, meta } => self.looked_up(digest, meta),
-            Note::Sealed { digest, result } => self.progress(digest, |progress| match result {
-                Ok(()) => progress.sealed = true,
-                Err(reason) => progress.failed = Some(reason),
-            }),
+            Note::Sealed {
+                digest,
+                result: Ok(()),
+            } => {
+                self.progress(digest, |progress| progress.sealed = true);
+            }
+            // The next one to open the blob finds what the store has, and tries again.
+            Note::Sealed {
+                digest,
+                result: Err(reason),
+            } => self.give_up(digest, reason),
             Note::WriteFailed {
                 digest,
                 piece,
                 reason,
             } => {
-                self.progress(digest, |progress| progress.failed = Some(reason));
                 self.input(Input::PieceLost { digest, piece });
-                self.input(Input::Forget { digest });
-                self.blobs.remove(&digest);
+                self.give_up(digest, reason);
             }
             Note::Want {
                 digest,
@@ -240,11 +245,7 @@ impl Driver {
                 });
             }
             Note::Forget { digest, reply } => {
-                let gone =
-                    |progress: &mut Progress| progress.failed = Some("the blob was removed".into());
-                self.progress(digest, gone);
-                self.blobs.remove(&digest);
-                self.input(Input::Forget { digest });
+                self.give_up(digest, "the blob was removed".into());
                 let _ = reply.send(());
             }
             Note::Stats { digest, reply } => drop(reply.send(self.scheduler.stats(digest))),
@@ -305,6 +306,13 @@ impl Driver {
             self.blobs.entry(digest).or_insert(Blob { meta, progress });
         }
         self.input(Input::Found { digest, spec });
+    }
+
+    /// Leaves the blob's swarm: its readers get an error.
+    fn give_up(&mut self, digest: Digest, reason: String) {
+        self.progress(digest, |progress| progress.failed = Some(reason));
+        self.blobs.remove(&digest);
+        self.input(Input::Forget { digest });
     }
 
     fn progress(&self, digest: Digest, change: impl FnOnce(&mut Progress)) {

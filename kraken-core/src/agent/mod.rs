@@ -41,6 +41,13 @@ struct Inner {
     lookup_patience: Duration,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.transport.close();
+        self.tasks.cancel();
+    }
+}
+
 /// How long a shutdown waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(5);
 
