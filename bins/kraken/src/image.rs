@@ -120,7 +120,10 @@ mod tests {
     async fn a_layer_is_a_tar_archive_and_the_seed_decides_it() {
         async fn whole(seed: u64) -> Vec<u8> {
             let chunks: Vec<_> = random_layer(1_500_000, seed).collect().await;
-            chunks.into_iter().flat_map(|chunk| chunk.unwrap()).collect()
+            chunks
+                .into_iter()
+                .flat_map(|chunk| chunk.unwrap())
+                .collect()
         }
         let layer = whole(1).await;
         assert_eq!(layer.len() % BLOCK, 0);
