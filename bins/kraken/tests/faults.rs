@@ -1,0 +1,20 @@
+//! What must stay true when processes die, peers lie, storage is away and input is wrong: over
+//! real QUIC, TLS, files and processes on loopback.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helpers fail by panicking, as tests do"
+)]
+
+mod common;
+
+#[path = "faults/demo.rs"]
+mod demo;
+#[path = "faults/input.rs"]
+mod input;
+#[path = "faults/kill.rs"]
+mod kill;
+#[path = "faults/outage.rs"]
+mod outage;
+#[path = "faults/rogue.rs"]
+mod rogue;
