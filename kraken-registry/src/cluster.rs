@@ -149,7 +149,17 @@ impl BlobSink for OriginCluster {
 }
 
 fn split(id: &str) -> Result<(&str, &str), SinkError> {
-    id.rsplit_once('.').ok_or(SinkError::Unknown)
+    let parts = id.rsplit_once('.').ok_or(SinkError::Unknown)?;
+    // What a client made up must not reach into an origin's paths.
+    let plain = |text: &str| {
+        text.bytes()
+            .all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
+    };
+    if plain(parts.0) && plain(parts.1) {
+        Ok(parts)
+    } else {
+        Err(SinkError::Unknown)
+    }
 }
 
 fn sink_error(error: ApiError) -> SinkError {
@@ -157,5 +167,25 @@ fn sink_error(error: ApiError) -> SinkError {
         ApiError::NotFound | ApiError::BadRequest(_) => SinkError::Unknown,
         ApiError::RangeInvalid { len } => SinkError::OffsetWrong { len },
         other => SinkError::Unavailable(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_upload_ids_do_not_pass() {
+        assert_eq!(split("origin-1.0192-ab_c"), Ok(("origin-1", "0192-ab_c")));
+        for wrong in [
+            "",
+            "origin-1",
+            "origin-1./internal",
+            "origin-1.%2e%2e",
+            "a/b.c",
+            "a..b",
+        ] {
+            assert_eq!(split(wrong), Err(SinkError::Unknown), "{wrong}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::routing::get;
 use kraken_core::Origin;
@@ -72,6 +73,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let BackendConfig::LocalDisk(dir) = &config.backend;
     let backend = OpendalBackend::local_disk(dir)?;
     let store = FsStore::open(config.store.join("blobs")).await?;
+    tokio::spawn(expire_uploads(store.clone()));
     let queue = DurableQueue::open(config.store.join("queue.redb"))?;
     let quic = Quic::bind(config.peer_listen, &identity)?;
     let mut builder = Origin::builder(config.name, store, quic, backend, queue)
@@ -99,6 +101,18 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         server,
         shutdown,
     })
+}
+
+/// Removes uploads that nobody went on with for a day.
+async fn expire_uploads(store: FsStore) {
+    loop {
+        match store.uploads_expire(Duration::from_secs(24 * 3600)).await {
+            Ok(0) => {}
+            Ok(uploads) => tracing::info!(uploads, "removed abandoned uploads"),
+            Err(error) => tracing::warn!(%error, "abandoned uploads cannot be removed"),
+        }
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
 }
 
 impl Service for OriginService {

@@ -1,7 +1,8 @@
 //! A whole cluster on loopback, in one process: the very services that the binaries run, with
 //! mutual TLS between them from an authority of their own.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use kraken_core::net::CertAuthority;
@@ -12,6 +13,8 @@ use kraken_daemon::process::Service as _;
 use kraken_daemon::proxy::{ProxyConfig, ProxyService};
 use kraken_daemon::tracker::{TrackerConfig, TrackerService};
 use kraken_daemon::{OriginEntry, StartError, Tls};
+use rand::{Rng as _, SeedableRng as _};
+use rand_pcg::Pcg64Mcg;
 
 use crate::Failure;
 
@@ -171,7 +174,7 @@ impl Ports {
         let Some(base) = options.base_port else {
             return Self::free(agents, origins);
         };
-        let last = u32::from(base) + 99 + 2 * u32::from(agents.max(origins)) + 100;
+        let last = u32::from(base) + 300 + 2 * u32::from(origins.max(MOST));
         if base == 0 || last > u32::from(u16::MAX) {
             return Err(Failure::Argument(format!(
                 "--base-port {base}: ports up to {last} are needed"
@@ -186,22 +189,28 @@ impl Ports {
             tracker: loopback(base),
             build_index: loopback(base + 1),
             proxy: loopback(base + 2),
-            origins: pairs(base + 200, origins),
-            agents: pairs(base + 10, agents.min((200 - 10) / 2)),
+            origins: pairs(base + 300, origins),
+            agents: pairs(base + 10, agents),
         })
     }
 
-    /// Ports that nobody has at this moment. All are held until all are known.
+    /// Ports that nobody has at this moment, for TCP and UDP. They lie below those that the system
+    /// gives to outgoing connections, which would take them before they are used here.
     fn free(agents: u16, origins: u16) -> Result<Self, Failure> {
+        let mut rng = Pcg64Mcg::seed_from_u64(RandomState::new().hash_one(0_u8));
         let mut held = Vec::new();
         let mut next = || {
-            let listener =
-                TcpListener::bind(loopback(0)).map_err(Failure::io("find a free port"))?;
-            let addr = listener
-                .local_addr()
-                .map_err(Failure::io("find a free port"))?;
-            held.push(listener);
-            Ok::<_, Failure>(addr)
+            for _ in 0..1000 {
+                let addr =
+                    loopback(10_000 + u16::try_from(rng.next_u64() % 22_000).expect("small"));
+                if let (Ok(tcp), Ok(udp)) = (TcpListener::bind(addr), UdpSocket::bind(addr)) {
+                    held.push((tcp, udp));
+                    return Ok(addr);
+                }
+            }
+            Err(Failure::Argument(
+                "no free ports between 10000 and 32000".into(),
+            ))
         };
         let (tracker, build_index, proxy) = (next()?, next()?, next()?);
         let mut pairs = |count: u16| -> Result<Vec<_>, Failure> {

@@ -1,5 +1,6 @@
 //! Images as directories: the OCI image layout, pushed and pulled.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -245,7 +246,8 @@ async fn pull_manifest(
             .await?;
         Box::pin(pull_manifest(registry, repository, bytes, dir, bars, depth)).await?;
     }
-    let wanted: Vec<_> = manifest
+    // An image may list one layer twice.
+    let wanted: BTreeSet<_> = manifest
         .blobs()
         .filter(|blob| !blob.is_foreign())
         .map(|blob| blob.digest)

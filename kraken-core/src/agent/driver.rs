@@ -15,7 +15,7 @@ use kraken_proto::{
     Message, MetaInfo, Namespace, PeerInfo, ReaderId, Scheduler, SwarmStats,
 };
 use kraken_storage::BlobStatus;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::link::{Link, LinkContext, Upload};
 use crate::clock::Clock;
@@ -28,7 +28,11 @@ pub(crate) enum Note {
     /// For the scheduler as it is.
     Input(Input),
     /// A message, and perhaps a piece.
-    Frame { conn: ConnId, frame: Frame },
+    Frame {
+        conn: ConnId,
+        frame: Frame,
+        room: OwnedSemaphorePermit,
+    },
     /// A connection stands.
     Connected {
         conn: Arc<dyn DynConn>,
@@ -107,9 +111,10 @@ pub(crate) struct Parts {
 /// Notes that may wait for the driver; whoever has more to say waits.
 const INBOX: usize = 1024;
 
-/// Pieces being verified and written at once, and pieces read for sending at once: together they
-/// bound the memory for piece buffers.
+/// Pieces being verified and written at once, and pieces read for sending at once.
 const STORING: usize = 8;
+/// Room for pieces between their arrival and their write, in KiB.
+const ARRIVALS: usize = 128 << 10;
 const SENDING: usize = 32;
 
 /// Starts the driver and the task that accepts connections.
@@ -135,6 +140,7 @@ pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
         payload: None,
         storing: Arc::new(Semaphore::new(STORING)),
         buffers: Arc::new(Semaphore::new(SENDING)),
+        arrivals: Arc::new(Semaphore::new(ARRIVALS)),
         stopping: None,
     };
     tasks.spawn(driver.run(inbox));
@@ -166,9 +172,10 @@ struct Driver {
     next_conn: u64,
     blobs: HashMap<Digest, Blob>,
     /// The bytes that came with the input being handled.
-    payload: Option<Bytes>,
+    payload: Option<(Bytes, OwnedSemaphorePermit)>,
     storing: Arc<Semaphore>,
     buffers: Arc<Semaphore>,
+    arrivals: Arc<Semaphore>,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -197,8 +204,8 @@ impl Driver {
     fn note(&mut self, note: Note) {
         match note {
             Note::Input(input) => self.input(input),
-            Note::Frame { conn, frame } => {
-                self.payload = Some(frame.payload);
+            Note::Frame { conn, frame, room } => {
+                self.payload = Some((frame.payload, room));
                 self.input(Input::Message {
                     conn,
                     message: frame.message,
@@ -335,6 +342,7 @@ impl Driver {
             notes,
             store,
             buffers,
+            arrivals: self.arrivals.clone(),
         };
         self.links.insert(id, Link::start(&self.parts.tasks, cx));
         self.input(Input::ConnUp {
@@ -421,7 +429,8 @@ impl Driver {
     }
 
     fn store(&mut self, conn: ConnId, digest: Digest, piece: u32) {
-        let (Some(data), Some(blob)) = (self.payload.take(), self.blobs.get(&digest)) else {
+        let (Some((data, room)), Some(blob)) = (self.payload.take(), self.blobs.get(&digest))
+        else {
             return;
         };
         let (meta, store, storing) = (
@@ -432,6 +441,8 @@ impl Driver {
         let metrics = self.parts.metrics.clone();
         self.task(async move {
             let _permit = storing.acquire().await;
+            // Kept until the bytes are written or given up.
+            let _room = room;
             let check = tokio::task::spawn_blocking(move || {
                 let result = meta.verify(piece, &data);
                 (result, data)

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kraken_net::{Frame, NetError};
@@ -21,6 +22,9 @@ const OUTBOX: usize = 4096;
 /// Pieces on their way to one peer at once: enough to fill the path, few enough that a cancel
 /// still helps.
 const SENDING: usize = 2;
+
+/// How long one piece may take to be handed to the network.
+const SEND_PATIENCE: Duration = Duration::from_secs(60);
 
 /// One connection, as the driver holds it.
 #[derive(Debug)]
@@ -49,6 +53,8 @@ pub(crate) struct LinkContext {
     pub(crate) store: Arc<dyn DynStore>,
     /// Pieces read for sending at once, over all peers: bounds memory.
     pub(crate) buffers: Arc<Semaphore>,
+    /// Room for pieces that have arrived and are not written yet, in KiB, over all peers.
+    pub(crate) arrivals: Arc<Semaphore>,
 }
 
 impl Link {
@@ -112,8 +118,17 @@ async fn receive(cx: LinkContext) {
     loop {
         match cx.conn.recv().await {
             Ok(frame) => {
-                let note = Note::Frame { conn: cx.id, frame };
-                if cx.notes.send(note).await.is_err() {
+                let kib = u32::try_from(frame.payload.len().div_ceil(1024)).unwrap_or(u32::MAX);
+                let Ok(room) = cx.arrivals.clone().acquire_many_owned(kib).await else {
+                    return;
+                };
+                let conn = cx.id;
+                if cx
+                    .notes
+                    .send(Note::Frame { conn, frame, room })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -192,5 +207,12 @@ async fn send_piece(cx: &LinkContext, upload: Upload) -> bool {
         message: Message::Piece { digest, piece, len },
         payload,
     };
-    cx.conn.send(frame).await.is_ok()
+    match tokio::time::timeout(SEND_PATIENCE, cx.conn.send(frame)).await {
+        Ok(sent) => sent.is_ok(),
+        Err(_) => {
+            // A peer that takes nothing would keep the buffer from all others.
+            cx.conn.close(CloseReason::Silent.as_str());
+            false
+        }
+    }
 }

@@ -166,15 +166,10 @@ impl Agent {
     /// # Errors
     /// The store refused; the swarm is left all the same.
     pub async fn forget(&self, digest: Digest) -> Result<(), OpenError> {
-        let (reply, answer) = oneshot::channel();
-        let note = Note::Forget { digest, reply };
-        self.inner
-            .notes
-            .send(note)
-            .await
-            .map_err(|_| OpenError::Stopped)?;
-        answer.await.map_err(|_| OpenError::Stopped)?;
-        Ok(self.inner.store.remove(digest).await?)
+        self.leave(digest).await?;
+        self.inner.store.remove(digest).await?;
+        // A peer may have asked for it in between, and found it in the store.
+        self.leave(digest).await
     }
 
     /// Where a blob's bytes came from since this process started; `None` when it is in no swarm.
@@ -194,10 +189,13 @@ impl Agent {
     /// # Errors
     /// The store cannot be read.
     pub async fn seed_all(&self) -> Result<usize, OpenError> {
-        let digests = self.inner.store.list().await?;
-        let count = digests.len();
-        for digest in digests {
-            self.open(digest).await?;
+        let mut count = 0;
+        for digest in self.inner.store.list().await? {
+            match self.open(digest).await {
+                Ok(_) => count += 1,
+                Err(OpenError::Stopped) => return Err(OpenError::Stopped),
+                Err(error) => tracing::error!(%digest, %error, "a blob is not seeded"),
+            }
         }
         Ok(count)
     }
@@ -225,6 +223,14 @@ impl Agent {
         tokio::time::sleep(Duration::from_millis(50)).await;
         self.inner.transport.close();
         self.inner.tasks.stop(DRAIN).await;
+    }
+
+    async fn leave(&self, digest: Digest) -> Result<(), OpenError> {
+        let (reply, answer) = oneshot::channel();
+        let note = Note::Forget { digest, reply };
+        let sent = self.inner.notes.send(note).await;
+        sent.map_err(|_| OpenError::Stopped)?;
+        answer.await.map_err(|_| OpenError::Stopped)
     }
 
     async fn metainfo(&self, namespace: &Namespace, digest: Digest) -> Result<MetaInfo, OpenError> {

@@ -11,9 +11,7 @@ use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 
 use super::Origin;
 use super::ingest::store_error;
-
-/// What a commit usually takes: a write-back that looks earlier looks twice.
-const COMMIT_TIME: Duration = Duration::from_millis(500);
+use crate::agent::driver::Note;
 
 impl OriginApi for Origin {
     fn peer(&self) -> PeerInfo {
@@ -72,11 +70,19 @@ impl OriginApi for Origin {
             return Ok(Prefetch::Present);
         }
         let length = self.inner.backend.stat(namespace, digest).await;
-        if length
-            .map_err(|error| ApiError::Unavailable(error.to_string()))?
-            .is_none()
+        let stored = matches!(length, Ok(Some(_)));
+        if !stored
+            && self
+                .inner
+                .find_at_peers(namespace, digest)
+                .await
+                .0
+                .is_none()
         {
-            return Err(ApiError::NotFound);
+            return match length {
+                Ok(_) => Err(ApiError::NotFound),
+                Err(error) => Err(ApiError::Unavailable(error.to_string())),
+            };
         }
         let (inner, namespace) = (self.inner.clone(), namespace.clone());
         self.inner.tasks.spawn(async move {
@@ -109,17 +115,15 @@ impl OriginApi for Origin {
         namespace: &Namespace,
         digest: Digest,
     ) -> Result<MetaInfo, ApiError> {
-        // The task comes first, so that a crash never leaves a blob without it. It waits for the
-        // commit, and gives up when none comes.
-        self.queue(namespace, digest, COMMIT_TIME).await?;
-        let meta = self
-            .inner
-            .store
-            .upload_commit(id, digest)
-            .await
-            .map_err(store_error)?;
-        self.inner.replicate(namespace, &meta).await?;
-        Ok(meta)
+        // In a task of its own: a client that hangs up must not leave a blob with too few copies.
+        let (inner, id, namespace) = (self.inner.clone(), id.to_string(), namespace.clone());
+        let (send, receive) = tokio::sync::oneshot::channel();
+        self.inner.tasks.spawn(async move {
+            // Whoever waited may be gone; the blob is not.
+            let _ = send.send(inner.commit(&id, &namespace, digest).await);
+        });
+        let stopped = |_| ApiError::Unavailable("the origin stops".into());
+        receive.await.map_err(stopped)?
     }
 
     async fn upload_commit_replica(
@@ -129,7 +133,9 @@ impl OriginApi for Origin {
         digest: Digest,
         write_back_delay: Duration,
     ) -> Result<(), ApiError> {
-        self.queue(namespace, digest, write_back_delay).await?;
+        self.inner
+            .queue_write_back(namespace, digest, write_back_delay)
+            .await?;
         self.inner
             .store
             .upload_commit(id, digest)
@@ -151,18 +157,12 @@ impl OriginApi for Origin {
                 "the blob is not in the backend yet".into(),
             ));
         }
-        self.inner.store.remove(digest).await.map_err(store_error)
-    }
-}
-
-impl Origin {
-    async fn queue(
-        &self,
-        namespace: &Namespace,
-        digest: Digest,
-        delay: Duration,
-    ) -> Result<(), ApiError> {
-        let queued = self.inner.queue_write_back(namespace, digest, delay).await;
-        queued.map_err(|error| ApiError::Unavailable(error.to_string()))
+        self.inner.store.remove(digest).await.map_err(store_error)?;
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let note = Note::Forget { digest, reply };
+        if self.inner.notes.send(note).await.is_ok() {
+            let _ = answer.await;
+        }
+        Ok(())
     }
 }

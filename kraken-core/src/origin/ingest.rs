@@ -10,6 +10,7 @@ use kraken_proto::{Digest, MetaInfo, Namespace};
 use kraken_storage::{BackendError, BlobStatus, StoreError};
 
 use super::Inner;
+use super::replicate::STAGGER;
 
 /// A fetch that all who want the blob wait for.
 pub(super) type Fetch = Shared<BoxFuture<'static, Result<MetaInfo, ApiError>>>;
@@ -98,6 +99,8 @@ impl Inner {
     async fn fetch(&self, namespace: &Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
         let (holder, unreachable) = self.find_at_peers(namespace, digest).await;
         if let Some(client) = holder {
+            // The copy here will count as one of the blob's: it must reach the backend as well.
+            self.queue_write_back(namespace, digest, STAGGER).await?;
             match client.read(namespace, digest, None).await {
                 Ok(read) => match self.take_in(digest, read.body).await {
                     Ok(meta) => return Ok(meta),
@@ -128,7 +131,7 @@ impl Inner {
         }
     }
 
-    async fn find_at_peers(
+    pub(super) async fn find_at_peers(
         &self,
         namespace: &Namespace,
         digest: Digest,

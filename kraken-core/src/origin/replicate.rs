@@ -1,17 +1,25 @@
 //! Copies of a blob at other origins.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use kraken_net::http::ApiError;
 use kraken_proto::{Digest, MetaInfo, Namespace};
+use kraken_storage::StoreError;
 
 use super::Inner;
+use super::ingest::store_error;
 
 /// A replica writes a blob back only when the first holder has not done so after this time per
 /// rank: one upload per blob, and none lost.
-const STAGGER: Duration = Duration::from_secs(60);
+pub(super) const STAGGER: Duration = Duration::from_secs(60);
+
+/// What a commit usually takes: a write-back that looks earlier looks twice.
+const COMMIT_TIME: Duration = Duration::from_millis(500);
+/// When an owner that got no copy in the commit is tried again.
+const REPAIR_AFTER: Duration = Duration::from_secs(2);
 
 impl Inner {
     /// How many copies a commit needs before it is acknowledged: a majority of the owners.
@@ -19,55 +27,88 @@ impl Inner {
         self.replicas.min(self.ring.members().len()) / 2 + 1
     }
 
+    /// Makes a blob of an upload and brings it to its owners.
+    ///
+    /// All tasks that the blob may need are durable before the blob is there, so that a crash at
+    /// any point leaves none with too few copies and nobody to mend it. A client that was not told
+    /// of a commit which had happened may repeat it.
+    pub(super) async fn commit(
+        &self,
+        upload: &str,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<MetaInfo, ApiError> {
+        self.queue_write_back(namespace, digest, COMMIT_TIME)
+            .await?;
+        let mut repairs = BTreeMap::new();
+        for name in self.ring.owners(&digest, self.replicas) {
+            if name != self.name {
+                let id = self
+                    .queue_replica(name, namespace, digest, REPAIR_AFTER)
+                    .await?;
+                repairs.insert(name.to_string(), id);
+            }
+        }
+        let meta = match self.store.upload_commit(upload, digest).await {
+            Ok(meta) => meta,
+            Err(error @ StoreError::UploadUnknown(_)) => self
+                .sealed(digest)
+                .await?
+                .ok_or_else(|| store_error(error))?,
+            Err(error) => return Err(store_error(error)),
+        };
+        // A task of an earlier attempt may have given up while this one was under way.
+        self.queue_write_back(namespace, digest, Duration::ZERO)
+            .await?;
+        self.replicate(namespace, &meta, &repairs).await?;
+        Ok(meta)
+    }
+
     /// Brings a blob that is durable here to its other owners, and says whether enough hold it.
     ///
     /// An owner that cannot be reached is stood in for by the next origin in the ring's order, and
-    /// gets its copy later, from a durable task.
-    pub(super) async fn replicate(
+    /// gets its copy later, from its task in `repairs`.
+    async fn replicate(
         &self,
         namespace: &Namespace,
         meta: &MetaInfo,
+        repairs: &BTreeMap<String, u64>,
     ) -> Result<(), ApiError> {
         let digest = meta.digest();
-        let ranked: Vec<_> = self
-            .ring
-            .ranked(&digest)
-            .into_iter()
-            .map(|member| member.name.clone())
-            .collect();
-        let owners: Vec<_> = ranked.iter().take(self.replicas).collect();
-        let mut copies = usize::from(owners.contains(&&self.name));
-        let mut away = Vec::new();
-        let mut rank = 1;
-        let mut rest = ranked.iter().filter(|name| **name != self.name);
+        let ranked = self.ring.ranked(&digest);
+        let owners = self.replicas.min(ranked.len());
+        let own = ranked
+            .iter()
+            .take(owners)
+            .any(|member| member.name == self.name);
+        let mut others = ranked
+            .iter()
+            .map(|it| it.name.as_str())
+            .filter(|name| *name != self.name);
+        let (mut copies, mut rank) = (usize::from(own), 0);
         let mut sending = FuturesUnordered::new();
         loop {
-            while copies + sending.len() < owners.len() {
-                let Some(name) = rest.next() else { break };
-                sending.push(async move {
-                    (
-                        name,
-                        self.copy_to(name, namespace, meta, STAGGER * rank).await,
-                    )
-                });
+            while copies + sending.len() < owners {
+                let Some(name) = others.next() else { break };
                 rank += 1;
+                let copy = self.copy_to(name, namespace, meta, STAGGER * rank);
+                sending.push(async move { (name, copy.await) });
             }
             match sending.next().await {
-                Some((_, Ok(()))) => copies += 1,
+                Some((name, Ok(()))) => {
+                    copies += 1;
+                    if let Some(id) = repairs.get(name) {
+                        self.unqueue(*id).await?;
+                    }
+                }
                 Some((name, Err(reason))) => {
-                    tracing::warn!(origin = %name, %digest, reason, "no copy there yet");
-                    away.extend(owners.contains(&name).then_some(name));
+                    tracing::warn!(origin = name, %digest, reason, "no copy there yet");
                 }
                 None => break,
             }
         }
-        drop(sending);
-        for name in away {
-            let queued = self.queue_replica(name, namespace, digest).await;
-            queued.map_err(|error| ApiError::Unavailable(error.to_string()))?;
-        }
         // The copy here counts also when this origin owns no share: it is durable.
-        let copies = copies + usize::from(!owners.contains(&&self.name));
+        let copies = copies + usize::from(!own);
         let quorum = self.quorum();
         if copies >= quorum {
             return Ok(());

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use kraken_net::http::ApiError;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
@@ -42,20 +43,27 @@ impl Inner {
         namespace: &Namespace,
         digest: Digest,
         delay: Duration,
-    ) -> Result<(), QueueError> {
-        self.push(WRITE_BACK, format!("{namespace} {digest}"), delay)
-            .await
+    ) -> Result<(), ApiError> {
+        let key = format!("{namespace} {digest}");
+        self.push(WRITE_BACK, key, delay).await.map(drop)
     }
 
-    /// Queues a copy for another origin; durable when this returns.
+    /// Queues a copy for another origin; durable when this returns. Gives the task's id.
     pub(super) async fn queue_replica(
         &self,
         origin: &str,
         namespace: &Namespace,
         digest: Digest,
-    ) -> Result<(), QueueError> {
-        self.push(REPLICATE, format!("{namespace} {digest} {origin}"), RETRY)
-            .await
+        delay: Duration,
+    ) -> Result<u64, ApiError> {
+        let key = format!("{namespace} {digest} {origin}");
+        self.push(REPLICATE, key, delay).await
+    }
+
+    /// A task's work has been done by somebody else.
+    pub(super) async fn unqueue(&self, id: u64) -> Result<(), ApiError> {
+        let done = self.on_queue(move |queue| queue.done(id)).await;
+        done.map_err(|error| ApiError::Unavailable(error.to_string()))
     }
 
     /// Whether a blob has not been written back yet.
@@ -82,26 +90,24 @@ impl Inner {
             .map_err(|error| ApiError::Unavailable(error.to_string()))
     }
 
-    /// Works off the queue until the origin stops.
+    /// Works off the queue until the origin stops. A task that hangs holds up only itself.
     pub(super) async fn work(self: Arc<Self>) {
+        let mut running = FuturesUnordered::new();
         loop {
-            let tasks = match self
-                .on_queue(|queue| queue.take_due(unix_ms(), PARALLEL))
-                .await
-            {
-                Ok(tasks) => tasks,
-                Err(error) => {
-                    tracing::error!(%error, "the queue of write-backs cannot be read");
-                    Vec::new()
-                }
-            };
-            if tasks.is_empty() {
-                let _ = tokio::time::timeout(LOOK, self.queued.notified()).await;
-                continue;
-            }
-            futures::stream::iter(tasks)
-                .for_each_concurrent(PARALLEL, |task| self.attempt(task))
+            let free = PARALLEL - running.len();
+            let due = self
+                .on_queue(move |queue| queue.take_due(unix_ms(), free))
                 .await;
+            let due = due.unwrap_or_else(|error| {
+                tracing::error!(%error, "the queue of write-backs cannot be read");
+                Vec::new()
+            });
+            running.extend(due.into_iter().map(|task| self.attempt(task)));
+            tokio::select! {
+                Some(()) = running.next(), if !running.is_empty() => {}
+                () = self.queued.notified() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
         }
     }
 
@@ -110,12 +116,14 @@ impl Inner {
         kind: &'static str,
         key: String,
         delay: Duration,
-    ) -> Result<(), QueueError> {
+    ) -> Result<u64, ApiError> {
         let due = unix_ms().saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-        self.on_queue(move |queue| queue.push(kind, &key, &[], due))
-            .await?;
+        let pushed = self
+            .on_queue(move |queue| queue.push(kind, &key, &[], due))
+            .await;
+        let id = pushed.map_err(|error| ApiError::Unavailable(error.to_string()))?;
         self.queued.notify_one();
-        Ok(())
+        Ok(id)
     }
 
     async fn attempt(&self, task: Task) {
@@ -152,7 +160,9 @@ impl Inner {
         };
         match (task.kind.as_str(), words.next()) {
             (WRITE_BACK, None) => self.write_back(&namespace, digest, task.attempts).await,
-            (REPLICATE, Some(origin)) => self.repair(origin, &namespace, digest).await,
+            (REPLICATE, Some(origin)) => {
+                self.repair(origin, &namespace, digest, task.attempts).await
+            }
             _ => {
                 tracing::error!(kind = task.kind, "a task of an unknown kind is dropped");
                 Ok(())
@@ -172,13 +182,7 @@ impl Inner {
             .await
             .map_err(|error| error.to_string())?
         else {
-            // The task is older than the commit that it belongs to, or the commit failed.
-            let waiting = attempts < COMMIT_ATTEMPTS;
-            return if waiting {
-                Err("the blob is not committed yet".into())
-            } else {
-                Ok(())
-            };
+            return not_committed(attempts);
         };
         if self.backend.stat(namespace, digest).await.map_err(said)? == Some(meta.length()) {
             return Ok(());
@@ -202,13 +206,14 @@ impl Inner {
         origin: &str,
         namespace: &Namespace,
         digest: Digest,
+        attempts: u32,
     ) -> Result<(), String> {
-        let Some(meta) = self
+        let sealed = self
             .sealed(digest)
             .await
-            .map_err(|error| error.to_string())?
-        else {
-            return Ok(());
+            .map_err(|error| error.to_string())?;
+        let Some(meta) = sealed else {
+            return not_committed(attempts);
         };
         match self.peers.get(origin) {
             Some(_) => self.copy_to(origin, namespace, &meta, Duration::ZERO).await,
@@ -225,5 +230,15 @@ impl Inner {
         tokio::task::spawn_blocking(move || act(&queue))
             .await
             .expect("the queue does not panic")
+    }
+}
+
+/// The task is older than the commit that it belongs to, or the commit failed.
+fn not_committed(attempts: u32) -> Result<(), String> {
+    let waiting = attempts < COMMIT_ATTEMPTS;
+    if waiting {
+        Err("the blob is not committed yet".into())
+    } else {
+        Ok(())
     }
 }

@@ -9,7 +9,9 @@ use kraken_net::announce::TrackerApi;
 use kraken_net::http::ApiError;
 use kraken_net::origin::OriginCluster;
 use kraken_proto::tracker::handout::{Tracker as Machine, TrackerConfig, TrackerStats};
-use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace, PeerInfo};
+use kraken_proto::{
+    AnnounceReply, AnnounceRequest, AnnounceState, Digest, MetaInfo, Namespace, PeerInfo, Timestamp,
+};
 
 use crate::clock::Clock;
 use crate::tasks::Tasks;
@@ -28,12 +30,18 @@ struct Inner {
     /// The origins that answered lately, as peers.
     seeders: Mutex<BTreeMap<String, PeerInfo>>,
     metainfo: Mutex<MetaInfoCache>,
+    /// When the owners of a blob were last asked to hold it.
+    woken: Mutex<HashMap<Digest, Timestamp>>,
     tasks: Tasks,
 }
 
 /// How often origins are asked whether they are there. An origin that died is handed out for at
 /// most this long.
 const REFRESH: Duration = Duration::from_secs(2);
+/// How often the owners of a blob that is wanted are asked to hold it.
+const WAKE: Duration = Duration::from_secs(10);
+/// Blobs whose owners were asked lately; beyond it those that are due again are forgotten.
+const MAX_WOKEN: usize = 65_536;
 /// The memory for cached metainfo, in bytes of states.
 const CACHE_BYTES: usize = 64 << 20;
 
@@ -62,6 +70,7 @@ impl TrackerBuilder {
             origins: self.origins,
             seeders: Mutex::default(),
             metainfo: Mutex::default(),
+            woken: Mutex::default(),
             tasks: Tasks::default(),
         });
         for name in self.names {
@@ -122,6 +131,7 @@ impl TrackerApi for Tracker {
             )));
         }
         let inner = &self.inner;
+        inner.wake_owners(&request);
         let owners = |digest: &Digest| inner.owners(digest);
         let reply = lock(&inner.machine).announce(inner.clock.now(), &request, &owners);
         reply.map_err(|error| ApiError::BadRequest(error.to_string()))
@@ -133,6 +143,42 @@ impl TrackerApi for Tracker {
 }
 
 impl Inner {
+    /// Lets the owners fetch what a host wants and they do not hold (any more): a swarm lives as
+    /// long as the blob is anywhere. Each owner is asked once in a while per blob.
+    fn wake_owners(self: &Arc<Self>, request: &AnnounceRequest) {
+        let now = self.clock.now();
+        let wanted = request
+            .blobs
+            .iter()
+            .filter(|blob| blob.state == AnnounceState::Leeching);
+        for blob in wanted {
+            {
+                let mut woken = lock(&self.woken);
+                if woken
+                    .get(&blob.digest)
+                    .is_some_and(|at| now.since(*at) < WAKE)
+                {
+                    continue;
+                }
+                if woken.len() >= MAX_WOKEN {
+                    woken.retain(|_, at| now.since(*at) < WAKE);
+                }
+                woken.insert(blob.digest, now);
+            }
+            for name in self.origins.owners(&blob.digest) {
+                let Some(origin) = self.origins.origin(name).cloned() else {
+                    continue;
+                };
+                let (namespace, digest) = (blob.namespace.clone(), blob.digest);
+                self.tasks.spawn(async move {
+                    if let Err(error) = origin.prefetch(&namespace, digest).await {
+                        tracing::debug!(%digest, %error, "an owner cannot fetch a blob");
+                    }
+                });
+            }
+        }
+    }
+
     /// The owners of a blob that answered lately; when none did, any origin that did.
     fn owners(&self, digest: &Digest) -> Vec<PeerInfo> {
         let seeders = lock(&self.seeders);

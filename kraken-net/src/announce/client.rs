@@ -156,7 +156,13 @@ impl Inner {
         );
         let get = request(Method::GET, self.urls[tracker].join(&path))?;
         let answer = async {
-            let answer = self.http.ask(get).await?;
+            let patience = crate::origin::client::FETCH_PATIENCE;
+            let answer = self
+                .http
+                .send_within(get, patience)
+                .await?
+                .successful()
+                .await?;
             read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest)
         };
         self.remember(tracker, answer.await)

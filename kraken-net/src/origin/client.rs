@@ -17,6 +17,9 @@ use crate::http::{ApiError, BaseUrl, ByteStream, HttpBody, HttpClient, HttpRespo
 /// How long an origin may work on a commit before it answers: it makes the blob durable and copies
 /// it to a quorum, which for 256 GiB at 300 MB/s takes a quarter of an hour.
 const COMMIT_PATIENCE: Duration = Duration::from_mins(15);
+/// How long an origin may fetch a blob from its backend before it answers. Going to another origin
+/// sooner would have that one fetch it as well.
+pub(crate) const FETCH_PATIENCE: Duration = Duration::from_mins(15);
 /// The longest description of a peer, in bytes.
 const MAX_PEER: usize = 4 << 10;
 
@@ -91,7 +94,7 @@ impl OriginClient {
         digest: Digest,
     ) -> Result<MetaInfo, ApiError> {
         let path = format!("/internal{}/metainfo", blob(namespace, digest));
-        let answer = self.ask(Method::GET, &path).await?;
+        let answer = self.within(Method::GET, &path, FETCH_PATIENCE).await?;
         read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest)
     }
 
@@ -112,7 +115,12 @@ impl OriginClient {
             let value = HeaderValue::try_from(value).expect("digits");
             get.headers_mut().insert(header::RANGE, value);
         }
-        let answer = self.http.ask(get).await?;
+        let answer = self
+            .http
+            .send_within(get, FETCH_PATIENCE)
+            .await?
+            .successful()
+            .await?;
         let length = match (answer.status(), &range) {
             (StatusCode::PARTIAL_CONTENT, Some(_)) => {
                 total_of(answer.headers()).ok_or_else(|| self.odd("no Content-Range"))?

@@ -51,6 +51,8 @@ pub struct Scheduler {
     lookups: BTreeMap<Digest, BTreeMap<ConnId, (PieceLength, Bitfield)>>,
     /// Who turned us away for which blob, and until when not to ask again.
     shy: BTreeMap<(Digest, PeerId), Timestamp>,
+    /// Blobs that were left a moment ago, and until when pieces of them may still be on their way.
+    left: BTreeMap<Digest, Timestamp>,
     /// When to look for idle connections next.
     sweep_at: Timestamp,
     actions: VecDeque<Action>,
@@ -77,6 +79,7 @@ impl Scheduler {
             timers: Timers::default(),
             lookups: BTreeMap::new(),
             shy: BTreeMap::new(),
+            left: BTreeMap::new(),
             sweep_at: now + SWEEP,
             actions: VecDeque::new(),
             stopping: false,
@@ -194,7 +197,9 @@ impl Scheduler {
         if self.stopping || self.swarms.contains_key(&digest) {
             return;
         }
-        self.swarms.insert(digest, Swarm::new(spec, have));
+        let left = self.left.remove(&digest).filter(|until| *until > now);
+        let swarm = Swarm::new(spec, have).lenient_until(left);
+        self.swarms.insert(digest, swarm);
         if self.local.role == PeerRole::Agent {
             self.announces.now(now, digest, &self.config);
         }
@@ -211,6 +216,8 @@ impl Scheduler {
                 message: Message::Unsubscribe { digest },
             });
         }
+        self.left.retain(|_, until| *until > now);
+        self.left.insert(digest, now + self.config.drop_after);
         self.timers.set(digest, None);
         self.announces.leave(swarm.spec().namespace.clone(), digest);
     }

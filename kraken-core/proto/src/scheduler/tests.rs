@@ -293,6 +293,28 @@ fn only_what_is_held_is_served() {
 }
 
 #[test]
+fn a_piece_asked_for_in_an_earlier_stay_is_no_offence() {
+    let mut bench = Bench::greedy();
+    let (conn, _) = bench.agent(1, 0..8);
+    bench.feed(Input::Forget { digest: blob() });
+    bench.feed(Input::Open {
+        spec: spec(b"blob"),
+        have: pieces([]),
+    });
+    let hello_again = Message::Subscribe {
+        digest: blob(),
+        piece_length: PieceLength::MIN,
+        have: pieces([]),
+    };
+    bench.say(conn, hello_again);
+    let actions = bench.piece(conn, 0);
+    assert!(!banned(&actions, 1, CloseReason::Protocol), "{actions:?}");
+    bench.wait(Config::lan().drop_after);
+    let actions = bench.piece(conn, 0);
+    assert!(banned(&actions, 1, CloseReason::Protocol), "{actions:?}");
+}
+
+#[test]
 fn pieces_that_nobody_asked_for_are_punished() {
     let mut bench = Bench::greedy();
     let (conn, _) = bench.agent(1, []);

@@ -55,6 +55,7 @@ pub(crate) struct Swarm {
     news: Vec<u32>,
     news_at: Option<Timestamp>,
     stats: SwarmStats,
+    lenient_until: Option<Timestamp>,
 }
 
 impl Swarm {
@@ -71,7 +72,14 @@ impl Swarm {
             news: Vec::new(),
             news_at: None,
             stats: SwarmStats::default(),
+            lenient_until: None,
         }
+    }
+
+    /// The blob was left a moment ago: until then, pieces may come that were asked for before.
+    pub(crate) fn lenient_until(mut self, until: Option<Timestamp>) -> Self {
+        self.lenient_until = until;
+        self
     }
 
     pub(crate) fn spec(&self) -> &BlobSpec {
@@ -217,7 +225,11 @@ impl Swarm {
         peer.stalled = false;
         let asked = self.inflight.remove(piece, conn);
         let cancelled = peer.cancelled.remove(&piece);
-        if !asked && !cancelled || u64::from(len) != self.spec.piece_size(piece) {
+        let wanted = asked || cancelled;
+        if !wanted && self.lenient_until.is_some_and(|until| cx.now < until) {
+            return Ok(());
+        }
+        if !wanted || u64::from(len) != self.spec.piece_size(piece) {
             return Err(Violation);
         }
         if !self.have.has(piece) && !self.storing.contains_key(&piece) {
