@@ -73,7 +73,12 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let BackendConfig::LocalDisk(dir) = &config.backend;
     let backend = OpendalBackend::local_disk(dir)?;
     let store = FsStore::open(config.store.join("blobs")).await?;
-    tokio::spawn(expire_uploads(store.clone()));
+    let shutdown = CancellationToken::new();
+    tokio::spawn(
+        shutdown
+            .clone()
+            .run_until_cancelled_owned(expire_uploads(store.clone())),
+    );
     let queue = DurableQueue::open(config.store.join("queue.redb"))?;
     let quic = Quic::bind(config.peer_listen, &identity)?;
     let mut builder = Origin::builder(config.name, store, quic, backend, queue)
@@ -93,7 +98,6 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         let readable = queue.queued().map(drop).map_err(|error| error.to_string());
         async move { readable }
     });
-    let shutdown = CancellationToken::new();
     let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;
     Ok(OriginService {
         origin,

@@ -69,9 +69,32 @@ async fn serve<B: BlobSource, S: BlobSink, T: TagService>(
         (Method::DELETE, Route::Manifest(repo, Reference::Tag(tag))) => {
             manifests::delete_tag(state, &repo, &tag).await
         }
+        (Method::HEAD, route) if asks_by_digest(&route) => {
+            let answer = pull::read(&state.pull, &parts, route).await;
+            answer.map_err(push_it_again)
+        }
         (Method::GET | Method::HEAD, route) => pull::read(&state.pull, &parts, route).await,
         (method, route) => Err(refuse(&method, &route)),
     }
+}
+
+fn asks_by_digest(route: &Route) -> bool {
+    matches!(
+        route,
+        Route::Blob(..) | Route::Manifest(_, Reference::Digest(_))
+    )
+}
+
+/// A client that pushes asks for each digest whether it may spare itself the upload, and gives up
+/// at any answer but yes and no. While the storage behind the origins cannot be asked, a blob that
+/// no origin holds is therefore answered with "push it": at worst the same bytes come twice, and a
+/// push outlives the outage. Reads are not affected: `GET` still says that it could not be asked.
+fn push_it_again(error: RegistryError) -> RegistryError {
+    if error.code() != Code::Unavailable {
+        return error;
+    }
+    let message = format!("not held here, and the storage cannot be asked: {error}");
+    RegistryError::new(Code::BlobUnknown, message)
 }
 
 fn refuse(method: &Method, route: &Route) -> RegistryError {

@@ -29,7 +29,7 @@ pub(super) async fn start<B: BlobSource, S: BlobSink, T: TagService>(
     let pairs = query(&parts.uri);
     if let Some(digest) = param(&pairs, "mount") {
         let digest = parse(digest)?;
-        if is_mountable(state, repo, param(&pairs, "from"), digest).await? {
+        if is_mountable(state, repo, param(&pairs, "from"), digest).await {
             return Ok(created(repo, digest));
         }
     }
@@ -115,22 +115,22 @@ fn created(repo: &RepoName, digest: Digest) -> Response {
 }
 
 /// Blobs live in one space, so mounting is finding: here, in the other repository's backend, or
-/// anywhere when the client names none.
+/// anywhere when the client names none. What cannot be asked is not mounted: the specification lets
+/// a mount that does not work fall back to an upload.
 async fn is_mountable<B: BlobSource, S, T>(
     state: &PushState<B, S, T>,
     repo: &RepoName,
     from: Option<&str>,
     digest: Digest,
-) -> Result<bool, RegistryError> {
-    let blobs = &state.pull.blobs;
-    if blobs.stat(&repo.namespace(), digest).await?.is_some() {
-        return Ok(true);
+) -> bool {
+    let from = from.and_then(|from| from.parse::<RepoName>().ok());
+    for repo in [Some(repo), from.as_ref()].into_iter().flatten() {
+        let found = state.pull.blobs.stat(&repo.namespace(), digest).await;
+        if matches!(found, Ok(Some(_))) {
+            return true;
+        }
     }
-    match from.map(str::parse::<RepoName>) {
-        Some(Ok(from)) => Ok(blobs.stat(&from.namespace(), digest).await?.is_some()),
-        // The specification lets a mount that does not work fall back to an upload.
-        Some(Err(_)) | None => Ok(false),
-    }
+    false
 }
 
 async fn monolithic<B, S: BlobSink, T>(

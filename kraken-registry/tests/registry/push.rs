@@ -473,6 +473,18 @@ async fn only_tags_are_deleted() {
 }
 
 #[tokio::test]
+async fn an_outage_of_the_storage_asks_for_the_bytes_and_hides_nothing_from_reads() {
+    let registry = Registry::start().await;
+    let digest = Digest::of(b"abc");
+    registry.blobs.set_unavailable(true);
+    for path in ["blobs", "manifests"] {
+        let path = format!("/v2/a/{path}/{digest}");
+        assert_eq!(registry.head(&path).await.status(), 404, "{path}");
+        error(registry.get(&path).await, 503, "UNAVAILABLE").await;
+    }
+}
+
+#[tokio::test]
 async fn an_outage_is_no_refusal() {
     let registry = Registry::start().await;
     let at = registry.begin("a").await;

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ::opendal::layers::{RetryLayer, TimeoutLayer};
@@ -24,7 +25,8 @@ const AHEAD: usize = 4;
 /// A backend over one of OpenDAL's services. Clones share it.
 #[derive(Debug, Clone)]
 pub struct OpendalBackend {
-    operator: Operator,
+    /// Made when it is first needed: a storage that is away must not keep an origin from starting.
+    operator: Arc<OnceLock<Operator>>,
     /// Where the files are, when they are on this host.
     local: Option<PathBuf>,
 }
@@ -33,32 +35,54 @@ impl OpendalBackend {
     /// Keeps blobs as files under `dir`, which is made when it is missing. Several processes may
     /// share it. A write that a crash cuts short leaves a file under `dir`/`tmp`.
     ///
+    /// A directory that cannot be made or reached is no error here, but of each call until it can.
+    ///
     /// # Errors
-    /// The directory cannot be made, or its path is no text.
+    /// The path is no text.
     pub fn local_disk(dir: impl AsRef<Path>) -> Result<Self, BackendError> {
-        let dir = dir.as_ref();
-        let denied = |why: &dyn std::fmt::Display| {
-            BackendError::Denied(format!("directory {}: {why}", dir.display()))
+        let dir = dir.as_ref().to_path_buf();
+        if dir.to_str().is_none() {
+            let dir = dir.display();
+            return Err(BackendError::Denied(format!(
+                "directory {dir}: the path must be UTF-8"
+            )));
+        }
+        let backend = Self {
+            operator: Arc::default(),
+            local: Some(dir),
         };
-        let temp = dir.join("tmp");
-        std::fs::create_dir_all(&temp).map_err(|error| denied(&error))?;
-        let (Some(root), Some(temp)) = (dir.to_str(), temp.to_str()) else {
-            return Err(denied(&"the path must be UTF-8"));
-        };
-        let operator = Operator::new(Fs::default().root(root).atomic_write_dir(temp))
-            .map_err(|error| denied(&error))?;
-        Ok(Self {
-            operator: guarded(operator),
-            local: Some(dir.to_path_buf()),
-        })
+        if let Err(error) = backend.operator() {
+            tracing::error!(%error, "starting without the storage");
+        }
+        Ok(backend)
     }
 
     /// Keeps blobs in memory, for tests.
     pub fn memory() -> Self {
         let operator = Operator::new(Memory::default()).expect("needs no configuration");
         Self {
-            operator: guarded(operator),
+            operator: Arc::new(OnceLock::from(guarded(operator))),
             local: None,
+        }
+    }
+
+    fn operator(&self) -> Result<&Operator, BackendError> {
+        if let (None, Some(dir)) = (self.operator.get(), &self.local) {
+            let made = files(dir)?;
+            // Whoever else made one at the same time made the same.
+            let _ = self.operator.set(guarded(made));
+        }
+        Ok(self.operator.get().expect("set above, or when made"))
+    }
+
+    /// Nothing is found in a directory that is gone, and that says nothing of the blob.
+    fn check_present(&self) -> Result<(), BackendError> {
+        match &self.local {
+            Some(dir) if !temporary(dir).is_dir() => Err(BackendError::Unavailable(format!(
+                "the directory {} is not what it was: is it mounted?",
+                dir.display()
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -90,9 +114,12 @@ impl OpendalBackend {
 
 impl Backend for OpendalBackend {
     async fn stat(&self, _: &Namespace, digest: Digest) -> Result<Option<u64>, BackendError> {
-        match self.operator.stat(&path(digest)).await {
+        match self.operator()?.stat(&path(digest)).await {
             Ok(metadata) => Ok(Some(metadata.content_length())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.check_present()?;
+                Ok(None)
+            }
             Err(error) => Err(failed(digest)(error)),
         }
     }
@@ -109,7 +136,7 @@ impl Backend for OpendalBackend {
             return Ok(futures::stream::empty().boxed());
         }
         let path = path(digest);
-        let reader = self.operator.reader_with(&path).chunk(CHUNK);
+        let reader = self.operator()?.reader_with(&path).chunk(CHUNK);
         let reader = reader.concurrent(AHEAD).await.map_err(failed(digest))?;
         let stream = reader.into_stream(from..length).await;
         let stream = stream.map_err(failed(digest))?;
@@ -127,7 +154,10 @@ impl Backend for OpendalBackend {
         bytes: ByteStream,
     ) -> Result<(), BackendError> {
         let path = path(digest);
-        let writer = self.operator.writer_with(&path).chunk(CHUNK);
+        // OpenDAL would make the directory anew, on whatever disk lies below.
+        self.operator()?;
+        self.check_present()?;
+        let writer = self.operator()?.writer_with(&path).chunk(CHUNK);
         let mut writer = writer.await.map_err(failed(digest))?;
         if let Err(error) = self.copy_in(&mut writer, digest, length, bytes).await {
             if let Err(why) = writer.abort().await {
@@ -143,11 +173,33 @@ impl Backend for OpendalBackend {
     }
 
     async fn delete(&self, _: &Namespace, digest: Digest) -> Result<(), BackendError> {
-        self.operator
+        self.operator()?
             .delete(&path(digest))
             .await
             .map_err(failed(digest))
     }
+}
+
+/// Files under `dir`.
+fn files(dir: &Path) -> Result<Operator, BackendError> {
+    let away = |why: &dyn std::fmt::Display| {
+        BackendError::Unavailable(format!("directory {}: {why}", dir.display()))
+    };
+    let temp = temporary(dir);
+    std::fs::create_dir_all(&temp).map_err(|error| away(&error))?;
+    let text = |path: &Path| {
+        path.to_str()
+            .map(str::to_string)
+            .ok_or_else(|| away(&"no text"))
+    };
+    let service = Fs::default()
+        .root(&text(dir)?)
+        .atomic_write_dir(&text(&temp)?);
+    Operator::new(service).map_err(|error| away(&error))
+}
+
+fn temporary(dir: &Path) -> PathBuf {
+    dir.join("tmp")
 }
 
 fn path(digest: Digest) -> String {
@@ -255,12 +307,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_cannot_be_made_is_refused() {
+    async fn a_directory_that_is_away_is_an_outage_and_not_a_missing_blob() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
-        std::fs::write(&file, b"").unwrap();
-        let backend = OpendalBackend::local_disk(file);
-        assert!(matches!(backend, Err(BackendError::Denied(_))));
+        let root = dir.path().join("mount");
+        std::fs::write(&root, b"not a directory").unwrap();
+        let backend = OpendalBackend::local_disk(&root).unwrap();
+        let (digest, namespace) = (Digest::of(b"abc"), Namespace::default());
+        let away = backend.stat(&namespace, digest).await;
+        assert!(
+            matches!(away, Err(BackendError::Unavailable(_))),
+            "{away:?}"
+        );
+        std::fs::remove_file(&root).unwrap();
+        assert_eq!(backend.stat(&namespace, digest).await.unwrap(), None);
+        backend
+            .write(&namespace, digest, 3, once(b"abc"))
+            .await
+            .unwrap();
+
+        std::fs::rename(&root, dir.path().join("away")).unwrap();
+        let away = backend.stat(&namespace, digest).await;
+        assert!(
+            matches!(away, Err(BackendError::Unavailable(_))),
+            "{away:?}"
+        );
+        let away = backend.write(&namespace, digest, 3, once(b"abc")).await;
+        assert!(
+            matches!(away, Err(BackendError::Unavailable(_))),
+            "{away:?}"
+        );
+        std::fs::rename(dir.path().join("away"), &root).unwrap();
+        assert_eq!(backend.stat(&namespace, digest).await.unwrap(), Some(3));
     }
 
     #[cfg(feature = "testkit")]

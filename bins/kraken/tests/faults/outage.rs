@@ -5,12 +5,16 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use futures::future::join_all;
+use kraken::client::Registry;
+use kraken::cluster::{Cluster, ClusterOptions};
+use kraken::image;
 use kraken_core::net::http::{ApiError, HttpClient, HttpServer, serve};
 use kraken_core::net::origin::{OriginClient, router};
 use kraken_core::net::{CertAuthority, Identity, Quic};
 use kraken_core::storage::queue::DurableQueue;
 use kraken_core::storage::{Backend as _, OpendalBackend};
 use kraken_core::{Digest, Namespace, Origin};
+use kraken_registry::Manifest;
 use kraken_storage::testkit::FlakyBackend;
 use tokio_util::sync::CancellationToken;
 
@@ -106,6 +110,58 @@ async fn a_commit_outlives_an_outage_of_the_backend_and_a_restart() {
         assert_eq!((backend.writes(), backend.bytes_written()), (1, length));
         running.client.remove(digest).await.unwrap();
         running.stop().await;
+    })
+    .await;
+}
+
+/// What a user does: an image is pushed through the proxy while the storage is away, the whole
+/// cluster restarts meanwhile, and the image is pulled. Then the storage is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_pushed_and_pulled_while_the_storage_is_away() {
+    within(80, "an outage of a cluster", async {
+        let dir = tempfile::tempdir().unwrap();
+        let options = ClusterOptions {
+            agents: 1,
+            origins: 3,
+            dir: dir.path().to_path_buf(),
+            base_port: None,
+        };
+        let (backend, away) = (dir.path().join("backend"), dir.path().join("away"));
+        std::fs::create_dir(&away).unwrap();
+        std::fs::write(&backend, "not a directory").unwrap();
+
+        let cluster = Cluster::start(&options).await.unwrap();
+        let proxy = Registry::new(&cluster.proxy.addr.to_string()).unwrap();
+        let unknown = Digest::of(b"unknown");
+        assert!(!proxy.has_blob("away/image", unknown).await.unwrap());
+        let size = 3 << 20;
+        let pushed = image::push_random(&proxy, "away/image", "v1", size, 2, 5, |_| {}).await;
+        pushed.unwrap();
+        cluster.stop().await;
+
+        let cluster = Cluster::start(&options).await.unwrap();
+        let agent = Registry::new(&cluster.agents[0].registry.to_string()).unwrap();
+        let (_, manifest) = until("the image's manifest", async || {
+            agent.manifest("away/image", "v1").await.ok()
+        })
+        .await;
+        let manifest = Manifest::parse(&manifest).unwrap();
+        let digests: Vec<_> = manifest.blobs().map(|blob| blob.digest).collect();
+        assert_eq!(digests.len(), 3);
+        for digest in &digests {
+            crate::common::pull(&cluster.agents[0].registry.to_string(), *digest).await;
+        }
+        std::fs::remove_file(&backend).unwrap();
+        std::fs::rename(&away, &backend).unwrap();
+        let disk = OpendalBackend::local_disk(&backend).unwrap();
+        let namespace: Namespace = "away/image".parse().unwrap();
+        for digest in digests {
+            until("the blob is in the storage", async || {
+                disk.stat(&namespace, digest).await.unwrap()
+            })
+            .await;
+        }
+        cluster.stop().await;
     })
     .await;
 }
