@@ -1,9 +1,11 @@
-//! What the machines cost: the proof of a piece, and one piece through the scheduler.
+//! What the machines cost: the proof of a piece, one piece through the scheduler, and one chunk
+//! through the fair queue.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use kraken_proto::limits::fair::FairQueue;
 use kraken_proto::{
     Bitfield, BlobSpec, ChainHasher, Config, ConnId, Digest, Input, Message, MetaInfo, Namespace,
     PeerId, PeerInfo, PeerRole, Scheduler, Timestamp,
@@ -33,8 +35,8 @@ fn proof(c: &mut Criterion) {
 const PIECES: u32 = 1024;
 const PEERS: u64 = 12;
 
-/// A leecher with twelve complete neighbours, ready to be sent pieces.
-fn leecher() -> (Scheduler, Digest) {
+/// A leecher with twelve neighbours that have these pieces, ready to be sent pieces.
+fn leecher(have: &Bitfield) -> (Scheduler, Digest) {
     let digest = Digest::of(b"bench");
     let length = u64::from(PIECES) << 20;
     let piece_length = kraken_proto::PieceLength::for_blob(length);
@@ -63,6 +65,7 @@ fn leecher() -> (Scheduler, Digest) {
         scheduler.handle(Timestamp::ZERO, up);
         let hello = Message::Hello {
             role: PeerRole::Agent,
+            contact: None,
         };
         scheduler.handle(
             Timestamp::ZERO,
@@ -74,7 +77,7 @@ fn leecher() -> (Scheduler, Digest) {
         let message = Message::Subscribe {
             digest,
             piece_length,
-            have: Bitfield::full(PIECES),
+            have: have.clone(),
         };
         scheduler.handle(Timestamp::ZERO, Input::Message { conn, message });
     }
@@ -87,37 +90,13 @@ fn peer(number: u8) -> PeerInfo {
         id: PeerId::from_bytes([number; 32]),
         addr,
         role: PeerRole::Agent,
+        zone: None,
     }
 }
 
 /// Answers every request until the blob is complete: two inputs a piece.
 fn download((mut scheduler, digest): (Scheduler, Digest)) -> u32 {
-    let (mut now, mut stored) = (Timestamp::ZERO, 0);
-    while let Some(action) = scheduler.poll_action() {
-        let kraken_proto::Action::Send {
-            conn,
-            message: Message::Request { piece, .. },
-        } = action
-        else {
-            continue;
-        };
-        now = now + Duration::from_micros(100);
-        let message = Message::Piece {
-            digest,
-            piece,
-            len: 1 << 20,
-        };
-        scheduler.handle(now, Input::Message { conn, message });
-        scheduler.handle(
-            now,
-            Input::PieceStored {
-                digest,
-                piece,
-                conn,
-            },
-        );
-        stored += 1;
-    }
+    let stored = serve(&mut scheduler, Timestamp::ZERO, digest);
     assert_eq!(stored, PIECES);
     stored
 }
@@ -126,10 +105,80 @@ fn scheduler(c: &mut Criterion) {
     let mut group = c.benchmark_group("scheduler");
     group.throughput(Throughput::Elements(2 * u64::from(PIECES)));
     group.bench_function("inputs of a download, 12 neighbours", |b| {
-        b.iter_batched(leecher, download, BatchSize::LargeInput);
+        let have = Bitfield::full(PIECES);
+        b.iter_batched(|| leecher(&have), download, BatchSize::LargeInput);
+    });
+    let inputs = (PEERS + 2) * u64::from(PIECES);
+    group.throughput(Throughput::Elements(inputs));
+    group.bench_function("inputs of a crowd, 12 neighbours", |b| {
+        let have = Bitfield::empty(PIECES);
+        b.iter_batched(|| leecher(&have), crowd, BatchSize::LargeInput);
     });
     group.finish();
 }
 
-criterion_group!(benches, proof, scheduler);
+/// Every neighbour tells of every piece, and one of them sends it: what a host of a flash crowd
+/// hears.
+fn crowd((mut scheduler, digest): (Scheduler, Digest)) -> u32 {
+    let (mut now, mut stored) = (Timestamp::ZERO, 0);
+    for piece in 0..PIECES {
+        for number in 1..=PEERS {
+            now = now + Duration::from_micros(300);
+            let (conn, pieces) = (ConnId(number), vec![piece]);
+            let message = Message::Have { digest, pieces };
+            scheduler.handle(now, Input::Message { conn, message });
+        }
+        stored += serve(&mut scheduler, now, digest);
+    }
+    assert_eq!(stored, PIECES);
+    stored
+}
+
+/// Answers the requests that have been made; says how many.
+fn serve(scheduler: &mut Scheduler, now: Timestamp, digest: Digest) -> u32 {
+    let mut served = 0;
+    while let Some(action) = scheduler.poll_action() {
+        let kraken_proto::Action::Send {
+            conn,
+            message: Message::Request { piece, .. },
+        } = action
+        else {
+            continue;
+        };
+        let len = 1 << 20;
+        let message = Message::Piece { digest, piece, len };
+        scheduler.handle(now, Input::Message { conn, message });
+        let done = Input::PieceStored {
+            digest,
+            piece,
+            conn,
+        };
+        scheduler.handle(now, done);
+        served += 1;
+    }
+    served
+}
+
+/// A pop, and a push of the blob's next chunk: what a busy sender does.
+fn fair(c: &mut Criterion) {
+    let mut group = c.benchmark_group("fair queue");
+    for blobs in [2_u8, 200] {
+        let mut queue = FairQueue::new();
+        queue.set_head_start(4 << 20);
+        for chunk in 0..16 * u64::from(blobs) {
+            let blob = Digest::from_bytes([(chunk % u64::from(blobs)) as u8; 32]);
+            queue.push(blob, chunk, 1 << 16, chunk);
+        }
+        group.bench_function(format!("pop and push, {blobs} blobs"), |b| {
+            b.iter(|| {
+                if let Some((blob, chunk)) = queue.pop() {
+                    queue.push(blob, chunk, 1 << 16, chunk);
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, proof, scheduler, fair);
 criterion_main!(benches);

@@ -1,10 +1,9 @@
 //! The one place that reads time.
 
-use std::time::Instant;
-
 use kraken_proto::Timestamp;
+use tokio::time::Instant;
 
-/// Turns the process's monotonic clock into the machines' timestamps.
+/// Turns the runtime's monotonic clock into the machines' timestamps: a test can pause it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     start: Instant,
@@ -24,8 +23,8 @@ impl Clock {
     }
 
     /// The moment of a timestamp, for a timer.
-    pub(crate) fn instant(&self, at: Timestamp) -> tokio::time::Instant {
-        (self.start + at.since(Timestamp::ZERO)).into()
+    pub(crate) fn instant(&self, at: Timestamp) -> Instant {
+        self.start + at.since(Timestamp::ZERO)
     }
 }
 

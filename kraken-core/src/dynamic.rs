@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use kraken_net::{Discovery, DiscoveryError, Frame, NetError, PeerConn, Transport};
+use kraken_net::{Discovery, DiscoveryError, Frame, NetError, PeerConn, Throttle, Transport};
 use kraken_proto::{
     AnnounceReply, AnnounceRequest, Bitfield, Digest, MetaInfo, Namespace, PeerId, PeerInfo,
 };
@@ -197,6 +197,7 @@ pub(crate) trait DynTransport: Send + Sync + 'static {
     fn local_addr(&self) -> SocketAddr;
     fn dial(&self, peer: PeerInfo) -> BoxFuture<'_, Result<Arc<dyn DynConn>, NetError>>;
     fn accept(&self) -> BoxFuture<'_, Result<Arc<dyn DynConn>, NetError>>;
+    fn throttle(&self) -> &Throttle;
     fn close(&self);
 }
 
@@ -216,6 +217,9 @@ impl<T: Transport> DynTransport for T {
     }
     fn accept(&self) -> BoxFuture<'_, Result<Arc<dyn DynConn>, NetError>> {
         async move { Ok(Arc::new(Transport::accept(self).await?) as Arc<dyn DynConn>) }.boxed()
+    }
+    fn throttle(&self) -> &Throttle {
+        Transport::throttle(self)
     }
     fn close(&self) {
         Transport::close(self);

@@ -11,11 +11,11 @@ mod tasks;
 #[cfg(feature = "http")]
 pub mod tracker;
 
-pub use agent::{Agent, AgentBuilder, BlobReader, FetchError};
+pub use agent::{Agent, AgentBuilder, BlobReader, FetchError, Limits};
 pub use error::{OpenError, ReadError};
 pub use kraken_net as net;
 pub use kraken_proto as proto;
-pub use kraken_proto::{Config, Digest, MetaInfo, Namespace, PeerId, PeerInfo};
+pub use kraken_proto::{Config, Digest, MetaInfo, Namespace, PeerId, PeerInfo, Zone};
 pub use kraken_storage as storage;
 pub use metrics::Metrics;
 #[cfg(all(feature = "http", feature = "fs"))]

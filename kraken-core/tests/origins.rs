@@ -75,6 +75,7 @@ impl Group {
         let origin = Origin::builder(name, store.clone(), transport, self.backend.clone(), queue)
             .ring(self.members(), self.http.clone())
             .replicas(3)
+            .zone(format!("rack-{index}").parse().unwrap())
             .spawn()
             .unwrap();
         let shutdown = CancellationToken::new();
@@ -114,6 +115,16 @@ async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("not within 30 s: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_tells_its_zone() {
+    let group = Group::new(2);
+    let node = group.start(1, MemStore::new());
+    let client = OriginClient::new(group.members()[1].url.clone(), group.http.clone());
+    let peer = client.peer().await.unwrap();
+    assert_eq!(peer.zone, Some("rack-1".parse().unwrap()));
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

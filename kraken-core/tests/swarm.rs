@@ -114,6 +114,45 @@ async fn read_all(agent: &Agent, digest: Digest) -> Vec<u8> {
     bytes
 }
 
+/// Tells what is announced, and knows no metainfo but this one.
+#[derive(Clone)]
+struct Listening {
+    meta: MetaInfo,
+    announces: tokio::sync::mpsc::UnboundedSender<AnnounceRequest>,
+}
+
+impl Discovery for Listening {
+    async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
+        let _ = self.announces.send(request);
+        Err(DiscoveryError::Unavailable("it only listens".into()))
+    }
+
+    async fn metainfo(&self, _: &Namespace, _: Digest) -> Result<MetaInfo, DiscoveryError> {
+        Ok(self.meta.clone())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_announces_its_zone() {
+    let (_, meta) = blob(1_000_000, 1);
+    let (announces, mut announced) = tokio::sync::mpsc::unbounded_channel();
+    let transport = MemNetwork::new().transport(PeerId::from_bytes([1; 32]));
+    let agent = Agent::builder(MemStore::new(), transport)
+        .discovery(Listening {
+            meta: meta.clone(),
+            announces,
+        })
+        .zone("rack-17".parse().unwrap())
+        .spawn()
+        .unwrap();
+    let reader = agent.open(meta.digest()).await.unwrap();
+    let request = announced.recv().await.unwrap();
+    assert_eq!(request.peer.zone, Some("rack-17".parse().unwrap()));
+    assert_eq!(&request.peer, agent.local());
+    drop(reader);
+    agent.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn six_agents_fetch_from_each_other() {
     let world = World::new();

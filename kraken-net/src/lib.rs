@@ -1,6 +1,7 @@
 //! How Kraken's processes talk to each other.
 //!
 //! - [`transport`]: links between peers; [`quic`] in production, [`mem`] for tests.
+//! - [`throttle`]: limits on the bytes that links carry.
 //! - [`discovery`]: who has a blob, and what it consists of; [`announce`] asks trackers.
 //! - [`origin`]: the origins' HTTP face, and a client that falls through a ring of them.
 //! - [`identity`] and [`authority`]: the certificates by which all of them know each other.
@@ -22,6 +23,7 @@ pub mod mem;
 pub mod origin;
 #[cfg(feature = "quic")]
 pub mod quic;
+pub mod throttle;
 pub mod transport;
 
 #[cfg(feature = "tls")]
@@ -32,4 +34,5 @@ pub use identity::{Identity, IdentityError};
 pub use mem::{MemNetwork, MemTransport};
 #[cfg(feature = "quic")]
 pub use quic::Quic;
+pub use throttle::Throttle;
 pub use transport::{Frame, NetError, PeerConn, Transport};

@@ -10,7 +10,8 @@ use kraken_proto::{Message, PeerId, PeerInfo};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::transport::{Frame, MAX_PIECES_IN_FLIGHT, NetError, PeerConn, Transport};
+use crate::throttle::Throttle;
+use crate::transport::{Frame, MAX_PIECES_IN_FLIGHT, NetError, PeerConn, SEND_STALL, Transport};
 
 /// Connections that wait for [`Transport::accept`], and frames that wait for [`PeerConn::recv`].
 const QUEUE: usize = 64;
@@ -30,9 +31,8 @@ struct Hosts {
 }
 
 struct Listener {
-    id: PeerId,
+    host: Host,
     backlog: mpsc::Sender<MemConn>,
-    closed: CancellationToken,
 }
 
 /// What happens to a frame on its way: it passes, changed or not, or is lost.
@@ -51,20 +51,22 @@ impl MemNetwork {
         hosts.last += 1;
         let first = u32::from(Ipv4Addr::new(10, 0, 0, 0));
         let addr = SocketAddr::from((Ipv4Addr::from(first + hosts.last), 7600));
-        let closed = CancellationToken::new();
-        let listener = Listener {
+        let host = Host {
             id,
+            addr,
+            closed: CancellationToken::new(),
+            throttle: Throttle::new(),
+        };
+        let listener = Listener {
+            host: host.clone(),
             backlog,
-            closed: closed.clone(),
         };
         hosts.listeners.insert(addr, listener);
         MemTransport {
             inner: Arc::new(Inner {
                 network: self.clone(),
-                id,
-                addr,
+                host,
                 accepted: AsyncMutex::new(accepted),
-                closed,
             }),
         }
     }
@@ -107,25 +109,23 @@ pub struct MemTransport {
 #[derive(Debug)]
 struct Inner {
     network: MemNetwork,
-    id: PeerId,
-    addr: SocketAddr,
+    host: Host,
     accepted: AsyncMutex<mpsc::Receiver<MemConn>>,
-    closed: CancellationToken,
 }
 
 impl Transport for MemTransport {
     type Conn = MemConn;
 
     fn local_id(&self) -> PeerId {
-        self.inner.id
+        self.inner.host.id
     }
 
     fn local_addr(&self) -> SocketAddr {
-        self.inner.addr
+        self.inner.host.addr
     }
 
     async fn dial(&self, peer: &PeerInfo) -> Result<MemConn, NetError> {
-        if self.inner.closed.is_cancelled() {
+        if self.inner.host.closed.is_cancelled() {
             return Err(NetError::Closed);
         }
         let nobody = |reason: &str| NetError::Dial {
@@ -136,12 +136,7 @@ impl Transport for MemTransport {
             let hosts = self.inner.network.hosts();
             let listener = hosts.listeners.get(&peer.addr);
             let listener = listener.ok_or_else(|| nobody("nobody listens there"))?;
-            let far = Host {
-                id: listener.id,
-                addr: peer.addr,
-                closed: listener.closed.clone(),
-            };
-            (far, listener.backlog.clone())
+            (listener.host.clone(), listener.backlog.clone())
         };
         if far.id != peer.id {
             return Err(NetError::WrongPeer {
@@ -150,11 +145,7 @@ impl Transport for MemTransport {
                 found: far.id,
             });
         }
-        let near = Host {
-            id: self.inner.id,
-            addr: self.inner.addr,
-            closed: self.inner.closed.clone(),
-        };
+        let near = self.inner.host.clone();
         let far_closed = far.closed.clone();
         let (ours, theirs) = pair(&self.inner.network, near, far);
         tokio::select! {
@@ -170,9 +161,13 @@ impl Transport for MemTransport {
         let mut accepted = self.inner.accepted.lock().await;
         tokio::select! {
             biased;
-            () = self.inner.closed.cancelled() => Err(NetError::Closed),
+            () = self.inner.host.closed.cancelled() => Err(NetError::Closed),
             conn = accepted.recv() => conn.ok_or(NetError::Closed),
         }
+    }
+
+    fn throttle(&self) -> &Throttle {
+        &self.inner.host.throttle
     }
 
     fn close(&self) {
@@ -182,8 +177,8 @@ impl Transport for MemTransport {
 
 impl Inner {
     fn close(&self) {
-        self.closed.cancel();
-        self.network.hosts().listeners.remove(&self.addr);
+        self.host.closed.cancel();
+        self.network.hosts().listeners.remove(&self.host.addr);
     }
 }
 
@@ -205,11 +200,12 @@ pub struct MemConn {
     inbox: AsyncMutex<mpsc::Receiver<Delivery>>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Host {
     id: PeerId,
     addr: SocketAddr,
     closed: CancellationToken,
+    throttle: Throttle,
 }
 
 /// A frame, and for a piece the room that it takes.
@@ -248,17 +244,10 @@ impl PeerConn for MemConn {
         let Some(frame) = arriving else {
             return Ok(());
         };
-        let handed_over = async {
-            let permit = match frame.message {
-                Message::Piece { .. } => self.room.clone().acquire_owned().await.ok(),
-                _ => None,
-            };
-            self.outbox.send((frame, permit)).await.is_ok()
-        };
         tokio::select! {
             biased;
             () = self.ended() => Err(self.error()),
-            sent = handed_over => if sent { Ok(()) } else { Err(self.error()) },
+            sent = self.hand_over(frame) => if sent { Ok(()) } else { Err(self.error()) },
         }
     }
 
@@ -283,6 +272,31 @@ impl PeerConn for MemConn {
 }
 
 impl MemConn {
+    /// Puts a frame into the other side's inbox, a piece at the pace of both sides' limits.
+    async fn hand_over(&self, frame: Frame) -> bool {
+        let Message::Piece { digest, .. } = frame.message else {
+            return self.outbox.send((frame, None)).await.is_ok();
+        };
+        let upload = self.near.throttle.upload().piece(digest, frame.first);
+        let download = self.far.throttle.download().piece(digest, false);
+        let mut rest = frame.payload.len();
+        while rest > 0 {
+            let chunk = rest.min(upload.chunk()).min(download.chunk());
+            upload.pass(chunk).await;
+            download.pass(chunk).await;
+            rest -= chunk;
+        }
+        let delivered = async {
+            let permit = self.room.clone().acquire_owned().await.ok();
+            self.outbox.send((frame, permit)).await.is_ok()
+        };
+        let delivered = tokio::time::timeout(SEND_STALL, delivered).await;
+        delivered.unwrap_or_else(|_| {
+            self.end("silent", false);
+            false
+        })
+    }
+
     fn end(&self, reason: &str, breach: bool) {
         let end = End {
             by: self.near.id,
@@ -371,6 +385,7 @@ mod tests {
             id: transport.local_id(),
             addr: transport.local_addr(),
             role: PeerRole::Agent,
+            zone: None,
         };
         (transport, info)
     }
@@ -383,6 +398,7 @@ mod tests {
                 len: u32::try_from(bytes.len()).unwrap(),
             },
             payload: Bytes::from_static(bytes),
+            first: false,
         }
     }
 

@@ -2,9 +2,12 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kraken_proto::{Message, PeerId, PeerInfo};
+
+use crate::throttle::Throttle;
 
 /// A message, and the bytes that travel beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +16,9 @@ pub struct Frame {
     pub message: Message,
     /// The piece's bytes: of [`Message::Piece`], and empty for every other message.
     pub payload: Bytes,
+    /// Where a piece waits for its turn, it goes before those of which this is not so. Known to
+    /// the sender alone.
+    pub first: bool,
 }
 
 impl Frame {
@@ -21,6 +27,7 @@ impl Frame {
         Self {
             message,
             payload: Bytes::new(),
+            first: false,
         }
     }
 
@@ -69,6 +76,12 @@ pub trait Transport: Send + Sync + 'static {
     /// [`NetError::Closed`] once the transport is closed.
     fn accept(&self) -> impl Future<Output = Result<Self::Conn, NetError>> + Send;
 
+    /// What limits the bytes of its pieces. The transport keeps one throttle, lets every chunk of
+    /// every piece that it sends pass through [`Throttle::upload`] before it goes out, and counts
+    /// every chunk that it receives against [`Throttle::download`] before it takes the next: then
+    /// limits hold, and blobs share them fairly.
+    fn throttle(&self) -> &Throttle;
+
     /// Closes every connection and stops listening.
     fn close(&self);
 }
@@ -83,7 +96,8 @@ pub trait PeerConn: Send + Sync + 'static {
 
     /// Sends a frame. Control messages arrive in the order of the calls; pieces travel on their
     /// own streams, beside each other and the control messages. Returns when the frame is handed
-    /// to the network; a slow receiver makes it wait.
+    /// to the network; a slow receiver makes it wait, and the connection ends when a receiver takes
+    /// nothing for [`SEND_STALL`].
     ///
     /// # Errors
     /// The connection is gone.
@@ -104,6 +118,10 @@ pub trait PeerConn: Send + Sync + 'static {
 /// The most pieces that one peer may be sending to us at once: bounds the memory that a hostile
 /// peer can hold.
 pub const MAX_PIECES_IN_FLIGHT: u32 = 16;
+
+/// How long a peer may take nothing of a piece that is sent to it: it would keep the memory from
+/// all others. Waiting for the throttle does not count.
+pub const SEND_STALL: Duration = Duration::from_secs(60);
 
 /// Why a link failed.
 #[derive(Debug, thiserror::Error)]

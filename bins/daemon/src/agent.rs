@@ -8,11 +8,11 @@ use axum::Router;
 use axum::extract::Request;
 use axum::response::IntoResponse as _;
 use axum::routing::get;
-use kraken_core::Agent;
 use kraken_core::net::Quic;
 use kraken_core::net::announce::TrackerClient;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_core::storage::FsStore;
+use kraken_core::{Agent, Zone};
 use kraken_registry::pull::{self, PullState};
 use kraken_registry::tags::client::TagClient;
 use serde::Deserialize;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::config::Tls;
+use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 
 /// The configuration of an agent.
@@ -33,14 +34,27 @@ pub struct AgentConfig {
     /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.
     #[serde(default)]
     pub advertise: Option<SocketAddr>,
+    /// The rack or availability zone of this host, such as `rack-17`; left out on a flat network.
+    #[serde(default)]
+    pub zone: Option<Zone>,
     /// Where the local container runtime connects to (plain HTTP: keep it on loopback).
     pub registry_listen: SocketAddr,
     /// Base URLs of the trackers.
     pub trackers: Vec<String>,
     /// Base URLs of the build-indexes.
     pub build_indexes: Vec<String>,
+    /// How much of the network to take for peers.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Whether to keep the peers that were met over restarts, in `peers.json` in the store.
+    #[serde(default = "remembers")]
+    pub remember_peers: bool,
     /// This host's certificate.
     pub tls: Tls,
+}
+
+const fn remembers() -> bool {
+    true
 }
 
 /// An agent that runs.
@@ -64,9 +78,17 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let trackers = TrackerClient::new(&config.trackers, http.clone())
         .map_err(|error| StartError::Config(format!("trackers: {error}")))?;
     let quic = Quic::bind(config.peer_listen, &identity)?;
-    let mut builder = Agent::builder(FsStore::open(&config.store).await?, quic).discovery(trackers);
+    let mut builder = Agent::builder(FsStore::open(&config.store).await?, quic)
+        .discovery(trackers)
+        .limits(config.limits.into());
+    if config.remember_peers {
+        builder = builder.peers_file(config.store.join("peers.json"));
+    }
     if let Some(addr) = config.advertise {
         builder = builder.advertise(addr);
+    }
+    if let Some(zone) = config.zone {
+        builder = builder.zone(zone);
     }
     let agent = builder
         .spawn()
@@ -108,6 +130,7 @@ fn router(agent: Agent, tags: TagClient) -> Router {
     let router = registry
         .route("/metrics", get(async move || metrics.metrics().text()))
         .route("/namespace/{namespace}/blobs/{digest}", get(blob));
+    let router = with_live_limits(router, agent.clone());
     let agent = Arc::new(agent);
     with_health(router, move || {
         let agent = agent.clone();

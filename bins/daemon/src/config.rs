@@ -155,6 +155,32 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
     }
 
     #[test]
+    fn a_zone_is_optional_and_checked() {
+        let with = |line: &str| parse::<AgentConfig>(&format!("{AGENT}{line}\n"));
+        assert_eq!(with("").unwrap().zone, None);
+        let zone = with("zone: rack-17").unwrap().zone.unwrap();
+        assert_eq!(zone.as_str(), "rack-17");
+        let error = with("zone: rack 17").unwrap_err();
+        assert!(error.contains("letters, digits"), "{error}");
+        let number = with("zone: 17").unwrap().zone.unwrap();
+        assert_eq!(number.as_str(), "17");
+        assert_eq!(with("zone:").unwrap().zone, None);
+        let error = with("zones: rack-17").unwrap_err();
+        assert!(
+            error.contains("advertise, zone, registry_listen"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn peers_are_remembered_unless_that_is_switched_off() {
+        let config: AgentConfig = parse(AGENT).unwrap();
+        assert!(config.remember_peers);
+        let config: AgentConfig = parse(&format!("{AGENT}remember_peers: false\n")).unwrap();
+        assert!(!config.remember_peers);
+    }
+
+    #[test]
     fn an_unknown_key_is_named_with_those_that_exist() {
         let error = parse::<AgentConfig>(&AGENT.replace("trackers:", "tracker:")).unwrap_err();
         assert!(

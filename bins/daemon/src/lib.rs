@@ -6,10 +6,12 @@
 pub mod agent;
 pub mod build_index;
 pub mod config;
+pub mod limits;
 pub mod origin;
 pub mod process;
 pub mod proxy;
 pub mod tracker;
 
 pub use config::{ConfigError, OriginEntry, Tls};
+pub use limits::{LimitsConfig, Rate};
 pub use process::{StartError, run};

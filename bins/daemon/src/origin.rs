@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::routing::get;
-use kraken_core::Origin;
 use kraken_core::net::Quic;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_core::net::origin::router;
 use kraken_core::storage::queue::DurableQueue;
 use kraken_core::storage::{FsStore, OpendalBackend};
+use kraken_core::{Origin, Zone};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, OriginEntry, Tls};
+use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 
 /// The configuration of an origin.
@@ -33,6 +34,9 @@ pub struct OriginConfig {
     /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.
     #[serde(default)]
     pub advertise: Option<SocketAddr>,
+    /// The rack or availability zone of this host, such as `rack-17`; left out on a flat network.
+    #[serde(default)]
+    pub zone: Option<Zone>,
     /// Where its HTTP face answers (mutual TLS).
     pub listen: SocketAddr,
     /// All origins, this one among them.
@@ -40,6 +44,9 @@ pub struct OriginConfig {
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
+    /// How much of the network to take for peers.
+    #[serde(default)]
+    pub limits: LimitsConfig,
     /// This process's certificate.
     pub tls: Tls,
 }
@@ -83,9 +90,13 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let quic = Quic::bind(config.peer_listen, &identity)?;
     let mut builder = Origin::builder(config.name, store, quic, backend, queue)
         .ring(config::ring(&config.origins)?, http)
-        .replicas(config.replicas);
+        .replicas(config.replicas)
+        .limits(config.limits.into());
     if let Some(addr) = config.advertise {
         builder = builder.advertise(addr);
+    }
+    if let Some(zone) = config.zone {
+        builder = builder.zone(zone);
     }
     let origin = builder
         .spawn()
@@ -93,6 +104,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let metrics = origin.clone();
     let router = router(Arc::new(origin.clone()))
         .route("/metrics", get(async move || metrics.metrics().text()));
+    let router = with_live_limits(router, origin.clone());
     let queue = origin.clone();
     let router = with_health(router, move || {
         let readable = queue.queued().map(drop).map_err(|error| error.to_string());

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use kraken_core::Digest;
+use kraken_sim::PlotFile;
 
 /// Distributes container images and other blobs to many hosts at the speed of their networks.
 #[derive(Debug, Parser)]
@@ -45,6 +46,21 @@ pub(crate) enum Command {
         /// Prints one JSON object and nothing else.
         #[arg(long)]
         json: bool,
+    },
+    /// Plays a plan of a whole cluster in virtual time and says how long each host took. Exits with
+    /// 1 when a host was not done in time or a rule was broken.
+    Sim {
+        /// The plan, a TOML file such as those in benches/plans; - is the standard input.
+        plan: PathBuf,
+        /// Prints one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+        /// Where all chance comes from, instead of what the plan says.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Draws the times of the hosts and the bytes sent into a file that ends in .svg or .png.
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PlotFile>,
     },
     /// Pushes an image out of a directory in the OCI image layout.
     Push {
@@ -169,6 +185,10 @@ mod tests {
             }
         ));
         assert!(Cli::try_parse_from(["kraken", "demo", "--size", "lots"]).is_err());
+        assert!(Cli::try_parse_from(["kraken", "sim", "-", "--plot", "a.svg"]).is_ok());
+        let plot = ["kraken", "sim", "-", "--plot", "a.jpg"];
+        let told = Cli::try_parse_from(plot).unwrap_err().to_string();
+        assert!(told.contains("end its name in .svg or .png"), "{told}");
         assert!(Cli::try_parse_from(["kraken", "blob", "get", "sha256:12"]).is_err());
     }
 }

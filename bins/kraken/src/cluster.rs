@@ -83,9 +83,11 @@ impl Cluster {
                 backend: BackendConfig::LocalDisk(options.dir.join("backend")),
                 peer_listen: *peer_listen,
                 advertise: None,
+                zone: None,
                 listen: *listen,
                 origins: entries.clone(),
                 replicas,
+                limits: Default::default(),
                 tls: files.tls(&entry.name, "origin")?,
             };
             origins.push(kraken_daemon::origin::start(config).await?);
@@ -121,9 +123,12 @@ impl Cluster {
                 store: options.dir.join(&name),
                 peer_listen: *peer_listen,
                 advertise: None,
+                zone: None,
                 registry_listen: *registry_listen,
                 trackers: vec![format!("https://{}", tracker.addr)],
                 build_indexes: build_indexes.clone(),
+                limits: Default::default(),
+                remember_peers: true,
                 tls: files.tls(&name, "agent")?,
             };
             agents.push(kraken_daemon::agent::start(config).await?);

@@ -1,11 +1,12 @@
-//! The parts of the tool of people: a whole cluster in one process, a demo of it, and a client of
-//! its registries.
+//! The parts of the tool of people: a whole cluster in one process, a demo of it, a simulated one,
+//! and a client of its registries.
 
 pub mod client;
 pub mod cluster;
 pub mod demo;
 pub mod image;
 pub mod layout;
+pub mod simulate;
 
 /// What went wrong, for people.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,17 @@ pub enum Failure {
         /// What came.
         found: kraken_core::Digest,
     },
+    /// A plan file does not say what it should.
+    #[error("the plan {name} is wrong: {source}")]
+    Plan {
+        /// Which file.
+        name: String,
+        /// Where and what.
+        source: kraken_sim::PlanError,
+    },
+    /// What a simulation gave cannot be drawn.
+    #[error(transparent)]
+    Plot(#[from] kraken_sim::PlotError),
     /// An argument makes no sense.
     #[error("{0}")]
     Argument(String),

@@ -16,8 +16,10 @@ use kraken::client::Registry;
 use kraken::cluster::{Cluster, ClusterOptions};
 use kraken::demo::{self, Bars, DemoOptions};
 use kraken::layout;
+use kraken::simulate::Simulation;
 use kraken_daemon::process;
 use kraken_registry::name::split_tag;
+use kraken_sim::PlotFile;
 
 use args::{BlobCommand, Cli, Command, Role};
 
@@ -66,6 +68,15 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
                 bars: !json,
             };
             return show_demo(&options, json).await;
+        }
+        Command::Sim {
+            plan,
+            json,
+            seed,
+            plot,
+        } => {
+            let simulation = Simulation::read(&plan, seed)?;
+            return simulate(&simulation, json, plot.as_ref());
         }
         Command::Push {
             layout,
@@ -191,6 +202,24 @@ async fn show_demo(options: &DemoOptions, json: bool) -> Result<ExitCode, Failur
         println!("{}", demo::table(&report));
     }
     Ok(if report.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Nothing else runs meanwhile, so that it may keep its thread.
+fn simulate(
+    simulation: &Simulation,
+    json: bool,
+    plot: Option<&PlotFile>,
+) -> Result<ExitCode, Failure> {
+    let outcome = simulation.run();
+    println!("{}", if json { outcome.json() } else { outcome.text() });
+    if let Some(plot) = plot {
+        simulation.draw(&outcome, plot)?;
+    }
+    Ok(if outcome.ok() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

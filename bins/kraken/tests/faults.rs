@@ -18,3 +18,5 @@ mod kill;
 mod outage;
 #[path = "faults/rogue.rs"]
 mod rogue;
+#[path = "faults/simulate.rs"]
+mod simulate;

@@ -16,6 +16,7 @@ mod swarm;
 pub mod time;
 pub mod tracker;
 pub mod wire;
+pub mod zone;
 
 pub use blob::bitfield::{Bitfield, BitfieldError};
 pub use blob::digest::{Digest, DigestError};
@@ -30,5 +31,6 @@ pub use scheduler::config::Config;
 pub use scheduler::input::{BlobSpec, ConnId, Input, ReaderId};
 pub use swarm::stats::SwarmStats;
 pub use time::Timestamp;
-pub use tracker::{AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Handout};
+pub use tracker::{AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Handout, Progress};
 pub use wire::message::Message;
+pub use zone::{Zone, ZoneError};

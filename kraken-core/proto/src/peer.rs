@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::zone::Zone;
+
 /// A host's identity: the SHA-256 of its certificate's public key (DER SubjectPublicKeyInfo).
 ///
 /// Both sides of a connection prove it in the TLS handshake, so an address handed out by a
@@ -87,6 +89,9 @@ pub struct PeerInfo {
     pub addr: SocketAddr,
     /// What it is there for.
     pub role: PeerRole,
+    /// Where in the network it stands, on networks where that matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
 }
 
 #[cfg(test)]
@@ -99,6 +104,7 @@ mod tests {
             id: PeerId::from_bytes([0xab; 32]),
             addr: "[::1]:7600".parse().unwrap(),
             role: PeerRole::Origin,
+            zone: None,
         };
         let json = serde_json::to_string(&info).unwrap();
         assert_eq!(
@@ -109,6 +115,16 @@ mod tests {
             )
         );
         assert_eq!(serde_json::from_str::<PeerInfo>(&json).unwrap(), info);
+        let near = PeerInfo {
+            zone: Some("rack-17".parse().unwrap()),
+            ..info
+        };
+        let json = serde_json::to_string(&near).unwrap();
+        assert!(
+            json.ends_with(r#","role":"origin","zone":"rack-17"}"#),
+            "{json}"
+        );
+        assert_eq!(serde_json::from_str::<PeerInfo>(&json).unwrap(), near);
         assert!("abc".parse::<PeerId>().is_err());
     }
 }

@@ -7,19 +7,23 @@ use kraken_proto::{BlobSpec, Timestamp};
 
 use crate::host::Host;
 use crate::net::{End, Net};
+use crate::plan::Plan;
 
 /// Watches a run and writes down what must not happen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Checks {
     pub(crate) violations: Vec<String>,
     pub(crate) bans: Vec<(usize, usize)>,
+    /// Agents that lie or do not come back, in order.
+    pub(crate) gone: Vec<usize>,
     /// Until when a host has banned another.
-    banned: BTreeMap<(usize, usize), Timestamp>,
+    banned: BTreeMap<(u32, u32), Timestamp>,
     /// Per host and blob.
-    tallies: BTreeMap<(usize, usize), Tally>,
+    tallies: Vec<Tally>,
+    blobs: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Tally {
     stored: u64,
     told: u64,
@@ -30,61 +34,79 @@ struct Tally {
 const MOST: usize = 50;
 
 impl Checks {
+    pub(crate) fn new(hosts: usize, blobs: usize) -> Self {
+        Self {
+            violations: Vec::new(),
+            bans: Vec::new(),
+            gone: Vec::new(),
+            banned: BTreeMap::new(),
+            tallies: vec![Tally::default(); hosts * blobs],
+            blobs,
+        }
+    }
+
+    pub(crate) fn is_gone(&self, host: u32) -> bool {
+        self.gone.binary_search(&(host as usize)).is_ok()
+    }
+
     pub(crate) fn hold(&mut self, now: Timestamp, holds: bool, what: impl FnOnce() -> String) {
         if !holds && self.violations.len() < MOST {
             self.violations.push(format!("{now:?}: {}", what()));
         }
     }
 
+    fn tally(&mut self, host: u32, blob: u32) -> &mut Tally {
+        &mut self.tallies[host as usize * self.blobs + blob as usize]
+    }
+
     /// A host wrote a piece; `new` when it was not there.
     pub(crate) fn stored(
         &mut self,
         now: Timestamp,
-        at: (usize, usize),
+        host: u32,
+        blob: u32,
         piece: u32,
         bytes: u64,
         new: bool,
     ) {
-        self.tallies.entry(at).or_default().stored += bytes;
-        self.hold(now, new, || format!("{at:?} stored piece {piece} twice"));
+        self.tally(host, blob).stored += bytes;
+        self.hold(now, new, || {
+            format!("{host} stored piece {piece} of {blob} twice")
+        });
     }
 
     /// A host said that it has a piece.
-    pub(crate) fn told(&mut self, at: (usize, usize), bytes: u64) {
-        self.tallies.entry(at).or_default().told += bytes;
+    pub(crate) fn told(&mut self, host: u32, blob: u32, bytes: u64) {
+        self.tally(host, blob).told += bytes;
     }
 
     /// A host said that it has the whole blob; `full` when that is so.
-    pub(crate) fn done(&mut self, now: Timestamp, at: (usize, usize), full: bool) {
-        let tally = self.tallies.entry(at).or_default();
+    pub(crate) fn done(&mut self, now: Timestamp, host: u32, blob: u32, full: bool) {
+        let tally = self.tally(host, blob);
         tally.done += 1;
         let first = tally.done == 1;
-        self.hold(now, first, || format!("{at:?} is done twice"));
-        self.hold(now, full, || format!("{at:?} is done without all pieces"));
+        self.hold(now, first, || format!("{host} is done with {blob} twice"));
+        self.hold(now, full, || {
+            format!("{host} is done with {blob} without all pieces")
+        });
     }
 
     /// A host banned another, for `span`.
-    pub(crate) fn ban(
-        &mut self,
-        now: Timestamp,
-        host: usize,
-        peer: &Host,
-        number: usize,
-        span: Duration,
-    ) {
-        self.bans.push((host, number));
-        self.banned.insert((host, number), now + span);
-        self.hold(now, peer.lies, || {
-            format!("{host} banned {number}, which is honest")
+    pub(crate) fn ban(&mut self, now: Timestamp, host: u32, peer: u32, liar: bool, span: Duration) {
+        self.bans.push((host as usize, peer as usize));
+        self.banned.insert((host, peer), now + span);
+        self.hold(now, liar, || {
+            format!("{host} banned {peer}, which is honest")
         });
     }
 
     /// A host takes a piece from another.
-    pub(crate) fn takes(&mut self, now: Timestamp, host: usize, from: usize) {
-        let banned = self
-            .banned
-            .get(&(host, from))
-            .is_some_and(|until| *until > now);
+    pub(crate) fn takes(&mut self, now: Timestamp, host: u32, from: u32) {
+        if self.banned.is_empty() {
+            return;
+        }
+        let until = self.banned.get(&(host, from));
+        let banned = until.is_some_and(|until| *until > now);
         self.hold(now, !banned, || {
             format!("{host} took a piece from {from}, which it banned")
         });
@@ -94,19 +116,16 @@ impl Checks {
     pub(crate) fn at_the_end(
         &mut self,
         now: Timestamp,
+        plan: &Plan,
         hosts: &[Host],
         net: &Net,
         specs: &[BlobSpec],
     ) {
-        for (number, host) in hosts
-            .iter()
-            .enumerate()
-            .filter(|(_, host)| !host.is_origin())
-        {
-            for (blob, spec) in specs.iter().enumerate() {
-                let tally = self.tallies.remove(&(number, blob)).unwrap_or_default();
-                let store = &host.stores[blob];
+        for (number, host) in (0..).zip(hosts).filter(|(_, host)| !host.is_origin()) {
+            for (blob, spec) in (0..).zip(specs) {
+                let store = &host.stores[blob as usize];
                 let sum: u64 = store.iter().map(|piece| spec.piece_size(piece)).sum();
+                let tally = std::mem::take(self.tally(number, blob));
                 let right = tally.stored == sum && tally.told == sum;
                 self.hold(now, right, || {
                     format!("{number} has {sum} bytes of {blob}: {tally:?}")
@@ -117,22 +136,36 @@ impl Checks {
                 });
             }
         }
+        self.bounded(now, plan, net);
+    }
+
+    /// One connection per pair, and no more of them than allowed.
+    fn bounded(&mut self, now: Timestamp, plan: &Plan, net: &Net) {
         let mut pairs = BTreeMap::new();
-        for conn in net.conns.values() {
-            for (side, end) in conn
-                .ends
-                .iter()
-                .enumerate()
-                .filter(|(_, end)| **end == End::Open)
+        let mut degrees = BTreeMap::new();
+        for (_, conn) in net.all() {
+            for side in [0, 1]
+                .into_iter()
+                .filter(|side| conn.ends[*side] == End::Open)
             {
                 let pair = (conn.hosts[side], conn.hosts[1 - side]);
-                let count = pairs.entry(pair).or_insert(0);
-                *count += 1;
-                let single = *count == 1;
-                self.hold(now, single, || {
-                    format!("two connections from {pair:?}, {end:?}")
-                });
+                *pairs.entry(pair).or_insert(0) += 1;
+                *degrees.entry(conn.hosts[side]).or_insert(0) += 1;
             }
+        }
+        for (pair, count) in pairs {
+            self.hold(now, count == 1, || {
+                format!("{count} connections from {pair:?}")
+            });
+        }
+        for (host, degree) in degrees {
+            let config = if (host as usize) < plan.agents {
+                &plan.agent
+            } else {
+                &plan.origin
+            };
+            let within = degree <= config.max_conns;
+            self.hold(now, within, || format!("{host} has {degree} connections"));
         }
     }
 }

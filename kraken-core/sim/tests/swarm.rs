@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kraken_sim::{Faults, Percentiles, Plan, Report, run};
+use kraken_sim::{Blob, Faults, KilledOrigin, Percentiles, Plan, Report, run};
 
 /// The longest blob that is still cut into pieces of 512 KiB.
 const BLOB: u64 = (64 << 20) - 1;
@@ -13,15 +13,18 @@ fn well(plan: &Plan) -> Report {
     let report = run(plan);
     assert_eq!(report.violations, Vec::<String>::new());
     assert!(
-        report.finished,
+        report.finished(),
         "still at it after {} s: {:?}",
-        report.ended, report.completions
+        report.ended,
+        report.completions
     );
     report
 }
 
 fn show(name: &str, report: &Report, blob: u64) -> String {
-    let Percentiles { p50, p90, p99, max } = report.percentiles();
+    let Percentiles {
+        p50, p90, p99, max, ..
+    } = report.percentiles();
     let share = report.origin_bytes as f64 / blob as f64;
     let messages = report.messages;
     format!(
@@ -29,10 +32,19 @@ fn show(name: &str, report: &Report, blob: u64) -> String {
     )
 }
 
+/// An origin that dies, and the others notice at once.
+fn killed(origin: usize, at: Duration) -> KilledOrigin {
+    KilledOrigin {
+        origin,
+        at,
+        silent: false,
+    }
+}
+
 #[test]
 fn two_hundred_hosts_complete_and_spare_the_origins() {
     let plan = Plan {
-        blobs: vec![BLOB],
+        blobs: vec![Blob::from(BLOB)],
         ..Plan::swarm(7, 200)
     };
     let report = well(&plan);
@@ -43,7 +55,7 @@ fn two_hundred_hosts_complete_and_spare_the_origins() {
         "{}",
         show("200 hosts", &report, BLOB)
     );
-    assert!(report.percentiles().max < 4.0 * BLOB as f64 / plan.cap as f64);
+    assert!(report.percentiles().max < 4.0 * BLOB as f64 / plan.network.down as f64);
     assert!(report.bans.is_empty());
 }
 
@@ -83,7 +95,7 @@ fn readers_in_step_spare_the_origins_too() {
 fn crashed_hosts_come_back_with_their_pieces() {
     // That no piece is stored twice on a host, whatever life it is in, is among the rules.
     let plan = Plan {
-        blobs: vec![32 * MIB],
+        blobs: vec![Blob::from(32 * MIB)],
         ..Plan::crashing(11, 100, 20)
     };
     let report = well(&plan);
@@ -125,7 +137,7 @@ fn a_liar_is_banned_by_those_it_lied_to() {
 #[test]
 fn one_of_three_origins_dies() {
     for origin in 0..2 {
-        let killed_origins = vec![(origin, Duration::from_millis(60))];
+        let killed_origins = vec![killed(origin, Duration::from_millis(60))];
         let faults = Faults {
             killed_origins,
             ..Faults::default()
@@ -140,9 +152,9 @@ fn one_of_three_origins_dies() {
 
 #[test]
 fn the_tracker_is_out_for_a_while() {
-    let outage = Some(Duration::from_millis(100)..Duration::from_millis(1500));
+    let outage = Duration::from_millis(100)..Duration::from_millis(1500);
     let faults = Faults {
-        outage,
+        outages: vec![outage],
         ..Faults::default()
     };
     let report = well(&Plan {
@@ -156,7 +168,7 @@ fn the_tracker_is_out_for_a_while() {
 #[test]
 fn two_blobs_at_once() {
     let report = well(&Plan {
-        blobs: vec![24 * MIB, 20 * MIB],
+        blobs: vec![Blob::from(24 * MIB), Blob::from(20 * MIB)],
         ..Plan::swarm(9, 60)
     });
     println!("{}", show("two blobs", &report, 44 * MIB));
@@ -170,17 +182,17 @@ fn two_blobs_at_once() {
 #[test]
 fn a_latecomer_finds_only_agents() {
     let dead_at = Duration::from_secs(3);
-    let killed_origins = (0..3).map(|origin| (origin, dead_at)).collect();
+    let killed_origins = (0..3).map(|origin| killed(origin, dead_at)).collect();
     let faults = Faults {
         killed_origins,
         ..Faults::default()
     };
-    let latecomer = Some(Duration::from_secs(5));
-    let report = well(&Plan {
+    let mut plan = Plan {
         faults,
-        latecomer,
         ..Plan::swarm(10, 20)
-    });
+    };
+    plan.arrival.late = vec![(19, Duration::from_secs(5))];
+    let report = well(&plan);
     assert!(report.ended > 5.0);
     assert!(
         report.completions[19].is_some_and(|seconds| seconds < 2.0),
@@ -196,6 +208,6 @@ fn a_run_that_cannot_finish_ends() {
         limit,
         ..Plan::swarm(1, 4)
     });
-    assert!(!report.finished && report.ended <= 20.0);
+    assert!(!report.finished() && report.ended <= 20.0);
     assert_eq!(report.violations, Vec::<String>::new());
 }

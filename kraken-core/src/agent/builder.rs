@@ -1,15 +1,17 @@
 //! Putting an agent together.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kraken_net::{Discovery, Transport};
-use kraken_proto::{Config, PeerInfo, PeerRole};
+use kraken_proto::{Config, PeerInfo, PeerRole, Zone};
 use kraken_storage::PieceStore;
 
 use super::driver::{self, Parts};
-use super::{Agent, Inner};
+use super::peers::PeersFile;
+use super::{Agent, Inner, Limits};
 use crate::dynamic::{DynDiscovery, DynStore, DynTransport};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
@@ -21,7 +23,10 @@ pub struct AgentBuilder {
     transport: Arc<dyn DynTransport>,
     discovery: Option<Arc<dyn DynDiscovery>>,
     config: Config,
+    limits: Limits,
     advertise: Option<SocketAddr>,
+    zone: Option<Zone>,
+    peers_file: Option<PathBuf>,
     patience: Duration,
     lookup_patience: Duration,
     seed: u64,
@@ -34,7 +39,10 @@ impl AgentBuilder {
             transport: Arc::new(transport),
             discovery: None,
             config: Config::lan(),
+            limits: Limits::NONE,
             advertise: None,
+            zone: None,
+            peers_file: None,
             patience: Duration::from_secs(300),
             lookup_patience: Duration::from_secs(10),
             seed: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8),
@@ -53,10 +61,34 @@ impl AgentBuilder {
         self
     }
 
+    /// How much of the network to take; [`Limits::NONE`] by default, and changed later with
+    /// [`Agent::set_limits`].
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// The address that peers are told to dial; the transport's own by default. Needed when that
     /// is `0.0.0.0` or `[::]`.
     pub fn advertise(mut self, addr: SocketAddr) -> Self {
         self.advertise = Some(addr);
+        self
+    }
+
+    /// Where in the network this host stands, such as its rack; nowhere by default. Trackers then
+    /// prefer peers with the same zone. Leave it out where all hosts reach each other alike.
+    pub fn zone(mut self, zone: Zone) -> Self {
+        self.zone = Some(zone);
+        self
+    }
+
+    /// Where to keep the peers that were met, up to 128, over restarts: they lead into swarms when no
+    /// tracker answers. Nowhere by default.
+    ///
+    /// The file is read at the start, and written by [`Agent::shutdown`] and at most once a minute
+    /// before. One that cannot be used is logged and ignored, and no other process may use it.
+    pub fn peers_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.peers_file = Some(path.into());
         self
     }
 
@@ -94,8 +126,10 @@ impl AgentBuilder {
             id: self.transport.local_id(),
             addr,
             role: PeerRole::Agent,
+            zone: self.zone,
         };
         let (tasks, metrics) = (Tasks::default(), Arc::new(Metrics::new()));
+        self.limits.apply(self.transport.throttle());
         let notes = driver::start(Parts {
             local: local.clone(),
             config: self.config,
@@ -105,6 +139,7 @@ impl AgentBuilder {
             discovery: discovery.clone(),
             metrics: metrics.clone(),
             tasks: tasks.clone(),
+            peers: self.peers_file.map(PeersFile::new),
         });
         let inner = Inner {
             local,

@@ -17,7 +17,10 @@ use kraken_proto::{
 use kraken_storage::BlobStatus;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-use super::link::{Link, LinkContext, Upload};
+use super::link::{Link, LinkContext};
+use super::peers::{PeersFile, SAVE_EVERY};
+use super::rooms::Rooms;
+use super::uploads::Upload;
 use crate::clock::Clock;
 use crate::dynamic::{DynConn, DynDiscovery, DynStore, DynTransport};
 use crate::metrics::Metrics;
@@ -77,7 +80,7 @@ pub(crate) enum Note {
         digest: Digest,
         reply: oneshot::Sender<Option<SwarmStats>>,
     },
-    /// End: answered when the tracker was told.
+    /// End: answered when the tracker is being told and the peers that were met are kept.
     Stop { reply: oneshot::Sender<()> },
 }
 
@@ -106,16 +109,20 @@ pub(crate) struct Parts {
     pub(crate) discovery: Arc<dyn DynDiscovery>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: Tasks,
+    /// Where the peers that were met are kept.
+    pub(crate) peers: Option<PeersFile>,
 }
 
 /// Notes that may wait for the driver; whoever has more to say waits.
 const INBOX: usize = 1024;
 
-/// Pieces being verified and written at once, and pieces read for sending at once.
-const STORING: usize = 8;
+/// Pieces being verified and written at once. One blob may take half of it: then a small one's do
+/// not wait behind all of a large one's.
+const STORING: u64 = 16;
 /// Room for pieces between their arrival and their write, in KiB.
 const ARRIVALS: usize = 128 << 10;
-const SENDING: usize = 32;
+/// Room for pieces between their read and the network, in bytes. One blob may take half of it.
+const SENDING: u64 = 128 << 20;
 
 /// Starts the driver and the task that accepts connections.
 pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
@@ -129,6 +136,7 @@ pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
     );
     let tasks = parts.tasks.clone();
     tasks.spawn(accept(parts.transport.clone(), notes.clone()));
+    tasks.spawn(parts.transport.throttle().clone().run());
     let driver = Driver {
         clock,
         scheduler,
@@ -138,8 +146,8 @@ pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
         next_conn: 0,
         blobs: HashMap::new(),
         payload: None,
-        storing: Arc::new(Semaphore::new(STORING)),
-        buffers: Arc::new(Semaphore::new(SENDING)),
+        storing: Rooms::new(STORING),
+        buffers: Rooms::new(SENDING),
         arrivals: Arc::new(Semaphore::new(ARRIVALS)),
         stopping: None,
     };
@@ -173,14 +181,19 @@ struct Driver {
     blobs: HashMap<Digest, Blob>,
     /// The bytes that came with the input being handled.
     payload: Option<(Bytes, OwnedSemaphorePermit)>,
-    storing: Arc<Semaphore>,
-    buffers: Arc<Semaphore>,
+    storing: Rooms,
+    buffers: Rooms,
     arrivals: Arc<Semaphore>,
     stopping: Option<oneshot::Sender<()>>,
 }
 
 impl Driver {
     async fn run(mut self, mut inbox: mpsc::Receiver<Note>) {
+        if let Some(file) = &mut self.parts.peers {
+            let peers = file.load().await;
+            self.input(Input::Known { peers });
+        }
+        let mut save = tokio::time::interval(SAVE_EVERY);
         loop {
             let wake = self
                 .scheduler
@@ -192,12 +205,23 @@ impl Driver {
                     None => break,
                 },
                 () = sleep_until(wake) => self.scheduler.handle_timeout(self.clock.now()),
+                _ = save.tick() => self.save_peers(),
             }
             self.perform_all();
             if let Some(reply) = self.stopping.take() {
+                if let Some(file) = &mut self.parts.peers {
+                    let peers = self.scheduler.known_peers().cloned();
+                    file.finish(peers.collect()).await;
+                }
                 let _ = reply.send(());
                 break;
             }
+        }
+    }
+
+    fn save_peers(&mut self) {
+        if let Some(file) = &mut self.parts.peers {
+            file.save(self.scheduler.known_peers().cloned().collect());
         }
     }
 
@@ -368,16 +392,13 @@ impl Driver {
                 conn,
                 digest,
                 piece,
-            } => self.send_piece(conn, digest, piece),
+                first,
+            } => self.send_piece(conn, digest, piece, first),
             Action::CancelPiece {
                 conn,
                 digest,
                 piece,
-            } => {
-                if let Some(link) = self.links.get(&conn) {
-                    link.cancel_piece(digest, piece);
-                }
-            }
+            } => self.cancel_piece(conn, digest, piece),
             Action::Store {
                 conn,
                 digest,
@@ -415,7 +436,7 @@ impl Driver {
         }
     }
 
-    fn send_piece(&self, conn: ConnId, digest: Digest, piece: u32) {
+    fn send_piece(&self, conn: ConnId, digest: Digest, piece: u32, first: bool) {
         let (Some(link), Some(blob)) = (self.links.get(&conn), self.blobs.get(&digest)) else {
             return;
         };
@@ -425,7 +446,23 @@ impl Driver {
             piece,
             offset,
             len: blob.meta.piece_size(piece),
+            first,
         });
+    }
+
+    fn cancel_piece(&mut self, conn: ConnId, digest: Digest, piece: u32) {
+        let link = self.links.get(&conn);
+        if link.is_some_and(|link| link.cancel_piece(digest, piece)) {
+            let sent = false;
+            let input = Input::PieceSent {
+                digest,
+                piece,
+                conn,
+                sent,
+            };
+            // What follows from it is performed with the rest.
+            self.scheduler.handle(self.clock.now(), input);
+        }
     }
 
     fn store(&mut self, conn: ConnId, digest: Digest, piece: u32) {
@@ -440,7 +477,7 @@ impl Driver {
         );
         let metrics = self.parts.metrics.clone();
         self.task(async move {
-            let _permit = storing.acquire().await;
+            let _permit = storing.acquire(digest, 1).await;
             // Kept until the bytes are written or given up.
             let _room = room;
             let check = tokio::task::spawn_blocking(move || {

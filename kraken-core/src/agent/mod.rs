@@ -2,8 +2,12 @@
 
 mod builder;
 pub(crate) mod driver;
+mod limits;
 mod link;
+pub(crate) mod peers;
 mod reader;
+mod rooms;
+mod uploads;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +19,7 @@ use kraken_storage::BlobStatus;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::builder::AgentBuilder;
+pub use self::limits::Limits;
 pub use self::reader::BlobReader;
 use crate::dynamic::{DynDiscovery, DynStore, DynTransport};
 use crate::error::{OpenError, ReadError};
@@ -68,6 +73,16 @@ impl Agent {
     /// What this host counts.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
+    }
+
+    /// How much of the network this host may take.
+    pub fn limits(&self) -> Limits {
+        Limits::of(self.inner.transport.throttle())
+    }
+
+    /// Changes the limits from now on, while transfers run.
+    pub fn set_limits(&self, limits: Limits) {
+        limits.apply(self.inner.transport.throttle());
     }
 
     /// Opens a blob of no particular namespace: see [`Agent::open_in`].

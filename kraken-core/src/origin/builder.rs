@@ -8,7 +8,7 @@ use kraken_net::origin::OriginClient;
 use kraken_net::{Discovery, DiscoveryError, Transport};
 use kraken_proto::{
     AnnounceReply, AnnounceRequest, Config, Digest, Member, MetaInfo, Namespace, PeerInfo,
-    PeerRole, Ring,
+    PeerRole, Ring, Zone,
 };
 use kraken_storage::queue::DurableQueue;
 use kraken_storage::{Backend, UploadStore};
@@ -16,6 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Notify;
 
 use super::{Inner, Origin};
+use crate::agent::Limits;
 use crate::agent::driver::{self, Parts};
 use crate::dynamic::{DynBackend, DynStore, DynTransport, DynUploadStore};
 use crate::metrics::Metrics;
@@ -43,7 +44,9 @@ pub struct OriginBuilder {
     http: Option<HttpClient>,
     replicas: usize,
     config: Config,
+    limits: Limits,
     advertise: Option<SocketAddr>,
+    zone: Option<Zone>,
 }
 
 impl OriginBuilder {
@@ -66,7 +69,9 @@ impl OriginBuilder {
             http: None,
             replicas: 3,
             config: Config::origin(),
+            limits: Limits::NONE,
             advertise: None,
+            zone: None,
         }
     }
 
@@ -90,9 +95,23 @@ impl OriginBuilder {
         self
     }
 
+    /// How much of the network to take for peers; [`Limits::NONE`] by default, and changed later
+    /// with [`Origin::set_limits`]. Pushes, replicas and the backend are not limited.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// The address that peers are told to dial; the transport's own by default.
     pub fn advertise(mut self, addr: SocketAddr) -> Self {
         self.advertise = Some(addr);
+        self
+    }
+
+    /// Where in the network this origin stands, such as its rack; nowhere by default. Trackers
+    /// tell it to agents, and hand out the owners of a blob alike wherever they are.
+    pub fn zone(mut self, zone: Zone) -> Self {
+        self.zone = Some(zone);
         self
     }
 
@@ -129,8 +148,10 @@ impl OriginBuilder {
             id: self.transport.local_id(),
             addr,
             role: PeerRole::Origin,
+            zone: self.zone,
         };
         let (tasks, metrics) = (Tasks::default(), Arc::new(Metrics::new()));
+        self.limits.apply(self.transport.throttle());
         let notes = driver::start(Parts {
             local: local.clone(),
             config: self.config,
@@ -140,6 +161,7 @@ impl OriginBuilder {
             discovery: Arc::new(Silent),
             metrics: metrics.clone(),
             tasks: tasks.clone(),
+            peers: None,
         });
         let inner = Arc::new(Inner {
             local,

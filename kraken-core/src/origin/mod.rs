@@ -21,6 +21,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 pub use self::builder::{OriginBuilder, RingMember};
+use crate::agent::Limits;
 use crate::agent::driver::Note;
 use crate::dynamic::{DynBackend, DynTransport, DynUploadStore};
 use crate::metrics::Metrics;
@@ -78,6 +79,16 @@ impl Origin {
     /// What this origin counts.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
+    }
+
+    /// How much of the network it may take for peers.
+    pub fn limits(&self) -> Limits {
+        Limits::of(self.inner.transport.throttle())
+    }
+
+    /// Changes the limits from now on, while transfers run.
+    pub fn set_limits(&self, limits: Limits) {
+        limits.apply(self.inner.transport.throttle());
     }
 
     /// How many blobs it began to read from its backend.

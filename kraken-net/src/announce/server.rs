@@ -17,8 +17,8 @@ use super::METAINFO_TYPE;
 use crate::http::error::{ApiError, unknown_method, unknown_path};
 use crate::http::path::{self, Params};
 
-/// The longest announce: 256 blobs of at most 255 bytes of namespace, 71 of digest and some 80
-/// around them make 104 KiB.
+/// The longest announce: 256 blobs of at most 255 bytes of namespace, 71 of digest and some 150
+/// around them make 119 KiB.
 const MAX_ANNOUNCE: usize = 256 << 10;
 
 /// What a tracker does.

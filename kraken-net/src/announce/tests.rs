@@ -82,12 +82,15 @@ fn announce(numbers: std::ops::Range<u32>) -> AnnounceRequest {
         digest: Digest::of(&blob(number)),
         state: AnnounceState::Leeching,
         links: 0,
+        progress: None,
+        needy: false,
     });
     AnnounceRequest {
         peer: PeerInfo {
             id: PeerId::from_bytes([7; 32]),
             addr: "10.0.0.1:7600".parse().unwrap(),
             role: PeerRole::Agent,
+            zone: None,
         },
         blobs: blobs.collect(),
     }

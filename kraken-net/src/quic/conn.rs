@@ -10,10 +10,11 @@ use kraken_proto::wire::codec;
 use kraken_proto::{Message, PeerId};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
 
+use super::endpoint;
 use super::frame::{self, FrameError};
-use super::stats::Counters;
-use crate::transport::{Frame, MAX_PIECES_IN_FLIGHT, NetError, PeerConn};
+use crate::transport::{Frame, MAX_PIECES_IN_FLIGHT, NetError, PeerConn, SEND_STALL};
 
 /// Control messages overtake pieces that wait in the same connection.
 const CONTROL_PRIORITY: i32 = 1;
@@ -52,7 +53,7 @@ struct Shared {
     conn: Connection,
     peer: PeerId,
     remote: SocketAddr,
-    counters: Arc<Counters>,
+    endpoint: endpoint::Shared,
     /// The rule that the other side broke.
     broken: OnceLock<String>,
     /// Pieces that wait for [`PeerConn::recv`].
@@ -66,13 +67,13 @@ impl QuicConn {
         conn: Connection,
         peer: PeerId,
         (control_send, control_recv): (SendStream, RecvStream),
-        counters: Arc<Counters>,
+        endpoint: endpoint::Shared,
     ) -> Self {
         let shared = Arc::new(Shared {
             peer,
             remote: canonical(conn.remote_address()),
             conn,
-            counters,
+            endpoint,
             broken: OnceLock::new(),
             undelivered: AtomicUsize::new(0),
         });
@@ -153,21 +154,36 @@ impl fmt::Debug for QuicConn {
 
 impl Shared {
     async fn send_piece(&self, frame: Frame) -> Result<(), NetError> {
-        let stream = self.conn.open_uni().await.map_err(|_| self.error())?;
+        let Message::Piece { digest, .. } = frame.message else {
+            return Err(NetError::Local("a message on a piece's stream".to_string()));
+        };
+        let passage = self.endpoint.throttle.upload().piece(digest, frame.first);
+        let mut rest = frame.payload;
+        // The stream opens with the first bytes that may go: receivers time out silent ones.
+        let mut chunk = rest.split_to(rest.len().min(passage.chunk()));
+        passage.pass(chunk.len()).await;
+        let opened = self.in_time(self.conn.open_uni()).await?;
         let mut stream = PieceStream {
-            stream,
+            stream: opened.map_err(|_| self.error())?,
             finished: false,
         };
         let header = Bytes::from(codec::encode(&frame.message));
-        let written = stream
-            .stream
-            .write_all_chunks(&mut [header, frame.payload])
-            .await;
-        match written {
-            Ok(()) => {
-                stream.finished = stream.stream.finish().is_ok();
-                Ok(())
+        self.write(&mut stream, header).await?;
+        loop {
+            self.write(&mut stream, chunk).await?;
+            if rest.is_empty() {
+                break;
             }
+            chunk = rest.split_to(rest.len().min(passage.chunk()));
+            passage.pass(chunk.len()).await;
+        }
+        stream.finished = stream.stream.finish().is_ok();
+        Ok(())
+    }
+
+    async fn write(&self, stream: &mut PieceStream, bytes: Bytes) -> Result<(), NetError> {
+        match self.in_time(stream.stream.write_chunk(bytes)).await? {
+            Ok(()) => Ok(()),
             Err(quinn::WriteError::Stopped(_)) => {
                 // Receivers read every piece to its end or close the connection.
                 self.breach("a piece was refused in the middle");
@@ -175,6 +191,14 @@ impl Shared {
             }
             Err(_) => Err(self.error()),
         }
+    }
+
+    /// Waits until the peer takes something. One that takes nothing is left.
+    async fn in_time<T>(&self, taken: impl Future<Output = T>) -> Result<T, NetError> {
+        timeout(SEND_STALL, taken).await.map_err(|_| {
+            self.close(code::NORMAL, "silent");
+            self.error()
+        })
     }
 
     async fn write_control(
@@ -243,9 +267,11 @@ impl Shared {
         permit: OwnedSemaphorePermit,
         deliveries: mpsc::Sender<Delivery>,
     ) {
-        // Pieces that nobody takes fill the connection's window: then the peer cannot send.
-        let blame = || self.undelivered.load(Ordering::Relaxed) == 0;
-        match frame::piece(&mut stream, blame).frame().await {
+        // Pieces that nobody takes, or that wait at the gate, fill the connection's window: then the
+        // peer cannot send.
+        let gate = self.endpoint.throttle.download();
+        let blame = || self.undelivered.load(Ordering::Relaxed) == 0 && !gate.is_limited();
+        match frame::piece(&mut stream, blame).frame(gate).await {
             Ok(frame) => {
                 self.undelivered.fetch_add(1, Ordering::Relaxed);
                 // Fails when the handle is gone, and with it whoever wanted the piece.
@@ -262,7 +288,7 @@ impl Shared {
     /// Closes the connection because the other side broke a rule.
     fn breach(&self, what: &str) {
         if self.conn.close_reason().is_none() && self.broken.set(what.to_string()).is_ok() {
-            self.counters.protocol_errors.add();
+            self.endpoint.counters.protocol_errors.add();
             tracing::warn!(peer = ?self.peer, remote = %self.remote, what, "closing: the peer broke the protocol");
             self.close(code::PROTOCOL, what);
         }

@@ -20,6 +20,7 @@ use super::frame::{self, FrameError, PREAMBLE};
 use super::stats::{Counters, QuicStats};
 use super::tls;
 use crate::identity::{Identity, peer_id_of};
+use crate::throttle::Throttle;
 use crate::transport::{MAX_PIECES_IN_FLIGHT, NetError, Transport};
 
 /// How long a handshake may take, both when we dial and when others do: three losses of the first
@@ -59,7 +60,14 @@ struct Inner {
     local_id: PeerId,
     local_addr: SocketAddr,
     accepted: Mutex<mpsc::Receiver<QuicConn>>,
-    counters: Arc<Counters>,
+    shared: Shared,
+}
+
+/// What all connections of an endpoint have in common.
+#[derive(Clone, Default)]
+pub(super) struct Shared {
+    pub(super) counters: Arc<Counters>,
+    pub(super) throttle: Throttle,
 }
 
 impl Quic {
@@ -90,9 +98,9 @@ impl Quic {
         )
         .map_err(cannot)?;
         let local_addr = endpoint.local_addr().map_err(cannot)?;
-        let counters = Arc::new(Counters::default());
+        let shared = Shared::default();
         let (backlog, accepted) = mpsc::channel(BACKLOG);
-        tokio::spawn(accept_all(endpoint.clone(), backlog, counters.clone()));
+        tokio::spawn(accept_all(endpoint.clone(), backlog, shared.clone()));
         Ok(Self {
             inner: Arc::new(Inner {
                 endpoint,
@@ -100,14 +108,14 @@ impl Quic {
                 local_id: identity.peer_id(),
                 local_addr,
                 accepted: Mutex::new(accepted),
-                counters,
+                shared,
             }),
         })
     }
 
     /// What has happened since it was bound.
     pub fn stats(&self) -> QuicStats {
-        self.inner.counters.snapshot()
+        self.inner.shared.counters.snapshot()
     }
 
     /// Waits until every connection has ended, so that the other sides hear the reasons. Call it
@@ -135,13 +143,17 @@ impl Transport for Quic {
                 let silence = HANDSHAKE_TIMEOUT.as_secs();
                 Err(dial_error(peer, format!("no answer within {silence} s")))
             })?;
-        self.inner.counters.dialed.add();
+        self.inner.shared.counters.dialed.add();
         Ok(conn)
     }
 
     async fn accept(&self) -> Result<QuicConn, NetError> {
         let next = self.inner.accepted.lock().await.recv().await;
         next.ok_or(NetError::Closed)
+    }
+
+    fn throttle(&self) -> &Throttle {
+        &self.inner.shared.throttle
     }
 
     fn close(&self) {
@@ -195,8 +207,8 @@ impl Inner {
             Some(error) => failed(error),
             None => dial_error(peer, reason),
         })?;
-        let counters = self.counters.clone();
-        Ok(QuicConn::start(conn.keep(), found, (send, recv), counters))
+        let shared = self.shared.clone();
+        Ok(QuicConn::start(conn.keep(), found, (send, recv), shared))
     }
 
     fn close(&self) {
@@ -211,7 +223,7 @@ impl Drop for Inner {
 }
 
 /// Takes up every attempt at once; the handshakes run beside each other, so none blocks the rest.
-async fn accept_all(endpoint: Endpoint, backlog: mpsc::Sender<QuicConn>, counters: Arc<Counters>) {
+async fn accept_all(endpoint: Endpoint, backlog: mpsc::Sender<QuicConn>, shared: Shared) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some(incoming) = endpoint.accept().await {
         let crowded = handshakes.available_permits() < MAX_HANDSHAKES / 2;
@@ -220,12 +232,12 @@ async fn accept_all(endpoint: Endpoint, backlog: mpsc::Sender<QuicConn>, counter
             continue;
         }
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            counters.refused.add();
+            shared.counters.refused.add();
             incoming.refuse();
             continue;
         };
-        let (backlog, counters) = (backlog.clone(), counters.clone());
-        tokio::spawn(accept_one(incoming, permit, backlog, counters));
+        let (backlog, shared) = (backlog.clone(), shared.clone());
+        tokio::spawn(accept_one(incoming, permit, backlog, shared));
     }
 }
 
@@ -233,10 +245,11 @@ async fn accept_one(
     incoming: Incoming,
     _permit: OwnedSemaphorePermit,
     backlog: mpsc::Sender<QuicConn>,
-    counters: Arc<Counters>,
+    shared: Shared,
 ) {
     let remote = canonical(incoming.remote_address());
-    let outcome = timeout(HANDSHAKE_TIMEOUT, shake(incoming, counters.clone()))
+    let counters = shared.counters.clone();
+    let outcome = timeout(HANDSHAKE_TIMEOUT, shake(incoming, shared))
         .await
         .unwrap_or_else(|_| Err("it stalled".to_string()));
     match outcome {
@@ -255,7 +268,7 @@ async fn accept_one(
     }
 }
 
-async fn shake(incoming: Incoming, counters: Arc<Counters>) -> Result<QuicConn, String> {
+async fn shake(incoming: Incoming, shared: Shared) -> Result<QuicConn, String> {
     let conn = incoming.accept().map_err(|error| reason_of(&error))?;
     let conn = CloseOnDrop(Some(conn.await.map_err(|error| reason_of(&error))?));
     let peer = proved_id(conn.get())?;
@@ -265,7 +278,7 @@ async fn shake(incoming: Incoming, counters: Arc<Counters>) -> Result<QuicConn, 
         .await
         .map_err(|error| reason_of(&error))?;
     greet(&mut send, &mut recv).await?;
-    Ok(QuicConn::start(conn.keep(), peer, (send, recv), counters))
+    Ok(QuicConn::start(conn.keep(), peer, (send, recv), shared))
 }
 
 /// Exchanges the empty frames that begin the control stream.

@@ -10,6 +10,7 @@ use quinn::RecvStream;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
+use crate::throttle::{Gate, Passage};
 use crate::transport::Frame;
 
 /// How long a piece may stand still while its connection lives. A request is repeated elsewhere
@@ -73,19 +74,22 @@ impl<F: Fn() -> bool> FrameReader<'_, F> {
         }
     }
 
-    /// A whole piece: its message, the bytes and the end.
-    pub(super) async fn frame(&mut self) -> Result<Frame, FrameError> {
+    /// A whole piece: its message, the bytes and the end. What is not read for the gate's sake
+    /// stays in the stream's window, and so with the sender.
+    pub(super) async fn frame(&mut self, gate: &Gate) -> Result<Frame, FrameError> {
         let message = codec::decode(&self.body().await?).map_err(protocol)?;
-        let Message::Piece { len, .. } = message else {
+        let Message::Piece { digest, len, .. } = message else {
             return Err(protocol("only pieces travel on streams of their own"));
         };
-        let payload = self.exactly(len as usize, "a piece").await?;
+        let passage = gate.piece(digest, false);
+        let payload = self.paced(len as usize, "a piece", Some(&passage)).await?;
         if self.some(&mut Vec::with_capacity(1), 1).await? > 0 {
             return Err(protocol(format!("a piece of {len} bytes goes on")));
         }
         Ok(Frame {
             message,
             payload: Bytes::from(payload),
+            first: false,
         })
     }
 
@@ -97,17 +101,31 @@ impl<F: Fn() -> bool> FrameReader<'_, F> {
     }
 
     async fn exactly(&mut self, len: usize, what: &str) -> Result<Vec<u8>, FrameError> {
+        self.paced(len, what, None).await
+    }
+
+    async fn paced(
+        &mut self,
+        len: usize,
+        what: &str,
+        passage: Option<&Passage>,
+    ) -> Result<Vec<u8>, FrameError> {
         let mut bytes = Vec::with_capacity(len.min(FIRST_ROOM));
         while bytes.len() < len {
             if bytes.len() == bytes.capacity() {
                 bytes.reserve_exact(bytes.len().min(len - bytes.len()));
             }
             let room = bytes.capacity().min(len) - bytes.len();
-            if self.some(&mut bytes, room).await? == 0 {
+            let room = room.min(passage.map_or(room, Passage::chunk));
+            let read = self.some(&mut bytes, room).await?;
+            if read == 0 {
                 let found = bytes.len();
                 return Err(protocol(format!(
                     "{what} of {len} bytes ended after {found}"
                 )));
+            }
+            if let Some(passage) = passage {
+                passage.pass(read).await;
             }
         }
         Ok(bytes)

@@ -27,6 +27,7 @@ fn bind(identity: &Identity) -> (Quic, PeerInfo) {
         id: quic.local_id(),
         addr: quic.local_addr(),
         role: PeerRole::Agent,
+        zone: None,
     };
     (quic, info)
 }
@@ -54,6 +55,7 @@ fn piece(index: u32, payload: Bytes) -> Frame {
     Frame {
         message: announced(index, payload.len()),
         payload,
+        first: false,
     }
 }
 
@@ -205,6 +207,7 @@ async fn closing_the_endpoint_ends_everything() {
         id: acceptor.local_id(),
         addr: acceptor.local_addr(),
         role: PeerRole::Origin,
+        zone: None,
     };
     dialer.close();
     assert!(matches!(dialer.accept().await, Err(NetError::Closed)));
@@ -454,4 +457,30 @@ async fn a_reset_piece_is_no_breach() {
     control.write_all(&frame).await.unwrap();
     assert_eq!(theirs.recv().await.unwrap(), request(9));
     assert_eq!(acceptor.stats().protocol_errors, 0);
+}
+
+#[tokio::test]
+async fn a_limit_holds_pieces_up_and_not_messages() {
+    let pair = pair().await;
+    let (ours, theirs) = (Arc::new(pair.ours), pair.theirs);
+    let bytes = Bytes::from(vec![7; 1_000_000]);
+    let (upload, download) = (pair.dialer.throttle(), pair.acceptor.throttle());
+    tokio::spawn(upload.clone().run());
+    tokio::spawn(download.clone().run());
+    for gate in [upload.upload(), download.download()] {
+        // Seventeen minutes for the piece: the message behind it is first.
+        let before = gate.passed();
+        gate.set_rate(std::num::NonZeroU64::new(1000));
+        let sending = (ours.clone(), piece(1, bytes.clone()));
+        let sending = tokio::spawn(async move { sending.0.send(sending.1).await });
+        ours.send(request(7)).await.unwrap();
+        assert_eq!(theirs.recv().await.unwrap(), request(7));
+        let passed = gate.passed() - before;
+        assert!(passed < 100_000, "{passed}");
+        gate.set_rate(None);
+        assert_eq!(theirs.recv().await.unwrap(), piece(1, bytes.clone()));
+        sending.await.unwrap().unwrap();
+    }
+    assert_eq!(upload.upload().passed(), 2_000_000);
+    assert_eq!(download.download().passed(), 2_000_000);
 }

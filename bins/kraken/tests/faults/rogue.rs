@@ -86,12 +86,15 @@ fn seeding(quic: &Quic, digest: Digest) -> AnnounceRequest {
             id: quic.local_id(),
             addr: quic.local_addr(),
             role: PeerRole::Agent,
+            zone: None,
         },
         blobs: vec![AnnounceBlob {
             namespace: namespace(),
             digest,
             state: AnnounceState::Seeding,
             links: 0,
+            progress: None,
+            needy: false,
         }],
     }
 }
@@ -105,7 +108,11 @@ async fn accept(quic: Quic, meta: MetaInfo, asked: Arc<AtomicU64>) {
 /// Says that it has everything, and sends bytes of the right length and no other merit.
 async fn lie(conn: impl PeerConn, meta: MetaInfo, asked: Arc<AtomicU64>) -> Result<(), NetError> {
     let role = PeerRole::Agent;
-    conn.send(Frame::control(Message::Hello { role })).await?;
+    conn.send(Frame::control(Message::Hello {
+        role,
+        contact: None,
+    }))
+    .await?;
     loop {
         match conn.recv().await?.message {
             Message::Subscribe { digest, .. } if digest == meta.digest() => {
@@ -122,6 +129,7 @@ async fn lie(conn: impl PeerConn, meta: MetaInfo, asked: Arc<AtomicU64>) -> Resu
                 let frame = Frame {
                     message: Message::Piece { digest, piece, len },
                     payload: Bytes::from(vec![0x66; len as usize]),
+                    first: false,
                 };
                 conn.send(frame).await?;
             }

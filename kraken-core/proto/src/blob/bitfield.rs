@@ -69,6 +69,11 @@ impl Bitfield {
         held
     }
 
+    /// Whether no piece is in both sets.
+    pub fn is_disjoint(&self, other: &Self) -> bool {
+        self.bits.is_disjoint(&other.bits)
+    }
+
     /// The pieces in the set, in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.bits

@@ -48,21 +48,39 @@ impl Bucket {
         }
     }
 
+    /// Changes rate and burst from now on, the bucket being as full, or as deep in debt, as it was:
+    /// a change lets nothing through by itself, and nobody pays again for what went before.
+    ///
+    /// A bucket that holds more than the new burst loses the excess. What [`Bucket::take`] has
+    /// promised stays promised.
+    pub fn set_rate(&mut self, now: Timestamp, rate: NonZeroU64, burst: u64) {
+        let debt = self
+            .paid_at
+            .saturating_sub(u128::from(now.as_nanos()) * self.rate);
+        let burst = u128::from(burst) * BYTE;
+        self.rate = u128::from(rate.get());
+        let debt = debt.saturating_add(burst).saturating_sub(self.burst);
+        self.paid_at = (u128::from(now.as_nanos()) * self.rate).saturating_add(debt);
+        self.burst = burst;
+    }
+
     /// Takes `bytes` for good and says when the caller may proceed: `None` is now. Callers are
     /// served in the order in which they ask.
     #[must_use = "the bytes are charged: proceed, but not before that moment"]
     pub fn take(&mut self, now: Timestamp, bytes: u64) -> Option<Timestamp> {
-        let (paid_at, may) = self.quote(now, bytes);
+        let (paid_at, may) = self.quote(now, bytes, self.burst);
         self.paid_at = paid_at;
         (may > now).then_some(may)
     }
 
-    /// Takes `bytes` if the caller may proceed now; charges nothing otherwise.
+    /// Takes `bytes` if the caller may proceed now; charges nothing otherwise. More than the burst
+    /// may proceed when the bucket is full, and leaves it in debt: it would never hold as much.
     ///
     /// # Errors
     /// The moment from which on it would succeed, if nobody else takes anything before.
     pub fn try_take(&mut self, now: Timestamp, bytes: u64) -> Result<(), Timestamp> {
-        let (paid_at, may) = self.quote(now, bytes);
+        let cost = u128::from(bytes) * BYTE;
+        let (paid_at, may) = self.quote(now, bytes, self.burst.max(cost));
         if may > now {
             return Err(may);
         }
@@ -70,11 +88,12 @@ impl Bucket {
         Ok(())
     }
 
-    /// When the debt with `bytes` would be paid, and when these bytes may go.
-    fn quote(&self, now: Timestamp, bytes: u64) -> (u128, Timestamp) {
+    /// When the debt with `bytes` would be paid, and when these bytes may go: as soon as no more
+    /// than `credit` of it is left.
+    fn quote(&self, now: Timestamp, bytes: u64, credit: u128) -> (u128, Timestamp) {
         let start = self.paid_at.max(u128::from(now.as_nanos()) * self.rate);
         let paid_at = start.saturating_add(u128::from(bytes) * BYTE);
-        let nanos = paid_at.saturating_sub(self.burst).div_ceil(self.rate);
+        let nanos = paid_at.saturating_sub(credit).div_ceil(self.rate);
         let may = Timestamp::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         (paid_at, may)
     }
@@ -127,10 +146,54 @@ mod tests {
     }
 
     #[test]
+    fn a_try_longer_than_the_burst_waits_for_a_full_bucket_and_leaves_a_debt() {
+        let mut bucket = bucket(1000, 100);
+        assert_eq!(bucket.try_take(millis(0), 50), Ok(()));
+        assert_eq!(bucket.try_take(millis(0), 300), Err(millis(50)));
+        assert_eq!(bucket.try_take(millis(50), 300), Ok(()));
+        assert_eq!(bucket.try_take(millis(50), 1), Err(millis(251)));
+    }
+
+    #[test]
+    fn a_change_of_the_rate_keeps_what_is_there() {
+        let new = |rate| NonZeroU64::new(rate).unwrap();
+        // Full: twice the burst has to be earned.
+        let mut bucket = bucket(1000, 100);
+        bucket.set_rate(millis(0), new(2000), 200);
+        assert_eq!(bucket.try_take(millis(0), 100), Ok(()));
+        assert_eq!(bucket.try_take(millis(0), 100), Err(millis(50)));
+        // Half full, and slower from now on.
+        bucket.set_rate(millis(25), new(10), 200);
+        assert_eq!(bucket.try_take(millis(25), 51), Err(millis(125)));
+        assert_eq!(bucket.try_take(millis(25), 50), Ok(()));
+        // A debt is a number of bytes, and is paid at the new rate.
+        assert_eq!(bucket.take(millis(25), 10), Some(millis(1025)));
+        bucket.set_rate(millis(25), new(1000), 10);
+        assert_eq!(bucket.try_take(millis(25), 1), Err(millis(36)));
+    }
+
+    #[test]
+    fn a_rate_set_again_and_again_lets_nothing_more_through() {
+        let mut bucket = bucket(1_000_000, 10_000);
+        let rate = NonZeroU64::new(1_000_000).unwrap();
+        let mut sum = 0;
+        for now in 0..1000 {
+            while bucket.try_take(millis(now), 500).is_ok() {
+                sum += 500;
+            }
+            bucket.set_rate(millis(now), NonZeroU64::MIN, 1);
+            bucket.set_rate(millis(now), rate, 10_000);
+        }
+        assert!((990_000..=1_010_000).contains(&sum), "{sum}");
+    }
+
+    #[test]
     fn extremes_do_not_overflow() {
         let mut slow = bucket(1, 0);
         let never = slow.take(millis(0), u64::MAX).unwrap();
         assert_eq!(never.as_nanos(), u64::MAX);
+        assert!(slow.take(millis(1), u64::MAX).is_some());
+        slow.set_rate(Timestamp::from_nanos(u64::MAX), NonZeroU64::MAX, u64::MAX);
         assert!(slow.take(millis(1), u64::MAX).is_some());
         let mut fast = bucket(u64::MAX, u64::MAX);
         assert_eq!(fast.take(millis(0), u64::MAX / 2), None);

@@ -21,7 +21,8 @@ pub(crate) struct Rarest {
     slots: Vec<u32>,
     /// The open pieces by count.
     buckets: Vec<Vec<u32>>,
-    open: u32,
+    /// The open pieces once more, to compare them with what a neighbour has.
+    open: Bitfield,
 }
 
 const CLOSED: u32 = u32::MAX;
@@ -34,7 +35,7 @@ impl Rarest {
             counts: vec![0; len],
             slots: vec![CLOSED; len],
             buckets: vec![Vec::new()],
-            open: 0,
+            open: Bitfield::empty(have.len()),
         };
         have.missing().for_each(|piece| rarest.open(piece));
         rarest
@@ -42,7 +43,12 @@ impl Rarest {
 
     /// How many pieces are open.
     pub(crate) fn open_count(&self) -> u32 {
-        self.open
+        self.open.count()
+    }
+
+    /// Whether no open piece is in `have`.
+    pub(crate) fn has_none_of(&self, have: &Bitfield) -> bool {
+        self.open.is_disjoint(have)
     }
 
     /// Whether `piece` is missing and asked of nobody.
@@ -62,7 +68,7 @@ impl Rarest {
     pub(crate) fn open(&mut self, piece: u32) {
         if self.slots[piece as usize] == CLOSED {
             self.put(piece);
-            self.open += 1;
+            self.open.insert(piece);
         }
     }
 
@@ -70,7 +76,7 @@ impl Rarest {
     pub(crate) fn close(&mut self, piece: u32) {
         if self.is_open(piece) {
             self.take(piece);
-            self.open -= 1;
+            self.open.remove(piece);
         }
     }
 

@@ -55,6 +55,11 @@ impl Window {
         }
     }
 
+    /// Whether nobody reads.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.readers.is_empty()
+    }
+
     /// The pieces up to `depth` ahead of each reader, nearest first.
     pub(crate) fn ahead(&self, depth: u32) -> impl Iterator<Item = u32> + '_ {
         (0..depth).flat_map(|step| {

@@ -27,6 +27,9 @@ pub enum Action {
         digest: Digest,
         /// Which piece.
         piece: u32,
+        /// Before all pieces for which this is not set: the peer has hardly anything yet, and has
+        /// nothing to give to others until it has.
+        first: bool,
     },
     /// The peer no longer wants a piece: do not send it if that has not begun.
     CancelPiece {

@@ -129,6 +129,13 @@ impl Announces {
         self.wait(digest);
     }
 
+    /// Whether the last announce of the blob came to nothing.
+    pub(crate) fn is_failing(&self, digest: Digest) -> bool {
+        self.blobs
+            .get(&digest)
+            .is_some_and(|entry| entry.failures > 0)
+    }
+
     /// When something is due next.
     pub(crate) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         let left = (!self.left.is_empty()).then_some(now);

@@ -35,6 +35,8 @@ pub(crate) struct Conn {
     up_at: Timestamp,
     /// Known once the peer has said hello.
     pub(crate) role: Option<PeerRole>,
+    /// How others reach the peer, when it has said so.
+    pub(crate) info: Option<PeerInfo>,
     /// The blobs to greet the peer with once it has said hello.
     pub(crate) wanted: BTreeSet<Digest>,
     /// The swarms that use it.
@@ -149,6 +151,7 @@ impl Conns {
             dialled,
             up_at: now,
             role: None,
+            info: None,
             wanted,
             swarms,
             idle_since: now,
@@ -257,6 +260,7 @@ mod tests {
             id: LARGE,
             addr: "127.0.0.1:1".parse().unwrap(),
             role: PeerRole::Agent,
+            zone: None,
         };
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         assert!(conns.want(&peer, a));

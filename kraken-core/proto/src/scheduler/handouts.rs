@@ -6,16 +6,17 @@ use super::Scheduler;
 use crate::blob::digest::Digest;
 use crate::peer::{PeerId, PeerInfo, PeerRole};
 use crate::scheduler::action::Action;
+use crate::scheduler::config::Config;
 use crate::swarm::Swarm;
 use crate::time::Timestamp;
-use crate::tracker::{AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState};
+use crate::tracker::{AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Progress};
 
 /// The tracker's interval is kept within these bounds, whatever it says.
 const INTERVAL_MIN: Duration = Duration::from_millis(200);
 const INTERVAL_MAX: Duration = Duration::from_secs(600);
 
 /// Origins that a host connects to per blob: one to draw from, one to fall back on.
-const ORIGINS_PER_BLOB: usize = 2;
+const ORIGINS_PER_BLOB: usize = 3;
 
 impl Scheduler {
     pub(super) fn announce_due(&mut self, now: Timestamp) {
@@ -31,11 +32,14 @@ impl Scheduler {
                         digest,
                         state,
                         links: 0,
+                        progress: None,
+                        needy: false,
                     }
                 })
                 .collect();
             for digest in self.announces.take_due(now, room) {
-                blobs.extend(self.swarms.get(&digest).map(announce_of));
+                let swarm = self.swarms.get(&digest);
+                blobs.extend(swarm.map(|swarm| announce_of(now, swarm, &self.config)));
             }
             if !blobs.is_empty() {
                 let request = AnnounceRequest {
@@ -51,12 +55,16 @@ impl Scheduler {
         let interval = Duration::from_millis(reply.interval_ms).clamp(INTERVAL_MIN, INTERVAL_MAX);
         for handout in &reply.handouts {
             self.meet(now, handout.digest, &handout.peers);
+            if let Some(swarm) = self.swarms.get_mut(&handout.digest) {
+                swarm.count_handout();
+            }
         }
         for digest in digests {
             let coming = self.conns.coming(*digest);
             let short = self.swarms.get(digest).is_some_and(|swarm| {
                 let links = swarm.degree(PeerRole::Agent) + swarm.degree(PeerRole::Origin);
-                !swarm.is_complete() && links + coming < self.config.target_degree
+                let few = links + coming < self.config.target_degree;
+                !swarm.is_complete() && (few || swarm.is_needy(now, &self.config))
             });
             self.announces
                 .answered(now, *digest, interval, short, &self.config);
@@ -71,7 +79,7 @@ impl Scheduler {
     }
 
     /// Connects to the peers of a handout, first come first, until the blob has enough.
-    fn meet(&mut self, now: Timestamp, digest: Digest, peers: &[PeerInfo]) {
+    pub(super) fn meet(&mut self, now: Timestamp, digest: Digest, peers: &[PeerInfo]) {
         for peer in peers {
             let Some(swarm) = self
                 .swarms
@@ -81,7 +89,7 @@ impl Scheduler {
                 return;
             };
             let (links, enough) = match peer.role {
-                PeerRole::Agent => (swarm.degree(peer.role), self.config.target_degree),
+                PeerRole::Agent => (swarm.degree(peer.role), self.dial_degree(now, swarm)),
                 PeerRole::Origin => (swarm.degree(peer.role), ORIGINS_PER_BLOB),
             };
             let coming = self.conns.coming_of(digest, peer.role);
@@ -95,7 +103,20 @@ impl Scheduler {
         }
     }
 
-    fn approach(&mut self, now: Timestamp, digest: Digest, peer: &PeerInfo) {
+    /// Up to how many neighbours to dial: few at first, because as many dial us; when these do not
+    /// come, more; and some on top when those that are there are of no use.
+    fn dial_degree(&self, now: Timestamp, swarm: &Swarm) -> usize {
+        let (first, target) = (self.config.dial_degree, self.config.target_degree);
+        if swarm.is_needy(now, &self.config) {
+            target.midpoint(self.config.max_degree)
+        } else if swarm.handouts() == 0 {
+            first
+        } else {
+            target.max(first)
+        }
+    }
+
+    pub(super) fn approach(&mut self, now: Timestamp, digest: Digest, peer: &PeerInfo) {
         if let Some(conn) = self.conns.of_peer(peer.id) {
             match self.conns.get_mut(conn) {
                 Some(it) if it.role.is_none() => drop(it.wanted.insert(digest)),
@@ -111,7 +132,7 @@ impl Scheduler {
     }
 }
 
-fn announce_of(swarm: &Swarm) -> AnnounceBlob {
+fn announce_of(now: Timestamp, swarm: &Swarm, config: &Config) -> AnnounceBlob {
     let links = swarm.degree(PeerRole::Agent);
     AnnounceBlob {
         namespace: swarm.spec().namespace.clone(),
@@ -122,5 +143,10 @@ fn announce_of(swarm: &Swarm) -> AnnounceBlob {
             AnnounceState::Leeching
         },
         links: u32::try_from(links).unwrap_or(u32::MAX),
+        progress: Some(Progress {
+            have: swarm.have().count(),
+            of: swarm.have().len(),
+        }),
+        needy: swarm.is_needy(now, config),
     }
 }

@@ -6,7 +6,7 @@ use crate::blob::bitfield::Bitfield;
 use crate::blob::digest::Digest;
 use crate::blob::metainfo::{MetaInfo, PieceLength};
 use crate::blob::namespace::Namespace;
-use crate::peer::PeerId;
+use crate::peer::{PeerId, PeerInfo};
 pub use crate::picker::window::ReaderId;
 use crate::tracker::AnnounceReply;
 use crate::wire::message::Message;
@@ -67,6 +67,11 @@ pub enum Input {
     Forget {
         /// The blob.
         digest: Digest,
+    },
+    /// Peers that were met in an earlier life of this host.
+    Known {
+        /// Who; the first ones are forgotten when they are too many.
+        peers: Vec<PeerInfo>,
     },
     /// A reader wants these pieces next, in order; an empty range ends it.
     Want {

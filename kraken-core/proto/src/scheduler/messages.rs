@@ -4,12 +4,12 @@ use super::{MAX_LOOKUPS, Scheduler};
 use crate::blob::bitfield::Bitfield;
 use crate::blob::digest::Digest;
 use crate::blob::metainfo::PieceLength;
-use crate::peer::PeerRole;
+use crate::peer::{PeerInfo, PeerRole};
 use crate::scheduler::action::{Action, CloseReason};
 use crate::scheduler::input::{BlobSpec, ConnId};
 use crate::swarm::Violation;
 use crate::time::Timestamp;
-use crate::wire::message::Message;
+use crate::wire::message::{Contact, Message};
 
 impl Scheduler {
     pub(super) fn message(&mut self, now: Timestamp, conn: ConnId, message: Message) {
@@ -24,8 +24,8 @@ impl Scheduler {
     fn route(&mut self, now: Timestamp, conn: ConnId, message: Message) -> Result<(), Violation> {
         let greeted = self.conns.get(conn).and_then(|conn| conn.role);
         let result = match (message, greeted) {
-            (Message::Hello { role }, None) => {
-                self.hello(now, conn, role);
+            (Message::Hello { role, contact }, None) => {
+                self.hello(now, conn, role, contact);
                 Some(Ok(()))
             }
             (Message::Hello { .. }, Some(_)) | (_, None) => Some(Err(Violation)),
@@ -61,6 +61,18 @@ impl Scheduler {
                 self.with_swarm(now, digest, |swarm, cx| swarm.refused(cx, conn, piece));
                 Some(Ok(()))
             }
+            (Message::Offer { digest, piece }, Some(PeerRole::Origin)) => {
+                self.with_swarm(now, digest, |swarm, cx| swarm.offered(cx, conn, piece))
+            }
+            (Message::Offer { .. }, Some(PeerRole::Agent)) => Some(Err(Violation)),
+            (Message::AskPeers { digest }, Some(_)) => {
+                self.tell_peers(conn, digest);
+                Some(Ok(()))
+            }
+            (Message::Peers { digest, peers }, Some(_)) => {
+                self.told_peers(now, digest, &peers);
+                Some(Ok(()))
+            }
             (Message::Piece { digest, piece, len }, Some(_)) => {
                 self.with_swarm(now, digest, |swarm, cx| swarm.arrived(cx, conn, piece, len))
             }
@@ -69,12 +81,22 @@ impl Scheduler {
         result.unwrap_or(Ok(()))
     }
 
-    fn hello(&mut self, now: Timestamp, id: ConnId, role: PeerRole) {
+    fn hello(&mut self, now: Timestamp, id: ConnId, role: PeerRole, contact: Option<Contact>) {
         let Some(conn) = self.conns.get_mut(id) else {
             return;
         };
         conn.role = Some(role);
-        for digest in std::mem::take(&mut conn.wanted) {
+        let (peer, wanted) = (conn.peer, std::mem::take(&mut conn.wanted));
+        if let Some(Contact { addr, zone }) = contact {
+            let info = PeerInfo {
+                id: peer,
+                addr,
+                role,
+                zone,
+            };
+            self.met(id, info);
+        }
+        for digest in wanted {
             self.greet(now, id, digest);
         }
     }
@@ -134,8 +156,10 @@ impl Scheduler {
         }
         if was_neighbour == Some(true) {
             let peer = self.conns.get(conn).map(|conn| conn.peer);
-            peer.into_iter()
-                .for_each(|peer| self.turned_away(now, digest, peer));
+            if let Some(peer) = peer {
+                self.turned_away(now, digest, peer);
+                self.ask_whoever_is_full(conn, digest, peer);
+            }
             self.announces.hurry(now, digest);
         }
     }

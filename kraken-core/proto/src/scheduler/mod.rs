@@ -8,6 +8,7 @@ pub mod action;
 mod announces;
 pub mod config;
 mod conns;
+mod gossip;
 mod handouts;
 pub mod input;
 mod messages;
@@ -27,11 +28,12 @@ use crate::rng::Rng;
 use crate::swarm::stats::SwarmStats;
 use crate::swarm::{Context, Swarm};
 use crate::time::Timestamp;
-use crate::wire::message::Message;
+use crate::wire::message::{Contact, Message};
 use action::{Action, CloseReason, Event};
 use announces::Announces;
 use config::Config;
 use conns::{Conns, Verdict};
+use gossip::Known;
 use input::{BlobSpec, ConnId, Input};
 use penalties::Penalties;
 use timers::Timers;
@@ -53,6 +55,8 @@ pub struct Scheduler {
     shy: BTreeMap<(Digest, PeerId), Timestamp>,
     /// Blobs that were left a moment ago, and until when pieces of them may still be on their way.
     left: BTreeMap<Digest, Timestamp>,
+    /// Peers that were met, now or in an earlier life.
+    known: Known,
     /// When to look for idle connections next.
     sweep_at: Timestamp,
     actions: VecDeque<Action>,
@@ -80,6 +84,7 @@ impl Scheduler {
             lookups: BTreeMap::new(),
             shy: BTreeMap::new(),
             left: BTreeMap::new(),
+            known: Known::default(),
             sweep_at: now + SWEEP,
             actions: VecDeque::new(),
             stopping: false,
@@ -133,8 +138,10 @@ impl Scheduler {
                 for digest in digests {
                     self.announces
                         .failed(now, digest, &self.config, &mut self.rng);
+                    self.ask_around(now, digest);
                 }
             }
+            Input::Known { peers } => peers.into_iter().for_each(|peer| self.known.learn(peer)),
             Input::Found { digest, spec } => self.found(now, digest, spec),
             Input::Shutdown => self.shutdown(),
         }
@@ -147,6 +154,10 @@ impl Scheduler {
             let silent = self.with_swarm(now, digest, |swarm, cx| swarm.tick(cx));
             for conn in silent.unwrap_or_default() {
                 self.close(now, conn, CloseReason::Silent);
+            }
+            let swarm = self.swarms.get(&digest);
+            if swarm.is_some_and(|swarm| swarm.is_needy(now, &self.config)) {
+                self.announces.hurry(now, digest);
             }
         }
         if self.sweep_at <= now {
@@ -182,9 +193,20 @@ impl Scheduler {
         self.swarms.get(&digest).map(Swarm::have)
     }
 
+    /// Peers that were met, the latest last. Kept over a restart and given back by
+    /// [`Input::Known`], they lead into a swarm when no tracker answers.
+    pub fn known_peers(&self) -> impl Iterator<Item = &PeerInfo> {
+        self.known.iter()
+    }
+
     /// Where a blob's bytes came from, when it is in a swarm.
     pub fn stats(&self, digest: Digest) -> Option<SwarmStats> {
         self.swarms.get(&digest).map(Swarm::stats)
+    }
+
+    /// How many neighbours a blob's swarm has here, agents and origins, when it is in one.
+    pub fn neighbours(&self, digest: Digest) -> Option<usize> {
+        Some(self.swarms.get(&digest)?.conns().count())
     }
 
     /// The blobs in a swarm.
@@ -257,6 +279,10 @@ impl Scheduler {
             Verdict::Keep { instead } => {
                 let message = Message::Hello {
                     role: self.local.role,
+                    contact: Some(Contact {
+                        addr: self.local.addr,
+                        zone: self.local.zone.clone(),
+                    }),
                 };
                 self.actions.push_back(Action::Send { conn, message });
                 if let Some(old) = instead {

@@ -1,4 +1,6 @@
 mod downloads;
+mod gossip;
+mod offers;
 mod properties;
 
 use std::time::Duration;
@@ -20,6 +22,7 @@ fn info(number: u8, role: PeerRole) -> PeerInfo {
         id: id(number),
         addr: "[::1]:7600".parse().unwrap(),
         role,
+        zone: None,
     }
 }
 
@@ -176,17 +179,22 @@ impl Bench {
     }
 
     fn greet(&mut self, conn: ConnId, role: PeerRole, have: Bitfield) -> Vec<Action> {
-        let mut actions = self.say(conn, Message::Hello { role });
+        let contact = None;
+        let mut actions = self.say(conn, Message::Hello { role, contact });
+        actions.extend(self.subscribe(conn, have));
+        actions
+    }
+
+    fn subscribe(&mut self, conn: ConnId, have: Bitfield) -> Vec<Action> {
         let (digest, piece_length) = (blob(), PieceLength::MIN);
-        actions.extend(self.say(
+        self.say(
             conn,
             Message::Subscribe {
                 digest,
                 piece_length,
                 have,
             },
-        ));
-        actions
+        )
     }
 
     fn neighbour(&mut self, peer: u8, role: PeerRole, have: Bitfield) -> (ConnId, Vec<Action>) {
@@ -210,6 +218,10 @@ fn hello_comes_first() {
     });
     let message = Message::Hello {
         role: PeerRole::Agent,
+        contact: Some(Contact {
+            addr: info(100, PeerRole::Agent).addr,
+            zone: None,
+        }),
     };
     assert_eq!(
         actions,
@@ -235,7 +247,11 @@ fn hello_comes_first() {
 
 #[test]
 fn a_blob_in_no_swarm_is_looked_up() {
-    let mut bench = Bench::idle(PeerRole::Origin, Config::origin());
+    let config = Config {
+        offers: 0,
+        ..Config::origin()
+    };
+    let mut bench = Bench::idle(PeerRole::Origin, config);
     let (conn, actions) = bench.agent(1, []);
     assert_eq!(actions, [Action::Lookup { digest: blob() }]);
     let actions = bench.feed(Input::Found {
@@ -273,7 +289,8 @@ fn only_what_is_held_is_served() {
         [Action::SendPiece {
             conn,
             digest,
-            piece: 3
+            piece: 3,
+            first: true
         }]
     );
     let message = Message::Refuse { digest, piece: 4 };
@@ -377,18 +394,23 @@ fn a_handout_fills_the_degree_and_no_more() {
         interval_ms: 10_000,
         handouts,
     };
-    let actions = bench.feed(Input::Announced {
+    let told = || Input::Announced {
         digests: vec![blob()],
-        reply,
-    });
-    let dialled = |role| {
+        reply: reply.clone(),
+    };
+    let dialled = |actions: &[Action], role| {
         let meant = |action: &&Action| matches!(action, Action::Dial(peer) if peer.role == role);
         actions.iter().filter(meant).count()
     };
-    assert_eq!(
-        (dialled(PeerRole::Agent), dialled(PeerRole::Origin)),
-        (12, 2)
-    );
+    let config = Config::lan();
+    let actions = bench.feed(told());
+    assert_eq!(dialled(&actions, PeerRole::Agent), config.dial_degree);
+    assert_eq!(dialled(&actions, PeerRole::Origin), 3);
+    // Nobody dialled us meanwhile: the rest of the degree is dialled as well.
+    let rest = bench.feed(told());
+    let missing = config.target_degree - config.dial_degree;
+    assert_eq!(dialled(&rest, PeerRole::Agent), missing);
+    assert_eq!(dialled(&bench.feed(told()), PeerRole::Agent), 0);
     let own = |action: &Action| matches!(action, Action::Dial(peer) if peer.id == id(100));
     assert!(!actions.iter().any(own));
 }

@@ -4,14 +4,19 @@
 //! peer, in the end game of two), or *storing* (arrived, being verified and written). Only
 //! [`Swarm::stored`] makes it present, and it alone moves everything that depends on it.
 
+mod ask;
+mod offers;
 pub(crate) mod peers;
+mod seed;
 mod serve;
 pub(crate) mod stats;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::blob::bitfield::Bitfield;
 use crate::peer::{PeerId, PeerRole};
@@ -24,7 +29,8 @@ use crate::scheduler::config::Config;
 use crate::scheduler::input::{BlobSpec, ConnId};
 use crate::time::Timestamp;
 use crate::wire::message::Message;
-use peers::Neighbour;
+use offers::Offers;
+use peers::{Neighbour, take};
 use stats::SwarmStats;
 
 /// The peer did what the protocol forbids.
@@ -37,6 +43,15 @@ pub(crate) struct Context<'a> {
     pub(crate) config: &'a Config,
     pub(crate) rng: &'a mut Rng,
     pub(crate) out: &'a mut VecDeque<Action>,
+}
+
+/// As TCP smooths its round trips (RFC 6298).
+fn smooth(before: Duration, sample: Duration) -> Duration {
+    if before.is_zero() {
+        sample
+    } else {
+        (before * 7 + sample) / 8
+    }
 }
 
 /// One blob on one host.
@@ -54,6 +69,16 @@ pub(crate) struct Swarm {
     /// Pieces that the neighbours have not heard of yet, and when to tell.
     news: Vec<u32>,
     news_at: Option<Timestamp>,
+    /// What is offered to the neighbours, on an origin that has the blob.
+    offers: Option<Offers>,
+    /// When to look for silent neighbours next, while anything is owed.
+    watch_at: Option<Timestamp>,
+    /// Since when no agent has been sending.
+    hungry_since: Option<Timestamp>,
+    /// What a request takes from asking to arrival, smoothed.
+    service: Duration,
+    /// How many handouts have come for it.
+    handouts: u32,
     stats: SwarmStats,
     lenient_until: Option<Timestamp>,
 }
@@ -71,6 +96,11 @@ impl Swarm {
             peers: BTreeMap::new(),
             news: Vec::new(),
             news_at: None,
+            offers: None,
+            watch_at: None,
+            hungry_since: None,
+            service: Duration::ZERO,
+            handouts: 0,
             stats: SwarmStats::default(),
             lenient_until: None,
         }
@@ -92,6 +122,15 @@ impl Swarm {
 
     pub(crate) fn stats(&self) -> SwarmStats {
         self.stats
+    }
+
+    pub(crate) fn handouts(&self) -> u32 {
+        self.handouts
+    }
+
+    /// A handout has come for it.
+    pub(crate) fn count_handout(&mut self) {
+        self.handouts = self.handouts.saturating_add(1);
     }
 
     pub(crate) fn is_complete(&self) -> bool {
@@ -133,30 +172,33 @@ impl Swarm {
         conn: ConnId,
         have: Bitfield,
     ) -> Result<(), Violation> {
+        self.begin_offers(cx.config);
         let peer = self.peers.get_mut(&conn).ok_or(Violation)?;
         if have.len() != self.have.len() {
             return Err(Violation);
         }
-        if peer.subscribed {
-            // Said again after two connections became one; news in between may have crossed it.
-            let agent = peer.is_agent();
-            let new: Vec<_> = have
-                .iter()
-                .filter(|piece| peer.have.insert(*piece))
-                .collect();
-            new.into_iter()
-                .filter(|_| agent)
-                .for_each(|piece| self.rarest.more(piece));
-            return Ok(());
-        }
+        // Perhaps said again after two connections became one; news in between may have crossed it.
         peer.subscribed = true;
-        if peer.is_agent() {
-            have.iter().for_each(|piece| self.rarest.more(piece));
-        }
-        peer.have = have;
+        have.iter()
+            .for_each(|piece| self.gains(cx.now, conn, piece));
         self.part_if_useless(cx, conn);
         self.fill(cx, conn);
+        self.offer(cx);
         Ok(())
+    }
+
+    /// A neighbour has a piece.
+    fn gains(&mut self, now: Timestamp, conn: ConnId, piece: u32) {
+        let Some(peer) = self.peers.get_mut(&conn) else {
+            return;
+        };
+        if peer.have.insert(piece) && peer.is_agent() {
+            self.rarest.more(piece);
+            let offers = self.offers.as_mut();
+            if let Some(since) = offers.and_then(|it| it.more(piece, conn)) {
+                peer.takes = smooth(peer.takes, now.since(since));
+            }
+        }
     }
 
     /// A neighbour has more pieces.
@@ -167,7 +209,7 @@ impl Swarm {
         pieces: &[u32],
     ) -> Result<(), Violation> {
         // News may still be on its way from a peer that we have just parted from.
-        let Some(peer) = self.peers.get_mut(&conn) else {
+        let Some(peer) = self.peers.get(&conn) else {
             return Ok(());
         };
         if pieces.iter().any(|piece| *piece >= self.have.len()) {
@@ -177,13 +219,12 @@ impl Swarm {
             // From before we parted and met again; its new greeting will name these pieces too.
             return Ok(());
         }
-        for piece in pieces {
-            if peer.have.insert(*piece) && peer.is_agent() {
-                self.rarest.more(*piece);
-            }
-        }
+        pieces
+            .iter()
+            .for_each(|piece| self.gains(cx.now, conn, *piece));
         self.part_if_useless(cx, conn);
         self.fill(cx, conn);
+        self.offer(cx);
         Ok(())
     }
 
@@ -192,12 +233,25 @@ impl Swarm {
         let Some(peer) = self.peers.remove(&conn) else {
             return;
         };
+        // Nobody takes what was still to be sent.
+        let digest = self.spec.digest;
+        cx.out
+            .extend(peer.uploads.iter().map(|piece| Action::CancelPiece {
+                conn,
+                digest,
+                piece: *piece,
+            }));
         if peer.is_agent() {
             peer.have.iter().for_each(|piece| self.rarest.fewer(piece));
+        }
+        if let Some(offers) = self.offers.as_mut().filter(|_| peer.is_agent()) {
+            peer.have.iter().for_each(|piece| offers.fewer(piece));
+            offers.part(conn);
         }
         let pieces = self.inflight.drop_conn(conn);
         pieces.into_iter().for_each(|piece| self.reopen(piece));
         self.fill_all(cx);
+        self.offer(cx);
     }
 
     /// A reader moved.
@@ -224,8 +278,12 @@ impl Swarm {
         peer.last_piece = cx.now;
         peer.stalled = false;
         let asked = self.inflight.remove(piece, conn);
-        let cancelled = peer.cancelled.remove(&piece);
-        let wanted = asked || cancelled;
+        let cancelled = take(&mut peer.cancelled, piece);
+        if let Some(request) = asked {
+            let sample = cx.now.since(request.since);
+            self.service = smooth(self.service, sample);
+        }
+        let wanted = asked.is_some() || cancelled;
         if !wanted && self.lenient_until.is_some_and(|until| cx.now < until) {
             return Ok(());
         }
@@ -242,7 +300,8 @@ impl Swarm {
                 piece,
             });
         }
-        self.fill(cx, conn);
+        self.refill(cx, conn);
+        self.fill_when_starving(cx);
         Ok(())
     }
 
@@ -270,7 +329,8 @@ impl Swarm {
             cx.out.push_back(Action::Event(event));
         }
         self.news.push(piece);
-        self.news_at.get_or_insert(cx.now + cx.config.have_delay);
+        let delay = self.news_delay(cx.config);
+        self.news_at.get_or_insert(cx.now + delay);
         if self.is_complete() {
             cx.out.push_back(Action::Event(Event::BlobDone {
                 digest: self.spec.digest,
@@ -280,10 +340,24 @@ impl Swarm {
                 .collect::<Vec<_>>()
                 .into_iter()
                 .for_each(|conn| self.part_if_useless(cx, conn));
-        } else if self.inflight.pieces() == 0 || self.in_endgame(cx.config) {
+        } else if self.inflight.is_empty() || self.in_endgame(cx.config) {
             self.fill_all(cx);
         } else if first {
             self.fill(cx, conn);
+        }
+    }
+
+    /// How long news is gathered. Where pieces take long, because they are large or the network is
+    /// slow, nothing is lost by waiting as much longer. Whoever has hardly anything is of no use
+    /// until the others know what it has.
+    fn news_delay(&self, config: &Config) -> Duration {
+        if self.have.count() <= config.newcomer_pieces {
+            Duration::ZERO
+        } else {
+            config
+                .have_delay
+                .max(self.service / 4)
+                .min(config.have_delay * 8)
         }
     }
 
@@ -291,18 +365,6 @@ impl Swarm {
     fn prove(&mut self, conn: ConnId) -> bool {
         let peer = self.peers.get_mut(&conn);
         peer.is_some_and(|peer| !std::mem::replace(&mut peer.proven, true))
-    }
-
-    /// Whether no more may be asked of the neighbour before a piece of its has verified.
-    fn on_probation(&self, config: &Config, conn: ConnId, peer: &Neighbour) -> bool {
-        let checking = || {
-            self.storing
-                .values()
-                .filter(|(id, _)| *id == peer.id)
-                .count()
-        };
-        let bound = config.pipeline_unproven;
-        !peer.proven && self.inflight.asked_of(conn) + checking() >= bound
     }
 
     /// Who sent a piece that is being verified.
@@ -328,12 +390,17 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&conn) else {
             return;
         };
+        if let Some(offers) = &mut self.offers {
+            offers.declined(cx.now, piece, conn, cx.config);
+            self.offer(cx);
+            return;
+        }
         // The answer to a cancel says nothing about what the peer has.
-        let cancelled = peer.cancelled.remove(&piece);
+        let cancelled = take(&mut peer.cancelled, piece);
         if !cancelled && peer.have.remove(piece) && peer.is_agent() {
             self.rarest.fewer(piece);
         }
-        let asked = self.inflight.remove(piece, conn);
+        let asked = self.inflight.remove(piece, conn).is_some();
         // A peer that owes nothing can send no piece to show that it is back: this is its answer.
         let back = peer.stalled && self.inflight.asked_of(conn) == 0;
         peer.stalled &= !back;
@@ -345,48 +412,6 @@ impl Swarm {
         }
     }
 
-    /// Does what is due, and names the neighbours that have been silent for too long.
-    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) -> Vec<ConnId> {
-        if self.news_at.is_some_and(|at| at <= cx.now) {
-            self.tell_news(cx);
-        }
-        let mut silent = Vec::new();
-        for conn in self.conns().collect::<Vec<_>>() {
-            match self.silence(cx.now, conn) {
-                Some(span) if span >= cx.config.drop_after => silent.push(conn),
-                Some(span) if span >= cx.config.stall_after => self.stall(cx, conn),
-                _ => {}
-            }
-        }
-        self.fill_all(cx);
-        silent
-    }
-
-    /// When `tick` is due next.
-    pub(crate) fn next_tick(&self, now: Timestamp, config: &Config) -> Option<Timestamp> {
-        let silence = self.peers.iter().filter_map(|(conn, peer)| {
-            let since = self.owing_since(*conn)?;
-            Some(
-                since
-                    + if peer.stalled {
-                        config.drop_after
-                    } else {
-                        config.stall_after
-                    },
-            )
-        });
-        let patience = (!self.is_complete()).then(|| self.window.next_urgent(now, config.patience));
-        let doubling = self.in_endgame(config).then(|| {
-            let at = self.inflight.oldest_single(COPIES)? + config.endgame_age;
-            (at > now).then_some(at)
-        });
-        silence
-            .chain(self.news_at)
-            .chain(patience.flatten())
-            .chain(doubling.flatten())
-            .min()
-    }
-
     fn reopen(&mut self, piece: u32) {
         let missing = piece < self.have.len() && !self.have.has(piece);
         if missing && !self.storing.contains_key(&piece) && !self.inflight.is_held(piece) {
@@ -395,10 +420,11 @@ impl Swarm {
     }
 
     fn cancel_others(&mut self, cx: &mut Context<'_>, piece: u32) {
-        for conn in self.inflight.holders(piece) {
-            self.inflight.remove(piece, conn);
-            if let Some(peer) = self.peers.get_mut(&conn) {
-                peer.cancelled.insert(piece);
+        for conn in self.inflight.drop_piece(piece) {
+            if let Some(peer) = self.peers.get_mut(&conn)
+                && !peer.cancelled.contains(&piece)
+            {
+                peer.cancelled.push(piece);
             }
             let message = Message::Cancel {
                 digest: self.spec.digest,
@@ -408,37 +434,14 @@ impl Swarm {
         }
     }
 
-    /// Since when the neighbour owes a piece without having sent any.
-    fn owing_since(&self, conn: ConnId) -> Option<Timestamp> {
-        let oldest = self.inflight.oldest_of(conn)?;
-        self.peers
-            .get(&conn)
-            .map(|peer| oldest.max(peer.last_piece))
-    }
-
-    fn silence(&self, now: Timestamp, conn: ConnId) -> Option<std::time::Duration> {
-        self.owing_since(conn).map(|since| now.since(since))
-    }
-
-    fn stall(&mut self, cx: &mut Context<'_>, conn: ConnId) {
-        let Some(peer) = self.peers.get_mut(&conn).filter(|peer| !peer.stalled) else {
-            return;
-        };
-        peer.stalled = true;
-        let event = Event::PeerStalled {
-            digest: self.spec.digest,
-            peer: peer.id,
-        };
-        cx.out.push_back(Action::Event(event));
-        let late = self.inflight.mark_late(conn);
-        late.into_iter().for_each(|piece| self.reopen(piece));
-    }
-
     /// Two who have everything have nothing to say to each other.
     fn part_if_useless(&mut self, cx: &mut Context<'_>, conn: ConnId) {
         let useless =
             self.is_complete() && self.peers.get(&conn).is_some_and(Neighbour::is_complete);
         if useless {
+            if let Some(offers) = &mut self.offers {
+                offers.rest(cx.now);
+            }
             let message = Message::Unsubscribe {
                 digest: self.spec.digest,
             };
@@ -446,126 +449,4 @@ impl Swarm {
             self.part(cx, conn);
         }
     }
-
-    fn tell_news(&mut self, cx: &mut Context<'_>) {
-        self.news_at = None;
-        let news = std::mem::take(&mut self.news);
-        let digest = self.spec.digest;
-        for (conn, peer) in self.peers.iter().filter(|(_, peer)| !peer.is_complete()) {
-            let unknown = news.iter().copied().filter(|piece| !peer.have.has(*piece));
-            let unknown: Vec<_> = unknown.collect();
-            for pieces in unknown.chunks(Message::MAX_HAVES) {
-                let message = Message::Have {
-                    digest,
-                    pieces: pieces.to_vec(),
-                };
-                cx.out.push_back(Action::Send {
-                    conn: *conn,
-                    message,
-                });
-            }
-        }
-    }
-
-    fn fill_all(&mut self, cx: &mut Context<'_>) {
-        if self.is_complete() {
-            return;
-        }
-        for conn in self.conns().collect::<Vec<_>>() {
-            self.fill(cx, conn);
-        }
-    }
-
-    /// Asks a neighbour for pieces until its pipeline is full.
-    fn fill(&mut self, cx: &mut Context<'_>, conn: ConnId) {
-        while let Some(piece) = self.choose(cx, conn) {
-            self.rarest.close(piece);
-            self.inflight.add(cx.now, piece, conn);
-            let message = Message::Request {
-                digest: self.spec.digest,
-                piece,
-            };
-            cx.out.push_back(Action::Send { conn, message });
-        }
-    }
-
-    fn choose(&self, cx: &mut Context<'_>, conn: ConnId) -> Option<u32> {
-        let peer = self.peers.get(&conn)?;
-        let full = match peer.role {
-            PeerRole::Agent => self.inflight.asked_of(conn) >= cx.config.pipeline_agent,
-            // The second origin is there to fall back on, unless there is nobody else to draw from.
-            PeerRole::Origin if self.agents_are_sending() => {
-                self.asked_of_origins() >= cx.config.pipeline_origin
-            }
-            PeerRole::Origin => self.inflight.asked_of(conn) >= cx.config.pipeline_origin,
-        };
-        let full = full || self.on_probation(cx.config, conn, peer);
-        if self.is_complete() || !peer.subscribed || peer.stalled || full {
-            return None;
-        }
-        let eligible = |piece: u32| peer.have.has(piece) && !self.inflight.has(piece, conn);
-        let pick = match peer.role {
-            PeerRole::Agent => self.choose_of_agent(cx, &eligible),
-            PeerRole::Origin => self.choose_of_origin(cx, &eligible),
-        };
-        pick.or_else(|| self.choose_double(cx, &eligible))
-    }
-
-    /// Of an agent: what the readers want next, then what is rare.
-    fn choose_of_agent(&self, cx: &mut Context<'_>, eligible: &dyn Fn(u32) -> bool) -> Option<u32> {
-        let mut ahead = self.window.ahead(cx.config.read_ahead);
-        ahead
-            .find(|piece| self.rarest.is_open(*piece) && eligible(*piece))
-            .or_else(|| self.rarest.pick(.., cx.rng, eligible))
-    }
-
-    /// Of an origin: what a reader has waited for too long, then what no agent nearby has, and
-    /// anything at all only when no agent is sending.
-    fn choose_of_origin(
-        &self,
-        cx: &mut Context<'_>,
-        eligible: &dyn Fn(u32) -> bool,
-    ) -> Option<u32> {
-        let mut urgent = self.window.urgent(cx.now, cx.config.patience);
-        urgent
-            .find(|piece| self.rarest.is_open(*piece) && eligible(*piece))
-            .or_else(|| self.rarest.pick(..=0, cx.rng, eligible))
-            .or_else(|| {
-                let starving = !self.agents_are_sending();
-                starving
-                    .then(|| self.rarest.pick(1.., cx.rng, eligible))
-                    .flatten()
-            })
-    }
-
-    fn choose_double(&self, cx: &Context<'_>, eligible: &dyn Fn(u32) -> bool) -> Option<u32> {
-        if !self.in_endgame(cx.config) {
-            return None;
-        }
-        self.inflight
-            .duplicate(cx.now - cx.config.endgame_age, COPIES, eligible)
-    }
-
-    fn asked_of_origins(&self) -> usize {
-        let origins = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| !peer.is_agent() && !peer.stalled);
-        origins.map(|(conn, _)| self.inflight.asked_of(*conn)).sum()
-    }
-
-    fn agents_are_sending(&self) -> bool {
-        let sends = |(conn, peer): (&ConnId, &Neighbour)| {
-            peer.is_agent() && !peer.stalled && self.inflight.asked_of(*conn) > 0
-        };
-        self.peers.iter().any(sends)
-    }
-
-    fn in_endgame(&self, config: &Config) -> bool {
-        let missing = self.have.len() - self.have.count();
-        missing > 0 && missing <= config.endgame_pieces && self.rarest.open_count() == 0
-    }
 }
-
-/// How many peers a piece is asked of in the end game.
-const COPIES: usize = 2;

@@ -1,6 +1,6 @@
 //! One neighbour in one blob's swarm.
 
-use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::blob::bitfield::Bitfield;
 use crate::peer::{PeerId, PeerRole};
@@ -15,10 +15,15 @@ pub(crate) struct Neighbour {
     pub(crate) have: Bitfield,
     /// Whether it has subscribed, which is when it may be asked and may ask.
     pub(crate) subscribed: bool,
-    /// Pieces that we cancelled and that may arrive all the same.
-    pub(crate) cancelled: BTreeSet<u32>,
-    /// Pieces that it asked for and that are being sent.
-    pub(crate) uploads: BTreeSet<u32>,
+    /// Pieces that we cancelled and that may arrive all the same; a handful.
+    pub(crate) cancelled: Vec<u32>,
+    /// Pieces that it asked for and that are being sent; a handful.
+    pub(crate) uploads: Vec<u32>,
+    /// How many pieces it was sent.
+    pub(crate) served: u32,
+    /// What it takes from an offer until it says to have the piece, smoothed; zero before the
+    /// first.
+    pub(crate) takes: Duration,
     /// When it last sent a piece.
     pub(crate) last_piece: Timestamp,
     /// A piece of its has verified. Until then it is asked for one at a time: a liar is known by
@@ -35,8 +40,10 @@ impl Neighbour {
             role,
             have: Bitfield::empty(pieces),
             subscribed: false,
-            cancelled: BTreeSet::new(),
-            uploads: BTreeSet::new(),
+            cancelled: Vec::new(),
+            uploads: Vec::new(),
+            served: 0,
+            takes: Duration::ZERO,
             last_piece: Timestamp::ZERO,
             proven: false,
             stalled: false,
@@ -50,4 +57,10 @@ impl Neighbour {
     pub(crate) fn is_complete(&self) -> bool {
         self.subscribed && self.have.is_full()
     }
+}
+
+/// Takes `piece` out of a short list and says whether it was in.
+pub(crate) fn take(pieces: &mut Vec<u32>, piece: u32) -> bool {
+    let place = pieces.iter().position(|it| *it == piece);
+    place.map(|place| pieces.swap_remove(place)).is_some()
 }

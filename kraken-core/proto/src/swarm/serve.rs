@@ -1,5 +1,6 @@
 //! The sending side of a swarm: requests in, pieces out.
 
+use super::peers::take;
 use super::{Context, Swarm, Violation};
 use crate::scheduler::action::{Action, Event};
 use crate::scheduler::input::ConnId;
@@ -21,11 +22,17 @@ impl Swarm {
         let serves = self.have.has(piece);
         match self.peers.get_mut(&conn) {
             Some(peer) if serves && peer.subscribed && peer.uploads.len() < room => {
-                if peer.uploads.insert(piece) {
+                if !peer.uploads.contains(&piece) {
+                    peer.uploads.push(piece);
+                    if let Some(offers) = self.offers.as_mut().filter(|_| peer.is_agent()) {
+                        offers.asked(cx.now, piece, conn, cx.config);
+                    }
                     cx.out.push_back(Action::SendPiece {
                         conn,
                         digest,
                         piece,
+                        // What it says to have alone would let it claim to be new for ever.
+                        first: peer.have.count().max(peer.served) < cx.config.newcomer_pieces,
                     });
                 }
             }
@@ -58,10 +65,14 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&conn) else {
             return;
         };
-        if !peer.uploads.remove(&piece) {
+        if !take(&mut peer.uploads, piece) {
             return;
         }
+        if let Some(offers) = &mut self.offers {
+            offers.sent(cx.now, piece, conn, cx.config);
+        }
         if sent {
+            peer.served = peer.served.saturating_add(1);
             let bytes = self.spec.piece_size(piece);
             self.stats.sent += bytes;
             let event = Event::PieceSent {
@@ -75,5 +86,6 @@ impl Swarm {
             let message = Message::Refuse { digest, piece };
             cx.out.push_back(Action::Send { conn, message });
         }
+        self.offer(cx);
     }
 }

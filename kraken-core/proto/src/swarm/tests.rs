@@ -27,7 +27,9 @@ impl Bench {
             piece_length: PieceLength::MIN,
         };
         let config = Config {
+            pipeline_agent: 2,
             pipeline_unproven: 8,
+            inflight: 0,
             ..Config::lan()
         };
         let rng = Rng::seeded(1);
@@ -203,7 +205,8 @@ fn uploads_are_bounded_and_end() {
         [Action::SendPiece {
             conn: A,
             digest,
-            piece: 0
+            piece: 0,
+            first: true
         }]
     );
     assert!(ask(&mut bench, 0).is_empty(), "asked twice, sent once");
@@ -239,7 +242,8 @@ fn uploads_are_bounded_and_end() {
         [Action::SendPiece {
             conn: A,
             digest,
-            piece: 2
+            piece: 2,
+            first: true
         }]
     );
 }

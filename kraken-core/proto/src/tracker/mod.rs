@@ -1,5 +1,8 @@
 //! The tracker: announce in, peer list out.
 
+mod choice;
+#[cfg(test)]
+mod crowd;
 pub mod handout;
 mod peers;
 #[cfg(test)]
@@ -8,6 +11,7 @@ mod properties;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod zones;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +46,23 @@ pub struct AnnounceBlob {
     pub state: AnnounceState,
     /// How many peers the host is connected to for this blob.
     pub links: u32,
+    /// How many of the blob's pieces it has, where it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// It wants pieces, and none of its peers has one that it lacks: links do not help it, other
+    /// peers do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needy: bool,
+}
+
+/// How many of a blob's pieces a host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Pieces that it has.
+    pub have: u32,
+    /// Pieces that the blob has, as far as the host knows.
+    pub of: u32,
 }
 
 /// How far a host is with a blob.

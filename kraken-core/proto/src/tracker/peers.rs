@@ -1,17 +1,22 @@
 //! The members of one blob's swarm, as the tracker knows them.
 //!
 //! Members lie in a vector without gaps, so that drawing some at random costs what is drawn and
-//! not what is there; a map finds a member's place by its identity, and an ordered set finds the
-//! lease that ends first. Invariant: the three hold the same members.
+//! not what is there; a map finds a member's place by its identity, an ordered set finds the
+//! lease that ends first, and an index by zone finds who is near. Invariant: the first three hold
+//! the same members, the last those that have a zone.
 //!
 //! With `n` members and a sample of `s`, joining, renewing, leaving and expiring cost O(log n),
 //! and choosing peers costs O(s log s).
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::choice::{Candidate, Wish};
+use super::zones::Zones;
+use super::{AnnounceBlob, AnnounceState};
 use crate::peer::{PeerId, PeerInfo};
 use crate::rng::Rng;
 use crate::time::Timestamp;
+use crate::zone::Zone;
 
 /// The members of one swarm.
 #[derive(Debug, Default)]
@@ -19,6 +24,7 @@ pub(super) struct Swarm {
     members: Vec<Member>,
     places: BTreeMap<PeerId, usize>,
     leases: BTreeSet<(Timestamp, PeerId)>,
+    zones: Zones,
 }
 
 impl Swarm {
@@ -35,23 +41,39 @@ impl Swarm {
         self.leases.first().map(|(expires, _)| *expires)
     }
 
-    /// Adds a member or renews its lease, and notes how many links it says it has.
-    pub(super) fn announce(&mut self, info: &PeerInfo, links: u32, expires: Timestamp) {
+    /// Adds a member or renews its lease, and notes what it says of itself.
+    pub(super) fn announce(&mut self, info: &PeerInfo, blob: &AnnounceBlob, expires: Timestamp) {
         if let Some(&place) = self.places.get(&info.id) {
-            let member = &mut self.members[place];
-            self.leases.remove(&(member.expires, info.id));
-            member.info.clone_from(info);
-            member.expires = expires;
-            member.load.announced(links);
+            self.renew(place, info, blob, expires);
         } else {
-            self.places.insert(info.id, self.members.len());
+            let place = self.members.len();
+            self.places.insert(info.id, place);
             self.members.push(Member {
                 info: info.clone(),
                 expires,
-                load: Load { links, pending: 0 },
+                seat: self.zones.enter(info.zone.as_ref(), place),
+                load: Load {
+                    links: blob.links,
+                    pending: 0,
+                },
+                done: thousandths(blob),
             });
         }
         self.leases.insert((expires, info.id));
+    }
+
+    fn renew(&mut self, place: usize, info: &PeerInfo, blob: &AnnounceBlob, expires: Timestamp) {
+        let member = &mut self.members[place];
+        self.leases.remove(&(member.expires, info.id));
+        member.expires = expires;
+        member.load.announced(blob.links);
+        member.done = thousandths(blob);
+        let before = std::mem::replace(&mut member.info, info.clone());
+        if before.zone != info.zone {
+            let seat = member.seat;
+            self.leave_zone(before.zone.as_ref(), seat);
+            self.members[place].seat = self.zones.enter(info.zone.as_ref(), place);
+        }
     }
 
     /// Takes a member out and says whether it was in.
@@ -59,12 +81,23 @@ impl Swarm {
         let Some(place) = self.places.remove(id) else {
             return false;
         };
-        let gone = self.members.swap_remove(place);
-        self.leases.remove(&(gone.expires, gone.info.id));
+        let gone = &self.members[place];
+        self.leases.remove(&(gone.expires, *id));
+        let (zone, seat) = (gone.info.zone.clone(), gone.seat);
+        self.leave_zone(zone.as_ref(), seat);
+        self.members.swap_remove(place);
         if let Some(moved) = self.members.get(place) {
             self.places.insert(moved.info.id, place);
+            let zone = moved.info.zone.as_ref();
+            self.zones.moved(zone, moved.seat, place);
         }
         true
+    }
+
+    fn leave_zone(&mut self, zone: Option<&Zone>, seat: usize) {
+        if let Some(moved) = self.zones.leave(zone, seat) {
+            self.members[moved].seat = seat;
+        }
     }
 
     /// Takes out the members whose lease has ended and says how many.
@@ -83,27 +116,44 @@ impl Swarm {
         }
     }
 
-    /// Chooses up to `want` members other than `asker`: of `sample` drawn at random, those with
-    /// the fewest links, in that order, ties at random. They count as handed out.
-    pub(super) fn choose(
-        &mut self,
-        asker: &PeerId,
-        want: usize,
-        sample: usize,
-        rng: &mut Rng,
-    ) -> Vec<PeerInfo> {
-        let mut drawn = draw(self.len(), sample, rng);
-        drawn.retain(|place| self.members[*place].info.id != *asker);
-        rng.shuffle(&mut drawn);
-        drawn.sort_by_key(|place| self.members[*place].load.expected());
-        drawn.truncate(want);
-        let mut chosen = Vec::with_capacity(drawn.len());
-        for place in drawn {
+    /// Chooses members other than `asker` of those drawn at random, see [`Wish::choose`]. They
+    /// count as handed out.
+    pub(super) fn choose(&mut self, asker: &PeerInfo, wish: &Wish, rng: &mut Rng) -> Vec<PeerInfo> {
+        let zone = asker.zone.as_ref().filter(|_| wish.near_share > 0.0);
+        let drawn = draw(self.len(), wish.sample, rng);
+        let mut anywhere = self.candidates(asker, zone, drawn);
+        rng.shuffle(&mut anywhere);
+        let mates = zone.map_or(&[][..], |zone| self.zones.members(zone));
+        let drawn = draw(mates.len(), wish.sample_of_zone(mates.len()), rng);
+        let drawn = drawn.into_iter().map(|seat| mates[seat]).collect();
+        let mut near = self.candidates(asker, zone, drawn);
+        rng.shuffle(&mut near);
+        let mut chosen = Vec::with_capacity(wish.want);
+        for place in wish.choose(near, anywhere) {
             let member = &mut self.members[place];
             member.load.handed_out();
             chosen.push(member.info.clone());
         }
         chosen
+    }
+
+    /// The members at these places without the asker; those in `zone` are near.
+    fn candidates(
+        &self,
+        asker: &PeerInfo,
+        zone: Option<&Zone>,
+        places: Vec<usize>,
+    ) -> Vec<Candidate> {
+        let candidate = |place: usize| {
+            let member = &self.members[place];
+            (member.info.id != asker.id).then(|| Candidate {
+                place,
+                near: zone.is_some() && member.info.zone.as_ref() == zone,
+                links: member.load.expected(),
+                done: member.done,
+            })
+        };
+        places.into_iter().filter_map(candidate).collect()
     }
 }
 
@@ -111,7 +161,23 @@ impl Swarm {
 struct Member {
     info: PeerInfo,
     expires: Timestamp,
+    /// Where it is in its zone.
+    seat: usize,
     load: Load,
+    /// How much of the blob it has, in thousandths.
+    done: u32,
+}
+
+/// How much of a blob a host says that it has. One that does not say counts as empty.
+fn thousandths(blob: &AnnounceBlob) -> u32 {
+    match (blob.state, blob.progress) {
+        (AnnounceState::Seeding, _) => 1000,
+        (_, Some(progress)) if progress.of > 0 => {
+            let share = u64::from(progress.have) * 1000 / u64::from(progress.of);
+            u32::try_from(share).map_or(1000, |share| share.min(1000))
+        }
+        _ => 0,
+    }
 }
 
 /// How many links a member has, as far as one can know between two of its announces.
@@ -164,8 +230,12 @@ fn draw(len: usize, count: usize, rng: &mut Rng) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::tracker::testing::peer;
+    use crate::rng::Rng;
+    use crate::tracker::Progress;
+    use crate::tracker::testing::{number, peer, request, zoned};
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_nanos(seconds * 1_000_000_000)
@@ -174,9 +244,25 @@ mod tests {
     fn swarm(members: u32) -> Swarm {
         let mut swarm = Swarm::default();
         for n in 0..members {
-            swarm.announce(&peer(n), 0, at(10));
+            swarm.announce(&peer(n), &with_links(0), at(10));
         }
         swarm
+    }
+
+    fn with_links(links: u32) -> AnnounceBlob {
+        let mut request = request(peer(0), &[(0, AnnounceState::Leeching, links)]);
+        request.blobs.remove(0)
+    }
+
+    fn wish(want: usize) -> Wish {
+        Wish {
+            want,
+            sample: 64,
+            balanced: true,
+            near_share: 2.0 / 3.0,
+            degree: 12,
+            needy: false,
+        }
     }
 
     fn check(swarm: &Swarm) {
@@ -185,7 +271,14 @@ mod tests {
         for (place, member) in swarm.members.iter().enumerate() {
             assert_eq!(swarm.places.get(&member.info.id), Some(&place));
             assert!(swarm.leases.contains(&(member.expires, member.info.id)));
+            if let Some(zone) = &member.info.zone {
+                assert_eq!(swarm.zones.members(zone)[member.seat], place);
+            }
         }
+        let zoned = swarm.members.iter().filter(|it| it.info.zone.is_some());
+        let seats: Vec<_> = swarm.zones.iter().map(|(_, seats)| seats.len()).collect();
+        assert_eq!(seats.iter().sum::<usize>(), zoned.count());
+        assert!(!seats.contains(&0), "a zone is empty");
     }
 
     #[test]
@@ -196,7 +289,7 @@ mod tests {
             check(&swarm);
         }
         assert_eq!(swarm.len(), 17);
-        swarm.announce(&peer(3), 5, at(20));
+        swarm.announce(&peer(3), &with_links(5), at(20));
         check(&swarm);
         assert_eq!(swarm.next_expiry(), Some(at(10)));
         assert_eq!(swarm.expire(at(9)), 0);
@@ -208,13 +301,67 @@ mod tests {
         check(&swarm);
     }
 
+    proptest! {
+        #[test]
+        fn whoever_comes_moves_and_goes_all_views_hold_the_same(
+            steps in prop::collection::vec((0_u32..12, prop::option::of(0..4), 0_u64..9, 0..4), 0..80),
+        ) {
+            let mut swarm = Swarm::default();
+            for (n, zone, expires, what) in steps {
+                match what {
+                    0 => drop(swarm.remove(&peer(n).id)),
+                    1 => drop(swarm.expire(at(expires))),
+                    _ => {
+                        let host = zone.map_or_else(|| peer(n), |zone| zoned(n, &format!("z{zone}")));
+                        swarm.announce(&host, &with_links(n), at(10 + expires));
+                    }
+                }
+                check(&swarm);
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_moves_to_another_zone_is_near_there_and_far_here() {
+        let mut swarm = Swarm::default();
+        for (n, zone) in [(1, "a"), (2, "b"), (1, "b")] {
+            swarm.announce(&zoned(n, zone), &with_links(0), at(10));
+            check(&swarm);
+        }
+        swarm.announce(&peer(3), &with_links(0), at(10));
+        let mut choose = |asker| {
+            let chosen = swarm.choose(&asker, &wish(9), &mut Rng::seeded(0));
+            chosen.iter().map(number).collect::<Vec<_>>()
+        };
+        let near_b = choose(zoned(2, "b"));
+        assert_eq!(near_b, [1, 3]);
+        let near_a = choose(zoned(4, "a"));
+        assert_eq!(near_a.len(), 3);
+    }
+
+    #[test]
+    fn progress_is_a_share_and_nonsense_is_bounded() {
+        let says = |have, of| {
+            let mut blob = with_links(0);
+            blob.progress = Some(Progress { have, of });
+            blob
+        };
+        let shares = [(0, 5), (1, 3), (5, 5), (9, 5), (u32::MAX, 1), (3, 0)];
+        let done = shares.map(|(have, of)| thousandths(&says(have, of)));
+        assert_eq!(done, [0, 333, 1000, 1000, 1000, 0]);
+        assert_eq!(thousandths(&with_links(0)), 0);
+        let mut seeds = says(1, 3);
+        seeds.state = AnnounceState::Seeding;
+        assert_eq!(thousandths(&seeds), 1000);
+    }
+
     #[test]
     fn a_new_address_replaces_the_old_one() {
         let mut swarm = swarm(1);
         let mut moved = peer(0);
         moved.addr.set_port(9);
-        swarm.announce(&moved, 0, at(10));
-        let chosen = swarm.choose(&peer(1).id, 5, 64, &mut Rng::seeded(0));
+        swarm.announce(&moved, &with_links(0), at(10));
+        let chosen = swarm.choose(&peer(1), &wish(5), &mut Rng::seeded(0));
         assert_eq!(chosen, [moved]);
     }
 
@@ -223,9 +370,9 @@ mod tests {
         let mut rng = Rng::seeded(2);
         let mut swarm = Swarm::default();
         for n in 0..6 {
-            swarm.announce(&peer(n), n, at(10));
+            swarm.announce(&peer(n), &with_links(n), at(10));
         }
-        let mut choose = |swarm: &mut Swarm| swarm.choose(&peer(9).id, 2, 64, &mut rng);
+        let mut choose = |swarm: &mut Swarm| swarm.choose(&peer(9), &wish(2), &mut rng);
         assert_eq!(choose(&mut swarm), [peer(0), peer(1)]);
         // Loads are now 1, 2, 2, 3, 4, 5: the first is followed by one of the two equals.
         let second = choose(&mut swarm);

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::AnnounceRequest;
 use super::AnnounceState::{self, Leeching, Left, Seeding};
 use super::handout::{Tracker, TrackerConfig};
-use super::testing::{at, blob, no_origins, number, peer, request};
+use super::testing::{at, blob, no_origins, number, peer, request, zoned};
 use crate::time::Timestamp;
 
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +18,8 @@ enum Step {
         blob: u32,
         state: AnnounceState,
         links: u32,
+        zone: Option<u8>,
+        needy: bool,
     },
     Wait(u64),
     Timeout,
@@ -24,20 +27,35 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let state = prop_oneof![3 => Just(Leeching), 1 => Just(Seeding), 1 => Just(Left)];
-    let announce = (0_u32..30, 0_u32..3, state, 0_u32..20).prop_map(|(n, blob, state, links)| {
-        Step::Announce {
+    let who = (0_u32..30, prop::option::of(0_u8..4));
+    let what = (0_u32..3, state, 0_u32..20, any::<bool>());
+    let announce =
+        (who, what).prop_map(|((n, zone), (blob, state, links, needy))| Step::Announce {
             n,
             blob,
             state,
             links,
-        }
-    });
+            zone,
+            needy,
+        });
     let step = prop_oneof![
         8 => announce,
         1 => (0_u64..20_000).prop_map(Step::Wait),
         1 => Just(Step::Timeout),
     ];
     prop::collection::vec(step, 1..200)
+}
+
+fn announce(
+    n: u32,
+    zone: Option<u8>,
+    blob: (u32, AnnounceState, u32),
+    needy: bool,
+) -> AnnounceRequest {
+    let host = zone.map_or_else(|| peer(n), |zone| zoned(n, &format!("z{zone}")));
+    let mut request = request(host, &[blob]);
+    request.blobs[0].needy = needy;
+    request
 }
 
 /// What the tracker should know: who is in which swarm, and until when.
@@ -65,8 +83,8 @@ proptest! {
             match step {
                 Step::Wait(millis) => now += millis,
                 Step::Timeout => tracker.handle_timeout(at(now)),
-                Step::Announce { n, blob: which, state, links } => {
-                    let asks = request(peer(n), &[(which, state, links)]);
+                Step::Announce { n, blob: which, state, links, zone, needy } => {
+                    let asks = announce(n, zone, (which, state, links), needy);
                     let reply = tracker.announce(at(now), &asks, &no_origins).unwrap();
                     model.apply(now, n, which, state);
                     let peers: Vec<_> = reply.handouts.iter().flat_map(|it| &it.peers).map(number).collect();
@@ -91,8 +109,8 @@ proptest! {
                 match *step {
                     Step::Wait(millis) => now = now + Duration::from_millis(millis),
                     Step::Timeout => tracker.handle_timeout(now),
-                    Step::Announce { n, blob, state, links } => {
-                        let asks = request(peer(n), &[(blob, state, links)]);
+                    Step::Announce { n, blob, state, links, zone, needy } => {
+                        let asks = announce(n, zone, (blob, state, links), needy);
                         replies.push(tracker.announce(now, &asks, &no_origins));
                     }
                 }
@@ -108,8 +126,8 @@ proptest! {
         (config.max_swarms, config.max_swarm_peers, config.max_peers) = (swarms, each, all);
         let mut tracker = Tracker::new(config, 0);
         for step in steps {
-            if let Step::Announce { n, blob: which, state, links } = step {
-                let asks = request(peer(n), &[(which, state, links)]);
+            if let Step::Announce { n, blob: which, state, links, zone, needy } = step {
+                let asks = announce(n, zone, (which, state, links), needy);
                 tracker.announce(at(0), &asks, &no_origins).unwrap();
                 let stats = tracker.stats();
                 prop_assert!(stats.swarms <= swarms && stats.peers <= all.max(each), "{:?}", stats);

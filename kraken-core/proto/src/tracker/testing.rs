@@ -15,6 +15,15 @@ pub(super) fn peer(n: u32) -> PeerInfo {
         id: PeerId::from_bytes(id),
         addr: SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 7600),
         role: PeerRole::Agent,
+        zone: None,
+    }
+}
+
+/// The same with a zone.
+pub(super) fn zoned(n: u32, zone: &str) -> PeerInfo {
+    PeerInfo {
+        zone: Some(zone.parse().unwrap()),
+        ..peer(n)
     }
 }
 
@@ -40,6 +49,8 @@ pub(super) fn request(peer: PeerInfo, blobs: &[(u32, AnnounceState, u32)]) -> An
         digest: blob(n),
         state,
         links,
+        progress: None,
+        needy: false,
     });
     AnnounceRequest {
         peer,

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::AnnounceState::{self, Leeching, Left, Seeding};
 use super::handout::{AnnounceError, Tracker, TrackerConfig};
-use super::testing::{at, blob, no_origins, number, origin, peer, request};
-use super::{AnnounceReply, AnnounceRequest};
+use super::testing::{at, blob, no_origins, number, origin, peer, request, zoned};
+use super::{AnnounceReply, AnnounceRequest, Progress};
 use crate::blob::digest::Digest;
-use crate::rng::Rng;
 use crate::time::Timestamp;
 
 fn tracker() -> Tracker {
@@ -99,6 +98,66 @@ fn a_host_with_enough_links_gets_origins_only() {
 }
 
 #[test]
+fn a_needy_host_with_enough_links_gets_those_who_have_most() {
+    let config = TrackerConfig {
+        sample: 64,
+        ..TrackerConfig::default()
+    };
+    let mut tracker = Tracker::new(config, 7);
+    for n in 0..30 {
+        let mut says = request(peer(n), &[(0, Leeching, 3)]);
+        says.blobs[0].progress = Some(Progress { have: n, of: 30 });
+        if n == 4 {
+            says.blobs[0].state = Seeding;
+        }
+        tracker.announce(at(0), &says, &no_origins).unwrap();
+    }
+    let mut asks = request(peer(99), &[(0, Leeching, 12)]);
+    asks.blobs[0].needy = true;
+    let reply = tracker.announce(at(0), &asks, &no_origins).unwrap();
+    assert_eq!(handed(&reply), [4, 29, 28, 27, 26, 25]);
+    asks.blobs[0].links = 1;
+    let reply = tracker.announce(at(0), &asks, &no_origins).unwrap();
+    assert_eq!(handed(&reply).len(), 11, "as many as it lacks");
+}
+
+#[test]
+fn the_first_peers_of_a_handout_are_near_and_far_by_turns() {
+    let mut tracker = tracker();
+    for n in 0..60 {
+        let host = zoned(n, if n < 20 { "a" } else { "b" });
+        let says = request(host, &[(0, Leeching, 0)]);
+        tracker.announce(at(0), &says, &no_origins).unwrap();
+    }
+    for _ in 0..20 {
+        let asks = request(zoned(99, "a"), &[(0, Leeching, 0)]);
+        let reply = tracker.announce(at(0), &asks, &no_origins).unwrap();
+        let peers = handed(&reply);
+        let near: Vec<_> = peers.iter().map(|n| *n < 20 || *n == 99).collect();
+        assert_eq!(near[..6], [true, true, false, true, true, true]);
+        assert_eq!(near.iter().filter(|near| **near).count(), 10);
+    }
+}
+
+#[test]
+fn a_tracker_may_ignore_zones() {
+    let config = TrackerConfig {
+        near_share: 0.0,
+        ..TrackerConfig::default()
+    };
+    let answers = |zone: Option<&str>| {
+        let mut tracker = Tracker::new(config.clone(), 3);
+        let ask = |n| {
+            let host = zone.map_or_else(|| peer(n), |zone| zoned(n, zone));
+            let reply = tracker.announce(at(0), &request(host, &[(0, Leeching, 0)]), &no_origins);
+            handed(&reply.unwrap())
+        };
+        (0..100).map(ask).collect::<Vec<_>>()
+    };
+    assert_eq!(answers(Some("a")), answers(None));
+}
+
+#[test]
 fn an_origin_is_no_member_and_is_not_handed_itself() {
     let mut tracker = tracker();
     announce(&mut tracker, at(0), 1, Seeding, 0);
@@ -181,6 +240,26 @@ fn the_interval_grows_with_the_links_that_are_possible() {
 }
 
 #[test]
+fn an_announce_may_leave_out_what_came_to_the_format_later() {
+    let whole = request(peer(1), &[(0, Leeching, 3)]);
+    let json = serde_json::to_string(&whole).unwrap();
+    for later in ["zone", "progress", "needy"] {
+        assert!(!json.contains(later), "{json}");
+    }
+    assert_eq!(
+        serde_json::from_str::<AnnounceRequest>(&json).unwrap(),
+        whole
+    );
+    let told = json.replace(
+        r#""links":3"#,
+        r#""links":3,"progress":{"have":7,"of":9},"needy":true"#,
+    );
+    let told: AnnounceRequest = serde_json::from_str(&told).unwrap();
+    assert_eq!(told.blobs[0].progress, Some(Progress { have: 7, of: 9 }));
+    assert!(told.blobs[0].needy);
+}
+
+#[test]
 fn an_announce_of_too_many_blobs_changes_nothing() {
     let mut tracker = tracker();
     let blobs: Vec<_> = (0..257).map(|n| (n, Seeding, 0)).collect();
@@ -248,76 +327,4 @@ fn silence_is_measured_from_the_last_announce() {
     let mut left = handed(&announce(&mut tracker, at(4), 1, Leeching, 0));
     left.sort_unstable();
     assert_eq!(left, [3]);
-}
-
-/// A crowd of hosts that dial half of the degree, as agents do, and accept whoever dials them.
-struct Crowd {
-    links: Vec<BTreeSet<u32>>,
-    tracker: Tracker,
-}
-
-impl Crowd {
-    fn new(seed: u64) -> Self {
-        Self {
-            links: Vec::new(),
-            tracker: Tracker::new(TrackerConfig::default(), seed),
-        }
-    }
-
-    fn join(&mut self, now: Timestamp) {
-        self.links.push(BTreeSet::new());
-        self.ask(now, u32::try_from(self.links.len() - 1).unwrap());
-    }
-
-    fn ask(&mut self, now: Timestamp, n: u32) {
-        let links = self.links[n as usize].len();
-        let reply = announce(
-            &mut self.tracker,
-            now,
-            n,
-            Leeching,
-            u32::try_from(links).unwrap(),
-        );
-        for other in handed(&reply)
-            .into_iter()
-            .take(6_usize.saturating_sub(links))
-        {
-            self.links[n as usize].insert(other);
-            self.links[other as usize].insert(n);
-        }
-    }
-
-    fn most_links(&self) -> usize {
-        self.links.iter().map(BTreeSet::len).max().unwrap()
-    }
-}
-
-#[test]
-fn degrees_stay_balanced_when_a_thousand_join_before_anyone_announces_again() {
-    for seed in 0..5 {
-        let mut crowd = Crowd::new(seed);
-        for n in 0..1000 {
-            crowd.join(at(n));
-        }
-        // 12 on average, 16 seen. With members handed out at random the most is above 40.
-        assert!(crowd.most_links() <= 18, "{}", crowd.most_links());
-    }
-}
-
-#[test]
-fn degrees_stay_balanced_while_hosts_announce_again() {
-    for seed in 0..5 {
-        let mut crowd = Crowd::new(seed);
-        let mut rng = Rng::seeded(seed);
-        for joined in 0..1000 {
-            crowd.join(at(5 * joined));
-            for _ in 0..4 {
-                let n = u32::try_from(rng.below(crowd.links.len())).unwrap();
-                crowd.ask(at(5 * joined), n);
-            }
-        }
-        let few = crowd.links.iter().filter(|links| links.len() < 6).count();
-        assert!(crowd.most_links() <= 18, "{}", crowd.most_links());
-        assert!(few <= 10, "{few} of 1000 have fewer than 6 links");
-    }
 }

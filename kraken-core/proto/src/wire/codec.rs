@@ -5,11 +5,12 @@
 
 use prost::Message as _;
 
-use super::message::Message;
+use super::message::{Contact, Message};
 use crate::blob::bitfield::{Bitfield, BitfieldError};
 use crate::blob::digest::Digest;
 use crate::blob::metainfo::{MetaInfo, PieceLength};
-use crate::peer::PeerRole;
+use crate::peer::{PeerId, PeerInfo, PeerRole};
+use crate::zone::Zone;
 
 /// The longest body of a frame, in bytes: a bitfield of the most pieces (8 KiB) or a full `Have`
 /// (5 KiB), with room to spare.
@@ -29,6 +30,30 @@ pub fn encode(message: &Message) -> Vec<u8> {
     frame.extend_from_slice(&u32::try_from(len).expect("at most MAX_FRAME").to_be_bytes());
     body.encode(&mut frame).expect("a Vec grows");
     frame
+}
+
+/// How many bytes [`encode`] makes of the message, without making them for the frequent kinds.
+pub fn frame_len(message: &Message) -> usize {
+    // A tag of one byte, a length of one byte, and the digest itself.
+    const DIGEST: usize = 2 + 32;
+    let field = |value: u32| if value == 0 { 0 } else { 1 + varint_len(value) };
+    let body = match message {
+        Message::Have { pieces, .. } if !pieces.is_empty() => {
+            let packed: usize = pieces.iter().copied().map(varint_len).sum();
+            DIGEST + 1 + varint_len(u32::try_from(packed).unwrap_or(u32::MAX)) + packed
+        }
+        Message::Request { piece, .. }
+        | Message::Cancel { piece, .. }
+        | Message::Refuse { piece, .. }
+        | Message::Offer { piece, .. } => DIGEST + field(*piece),
+        _ => return encode(message).len(),
+    };
+    PREFIX + 1 + varint_len(u32::try_from(body).unwrap_or(u32::MAX)) + body
+}
+
+/// The bytes of a number in protobuf.
+fn varint_len(value: u32) -> usize {
+    (u32::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
 }
 
 /// The length of the body that follows the prefix.
@@ -87,6 +112,12 @@ pub enum CodecError {
     /// A `Have` with too many pieces.
     #[error("{0} pieces in one message are more than 1024")]
     TooManyHaves(usize),
+    /// An address, zone or identity that is none.
+    #[error("a peer whose address, zone or identity cannot be read")]
+    Contact,
+    /// A `Peers` with too many peers.
+    #[error("{0} peers in one message are more than 16")]
+    TooManyPeers(usize),
     /// A piece longer than the longest piece length, or of no bytes.
     #[error("a piece of {0} bytes is impossible")]
     PieceLen(u32),
@@ -94,7 +125,7 @@ pub enum CodecError {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     body: Option<Body>,
 }
 
@@ -116,12 +147,40 @@ enum Body {
     Refuse(BlobPiece),
     #[prost(message, tag = "8")]
     Piece(BlobPiece),
+    #[prost(message, tag = "9")]
+    Offer(BlobPiece),
+    #[prost(message, tag = "10")]
+    AskPeers(Blob),
+    #[prost(message, tag = "11")]
+    Peers(Peers),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Hello {
     #[prost(int32, tag = "1")]
     role: i32,
+    #[prost(string, tag = "2")]
+    addr: String,
+    #[prost(string, tag = "3")]
+    zone: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Peers {
+    #[prost(bytes = "vec", tag = "1")]
+    digest: Vec<u8>,
+    #[prost(message, repeated, tag = "2")]
+    peers: Vec<Peer>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Peer {
+    #[prost(bytes = "vec", tag = "1")]
+    id: Vec<u8>,
+    #[prost(string, tag = "2")]
+    addr: String,
+    #[prost(string, tag = "3")]
+    zone: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -168,8 +227,12 @@ fn to_body(message: &Message) -> Body {
         len: 0,
     };
     match message {
-        Message::Hello { role } => Body::Hello(Hello {
+        Message::Hello { role, contact } => Body::Hello(Hello {
             role: if *role == PeerRole::Agent { 1 } else { 2 },
+            addr: contact
+                .as_ref()
+                .map_or_else(String::new, |it| it.addr.to_string()),
+            zone: zone_text(contact.as_ref().and_then(|it| it.zone.as_ref())),
         }),
         Message::Subscribe {
             digest,
@@ -191,6 +254,14 @@ fn to_body(message: &Message) -> Body {
         Message::Request { digest, piece } => Body::Request(at(digest, *piece)),
         Message::Cancel { digest, piece } => Body::Cancel(at(digest, *piece)),
         Message::Refuse { digest, piece } => Body::Refuse(at(digest, *piece)),
+        Message::Offer { digest, piece } => Body::Offer(at(digest, *piece)),
+        Message::AskPeers { digest } => Body::AskPeers(Blob {
+            digest: bytes(digest),
+        }),
+        Message::Peers { digest, peers } => Body::Peers(Peers {
+            digest: bytes(digest),
+            peers: peers.iter().map(to_peer).collect(),
+        }),
         Message::Piece { digest, piece, len } => Body::Piece(BlobPiece {
             digest: bytes(digest),
             piece: *piece,
@@ -201,13 +272,14 @@ fn to_body(message: &Message) -> Body {
 
 fn from_body(body: Body) -> Result<Message, CodecError> {
     Ok(match body {
-        Body::Hello(Hello { role: 1 }) => Message::Hello {
-            role: PeerRole::Agent,
+        Body::Hello(it) => Message::Hello {
+            role: match it.role {
+                1 => PeerRole::Agent,
+                2 => PeerRole::Origin,
+                role => return Err(CodecError::Role(role)),
+            },
+            contact: contact(&it.addr, &it.zone)?,
         },
-        Body::Hello(Hello { role: 2 }) => Message::Hello {
-            role: PeerRole::Origin,
-        },
-        Body::Hello(Hello { role }) => return Err(CodecError::Role(role)),
         Body::Subscribe(it) => {
             let piece_length = PieceLength::new(it.piece_length).map_err(|_| CodecError::Swarm)?;
             if it.pieces > MetaInfo::MAX_PIECES {
@@ -247,6 +319,22 @@ fn from_body(body: Body) -> Result<Message, CodecError> {
             digest: digest(&it.digest)?,
             piece: piece(it.piece)?,
         },
+        Body::Offer(it) => Message::Offer {
+            digest: digest(&it.digest)?,
+            piece: piece(it.piece)?,
+        },
+        Body::AskPeers(it) => Message::AskPeers {
+            digest: digest(&it.digest)?,
+        },
+        Body::Peers(it) => {
+            if it.peers.len() > Message::MAX_PEERS {
+                return Err(CodecError::TooManyPeers(it.peers.len()));
+            }
+            Message::Peers {
+                digest: digest(&it.digest)?,
+                peers: it.peers.iter().map(peer).collect::<Result<_, _>>()?,
+            }
+        }
         Body::Piece(it) => {
             if it.len == 0 || u64::from(it.len) > PieceLength::MAX.bytes() {
                 return Err(CodecError::PieceLen(it.len));
@@ -257,6 +345,42 @@ fn from_body(body: Body) -> Result<Message, CodecError> {
                 len: it.len,
             }
         }
+    })
+}
+
+fn zone_text(zone: Option<&Zone>) -> String {
+    zone.map_or_else(String::new, |zone| zone.as_str().to_owned())
+}
+
+fn to_peer(info: &PeerInfo) -> Peer {
+    Peer {
+        id: info.id.as_bytes().to_vec(),
+        addr: info.addr.to_string(),
+        zone: zone_text(info.zone.as_ref()),
+    }
+}
+
+/// How a host is reached, unless it says nothing.
+fn contact(addr: &str, zone: &str) -> Result<Option<Contact>, CodecError> {
+    if addr.is_empty() {
+        return Ok(None);
+    }
+    let addr = addr.parse().map_err(|_| CodecError::Contact)?;
+    let zone = (!zone.is_empty()).then(|| zone.parse());
+    let zone = zone.transpose().map_err(|_| CodecError::Contact)?;
+    Ok(Some(Contact { addr, zone }))
+}
+
+/// Only agents are passed on: origins come from the ring.
+fn peer(it: &Peer) -> Result<PeerInfo, CodecError> {
+    let id = it.id.as_slice().try_into();
+    let id = id.map_err(|_| CodecError::Contact)?;
+    let Contact { addr, zone } = contact(&it.addr, &it.zone)?.ok_or(CodecError::Contact)?;
+    Ok(PeerInfo {
+        id: PeerId::from_bytes(id),
+        addr,
+        role: PeerRole::Agent,
+        zone,
     })
 }
 
@@ -281,6 +405,28 @@ mod tests {
 
     use super::*;
 
+    fn any_contact() -> impl Strategy<Value = Contact> {
+        let zone = prop::option::of("[a-z0-9][a-z0-9-]{0,20}");
+        (any::<std::net::SocketAddr>(), zone).prop_map(|(mut addr, zone)| {
+            // Flow labels and scopes have no text form that is read back.
+            if let std::net::SocketAddr::V6(v6) = &mut addr {
+                v6.set_flowinfo(0);
+                v6.set_scope_id(0);
+            }
+            let zone = zone.map(|it| it.parse().unwrap());
+            Contact { addr, zone }
+        })
+    }
+
+    fn any_peer() -> impl Strategy<Value = PeerInfo> {
+        (prop::array::uniform32(any::<u8>()), any_contact()).prop_map(|(id, contact)| PeerInfo {
+            id: PeerId::from_bytes(id),
+            addr: contact.addr,
+            role: PeerRole::Agent,
+            zone: contact.zone,
+        })
+    }
+
     fn any_message() -> impl Strategy<Value = Message> {
         let digest = prop::array::uniform32(any::<u8>()).prop_map(Digest::from_bytes);
         let piece = 0..MetaInfo::MAX_PIECES;
@@ -292,8 +438,21 @@ mod tests {
             field
         });
         prop_oneof![
-            prop_oneof![Just(PeerRole::Agent), Just(PeerRole::Origin)]
-                .prop_map(|role| Message::Hello { role }),
+            (
+                prop_oneof![Just(PeerRole::Agent), Just(PeerRole::Origin)],
+                prop::option::of(any_contact())
+            )
+                .prop_map(|(role, contact)| Message::Hello { role, contact }),
+            digest
+                .clone()
+                .prop_map(|digest| Message::AskPeers { digest }),
+            (
+                digest.clone(),
+                prop::collection::vec(any_peer(), 0..=Message::MAX_PEERS)
+            )
+                .prop_map(|(digest, peers)| Message::Peers { digest, peers }),
+            (digest.clone(), piece.clone())
+                .prop_map(|(digest, piece)| Message::Offer { digest, piece }),
             (digest.clone(), 18u32..=24, have).prop_map(|(digest, power, have)| {
                 let piece_length = PieceLength::new(1 << power).unwrap();
                 Message::Subscribe {
@@ -330,6 +489,7 @@ mod tests {
             let frame = encode(&message);
             let (prefix, body) = frame.split_first_chunk::<PREFIX>().unwrap();
             prop_assert_eq!(body_len(*prefix), Ok(body.len()));
+            prop_assert_eq!(frame_len(&message), frame.len());
             prop_assert_eq!(decode(body), Ok(message));
         }
 
@@ -373,7 +533,10 @@ mod tests {
         assert_eq!(body_len([0, 1, 0, 0]), Err(CodecError::TooLong(65536)));
         assert_eq!(decode(&[]), Err(CodecError::Unknown));
         assert_eq!(
-            decode(&body(Body::Hello(Hello { role: 9 }))),
+            decode(&body(Body::Hello(Hello {
+                role: 9,
+                ..Hello::default()
+            }))),
             Err(CodecError::Role(9))
         );
         assert_eq!(

@@ -1,9 +1,21 @@
 //! The messages between two peers.
 
+use std::net::SocketAddr;
+
 use crate::blob::bitfield::Bitfield;
 use crate::blob::digest::Digest;
 use crate::blob::metainfo::PieceLength;
-use crate::peer::PeerRole;
+use crate::peer::{PeerInfo, PeerRole};
+use crate::zone::Zone;
+
+/// How a host is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contact {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// The zone it is in, where known.
+    pub zone: Option<Zone>,
+}
 
 /// What one peer says to another over their one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +24,8 @@ pub enum Message {
     Hello {
         /// The sender's role.
         role: PeerRole,
+        /// How others reach the sender, so that its neighbours can pass it on to theirs.
+        contact: Option<Contact>,
     },
     /// The sender takes part in this blob's swarm and has these pieces. Both sides say it; the
     /// first to speak is answered with `Subscribe`, or with `Unsubscribe` when the other side
@@ -57,6 +71,27 @@ pub enum Message {
         /// Which piece.
         piece: u32,
     },
+    /// The sender, an origin, suggests to ask it for this piece, because nobody that it knows has
+    /// it. Answered with `Request`, or with `Refuse` when the piece comes from elsewhere.
+    Offer {
+        /// The blob.
+        digest: Digest,
+        /// Which piece.
+        piece: u32,
+    },
+    /// Who else takes part in this blob's swarm? Answered with `Peers`. Hosts ask one another when
+    /// no tracker answers.
+    AskPeers {
+        /// The blob.
+        digest: Digest,
+    },
+    /// These agents take part in the blob's swarm; none when the sender does not know.
+    Peers {
+        /// The blob.
+        digest: Digest,
+        /// At most [`Message::MAX_PEERS`].
+        peers: Vec<PeerInfo>,
+    },
     /// The piece itself. The bytes travel beside the message, on a stream of their own, and never
     /// through a machine.
     Piece {
@@ -73,6 +108,9 @@ impl Message {
     /// The most pieces in one `Have`.
     pub const MAX_HAVES: usize = 1024;
 
+    /// The most peers in one `Peers`.
+    pub const MAX_PEERS: usize = 16;
+
     /// The blob that the message is about, if any.
     pub fn digest(&self) -> Option<Digest> {
         match self {
@@ -83,6 +121,9 @@ impl Message {
             | Self::Request { digest, .. }
             | Self::Cancel { digest, .. }
             | Self::Refuse { digest, .. }
+            | Self::Offer { digest, .. }
+            | Self::AskPeers { digest }
+            | Self::Peers { digest, .. }
             | Self::Piece { digest, .. } => Some(*digest),
         }
     }

@@ -66,6 +66,7 @@ impl OriginApi for Fake {
             id: PeerId::from_bytes([9; 32]),
             addr: "10.0.0.9:7600".parse().unwrap(),
             role: PeerRole::Origin,
+            zone: None,
         }
     }
 

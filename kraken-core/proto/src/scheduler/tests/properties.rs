@@ -25,6 +25,7 @@ impl Owed {
                     conn,
                     digest,
                     piece,
+                    ..
                 } => self.sends.push((conn, digest, piece)),
                 Action::Announce(request) => {
                     self.announces
@@ -40,7 +41,10 @@ fn any_message(kind: u8, digest: Digest, piece: u32, bits: u8) -> Message {
     let have = pieces((0..PIECES).filter(|piece| bits >> piece & 1 == 1));
     let (role, piece_length) = (PeerRole::Agent, PieceLength::MIN);
     match kind % 9 {
-        0 | 1 => Message::Hello { role },
+        0 | 1 => Message::Hello {
+            role,
+            contact: None,
+        },
         2 => Message::Subscribe {
             digest,
             piece_length,

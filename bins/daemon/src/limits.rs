@@ -1,0 +1,228 @@
+//! Limits in the configuration, and their change while the process runs.
+
+use std::fmt;
+use std::num::NonZeroU64;
+
+use axum::body::Bytes;
+use axum::routing::patch;
+use axum::{Json, Router};
+use bytesize::ByteSize;
+use kraken_core::net::http::ApiError;
+use kraken_core::{Agent, Limits, Origin};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Limits on the bytes of pieces, per direction. Without a key, there is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// To all peers together.
+    #[serde(default)]
+    pub upload: Option<Rate>,
+    /// From all peers together.
+    #[serde(default)]
+    pub download: Option<Rate>,
+}
+
+/// Bytes per second: `300MB`, `1GiB`, or a plain number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Rate(pub NonZeroU64);
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let size = ByteSize::deserialize(from)?;
+        NonZeroU64::new(size.as_u64()).map(Self).ok_or_else(|| {
+            let what = "a limit of 0 would stop everything: for no limit, leave the key out";
+            serde::de::Error::custom(what)
+        })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", ByteSize(self.0.get()))
+    }
+}
+
+impl From<LimitsConfig> for Limits {
+    fn from(config: LimitsConfig) -> Self {
+        Self {
+            upload: config.upload.map(|rate| rate.0),
+            download: config.download.map(|rate| rate.0),
+        }
+    }
+}
+
+impl From<Limits> for LimitsConfig {
+    fn from(limits: Limits) -> Self {
+        Self {
+            upload: limits.upload.map(Rate),
+            download: limits.download.map(Rate),
+        }
+    }
+}
+
+/// What has limits that can be changed.
+pub(crate) trait Limited: Clone + Send + Sync + 'static {
+    fn limits(&self) -> Limits;
+    fn set_limits(&self, limits: Limits);
+}
+
+impl Limited for Agent {
+    fn limits(&self) -> Limits {
+        Self::limits(self)
+    }
+    fn set_limits(&self, limits: Limits) {
+        Self::set_limits(self, limits);
+    }
+}
+
+impl Limited for Origin {
+    fn limits(&self) -> Limits {
+        Self::limits(self)
+    }
+    fn set_limits(&self, limits: Limits) {
+        Self::set_limits(self, limits);
+    }
+}
+
+/// Adds `PATCH /x/config/scheduler`: changes the limits that its body names, and answers with all.
+pub(crate) fn with_live_limits(router: Router, of: impl Limited) -> Router {
+    let change = async move |body: Bytes| -> Result<Json<Live<LimitsConfig>>, ApiError> {
+        let Json(Live { limits }) = Json::<Live<Change>>::from_bytes(&body)
+            .map_err(|error| ApiError::BadRequest(error.body_text()))?;
+        let limits = limits.applied_to(of.limits().into());
+        of.set_limits(limits.into());
+        tracing::info!(%limits, "limits changed");
+        Ok(Json(Live { limits }))
+    };
+    router.route("/x/config/scheduler", patch(change))
+}
+
+impl fmt::Display for LimitsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate =
+            |rate: Option<Rate>| rate.map_or_else(|| "unlimited".into(), |it| it.to_string());
+        write!(
+            f,
+            "upload {}, download {}",
+            rate(self.upload),
+            rate(self.download)
+        )
+    }
+}
+
+/// The part of the configuration that can be changed live.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Live<T> {
+    limits: T,
+}
+
+/// The limits to change: absent is as before, `null` is none.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    #[serde(default, deserialize_with = "named")]
+    upload: Option<Option<Rate>>,
+    #[serde(default, deserialize_with = "named")]
+    download: Option<Option<Rate>>,
+}
+
+impl Change {
+    fn applied_to(self, before: LimitsConfig) -> LimitsConfig {
+        LimitsConfig {
+            upload: self.upload.unwrap_or(before.upload),
+            download: self.download.unwrap_or(before.download),
+        }
+    }
+}
+
+fn named<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<Rate>>, D::Error> {
+    Option::deserialize(from).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::body::{Body, to_bytes};
+    use axum::http::{Method, Request, StatusCode};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    fn limits(upload: u64, download: u64) -> Limits {
+        Limits {
+            upload: NonZeroU64::new(upload),
+            download: NonZeroU64::new(download),
+        }
+    }
+
+    #[test]
+    fn rates_are_sizes_per_second() {
+        let parse = |text: &str| serde_saphyr::from_str::<LimitsConfig>(text);
+        let config = parse("{upload: 300MB, download: 1GiB}").unwrap();
+        assert_eq!(Limits::from(config), limits(300_000_000, 1 << 30));
+        assert_eq!(
+            Limits::from(parse("upload: 5000000").unwrap()),
+            limits(5_000_000, 0)
+        );
+        assert_eq!(Limits::from(parse("{}").unwrap()), Limits::NONE);
+        for (wrong, says) in [
+            ("upload: 0", "leave the key out"),
+            ("upload: fast", "fast"),
+            ("up: 1MB", "upload"),
+        ] {
+            let error = parse(wrong).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Handle(Arc<Mutex<Limits>>);
+
+    impl Limited for Handle {
+        fn limits(&self) -> Limits {
+            *self.0.lock().unwrap()
+        }
+        fn set_limits(&self, limits: Limits) {
+            *self.0.lock().unwrap() = limits;
+        }
+    }
+
+    #[tokio::test]
+    async fn limits_change_by_request_and_those_not_named_stay() {
+        let handle = Handle::default();
+        let router = with_live_limits(Router::new(), handle.clone());
+        let call = async |body: &'static str| {
+            let request = Request::builder()
+                .method(Method::PATCH)
+                .uri("/x/config/scheduler")
+                .body(Body::from(body))
+                .unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            let status = answer.status();
+            let body = to_bytes(answer.into_body(), 4096).await.unwrap();
+            (status, String::from_utf8(body.to_vec()).unwrap())
+        };
+        let (status, body) = call(r#"{"limits": {"upload": "20MB"}}"#).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(body, r#"{"limits":{"upload":20000000,"download":null}}"#);
+        call(r#"{"limits": {"download": 1000}}"#).await;
+        assert_eq!(handle.limits(), limits(20_000_000, 1000));
+        for (wrong, says) in [
+            (r#"{"limits": {"up": "20MB"}}"#, "upload"),
+            (r#"{"limits": {"upload": 0}}"#, "leave the key out"),
+            ("{}", "limits"),
+            ("", "EOF"),
+        ] {
+            let (status, body) = call(wrong).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{wrong}");
+            assert!(body.contains(says), "{body}");
+        }
+        assert_eq!(handle.limits(), limits(20_000_000, 1000));
+        call(r#"{"limits": {"upload": null}}"#).await;
+        assert_eq!(handle.limits(), limits(0, 1000));
+    }
+}

@@ -1,0 +1,149 @@
+//! What origins bring in of their own accord, and what is asked of them.
+
+use super::*;
+
+fn offer(piece: u32) -> Message {
+    let digest = blob();
+    Message::Offer { digest, piece }
+}
+
+fn offers(actions: &[Action]) -> Vec<(ConnId, u32)> {
+    let offer = |action: &Action| match action {
+        Action::Send {
+            conn,
+            message: Message::Offer { piece, .. },
+        } => Some((*conn, *piece)),
+        _ => None,
+    };
+    actions.iter().filter_map(offer).collect()
+}
+
+fn refusal(conn: ConnId, piece: u32) -> Action {
+    let digest = blob();
+    let message = Message::Refuse { digest, piece };
+    Action::Send { conn, message }
+}
+
+/// An origin that has the blob.
+fn origin() -> Bench {
+    let config = Config {
+        offer_copies: 1,
+        ..Config::origin()
+    };
+    let mut bench = Bench::idle(PeerRole::Origin, config);
+    bench.feed(Input::Open {
+        spec: spec(b"blob"),
+        have: Bitfield::full(PIECES),
+    });
+    bench
+}
+
+#[test]
+fn an_offer_is_taken_up_unless_the_piece_comes_from_elsewhere() {
+    let mut bench = Bench::greedy();
+    let (_, asked) = bench.agent(1, 0..7);
+    let asked_before = requests(&asked)[0].1;
+    let (origin, asked) = bench.neighbour(2, PeerRole::Origin, Bitfield::full(PIECES));
+    assert!(requests(&asked).is_empty(), "agents are sending");
+    assert_eq!(requests(&bench.say(origin, offer(7))), [(origin, 7)]);
+    let declined = bench.say(origin, offer(asked_before));
+    assert_eq!(declined, [refusal(origin, asked_before)]);
+    let actions = bench.say(origin, offer(PIECES));
+    assert!(closed(&actions, origin, CloseReason::Protocol));
+}
+
+#[test]
+fn an_agent_that_offers_breaks_the_protocol() {
+    let mut bench = Bench::greedy();
+    let (agent, _) = bench.agent(1, 0..8);
+    let actions = bench.say(agent, offer(0));
+    assert!(closed(&actions, agent, CloseReason::Protocol));
+}
+
+#[test]
+fn without_agents_an_origin_is_asked_at_once_and_with_idle_ones_after_a_while() {
+    let mut bench = Bench::greedy();
+    let (_, asked) = bench.neighbour(1, PeerRole::Origin, Bitfield::full(PIECES));
+    assert_eq!(requests(&asked).len(), 8);
+    let mut bench = Bench::greedy();
+    bench.agent(2, []);
+    let (origin, asked) = bench.neighbour(1, PeerRole::Origin, Bitfield::full(PIECES));
+    assert!(requests(&asked).is_empty());
+    let asked = requests(&bench.wait(Config::lan().offer_wait));
+    assert_eq!(asked.len(), 8);
+    assert!(asked.iter().all(|(conn, _)| *conn == origin));
+}
+
+#[test]
+fn an_origin_offers_each_piece_once_and_again_when_it_is_lost() {
+    let mut bench = origin();
+    let (first, actions) = bench.agent(1, []);
+    // A neighbour that has had nothing yet takes one at a time.
+    let [(_, piece)] = offers(&actions)[..] else {
+        panic!("one offer, not {actions:?}");
+    };
+    let (second, actions) = bench.agent(2, []);
+    let [(_, other)] = offers(&actions)[..] else {
+        panic!("one offer, not {actions:?}");
+    };
+    assert_ne!(piece, other);
+    let digest = blob();
+    let request = Message::Request { digest, piece };
+    bench.say(first, request);
+    let (conn, sent) = (first, true);
+    let next = offers(&bench.feed(Input::PieceSent {
+        digest,
+        piece,
+        conn,
+        sent,
+    }));
+    assert!(
+        next.iter()
+            .all(|(conn, it)| *conn == first && *it != piece && *it != other)
+    );
+    assert!(!next.is_empty());
+    let pieces = (0..PIECES).filter(|it| *it != other).collect();
+    bench.say(first, Message::Have { digest, pieces });
+    let declined = bench.say(
+        second,
+        Message::Refuse {
+            digest,
+            piece: other,
+        },
+    );
+    assert!(offers(&declined).is_empty(), "all have spread or will");
+    // The only agent that has them leaves.
+    let gone = offers(&bench.feed(Input::ConnDown { conn: first }));
+    assert_eq!(gone.len(), 1);
+    assert_eq!(gone[0].0, second);
+}
+
+#[test]
+fn an_offer_that_is_not_answered_goes_to_somebody_else() {
+    let mut bench = origin();
+    let (_, actions) = bench.agent(1, 1..8);
+    assert_eq!(offers(&actions), [(ConnId(1), 0)]);
+    let (second, actions) = bench.agent(2, 1..8);
+    assert!(offers(&actions).is_empty());
+    bench.feed(Input::ConnDown { conn: ConnId(1) });
+    let again = offers(&bench.wait(Config::origin().offer_patience * 2));
+    assert!(again.iter().all(|it| *it == (second, 0)) && again.len() <= 2);
+}
+
+#[test]
+fn a_small_blob_is_offered_to_several() {
+    let mut bench = Bench::idle(PeerRole::Origin, Config::origin());
+    bench.feed(Input::Open {
+        spec: spec(b"blob"),
+        have: Bitfield::full(PIECES),
+    });
+    for number in 1..5 {
+        let (conn, actions) = bench.agent(number, 1..8);
+        assert_eq!(offers(&actions), [(conn, 0)]);
+    }
+    // One of them has the whole blob: it seeds to whoever comes.
+    let (digest, pieces) = (blob(), vec![0]);
+    bench.say(ConnId(1), Message::Have { digest, pieces });
+    let (_, actions) = bench.agent(9, 1..8);
+    assert!(offers(&actions).is_empty());
+}

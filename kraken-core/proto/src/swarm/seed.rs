@@ -1,0 +1,84 @@
+//! How an origin chooses what it brings into a swarm: see [`super::offers`].
+
+use super::offers::Offers;
+use super::peers::Neighbour;
+use super::{Context, Swarm};
+use crate::scheduler::action::Action;
+use crate::scheduler::config::Config;
+use crate::scheduler::input::ConnId;
+use crate::wire::message::Message;
+
+/// Bytes of a blob that an origin brings in whatever its length.
+const GENEROUS: u64 = 64 << 20;
+
+impl Swarm {
+    /// An origin that has the blob chooses what it sends.
+    pub(super) fn begin_offers(&mut self, config: &Config) {
+        if self.offers.is_none() && self.is_complete() && config.offers > 0 {
+            let mut offers = Offers::new(self.have.len());
+            for (conn, peer) in self.peers.iter().filter(|(_, peer)| peer.is_agent()) {
+                for piece in peer.have.iter() {
+                    offers.more(piece, *conn);
+                }
+            }
+            self.offers = Some(offers);
+        }
+    }
+
+    /// Offers scarce pieces to the neighbours, as far as there is room.
+    pub(super) fn offer(&mut self, cx: &mut Context<'_>) {
+        while let Some((piece, conn)) = self.next_offer(cx) {
+            if let Some(offers) = &mut self.offers {
+                offers.offered(cx.now, piece, conn, cx.config);
+            }
+            let digest = self.spec.digest;
+            let message = Message::Offer { digest, piece };
+            cx.out.push_back(Action::Send { conn, message });
+        }
+    }
+
+    fn next_offer(&self, cx: &mut Context<'_>) -> Option<(u32, ConnId)> {
+        let offers = self.offers.as_ref()?;
+        if offers.open() >= cx.config.offers || offers.rests(cx.now) {
+            return None;
+        }
+        let free = self.free_takers(offers, cx.config);
+        let takes = |conn: ConnId, peer: &Neighbour, piece: u32| {
+            !peer.have.has(piece) && !offers.is_claimed(piece, conn)
+        };
+        let wanted = |piece: u32| free.iter().any(|(conn, peer)| takes(*conn, peer, piece));
+        let piece = offers.scarce(self.copies(cx.config), cx.rng, wanted)?;
+        let able = free.iter().filter(|(conn, peer)| takes(*conn, peer, piece));
+        let able: Vec<_> = able.map(|(conn, peer)| (peer.takes, *conn)).collect();
+        // The quicker of two: a piece that only a slow host has is late for everybody.
+        let draws = [0, 1].map(|_| cx.rng.below(able.len()));
+        let (_, conn) = draws.iter().filter_map(|it| able.get(*it)).min()?;
+        Some((piece, *conn))
+    }
+
+    /// The agents that can be offered a piece. One that has had no piece from here yet takes one at
+    /// a time, the others share the room.
+    fn free_takers(&self, offers: &Offers, config: &Config) -> Vec<(ConnId, &Neighbour)> {
+        let takers = self.peers.iter().filter(|(_, peer)| peer.takes_offers());
+        let share = (config.offers / takers.clone().count().max(1)).max(1);
+        let most = |peer: &Neighbour| if peer.served > 0 { share } else { 1 };
+        takers
+            .filter(|(conn, peer)| offers.open_for(**conn) < most(peer))
+            .map(|(conn, peer)| (*conn, peer))
+            .collect()
+    }
+
+    /// How many copies of each piece an origin brings in. One is enough to spare the origin, and
+    /// several make a small blob spread sooner at little cost.
+    fn copies(&self, config: &Config) -> u16 {
+        let affordable = GENEROUS / self.spec.length.max(1);
+        let most = config.offer_copies.max(1);
+        u16::try_from(affordable).unwrap_or(u16::MAX).clamp(1, most)
+    }
+}
+
+impl Neighbour {
+    fn takes_offers(&self) -> bool {
+        self.is_agent() && self.subscribed && !self.have.is_full()
+    }
+}
