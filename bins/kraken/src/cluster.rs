@@ -1,9 +1,9 @@
 //! A whole cluster on loopback, in one process: the very services that the binaries run, with
 //! mutual TLS between them from an authority of their own.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use kraken_core::net::CertAuthority;
 use kraken_daemon::agent::{AgentConfig, AgentService};
@@ -13,8 +13,6 @@ use kraken_daemon::process::Service as _;
 use kraken_daemon::proxy::{ProxyConfig, ProxyService};
 use kraken_daemon::tracker::{TrackerConfig, TrackerService};
 use kraken_daemon::{OriginEntry, StartError, Tls};
-use rand::{Rng as _, SeedableRng as _};
-use rand_pcg::Pcg64Mcg;
 
 use crate::Failure;
 
@@ -200,14 +198,15 @@ impl Ports {
     }
 
     /// Ports that nobody has at this moment, for TCP and UDP. They lie below those that the system
-    /// gives to outgoing connections, which would take them before they are used here.
+    /// gives to outgoing connections, which would take them before they are used here. Processes
+    /// that start side by side look in different places, and one process never looks twice.
     fn free(agents: u16, origins: u16) -> Result<Self, Failure> {
-        let mut rng = Pcg64Mcg::seed_from_u64(RandomState::new().hash_one(0_u8));
+        static LOOKED_AT: AtomicU16 = AtomicU16::new(0);
+        let first = 10_000 + 500 * u16::try_from(std::process::id() % 44).expect("small");
         let mut held = Vec::new();
         let mut next = || {
             for _ in 0..1000 {
-                let addr =
-                    loopback(10_000 + u16::try_from(rng.next_u64() % 22_000).expect("small"));
+                let addr = loopback(first + LOOKED_AT.fetch_add(1, Ordering::Relaxed) % 500);
                 if let (Ok(tcp), Ok(udp)) = (TcpListener::bind(addr), UdpSocket::bind(addr)) {
                     held.push((tcp, udp));
                     return Ok(addr);
