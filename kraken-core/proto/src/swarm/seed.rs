@@ -31,6 +31,7 @@ impl Swarm {
             if let Some(offers) = &mut self.offers {
                 offers.offered(cx.now, piece, conn, cx.config);
             }
+            self.watch_at.get_or_insert(cx.now + cx.config.watch);
             let digest = self.spec.digest;
             let message = Message::Offer { digest, piece };
             cx.out.push_back(Action::Send { conn, message });

@@ -26,6 +26,7 @@ impl Swarm {
                     peer.uploads.push(piece);
                     if let Some(offers) = self.offers.as_mut().filter(|_| peer.is_agent()) {
                         offers.asked(cx.now, piece, conn, cx.config);
+                        self.watch_at.get_or_insert(cx.now + cx.config.watch);
                     }
                     cx.out.push_back(Action::SendPiece {
                         conn,

@@ -119,15 +119,16 @@ fn an_origin_offers_each_piece_once_and_again_when_it_is_lost() {
 }
 
 #[test]
-fn an_offer_that_is_not_answered_goes_to_somebody_else() {
+fn an_offer_that_is_not_answered_or_declined_for_nothing_is_made_again() {
     let mut bench = origin();
-    let (_, actions) = bench.agent(1, 1..8);
-    assert_eq!(offers(&actions), [(ConnId(1), 0)]);
-    let (second, actions) = bench.agent(2, 1..8);
-    assert!(offers(&actions).is_empty());
-    bench.feed(Input::ConnDown { conn: ConnId(1) });
-    let again = offers(&bench.wait(Config::origin().offer_patience * 2));
-    assert!(again.iter().all(|it| *it == (second, 0)) && again.len() <= 2);
+    let (first, actions) = bench.agent(1, 1..8);
+    assert_eq!(offers(&actions), [(first, 0)]);
+    let again = |bench: &mut Bench| offers(&bench.wait(Config::origin().offer_patience * 2));
+    assert!(again(&mut bench).contains(&(first, 0)), "not answered");
+    let (digest, piece) = (blob(), 0);
+    let declined = bench.say(first, Message::Refuse { digest, piece });
+    assert!(offers(&declined).is_empty(), "it comes from elsewhere");
+    assert!(again(&mut bench).contains(&(first, 0)), "it did not come");
 }
 
 #[test]
