@@ -3,6 +3,7 @@
 use super::offers::Offers;
 use super::peers::Neighbour;
 use super::{Context, Swarm};
+use crate::peer::PeerRole;
 use crate::scheduler::action::Action;
 use crate::scheduler::config::Config;
 use crate::scheduler::input::ConnId;
@@ -10,6 +11,9 @@ use crate::wire::message::Message;
 
 /// Bytes of a blob that an origin brings in whatever its length.
 const GENEROUS: u64 = 64 << 20;
+
+/// Further copies are for crowds: so many agents share one.
+const AGENTS_PER_COPY: usize = 8;
 
 impl Swarm {
     /// An origin that has the blob chooses what it sends.
@@ -70,11 +74,13 @@ impl Swarm {
     }
 
     /// How many copies of each piece an origin brings in. One is enough to spare the origin, and
-    /// several make a small blob spread sooner at little cost.
+    /// several make a small blob spread sooner in a crowd, at little cost.
     fn copies(&self, config: &Config) -> u16 {
         let affordable = GENEROUS / self.spec.length.max(1);
-        let most = config.offer_copies.max(1);
-        u16::try_from(affordable).unwrap_or(u16::MAX).clamp(1, most)
+        let affordable = u16::try_from(affordable).unwrap_or(u16::MAX);
+        let shared = self.degree(PeerRole::Agent) / AGENTS_PER_COPY;
+        let shared = u16::try_from(shared).unwrap_or(u16::MAX);
+        affordable.min(shared).clamp(1, config.offer_copies.max(1))
     }
 }
 
