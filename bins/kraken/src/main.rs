@@ -1,12 +1,9 @@
 //! `kraken`: the tool of people.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command-line tool"
-)]
+#![expect(clippy::print_stderr, reason = "a command-line tool")]
 
 mod args;
 
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -37,6 +34,14 @@ fn main() -> ExitCode {
         eprintln!("kraken: {error}");
         ExitCode::FAILURE
     })
+}
+
+/// Prints a line for whoever reads along; nobody has to until the end.
+fn say(line: &str) -> Result<(), Failure> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        said => said.map_err(Failure::io("write to the standard output")),
+    }
 }
 
 async fn run(command: Command) -> Result<ExitCode, Failure> {
@@ -96,7 +101,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
                 &bars,
             )
             .await?;
-            println!("{repository}:{tag} is {digest}");
+            say(&format!("{repository}:{tag} is {digest}"))?;
         }
         Command::Pull {
             source,
@@ -113,7 +118,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
                 &Bars::new(true),
             )
             .await?;
-            println!("{source} is {digest}, in {}", layout.display());
+            say(&format!("{source} is {digest}, in {}", layout.display()))?;
         }
         Command::Run { role, config } => run_role(role, &config).await?,
         Command::Blob(command) => blob(command).await?,
@@ -137,9 +142,12 @@ async fn dev(options: ClusterOptions) -> Result<(), Failure> {
     std::fs::create_dir_all(&options.dir)
         .map_err(Failure::io(format!("make {}", options.dir.display())))?;
     let cluster = Cluster::start(&options).await?;
-    println!("{}", welcome(&cluster, &options.dir));
+    say(&welcome(&cluster, &options.dir))?;
     process::stop_signal().await;
-    println!("stopping; the data stays in {}", options.dir.display());
+    say(&format!(
+        "stopping; the data stays in {}",
+        options.dir.display()
+    ))?;
     cluster.stop().await;
     Ok(())
 }
@@ -197,9 +205,9 @@ async fn show_demo(options: &DemoOptions, json: bool) -> Result<ExitCode, Failur
     if json {
         let text =
             serde_json::to_string(&report).map_err(|error| Failure::Argument(error.to_string()))?;
-        println!("{text}");
+        say(&text)?;
     } else {
-        println!("{}", demo::table(&report));
+        say(&demo::table(&report))?;
     }
     Ok(if report.ok {
         ExitCode::SUCCESS
@@ -215,7 +223,7 @@ fn simulate(
     plot: Option<&PlotFile>,
 ) -> Result<ExitCode, Failure> {
     let outcome = simulation.run();
-    println!("{}", if json { outcome.json() } else { outcome.text() });
+    say(&if json { outcome.json() } else { outcome.text() })?;
     if let Some(plot) = plot {
         simulation.draw(&outcome, plot)?;
     }
@@ -236,7 +244,7 @@ async fn blob(command: BlobCommand) -> Result<(), Failure> {
             let registry = Registry::new(&proxy)?;
             let (digest, _) =
                 layout::push_file(&registry, &namespace, &file, &Bars::new(true)).await?;
-            println!("{digest}");
+            say(&format!("{digest}"))?;
         }
         BlobCommand::Get {
             digest,
@@ -248,7 +256,7 @@ async fn blob(command: BlobCommand) -> Result<(), Failure> {
             let path = output.unwrap_or_else(|| digest.hex().into());
             let bytes =
                 layout::save_blob(&registry, &namespace, digest, &path, &Bars::new(true)).await?;
-            println!("{bytes} bytes in {}", path.display());
+            say(&format!("{bytes} bytes in {}", path.display()))?;
         }
     }
     Ok(())

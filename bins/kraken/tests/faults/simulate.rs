@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -60,4 +61,21 @@ async fn wrong_plans_are_named() {
         assert!(!ran.status.success(), "{ran:?}");
     })
     .await;
+}
+
+#[test]
+fn nobody_has_to_read_the_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("plan.toml");
+    fs::write(&path, "hosts = 6").unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kraken"))
+        .arg("sim")
+        .arg(path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let ran = child.wait_with_output().unwrap();
+    assert!(ran.status.success() && ran.stderr.is_empty(), "{ran:?}");
 }
