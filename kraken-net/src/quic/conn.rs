@@ -17,7 +17,12 @@ use super::frame::{self, FrameError};
 use crate::transport::{Frame, MAX_PIECES_IN_FLIGHT, NetError, PeerConn, SEND_STALL};
 
 /// Control messages overtake pieces that wait in the same connection.
-const CONTROL_PRIORITY: i32 = 1;
+const CONTROL_PRIORITY: i32 = 2;
+
+/// Among the pieces, those that go first: a blob that has just begun is not held up by one that has
+/// been at it for long.
+const FIRST_PRIORITY: i32 = 1;
+
 /// Frames that wait for [`PeerConn::recv`]: at most this many times [`codec::MAX_FRAME`] bytes
 /// beside the pieces, which are counted apart.
 const INBOX: usize = 64;
@@ -167,6 +172,9 @@ impl Shared {
             stream: opened.map_err(|_| self.error())?,
             finished: false,
         };
+        if frame.first {
+            let _ = stream.stream.set_priority(FIRST_PRIORITY);
+        }
         let header = Bytes::from(codec::encode(&frame.message));
         self.write(&mut stream, header).await?;
         loop {

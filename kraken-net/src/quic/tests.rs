@@ -136,6 +136,28 @@ async fn big_pieces_travel_at_once_with_messages_between() {
 }
 
 #[tokio::test]
+async fn a_piece_that_goes_first_overtakes_those_under_way() {
+    const PIECES: u32 = 6;
+    let pair = pair().await;
+    let (ours, theirs) = (pair.ours, pair.theirs);
+    let bytes = Bytes::from(vec![3; 8 << 20]);
+    let frames = (0..PIECES).map(|index| Frame {
+        first: index == PIECES - 1,
+        ..piece(index, bytes.clone())
+    });
+    let sends = futures::future::join_all(frames.map(|frame| ours.send(frame)));
+    let receives = async {
+        let frame = theirs.recv().await.unwrap();
+        assert_eq!(frame.message, announced(PIECES - 1, bytes.len()));
+        for _ in 1..PIECES {
+            theirs.recv().await.unwrap();
+        }
+    };
+    let (sent, ()) = tokio::join!(sends, receives);
+    sent.into_iter().for_each(|sent| sent.unwrap());
+}
+
+#[tokio::test]
 async fn many_more_pieces_than_streams_arrive() {
     let pair = pair().await;
     let (ours, theirs) = (pair.ours, pair.theirs);

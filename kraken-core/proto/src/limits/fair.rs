@@ -1,8 +1,8 @@
 //! Shares an interface fairly among blobs, byte by byte.
 //!
 //! Invariant: of two blobs that both have items waiting, over any stretch of pops neither is ahead
-//! of the other by more bytes than one item of each, and its head start. The queue never withholds an item: as long as
-//! something waits, a pop returns something.
+//! of the other by more bytes than one item of each, and its head start. The queue never withholds
+//! an item: as long as something waits, a pop returns something.
 //!
 //! This is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): each blob has a tag, the
 //! bytes that it has been served on a common scale, and the lowest tag goes next. Unlike deficit
