@@ -22,7 +22,8 @@ pub struct Config {
     /// Requests on their way per blob that a host aims at when it has few neighbours: each then
     /// gets its share of them. They keep the interface busy for a round trip.
     pub inflight: usize,
-    /// Requests on their way per blob in all.
+    /// Requests on their way per blob in all, those to slow peers apart. Where uploads are what is
+    /// scarce, whoever asks for more gets more: with the same number for everybody, nobody is late.
     pub inflight_most: usize,
     /// Pieces that an origin brings into a blob's swarm of its own accord at a time; 0 on an agent.
     /// Enough to keep its interface busy.
@@ -94,7 +95,7 @@ impl Config {
             pipeline_agent: 1,
             pipeline_origin: 1,
             inflight: 12,
-            inflight_most: 13,
+            inflight_most: 12,
             offers: 0,
             offer_copies: 8,
             offer_patience: Duration::from_millis(200),
@@ -127,7 +128,7 @@ impl Config {
             pipeline_agent: 3,
             pipeline_origin: 3,
             inflight: 48,
-            inflight_most: 64,
+            inflight_most: 48,
             offer_patience: Duration::from_millis(800),
             offer_wait: Duration::from_millis(150),
             endgame_age: Duration::from_millis(600),

@@ -108,7 +108,10 @@ impl Swarm {
         if self.brisk(cx.now) >= cx.config.inflight_most {
             return None;
         }
-        if !peer.subscribed || peer.stalled || self.is_complete() || self.is_busy(cx, conn, peer) {
+        if !peer.subscribed || peer.stalled || self.is_complete() {
+            return None;
+        }
+        if self.is_busy(cx, conn, peer) || self.is_too_slow(cx.now, peer) {
             return None;
         }
         let eligible = |piece: u32| peer.have.has(piece) && !self.inflight.has(piece, conn);
@@ -132,22 +135,22 @@ impl Swarm {
             }
             _ => self.inflight.asked_of(conn),
         };
-        asked >= self.pipeline(cx, peer.role)
+        asked >= self.pipeline(cx, peer)
             || self.on_probation(cx.config.pipeline_unproven, conn, peer)
     }
 
     /// How many requests one neighbour gets: few, because a piece is passed on only when it is
     /// whole and each that waits makes the others wait; but a host with few neighbours gives each
     /// more, because senders serve in the order of asking, and whoever has asked for less than the
-    /// others gets less.
-    fn pipeline(&self, cx: &Context<'_>, role: PeerRole) -> usize {
+    /// others gets less. A slow neighbour gets no more: what waits for it waits long.
+    fn pipeline(&self, cx: &Context<'_>, peer: &Neighbour) -> usize {
         let config = cx.config;
-        let own = match role {
+        let own = match peer.role {
             PeerRole::Agent => config.pipeline_agent,
             PeerRole::Origin => config.pipeline_origin,
         };
         let brisk = self.brisk(cx.now);
-        if brisk < config.inflight {
+        if brisk < config.inflight && peer.service <= self.service * SLOW {
             // Who takes unusually long does not count as a neighbour either.
             let slow = self.inflight.len() - brisk;
             let quick = self.peers.len().saturating_sub(slow).max(1);
@@ -166,6 +169,17 @@ impl Swarm {
             self.service * SLOW
         };
         self.inflight.made_after(now - usual)
+    }
+
+    /// Whether the neighbour would still be sending when the others could have sent all the rest:
+    /// over a thin path the last piece is late for the whole blob.
+    fn is_too_slow(&self, now: Timestamp, peer: &Neighbour) -> bool {
+        let missing = self.have.len() - self.have.count();
+        let rest = u32::try_from(self.brisk(now))
+            .ok()
+            .and_then(|others| self.service.saturating_mul(missing).checked_div(others));
+        // When no others are at it, better late than never.
+        rest.is_some_and(|rest| peer.service > rest.max(self.service * 2))
     }
 
     /// Whether no more may be asked of the neighbour before a piece of its has verified.

@@ -75,7 +75,8 @@ pub(crate) struct Swarm {
     watch_at: Option<Timestamp>,
     /// Since when no agent has been sending.
     hungry_since: Option<Timestamp>,
-    /// What a request takes from asking to arrival, smoothed.
+    /// What a request takes from asking to arrival: the median over the neighbours, so that a few
+    /// that are slow do not change what counts as slow.
     service: Duration,
     /// How many handouts have come for it.
     handouts: u32,
@@ -281,7 +282,10 @@ impl Swarm {
         let cancelled = take(&mut peer.cancelled, piece);
         if let Some(request) = asked {
             let sample = cx.now.since(request.since);
-            self.service = smooth(self.service, sample);
+            peer.service = smooth(peer.service, sample);
+            if self.service.is_zero() {
+                self.service = sample;
+            }
         }
         let wanted = asked.is_some() || cancelled;
         if !wanted && self.lenient_until.is_some_and(|until| cx.now < until) {

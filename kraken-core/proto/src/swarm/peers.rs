@@ -24,6 +24,8 @@ pub(crate) struct Neighbour {
     /// What it takes from an offer until it says to have the piece, smoothed; zero before the
     /// first.
     pub(crate) takes: Duration,
+    /// What a request to it takes from asking to arrival, smoothed; zero before the first.
+    pub(crate) service: Duration,
     /// When it last sent a piece.
     pub(crate) last_piece: Timestamp,
     /// A piece of its has verified. Until then it is asked for one at a time: a liar is known by
@@ -44,6 +46,7 @@ impl Neighbour {
             uploads: Vec::new(),
             served: 0,
             takes: Duration::ZERO,
+            service: Duration::ZERO,
             last_piece: Timestamp::ZERO,
             proven: false,
             stalled: false,

@@ -282,3 +282,86 @@ fn a_reader_is_served_in_order_by_agents() {
         [4, 5]
     );
 }
+
+/// A piece that was asked of `conn` comes and is written; names what is asked for then.
+fn deliver(bench: &mut Bench, conn: ConnId, piece: u32) -> Vec<u32> {
+    let len = bench.swarm.spec.piece_size(piece) as u32;
+    let (result, mut actions) = bench.step(|swarm, cx| swarm.arrived(cx, conn, piece, len));
+    assert_eq!(result, Ok(()));
+    actions.extend(bench.step(|swarm, cx| swarm.stored(cx, piece, conn)).1);
+    requests(&actions)
+}
+
+/// B answers in 10 ms, A in as many times that; names what A is asked for when it has answered.
+fn asked_after_a_slow_answer(times: u32) -> Vec<u32> {
+    let mut bench = Bench::new(pieces([]));
+    bench.config.pipeline_agent = 1;
+    let from_a = bench.meet(A, PeerRole::Agent, Bitfield::full(PIECES));
+    let mut from_b = bench.meet(B, PeerRole::Agent, Bitfield::full(PIECES));
+    for _ in 0..times {
+        bench.now = bench.now + Duration::from_millis(10);
+        from_b = deliver(&mut bench, B, from_b[0]);
+    }
+    deliver(&mut bench, A, from_a[0])
+}
+
+#[test]
+fn the_last_pieces_are_not_asked_of_a_slow_neighbour() {
+    assert_eq!(asked_after_a_slow_answer(3).len(), 1, "four are missing");
+    assert!(asked_after_a_slow_answer(5).is_empty(), "two are missing");
+}
+
+#[test]
+fn a_slow_neighbour_is_asked_for_the_last_piece_when_the_others_fall_silent() {
+    let mut bench = Bench::new(pieces(1..PIECES));
+    bench.config.endgame_pieces = 0;
+    assert_eq!(bench.meet(A, PeerRole::Agent, pieces([0])), [0]);
+    bench.meet(B, PeerRole::Agent, pieces([]));
+    bench.swarm.service = Duration::from_millis(10);
+    for (conn, millis) in [(A, 10), (B, 500)] {
+        let peer = bench.swarm.peers.get_mut(&conn).unwrap();
+        peer.service = Duration::from_millis(millis);
+    }
+    let (_, actions) = bench.step(|swarm, cx| swarm.has_more(cx, B, &[0]));
+    assert!(requests(&actions).is_empty(), "A has it in hand");
+    bench.now = bench.now + Duration::from_secs(3);
+    let (_, actions) = bench.step(|swarm, cx| swarm.tick(cx));
+    assert_eq!(requests(&actions), [0]);
+}
+
+#[test]
+fn a_slow_neighbour_is_asked_for_one_piece_at_a_time() {
+    let asked_of_one_that_takes = |millis: u64| {
+        let mut bench = Bench::new(pieces([]));
+        bench.config.pipeline_agent = 1;
+        bench.config.inflight = 4;
+        bench.meet(A, PeerRole::Agent, pieces([]));
+        bench.swarm.service = Duration::from_millis(10);
+        let peer = bench.swarm.peers.get_mut(&A).unwrap();
+        peer.service = Duration::from_millis(millis);
+        let all: Vec<_> = (0..PIECES).collect();
+        let (result, actions) = bench.step(|swarm, cx| swarm.has_more(cx, A, &all));
+        assert_eq!(result, Ok(()));
+        requests(&actions).len()
+    };
+    assert_eq!(asked_of_one_that_takes(20), 4);
+    assert_eq!(asked_of_one_that_takes(40), 1);
+}
+
+#[test]
+fn what_is_usual_is_what_most_neighbours_take() {
+    let mut bench = Bench::new(pieces([]));
+    for (number, millis) in [(1, 10), (2, 12), (3, 400)] {
+        let conn = ConnId(number);
+        assert!(
+            !bench
+                .meet(conn, PeerRole::Agent, Bitfield::full(PIECES))
+                .is_empty()
+        );
+        let peer = bench.swarm.peers.get_mut(&conn).unwrap();
+        peer.service = Duration::from_millis(millis);
+    }
+    bench.now = bench.now + bench.config.watch * 2;
+    bench.step(|swarm, cx| swarm.tick(cx));
+    assert_eq!(bench.swarm.service, Duration::from_millis(12));
+}

@@ -62,6 +62,7 @@ impl Swarm {
     /// Looks for silent neighbours and forgotten offers.
     fn watch(&mut self, cx: &mut Context<'_>) -> Vec<ConnId> {
         let mut silent = Vec::new();
+        self.measure_service();
         let stall_after = cx.config.stall_after.max(self.service * 4);
         for conn in self.owing() {
             match self.silence(cx.now, conn) {
@@ -80,6 +81,15 @@ impl Swarm {
         let idle = self.inflight.is_empty() && self.offers.as_ref().is_none_or(|it| it.is_idle());
         self.watch_at = (!idle).then(|| cx.now + cx.config.watch);
         silent
+    }
+
+    fn measure_service(&mut self) {
+        let services = self.peers.values().map(|peer| peer.service);
+        let mut known: Vec<_> = services.filter(|it| !it.is_zero()).collect();
+        known.sort_unstable();
+        if let Some(median) = known.get(known.len() / 2) {
+            self.service = *median;
+        }
     }
 
     /// The neighbours that owe a piece.
