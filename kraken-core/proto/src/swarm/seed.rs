@@ -13,7 +13,7 @@ use crate::wire::message::Message;
 const GENEROUS: u64 = 64 << 20;
 
 /// Further copies are for crowds: so many agents share one.
-const AGENTS_PER_COPY: usize = 8;
+const AGENTS_PER_COPY: usize = 4;
 
 impl Swarm {
     /// An origin that has the blob chooses what it sends.

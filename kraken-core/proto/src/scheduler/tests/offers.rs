@@ -142,11 +142,11 @@ fn a_small_blob_is_offered_to_several_of_a_crowd() {
         let actions = numbers.flat_map(|number| bench.agent(number, 1..8).1);
         offers(&actions.collect::<Vec<_>>()).len()
     };
-    assert_eq!(offered(&mut bench, 1..16), 1, "a copy for up to 15");
-    assert_eq!(offered(&mut bench, 16..24), 1, "one more for up to 23");
-    assert_eq!(offered(&mut bench, 24..30), 1);
+    assert_eq!(offered(&mut bench, 1..8), 1, "a copy for up to 7");
+    assert_eq!(offered(&mut bench, 8..12), 1, "one more for up to 11");
+    assert_eq!(offered(&mut bench, 12..14), 1);
     // One of them has the whole blob: it seeds to whoever comes.
     let (digest, pieces) = (blob(), vec![0]);
     bench.say(ConnId(1), Message::Have { digest, pieces });
-    assert_eq!(offered(&mut bench, 30..40), 0);
+    assert_eq!(offered(&mut bench, 14..40), 0);
 }
