@@ -95,10 +95,10 @@ impl Identity {
 
     /// For a client that knows the other side by its key, not by a name: the chain must lead to
     /// the cluster's authority, any name is accepted, and the caller compares the [`PeerId`].
-    #[cfg(feature = "quic")]
+    #[cfg(any(feature = "quic", feature = "tcp"))]
     pub(crate) fn peer_client_config(&self, alpn: &[u8]) -> Result<ClientConfig, IdentityError> {
         let provider = provider();
-        let verifier = Arc::new(crate::quic::tls::AnyNameVerifier::new(
+        let verifier = Arc::new(crate::verifier::AnyNameVerifier::new(
             self.inner.roots.clone(),
             provider.clone(),
         ));
@@ -144,8 +144,8 @@ impl Identity {
 
     /// For a server that lets in holders of a certificate of the cluster, and nobody else.
     #[cfg_attr(
-        not(any(feature = "quic", feature = "http")),
-        expect(dead_code, reason = "nobody serves without QUIC and HTTP")
+        not(any(feature = "quic", feature = "tcp", feature = "http")),
+        expect(dead_code, reason = "nobody serves without QUIC, TCP and HTTP")
     )]
     pub(crate) fn server_config(&self, alpn: &[&[u8]]) -> Result<ServerConfig, IdentityError> {
         let provider = provider();

@@ -1,6 +1,7 @@
 //! How Kraken's processes talk to each other.
 //!
-//! - [`transport`]: links between peers; [`quic`] in production, [`mem`] for tests.
+//! - [`transport`]: links between peers; [`quic`] or [`tcp`] or [`dual`], which offers both, in
+//!   production; [`mem`] for tests.
 //! - [`throttle`]: limits on the bytes that links carry.
 //! - [`discovery`]: who has a blob, and what it consists of; [`announce`] asks trackers.
 //! - [`origin`]: the origins' HTTP face, and a client that falls through a ring of them.
@@ -13,7 +14,12 @@
 pub mod announce;
 #[cfg(feature = "tls")]
 pub mod authority;
+#[cfg(test)]
+#[cfg(any(feature = "quic", feature = "tcp"))]
+mod contract;
 pub mod discovery;
+#[cfg(all(feature = "quic", feature = "tcp"))]
+pub mod dual;
 #[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "tls")]
@@ -23,16 +29,28 @@ pub mod mem;
 pub mod origin;
 #[cfg(feature = "quic")]
 pub mod quic;
+#[cfg(any(feature = "quic", feature = "tcp"))]
+mod stats;
+#[cfg(feature = "tcp")]
+pub mod tcp;
 pub mod throttle;
 pub mod transport;
+#[cfg(any(feature = "quic", feature = "tcp"))]
+mod verifier;
 
 #[cfg(feature = "tls")]
 pub use authority::CertAuthority;
 pub use discovery::{Discovery, DiscoveryError};
+#[cfg(all(feature = "quic", feature = "tcp"))]
+pub use dual::{Dual, PathChoice};
 #[cfg(feature = "tls")]
 pub use identity::{Identity, IdentityError};
 pub use mem::{MemNetwork, MemTransport};
 #[cfg(feature = "quic")]
 pub use quic::Quic;
+#[cfg(any(feature = "quic", feature = "tcp"))]
+pub use stats::TransportStats;
+#[cfg(feature = "tcp")]
+pub use tcp::Tcp;
 pub use throttle::Throttle;
 pub use transport::{Frame, NetError, PeerConn, Transport};

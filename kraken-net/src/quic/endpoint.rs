@@ -17,11 +17,12 @@ use tokio::time::timeout;
 
 use super::conn::{QuicConn, canonical, code, reason_of};
 use super::frame::{self, FrameError, PREAMBLE};
-use super::stats::{Counters, QuicStats};
 use super::tls;
-use crate::identity::{Identity, peer_id_of};
+use crate::identity::Identity;
+use crate::stats::{Counters, TransportStats};
 use crate::throttle::Throttle;
 use crate::transport::{MAX_PIECES_IN_FLIGHT, NetError, Transport};
+use crate::verifier;
 
 /// How long a handshake may take, both when we dial and when others do: three losses of the first
 /// packet at QUIC's initial timeout of one second (RFC 9002, section 6.2.2).
@@ -78,6 +79,15 @@ impl Quic {
     /// [`NetError::Local`] names the address when the socket cannot be had, or says why the
     /// identity cannot be used.
     pub fn bind(addr: SocketAddr, identity: &Identity) -> Result<Self, NetError> {
+        Self::bind_with(addr, identity, Throttle::new())
+    }
+
+    /// As [`Quic::bind`], with limits that others share.
+    pub(crate) fn bind_with(
+        addr: SocketAddr,
+        identity: &Identity,
+        throttle: Throttle,
+    ) -> Result<Self, NetError> {
         let local = |error: &dyn fmt::Display| NetError::Local(error.to_string());
         let client_tls = tls::client(identity).map_err(|error| local(&error))?;
         let server_tls = tls::server(identity).map_err(|error| local(&error))?;
@@ -98,7 +108,10 @@ impl Quic {
         )
         .map_err(cannot)?;
         let local_addr = endpoint.local_addr().map_err(cannot)?;
-        let shared = Shared::default();
+        let shared = Shared {
+            throttle,
+            ..Shared::default()
+        };
         let (backlog, accepted) = mpsc::channel(BACKLOG);
         tokio::spawn(accept_all(endpoint.clone(), backlog, shared.clone()));
         Ok(Self {
@@ -114,7 +127,7 @@ impl Quic {
     }
 
     /// What has happened since it was bound.
-    pub fn stats(&self) -> QuicStats {
+    pub fn stats(&self) -> TransportStats {
         self.inner.shared.counters.snapshot()
     }
 
@@ -302,8 +315,7 @@ fn proved_id(conn: &Connection) -> Result<PeerId, String> {
         .peer_identity()
         .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok())
         .unwrap_or_default();
-    let leaf = chain.first().ok_or("it showed no certificate")?;
-    peer_id_of(leaf).map_err(|error| error.to_string())
+    verifier::proved_id(&chain)
 }
 
 /// A connection in its handshake: one that is given up is closed, with a word to the other side.

@@ -9,12 +9,11 @@
 mod conn;
 mod endpoint;
 mod frame;
-mod stats;
-pub(crate) mod tls;
+mod tls;
 
+pub use crate::stats::TransportStats as QuicStats;
 pub use conn::QuicConn;
 pub use endpoint::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE, Quic};
-pub use stats::QuicStats;
 
 #[cfg(test)]
 mod tests;

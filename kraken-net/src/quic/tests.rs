@@ -1,283 +1,37 @@
-//! Real sockets on the loopback, honest peers and hostile ones.
+//! The contract of transports, and hostile peers, on real sockets on the loopback.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use kraken_proto::wire::codec;
-use kraken_proto::{Digest, Message, PeerInfo, PeerRole};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use tokio::net::UdpSocket;
 
 use super::frame::PREAMBLE;
-use super::{Quic, QuicConn, tls};
-use crate::identity::provider;
-use crate::transport::{Frame, NetError, PeerConn, Transport};
+use super::{Quic, tls};
+use crate::contract::{Pair, Subject, announced, bind, contract_tests, identity, pair, request};
+use crate::stats::TransportStats;
+use crate::transport::{NetError, PeerConn, Transport};
+use crate::verifier::anonymous;
 use crate::{CertAuthority, Identity};
 
-fn identity(ca: &CertAuthority) -> Identity {
-    let (cert, key) = ca.issue("agent", &[]).unwrap();
-    Identity::from_pem(&cert, &key, &ca.to_pem().0).unwrap()
-}
+impl Subject for Quic {
+    fn any_port(identity: &Identity) -> Self {
+        Self::bind("127.0.0.1:0".parse().unwrap(), identity).unwrap()
+    }
 
-fn bind(identity: &Identity) -> (Quic, PeerInfo) {
-    let quic = Quic::bind("127.0.0.1:0".parse().unwrap(), identity).unwrap();
-    let info = PeerInfo {
-        id: quic.local_id(),
-        addr: quic.local_addr(),
-        role: PeerRole::Agent,
-        zone: None,
-    };
-    (quic, info)
-}
+    fn stats(&self) -> TransportStats {
+        self.stats()
+    }
 
-struct Pair {
-    ours: QuicConn,
-    theirs: QuicConn,
-    dialer: Quic,
-    acceptor: Quic,
-}
-
-async fn pair() -> Pair {
-    let ca = CertAuthority::create().unwrap();
-    let ((dialer, _), (acceptor, info)) = (bind(&identity(&ca)), bind(&identity(&ca)));
-    let (ours, theirs) = tokio::join!(dialer.dial(&info), acceptor.accept());
-    Pair {
-        ours: ours.unwrap(),
-        theirs: theirs.unwrap(),
-        dialer,
-        acceptor,
+    fn drained(&self) -> impl Future<Output = ()> + Send {
+        self.drained()
     }
 }
 
-fn piece(index: u32, payload: Bytes) -> Frame {
-    Frame {
-        message: announced(index, payload.len()),
-        payload,
-        first: false,
-    }
-}
-
-fn announced(piece: u32, len: usize) -> Message {
-    Message::Piece {
-        digest: Digest::of(b"blob"),
-        piece,
-        len: u32::try_from(len).unwrap(),
-    }
-}
-
-fn request(piece: u32) -> Frame {
-    Frame::control(Message::Request {
-        digest: Digest::of(b"blob"),
-        piece,
-    })
-}
-
-#[tokio::test]
-async fn frames_and_pieces_pass_both_ways() {
-    let Pair {
-        ours,
-        theirs,
-        dialer,
-        acceptor,
-    } = pair().await;
-    assert_eq!(ours.peer(), acceptor.local_id());
-    assert_eq!(theirs.peer(), dialer.local_id());
-    assert_eq!(theirs.remote_addr(), dialer.local_addr());
-    // The acceptor speaks first: the control stream is open for it, too.
-    for index in 0..100 {
-        theirs.send(request(index)).await.unwrap();
-        assert_eq!(ours.recv().await.unwrap(), request(index));
-    }
-    for index in 0..100 {
-        ours.send(request(index)).await.unwrap();
-    }
-    for index in 0..100 {
-        assert_eq!(theirs.recv().await.unwrap(), request(index));
-    }
-    let bytes = Bytes::from_static(b"some bytes");
-    ours.send(piece(1, bytes.clone())).await.unwrap();
-    assert_eq!(theirs.recv().await.unwrap(), piece(1, bytes.clone()));
-    theirs.send(piece(2, bytes.clone())).await.unwrap();
-    assert_eq!(ours.recv().await.unwrap(), piece(2, bytes));
-    assert_eq!((dialer.stats().dialed, acceptor.stats().accepted), (1, 1));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn big_pieces_travel_at_once_with_messages_between() {
-    const PIECES: u32 = 6;
-    let pair = pair().await;
-    let (ours, theirs) = (pair.ours, pair.theirs);
-    let big = |index: u32| Bytes::from(vec![u8::try_from(index).unwrap(); 16 << 20]);
-    let sends = async {
-        let pieces = (0..PIECES).map(|index| ours.send(piece(index, big(index))));
-        let (sent, _) = tokio::join!(futures::future::join_all(pieces), ours.send(request(7)));
-        sent.into_iter().for_each(|sent| sent.unwrap());
-    };
-    let receives = async {
-        let mut pieces = Vec::new();
-        let mut messages = 0;
-        for _ in 0..=PIECES {
-            let frame = theirs.recv().await.unwrap();
-            match frame.message {
-                Message::Piece { piece, .. } => {
-                    assert_eq!(frame.payload, big(piece));
-                    pieces.push(piece);
-                }
-                _ => messages += 1,
-            }
-        }
-        pieces.sort_unstable();
-        assert_eq!(pieces, (0..PIECES).collect::<Vec<_>>());
-        assert_eq!(messages, 1);
-    };
-    tokio::join!(sends, receives);
-}
-
-#[tokio::test]
-async fn a_piece_that_goes_first_overtakes_those_under_way() {
-    const PIECES: u32 = 6;
-    let pair = pair().await;
-    let (ours, theirs) = (pair.ours, pair.theirs);
-    let bytes = Bytes::from(vec![3; 8 << 20]);
-    let frames = (0..PIECES).map(|index| Frame {
-        first: index == PIECES - 1,
-        ..piece(index, bytes.clone())
-    });
-    let sends = futures::future::join_all(frames.map(|frame| ours.send(frame)));
-    let receives = async {
-        let frame = theirs.recv().await.unwrap();
-        assert_eq!(frame.message, announced(PIECES - 1, bytes.len()));
-        for _ in 1..PIECES {
-            theirs.recv().await.unwrap();
-        }
-    };
-    let (sent, ()) = tokio::join!(sends, receives);
-    sent.into_iter().for_each(|sent| sent.unwrap());
-}
-
-#[tokio::test]
-async fn many_more_pieces_than_streams_arrive() {
-    let pair = pair().await;
-    let (ours, theirs) = (pair.ours, pair.theirs);
-    let ours = Arc::new(ours);
-    for index in 0..200 {
-        let ours = ours.clone();
-        tokio::spawn(async move { ours.send(piece(index, Bytes::from(vec![7; 9000]))).await });
-    }
-    let mut seen = [false; 200];
-    for _ in 0..200 {
-        let Message::Piece { piece, .. } = theirs.recv().await.unwrap().message else {
-            panic!("only pieces were sent");
-        };
-        assert!(!std::mem::replace(&mut seen[piece as usize], true));
-    }
-}
-
-#[tokio::test]
-async fn a_frame_that_does_not_fit_is_refused_here() {
-    let pair = pair().await;
-    let ours = pair.ours;
-    let mut frame = piece(0, Bytes::from_static(b"four"));
-    frame.message = announced(0, 5);
-    let error = ours.send(frame).await.unwrap_err();
-    assert!(matches!(error, NetError::Local(_)), "{error}");
-}
-
-#[tokio::test]
-async fn a_send_that_is_given_up_breaks_nothing() {
-    let pair = pair().await;
-    let (ours, theirs) = (pair.ours, pair.theirs);
-    // More than the windows take while nobody reads.
-    let endless = (0..16).map(|index| ours.send(piece(index, Bytes::from(vec![1; 16 << 20]))));
-    let given_up = futures::future::join_all(endless);
-    let a_while = std::time::Duration::from_millis(50);
-    assert!(tokio::time::timeout(a_while, given_up).await.is_err());
-    ours.send(request(1)).await.unwrap();
-    loop {
-        let frame = theirs.recv().await.unwrap();
-        if frame == request(1) {
-            break;
-        }
-        assert_eq!(frame.payload.len(), 16 << 20);
-    }
-}
-
-#[tokio::test]
-async fn the_reason_of_a_close_arrives() {
-    let pair = pair().await;
-    let (ours, theirs) = (pair.ours, pair.theirs);
-    ours.close("the disk is full");
-    let error = theirs.recv().await.unwrap_err();
-    assert!(matches!(&error, NetError::Lost { reason, .. } if reason == "the disk is full"));
-    assert!(error.is_retryable());
-    assert!(matches!(ours.recv().await, Err(NetError::Closed)));
-    assert!(matches!(ours.send(request(0)).await, Err(NetError::Closed)));
-    assert!(theirs.send(request(0)).await.is_err());
-}
-
-#[tokio::test]
-async fn closing_the_endpoint_ends_everything() {
-    let Pair {
-        ours,
-        theirs,
-        dialer,
-        acceptor,
-    } = pair().await;
-    let peer = PeerInfo {
-        id: acceptor.local_id(),
-        addr: acceptor.local_addr(),
-        role: PeerRole::Origin,
-        zone: None,
-    };
-    dialer.close();
-    assert!(matches!(dialer.accept().await, Err(NetError::Closed)));
-    assert!(matches!(dialer.dial(&peer).await, Err(NetError::Closed)));
-    assert!(matches!(ours.recv().await, Err(NetError::Closed)));
-    let error = theirs.recv().await.unwrap_err();
-    assert!(matches!(&error, NetError::Lost { reason, .. } if reason == "shutting down"));
-    dialer.drained().await;
-}
-
-#[tokio::test]
-async fn somebody_else_at_the_address_is_refused() {
-    let ca = CertAuthority::create().unwrap();
-    let ((dialer, own), (acceptor, mut info)) = (bind(&identity(&ca)), bind(&identity(&ca)));
-    let found = info.id;
-    info.id = own.id;
-    let error = dialer.dial(&info).await.unwrap_err();
-    assert!(
-        matches!(error, NetError::WrongPeer { expected, found: it, .. } if expected == own.id && it == found),
-        "{error}"
-    );
-    assert!(!error.is_retryable());
-    // The acceptor is none the worse for it.
-    info.id = found;
-    let (ours, theirs) = tokio::join!(dialer.dial(&info), acceptor.accept());
-    assert!(ours.is_ok() && theirs.is_ok());
-}
-
-#[tokio::test]
-async fn another_authority_is_refused_on_both_sides() {
-    let (one, other) = (
-        CertAuthority::create().unwrap(),
-        CertAuthority::create().unwrap(),
-    );
-    let ((dialer, _), (acceptor, info)) = (bind(&identity(&one)), bind(&identity(&other)));
-    // The dialer refuses the acceptor.
-    let error = dialer.dial(&info).await.unwrap_err();
-    assert!(matches!(error, NetError::Dial { .. }), "{error}");
-    assert!(error.to_string().contains("certificate"), "{error}");
-    // A dialer that trusts the acceptor and is not trusted itself.
-    let (cert, key) = one.issue("agent", &[]).unwrap();
-    let both = format!("{}{}", one.to_pem().0, other.to_pem().0);
-    let (spy, _) = bind(&Identity::from_pem(&cert, &key, &both).unwrap());
-    let error = spy.dial(&info).await.unwrap_err();
-    assert!(matches!(error, NetError::Dial { .. }), "{error}");
-    assert_eq!(acceptor.stats().accepted, 0);
-    assert_eq!(acceptor.stats().handshake_failures, 2);
-}
+contract_tests!(crate::Quic);
 
 /// A client that speaks QUIC and keeps to no rule of ours.
 struct Raw {
@@ -312,19 +66,8 @@ fn quinn_client(config: rustls::ClientConfig) -> ClientConfig {
 #[tokio::test]
 async fn no_certificate_and_another_protocol_are_refused() {
     let ca = CertAuthority::create().unwrap();
-    let (acceptor, info) = bind(&identity(&ca));
-    let mut roots = rustls::RootCertStore::empty();
-    let ca_pem = ca.to_pem().0;
-    let der = rustls_pki_types::pem::PemObject::from_pem_slice(ca_pem.as_bytes()).unwrap();
-    roots.add(der).unwrap();
-    let verifier = Arc::new(tls::AnyNameVerifier::new(Arc::new(roots), provider()));
-    let mut anonymous = rustls::ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    anonymous.alpn_protocols = vec![tls::ALPN.to_vec()];
+    let (acceptor, info) = bind::<Quic>(&identity(&ca));
+    let anonymous = anonymous(&ca, tls::ALPN);
     // In TLS 1.3 the client hears of the refusal only after its own handshake.
     let reason = match raw(quinn_client(anonymous), info.addr).await {
         Ok(raw) => raw.conn.closed().await,
@@ -336,7 +79,7 @@ async fn no_certificate_and_another_protocol_are_refused() {
     let error = raw(quinn_client(foreign), info.addr).await.err().unwrap();
     assert!(error.to_string().contains("handshake failed"), "{error}");
 
-    let (dialer, _) = bind(&identity(&ca));
+    let (dialer, _) = bind::<Quic>(&identity(&ca));
     let (ours, theirs) = tokio::join!(dialer.dial(&info), acceptor.accept());
     assert!(ours.is_ok() && theirs.is_ok());
     assert_eq!(acceptor.stats().accepted, 1);
@@ -350,7 +93,7 @@ async fn noise_on_the_port_disturbs_nobody() {
         theirs,
         dialer,
         acceptor,
-    } = pair().await;
+    } = pair::<Quic>().await;
     let noise = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     for index in 0..500_usize {
         let datagram: Vec<u8> = (0..index * 3).map(|i| (i * 31 + index) as u8).collect();
@@ -368,11 +111,11 @@ async fn noise_on_the_port_disturbs_nobody() {
 #[tokio::test]
 async fn a_handshake_that_stalls_blocks_nobody() {
     let ca = CertAuthority::create().unwrap();
-    let (acceptor, info) = bind(&identity(&ca));
+    let (acceptor, info) = bind::<Quic>(&identity(&ca));
     // A member that never opens its control stream.
     let config = ClientConfig::new(tls::client(&identity(&ca)).unwrap());
     let silent = raw(config, info.addr).await.unwrap();
-    let (dialer, _) = bind(&identity(&ca));
+    let (dialer, _) = bind::<Quic>(&identity(&ca));
     let (ours, theirs) = tokio::join!(dialer.dial(&info), acceptor.accept());
     assert!(ours.is_ok() && theirs.is_ok());
     drop(silent);
@@ -385,7 +128,7 @@ where
     F: AsyncFnOnce(&Connection, &mut SendStream),
 {
     let ca = CertAuthority::create().unwrap();
-    let (acceptor, info) = bind(&identity(&ca));
+    let (acceptor, info) = bind::<Quic>(&identity(&ca));
     let ((raw, mut send, _recv), theirs) =
         tokio::join!(Raw::member(&ca, info.addr), acceptor.accept());
     let theirs = theirs.unwrap();
@@ -467,7 +210,7 @@ async fn other_breaches_close_the_connection() {
 #[tokio::test]
 async fn a_reset_piece_is_no_breach() {
     let ca = CertAuthority::create().unwrap();
-    let (acceptor, info) = bind(&identity(&ca));
+    let (acceptor, info) = bind::<Quic>(&identity(&ca));
     let ((raw, mut control, _recv), theirs) =
         tokio::join!(Raw::member(&ca, info.addr), acceptor.accept());
     let theirs = theirs.unwrap();
@@ -479,30 +222,4 @@ async fn a_reset_piece_is_no_breach() {
     control.write_all(&frame).await.unwrap();
     assert_eq!(theirs.recv().await.unwrap(), request(9));
     assert_eq!(acceptor.stats().protocol_errors, 0);
-}
-
-#[tokio::test]
-async fn a_limit_holds_pieces_up_and_not_messages() {
-    let pair = pair().await;
-    let (ours, theirs) = (Arc::new(pair.ours), pair.theirs);
-    let bytes = Bytes::from(vec![7; 1_000_000]);
-    let (upload, download) = (pair.dialer.throttle(), pair.acceptor.throttle());
-    tokio::spawn(upload.clone().run());
-    tokio::spawn(download.clone().run());
-    for gate in [upload.upload(), download.download()] {
-        // Seventeen minutes for the piece: the message behind it is first.
-        let before = gate.passed();
-        gate.set_rate(std::num::NonZeroU64::new(1000));
-        let sending = (ours.clone(), piece(1, bytes.clone()));
-        let sending = tokio::spawn(async move { sending.0.send(sending.1).await });
-        ours.send(request(7)).await.unwrap();
-        assert_eq!(theirs.recv().await.unwrap(), request(7));
-        let passed = gate.passed() - before;
-        assert!(passed < 100_000, "{passed}");
-        gate.set_rate(None);
-        assert_eq!(theirs.recv().await.unwrap(), piece(1, bytes.clone()));
-        sending.await.unwrap().unwrap();
-    }
-    assert_eq!(upload.upload().passed(), 2_000_000);
-    assert_eq!(download.download().passed(), 2_000_000);
 }

@@ -1,11 +1,11 @@
-//! What a QUIC endpoint has lived through.
+//! What a transport has lived through.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts since the endpoint was bound.
+/// Counts since the transport was bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct QuicStats {
+pub struct TransportStats {
     /// Connections that we opened.
     pub dialed: u64,
     /// Connections that others opened, after their handshake.
@@ -20,19 +20,19 @@ pub struct QuicStats {
     pub protocol_errors: u64,
 }
 
-/// The counters behind [`QuicStats`].
+/// The counters behind [`TransportStats`].
 #[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) dialed: Counter,
-    pub(super) accepted: Counter,
-    pub(super) handshake_failures: Counter,
-    pub(super) refused: Counter,
-    pub(super) protocol_errors: Counter,
+pub(crate) struct Counters {
+    pub(crate) dialed: Counter,
+    pub(crate) accepted: Counter,
+    pub(crate) handshake_failures: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) protocol_errors: Counter,
 }
 
 impl Counters {
-    pub(super) fn snapshot(&self) -> QuicStats {
-        QuicStats {
+    pub(crate) fn snapshot(&self) -> TransportStats {
+        TransportStats {
             dialed: self.dialed.get(),
             accepted: self.accepted.get(),
             handshake_failures: self.handshake_failures.get(),
@@ -44,10 +44,10 @@ impl Counters {
 
 /// A number that only grows.
 #[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
+pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    pub(super) fn add(&self) {
+    pub(crate) fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 

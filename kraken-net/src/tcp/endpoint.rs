@@ -1,0 +1,353 @@
+//! The socket: dialling, accepting, and the bounds on strangers.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kraken_proto::{PeerId, PeerInfo};
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::ServerName;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::conn::TcpConn;
+use super::record::{HEAD, Record};
+use crate::identity::{Identity, IdentityError};
+use crate::stats::{Counters, TransportStats};
+use crate::throttle::Throttle;
+use crate::transport::{NetError, Transport};
+use crate::verifier;
+
+/// The protocol's name and version in the handshake. A change that an old peer cannot read takes
+/// the next number.
+pub(super) const ALPN: &[u8] = b"kraken-tcp/1";
+
+/// How long a handshake may take, both when we dial and when others do: three losses of the first
+/// packet at TCP's initial timeout of one second (RFC 6298, section 2).
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(8);
+/// A connection on which nothing arrives for so long is lost. Four keep-alives fit in.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often a silent connection is kept alive.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Handshakes of others that may run at once.
+const MAX_HANDSHAKES: usize = 256;
+/// Finished connections that may wait for [`Transport::accept`].
+const BACKLOG: usize = 128;
+/// Connections that may wait in the kernel for a handshake.
+const LISTEN: i32 = 1024;
+/// How long to wait after the kernel could not hand out a connection: it lacks memory or
+/// descriptors, and asking on would keep a core busy.
+const BREATHER: Duration = Duration::from_millis(100);
+/// Bytes that may lie in the kernel unsent. Messages cannot overtake them, so that they are few;
+/// how much may be on its way the kernel finds out itself, as long as nobody sets buffer sizes.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 256 << 10;
+
+/// A TCP endpoint: one listening socket, and a connection of its own per peer. Clones share it;
+/// the last one dropped closes it.
+#[derive(Clone)]
+pub struct Tcp {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: TlsConnector,
+    local_id: PeerId,
+    local_addr: SocketAddr,
+    accepted: Mutex<mpsc::Receiver<TcpConn>>,
+    shared: Shared,
+}
+
+/// What all connections of an endpoint have in common.
+#[derive(Clone, Default)]
+pub(super) struct Shared {
+    pub(super) counters: Arc<Counters>,
+    pub(super) throttle: Throttle,
+    pub(super) closed: CancellationToken,
+    /// Those that read and write.
+    pub(super) tasks: TaskTracker,
+}
+
+impl Tcp {
+    /// Binds a TCP socket and starts to accept. An unspecified IPv6 address serves IPv4 as well.
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`NetError::Local`] names the address when the socket cannot be had, or says why the
+    /// identity cannot be used.
+    pub fn bind(addr: SocketAddr, identity: &Identity) -> Result<Self, NetError> {
+        Self::bind_with(addr, identity, Throttle::new())
+    }
+
+    /// As [`Tcp::bind`], with limits that others share.
+    pub(crate) fn bind_with(
+        addr: SocketAddr,
+        identity: &Identity,
+        throttle: Throttle,
+    ) -> Result<Self, NetError> {
+        let local = |error: IdentityError| NetError::Local(error.to_string());
+        let server = server_config(identity).map_err(local)?;
+        let client = client_config(identity).map_err(local)?;
+        let cannot = |error| NetError::Local(format!("cannot bind TCP {addr}: {error}"));
+        let listener = listen(addr).map_err(cannot)?;
+        let local_addr = listener.local_addr().map_err(cannot)?;
+        let shared = Shared {
+            throttle,
+            ..Shared::default()
+        };
+        let (backlog, accepted) = mpsc::channel(BACKLOG);
+        let server = TlsAcceptor::from(Arc::new(server));
+        tokio::spawn(accept_all(listener, server, backlog, shared.clone()));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                client: TlsConnector::from(Arc::new(client)),
+                local_id: identity.peer_id(),
+                local_addr,
+                accepted: Mutex::new(accepted),
+                shared,
+            }),
+        })
+    }
+
+    /// What has happened since it was bound.
+    pub fn stats(&self) -> TransportStats {
+        self.inner.shared.counters.snapshot()
+    }
+
+    /// Waits until every connection has ended, so that the other sides hear the reasons. Call it
+    /// after [`Transport::close`] and before the process ends.
+    pub async fn drained(&self) {
+        self.inner.shared.tasks.close();
+        self.inner.shared.tasks.wait().await;
+    }
+}
+
+impl Transport for Tcp {
+    type Conn = TcpConn;
+
+    fn local_id(&self) -> PeerId {
+        self.inner.local_id
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.inner.local_addr
+    }
+
+    async fn dial(&self, peer: &PeerInfo) -> Result<TcpConn, NetError> {
+        let silence = || {
+            let silence = HANDSHAKE_TIMEOUT.as_secs();
+            dial_error(peer, format!("no answer within {silence} s"))
+        };
+        let shared = &self.inner.shared;
+        let conn = tokio::select! {
+            biased;
+            () = shared.closed.cancelled() => return Err(NetError::Closed),
+            dialed = timeout(HANDSHAKE_TIMEOUT, self.inner.dial(peer)) => {
+                dialed.map_err(|_| silence())??
+            }
+        };
+        shared.counters.dialed.add();
+        Ok(conn)
+    }
+
+    async fn accept(&self) -> Result<TcpConn, NetError> {
+        let next = self.inner.accepted.lock().await.recv().await;
+        next.ok_or(NetError::Closed)
+    }
+
+    fn throttle(&self) -> &Throttle {
+        &self.inner.shared.throttle
+    }
+
+    fn close(&self) {
+        self.inner.shared.closed.cancel();
+    }
+}
+
+impl fmt::Debug for Tcp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tcp")
+            .field("local_id", &self.inner.local_id)
+            .field("local_addr", &self.inner.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    async fn dial(&self, peer: &PeerInfo) -> Result<TcpConn, NetError> {
+        let failed = |error: io::Error| dial_error(peer, error.to_string());
+        let stream = TcpStream::connect(peer.addr).await.map_err(failed)?;
+        tune(&stream).map_err(failed)?;
+        // The name is required by TLS and checked by nobody: the key is.
+        let name = ServerName::try_from("peer.invalid").expect("a valid name");
+        let stream = self.client.connect(name, stream).await.map_err(failed)?;
+        let found = proved_id(stream.get_ref().1).map_err(|reason| dial_error(peer, reason))?;
+        if found != peer.id {
+            return Err(NetError::WrongPeer {
+                addr: peer.addr,
+                expected: peer.id,
+                found,
+            });
+        }
+        // The answer says that the other side has accepted our certificate.
+        let stream = greet(stream).await;
+        let stream = stream.map_err(|reason| dial_error(peer, reason))?;
+        let shared = self.shared.clone();
+        Ok(TcpConn::start(stream, found, canonical(peer.addr), shared))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.closed.cancel();
+    }
+}
+
+/// Takes up every attempt at once; the handshakes run beside each other, so none blocks the rest.
+async fn accept_all(
+    listener: TcpListener,
+    server: TlsAcceptor,
+    backlog: mpsc::Sender<TcpConn>,
+    shared: Shared,
+) {
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shared.closed.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%error, "a connection could not be accepted");
+                sleep(BREATHER).await;
+                continue;
+            }
+        };
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            shared.counters.refused.add();
+            continue;
+        };
+        let shake = shake(server.clone(), stream, canonical(remote), shared.clone());
+        tokio::spawn(accept_one(shake, permit, backlog.clone(), shared.clone()));
+    }
+}
+
+async fn accept_one(
+    shake: impl Future<Output = Result<TcpConn, String>>,
+    _permit: OwnedSemaphorePermit,
+    backlog: mpsc::Sender<TcpConn>,
+    shared: Shared,
+) {
+    let outcome = tokio::select! {
+        biased;
+        () = shared.closed.cancelled() => return,
+        outcome = timeout(HANDSHAKE_TIMEOUT, shake) => outcome,
+    };
+    match outcome.unwrap_or_else(|_| Err("it stalled".to_string())) {
+        Ok(conn) => match backlog.try_send(conn) {
+            Ok(()) => shared.counters.accepted.add(),
+            Err(mpsc::error::TrySendError::Full(conn)) => {
+                shared.counters.refused.add();
+                conn.turn_away();
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {}
+        },
+        Err(reason) => {
+            shared.counters.handshake_failures.add();
+            tracing::debug!(reason, "a handshake failed");
+        }
+    }
+}
+
+async fn shake(
+    server: TlsAcceptor,
+    stream: TcpStream,
+    remote: SocketAddr,
+    shared: Shared,
+) -> Result<TcpConn, String> {
+    let failed = |error: io::Error| format!("with {remote}: {error}");
+    tune(&stream).map_err(failed)?;
+    let stream = server.accept(stream).await.map_err(failed)?;
+    let peer = proved_id(stream.get_ref().1)?;
+    let stream = greet(stream).await?;
+    Ok(TcpConn::start(stream, peer, remote, shared))
+}
+
+/// Exchanges the empty records that begin a connection.
+async fn greet<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Result<S, String> {
+    let mut head = [0; HEAD];
+    let greeted = async {
+        stream.write_all(&Record::Empty.encode()).await?;
+        stream.flush().await?;
+        stream.read_exact(&mut head).await
+    };
+    greeted.await.map_err(|error| error.to_string())?;
+    match Record::decode(head)? {
+        Record::Empty => Ok(stream),
+        _ => Err("a connection begins with an empty record".to_string()),
+    }
+}
+
+/// Who is on the other side, from the certificate that the handshake has verified.
+fn proved_id<D>(tls: &rustls::ConnectionCommon<D>) -> Result<PeerId, String> {
+    // Over TCP, TLS lets a client pass that names no protocol at all.
+    if tls.alpn_protocol() != Some(ALPN) {
+        return Err("it speaks another protocol".to_string());
+    }
+    verifier::proved_id(tls.peer_certificates().unwrap_or_default())
+}
+
+fn server_config(identity: &Identity) -> Result<ServerConfig, IdentityError> {
+    identity.server_config(&[ALPN])
+}
+
+pub(super) fn client_config(identity: &Identity) -> Result<ClientConfig, IdentityError> {
+    let mut config = identity.peer_client_config(ALPN)?;
+    config.enable_sni = false;
+    Ok(config)
+}
+
+fn dial_error(peer: &PeerInfo, reason: String) -> NetError {
+    NetError::Dial {
+        addr: peer.addr,
+        reason,
+    }
+}
+
+/// An IPv4 peer of a dual-stack socket under its IPv4 address.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// What we say goes out at once, and what waits does so here, where it can be overtaken.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT)?;
+    Ok(())
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() && addr.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    // Connections of an earlier life that have not faded yet do not keep the port.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(LISTEN)?;
+    TcpListener::from_std(socket.into())
+}
