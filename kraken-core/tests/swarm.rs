@@ -1,57 +1,19 @@
 //! Agents in one process: the real driver, store and scheduler over a network in memory.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+mod common;
+
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use kraken_core::net::{Discovery, DiscoveryError, MemNetwork};
-use kraken_core::proto::tracker::handout::{Tracker, TrackerConfig};
-use kraken_core::proto::{AnnounceReply, AnnounceRequest, Message, Timestamp};
+use kraken_core::proto::{AnnounceReply, AnnounceRequest, Message};
 use kraken_core::storage::testkit::blob;
 use kraken_core::storage::{BlobStatus, MemStore, PieceStore as _, UploadStore as _};
 use kraken_core::{Agent, Config, Digest, MetaInfo, Namespace, OpenError, PeerId, ReadError};
 use tokio::io::AsyncReadExt as _;
 
-/// The tracker's machine and a table of metainfo, called directly.
-#[derive(Clone)]
-struct Local {
-    started: Instant,
-    tracker: Arc<Mutex<Tracker>>,
-    metas: Arc<Mutex<BTreeMap<Digest, MetaInfo>>>,
-}
-
-impl Local {
-    fn new() -> Self {
-        Self {
-            started: Instant::now(),
-            tracker: Arc::new(Mutex::new(Tracker::new(TrackerConfig::default(), 1))),
-            metas: Arc::default(),
-        }
-    }
-}
-
-impl Discovery for Local {
-    async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
-        let now = Timestamp::ZERO + self.started.elapsed();
-        let reply = self
-            .tracker
-            .lock()
-            .unwrap()
-            .announce(now, &request, &|_| Vec::new());
-        reply.map_err(|error| DiscoveryError::Refused(error.to_string()))
-    }
-
-    async fn metainfo(&self, _: &Namespace, digest: Digest) -> Result<MetaInfo, DiscoveryError> {
-        self.metas
-            .lock()
-            .unwrap()
-            .get(&digest)
-            .cloned()
-            .ok_or(DiscoveryError::NotFound(digest))
-    }
-}
+use common::Local;
 
 struct World {
     network: MemNetwork,

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::response::IntoResponse as _;
 use axum::routing::get;
-use kraken_core::net::Quic;
+use kraken_core::net::Dual;
 use kraken_core::net::announce::TrackerClient;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_core::storage::FsStore;
@@ -19,7 +19,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::config::Tls;
+use crate::config::{Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 
@@ -29,8 +29,11 @@ use crate::process::{Service, StartError};
 pub struct AgentConfig {
     /// Where blobs are kept.
     pub store: PathBuf,
-    /// Where peers connect to (UDP).
+    /// Where peers connect to, over UDP and TCP.
     pub peer_listen: SocketAddr,
+    /// How this host dials its peers.
+    #[serde(default)]
+    pub transport: TransportConfig,
     /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.
     #[serde(default)]
     pub advertise: Option<SocketAddr>,
@@ -77,8 +80,8 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let http = HttpClient::new(Some(&identity))?;
     let trackers = TrackerClient::new(&config.trackers, http.clone())
         .map_err(|error| StartError::Config(format!("trackers: {error}")))?;
-    let quic = Quic::bind(config.peer_listen, &identity)?;
-    let mut builder = Agent::builder(FsStore::open(&config.store).await?, quic)
+    let transport = Dual::bind(config.peer_listen, &identity, config.transport.into())?;
+    let mut builder = Agent::builder(FsStore::open(&config.store).await?, transport)
         .discovery(trackers)
         .limits(config.limits.into());
     if config.remember_peers {

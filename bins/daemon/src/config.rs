@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use kraken_core::net::Identity;
 use kraken_core::net::http::{BaseUrl, HttpClient};
 use kraken_core::net::origin::OriginCluster;
+use kraken_core::net::{Identity, PathChoice};
 use kraken_core::origin::RingMember;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -132,6 +132,29 @@ pub enum ConfigError {
     },
 }
 
+/// How peers are dialled; whatever a host chooses, it accepts both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportConfig {
+    /// Over QUIC.
+    #[default]
+    Quic,
+    /// Over TCP with TLS 1.3.
+    Tcp,
+    /// Over QUIC, and over TCP where QUIC does not get through.
+    Auto,
+}
+
+impl From<TransportConfig> for PathChoice {
+    fn from(config: TransportConfig) -> Self {
+        match config {
+            TransportConfig::Quic => Self::Quic,
+            TransportConfig::Tcp => Self::Tcp,
+            TransportConfig::Auto => Self::Auto,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +175,18 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
         let config: AgentConfig = parse(AGENT).unwrap();
         assert_eq!(config.registry_listen.port(), 7611);
         assert_eq!(config.tls.ca, PathBuf::from("ca.crt"));
+    }
+
+    #[test]
+    fn peers_are_dialled_over_quic_unless_the_file_says_otherwise() {
+        let with = |line: &str| parse::<AgentConfig>(&format!("{AGENT}{line}\n"));
+        assert_eq!(with("").unwrap().transport, TransportConfig::Quic);
+        let tcp = with("transport: tcp").unwrap().transport;
+        assert_eq!(PathChoice::from(tcp), PathChoice::Tcp);
+        let auto = with("transport: auto").unwrap().transport;
+        assert_eq!(PathChoice::from(auto), PathChoice::Auto);
+        let error = with("transport: udp").unwrap_err();
+        assert!(error.contains("quic, tcp, auto"), "{error}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::routing::get;
-use kraken_core::net::Quic;
+use kraken_core::net::Dual;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_core::net::origin::router;
 use kraken_core::storage::queue::DurableQueue;
@@ -15,7 +15,7 @@ use kraken_core::{Origin, Zone};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, OriginEntry, Tls};
+use crate::config::{self, OriginEntry, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 
@@ -29,8 +29,11 @@ pub struct OriginConfig {
     pub store: PathBuf,
     /// The storage behind the origins.
     pub backend: BackendConfig,
-    /// Where peers connect to (UDP).
+    /// Where peers connect to, over UDP and TCP.
     pub peer_listen: SocketAddr,
+    /// How this host dials its peers.
+    #[serde(default)]
+    pub transport: TransportConfig,
     /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.
     #[serde(default)]
     pub advertise: Option<SocketAddr>,
@@ -87,8 +90,8 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
             .run_until_cancelled_owned(expire_uploads(store.clone())),
     );
     let queue = DurableQueue::open(config.store.join("queue.redb"))?;
-    let quic = Quic::bind(config.peer_listen, &identity)?;
-    let mut builder = Origin::builder(config.name, store, quic, backend, queue)
+    let transport = Dual::bind(config.peer_listen, &identity, config.transport.into())?;
+    let mut builder = Origin::builder(config.name, store, transport, backend, queue)
         .ring(config::ring(&config.origins)?, http)
         .replicas(config.replicas)
         .limits(config.limits.into());

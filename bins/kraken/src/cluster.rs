@@ -80,6 +80,7 @@ impl Cluster {
                 store: options.dir.join(&entry.name),
                 backend: BackendConfig::LocalDisk(options.dir.join("backend")),
                 peer_listen: *peer_listen,
+                transport: Default::default(),
                 advertise: None,
                 zone: None,
                 listen: *listen,
@@ -120,6 +121,7 @@ impl Cluster {
             let config = AgentConfig {
                 store: options.dir.join(&name),
                 peer_listen: *peer_listen,
+                transport: Default::default(),
                 advertise: None,
                 zone: None,
                 registry_listen: *registry_listen,
