@@ -255,12 +255,18 @@ async fn pieces_survive_a_restart() {
     assert_eq!(have.count(), withheld);
     let agent = world.agent(3, store);
     assert!(read_all(&agent, meta.digest()).await == bytes);
-    let fetched = agent.metrics().bytes_from_agents();
-    assert_eq!(
-        fetched,
-        u64::from(meta.piece_size(withheld)),
-        "only what was missing"
-    );
+    // The reader may have the last bytes a moment before they are counted.
+    let fetched = || agent.metrics().bytes_from_agents();
+    let counted = async {
+        while fetched() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), counted)
+        .await
+        .unwrap();
+    let missing = u64::from(meta.piece_size(withheld));
+    assert_eq!(fetched(), missing, "only what was missing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
