@@ -123,6 +123,12 @@ pub const MAX_PIECES_IN_FLIGHT: u32 = 16;
 /// all others. Waiting for the throttle does not count.
 pub const SEND_STALL: Duration = Duration::from_secs(60);
 
+/// An IPv4 peer of a dual-stack socket under its IPv4 address.
+#[cfg(any(feature = "quic", feature = "tcp"))]
+pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
 /// Why a link failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

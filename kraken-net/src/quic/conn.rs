@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::endpoint;
 use super::frame::{self, FrameError};
-use crate::transport::{Frame, MAX_PIECES_IN_FLIGHT, NetError, PeerConn, SEND_STALL};
+use crate::transport::{Frame, MAX_PIECES_IN_FLIGHT, NetError, PeerConn, SEND_STALL, canonical};
 
 /// Control messages overtake pieces that wait in the same connection.
 const CONTROL_PRIORITY: i32 = 2;
@@ -341,11 +341,6 @@ pub(super) fn reason_of(error: &ConnectionError) -> String {
         .filter(|c| !c.is_control())
         .take(MAX_REASON)
         .collect()
-}
-
-/// An IPv4 peer of a dual-stack socket under its IPv4 address.
-pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
 /// A piece's stream. One that is dropped early is reset: an end would make a short piece of it.

@@ -15,13 +15,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
-use super::conn::{QuicConn, canonical, code, reason_of};
+use super::conn::{QuicConn, code, reason_of};
 use super::frame::{self, FrameError, PREAMBLE};
 use super::tls;
 use crate::identity::Identity;
 use crate::stats::{Counters, TransportStats};
 use crate::throttle::Throttle;
-use crate::transport::{MAX_PIECES_IN_FLIGHT, NetError, Transport};
+use crate::transport::{MAX_PIECES_IN_FLIGHT, NetError, Transport, canonical};
 use crate::verifier;
 
 /// How long a handshake may take, both when we dial and when others do: three losses of the first

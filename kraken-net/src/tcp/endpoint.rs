@@ -24,7 +24,7 @@ use super::record::{HEAD, Record};
 use crate::identity::{Identity, IdentityError};
 use crate::stats::{Counters, TransportStats};
 use crate::throttle::Throttle;
-use crate::transport::{NetError, Transport};
+use crate::transport::{NetError, Transport, canonical};
 use crate::verifier;
 
 /// The protocol's name and version in the handshake. A change that an old peer cannot read takes
@@ -323,11 +323,6 @@ fn dial_error(peer: &PeerInfo, reason: String) -> NetError {
         addr: peer.addr,
         reason,
     }
-}
-
-/// An IPv4 peer of a dual-stack socket under its IPv4 address.
-fn canonical(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
 /// What we say goes out at once, and what waits does so here, where it can be overtaken.

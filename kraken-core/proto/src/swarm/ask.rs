@@ -105,13 +105,12 @@ impl Swarm {
 
     fn choose(&self, cx: &mut Context<'_>, conn: ConnId) -> Option<u32> {
         let peer = self.peers.get(&conn)?;
-        if self.brisk(cx.now) >= cx.config.inflight_most {
-            return None;
-        }
         if !peer.subscribed || peer.stalled || self.is_complete() {
             return None;
         }
-        if self.is_busy(cx, conn, peer) || self.is_too_slow(cx.now, peer) {
+        let brisk = self.brisk(cx.now);
+        let full = brisk >= cx.config.inflight_most;
+        if full || self.is_busy(cx, brisk, conn, peer) || self.is_too_slow(brisk, peer) {
             return None;
         }
         let eligible = |piece: u32| peer.have.has(piece) && !self.inflight.has(piece, conn);
@@ -127,7 +126,7 @@ impl Swarm {
     }
 
     /// Whether the neighbour's pipeline is full.
-    fn is_busy(&self, cx: &Context<'_>, conn: ConnId, peer: &Neighbour) -> bool {
+    fn is_busy(&self, cx: &Context<'_>, brisk: usize, conn: ConnId, peer: &Neighbour) -> bool {
         let asked = match peer.role {
             // The second origin is there to fall back on, unless there is nobody else to draw from.
             PeerRole::Origin if self.agents_are_sending() => {
@@ -135,7 +134,7 @@ impl Swarm {
             }
             _ => self.inflight.asked_of(conn),
         };
-        asked >= self.pipeline(cx, peer)
+        asked >= self.pipeline(cx.config, brisk, peer)
             || self.on_probation(cx.config.pipeline_unproven, conn, peer)
     }
 
@@ -143,13 +142,11 @@ impl Swarm {
     /// whole and each that waits makes the others wait; but a host with few neighbours gives each
     /// more, because senders serve in the order of asking, and whoever has asked for less than the
     /// others gets less. A slow neighbour gets no more: what waits for it waits long.
-    fn pipeline(&self, cx: &Context<'_>, peer: &Neighbour) -> usize {
-        let config = cx.config;
+    fn pipeline(&self, config: &Config, brisk: usize, peer: &Neighbour) -> usize {
         let own = match peer.role {
             PeerRole::Agent => config.pipeline_agent,
             PeerRole::Origin => config.pipeline_origin,
         };
-        let brisk = self.brisk(cx.now);
         if brisk < config.inflight && peer.service <= self.service * SLOW {
             // Who takes unusually long does not count as a neighbour either.
             let slow = self.inflight.len() - brisk;
@@ -173,9 +170,9 @@ impl Swarm {
 
     /// Whether the neighbour would still be sending when the others could have sent all the rest:
     /// over a thin path the last piece is late for the whole blob.
-    fn is_too_slow(&self, now: Timestamp, peer: &Neighbour) -> bool {
+    fn is_too_slow(&self, brisk: usize, peer: &Neighbour) -> bool {
         let missing = self.have.len() - self.have.count();
-        let rest = u32::try_from(self.brisk(now))
+        let rest = u32::try_from(brisk)
             .ok()
             .and_then(|others| self.service.saturating_mul(missing).checked_div(others));
         // When no others are at it, better late than never.
