@@ -14,15 +14,21 @@ use crate::rng::Rng;
 /// Counts and buckets of one blob's pieces.
 #[derive(Debug)]
 pub(crate) struct Rarest {
-    /// How many agents among the neighbours have each piece. Origins do not count: a piece that
-    /// only they have is the rarest of all.
-    counts: Vec<u16>,
-    /// Where each open piece lies in its bucket; `CLOSED` for the others.
-    slots: Vec<u32>,
+    /// What is known of each piece, side by side: news of a piece touches both.
+    pieces: Vec<Piece>,
     /// The open pieces by count.
     buckets: Vec<Vec<u32>>,
     /// The open pieces once more, to compare them with what a neighbour has.
     open: Bitfield,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    /// Where an open piece lies in its bucket; `CLOSED` for the others.
+    slot: u32,
+    /// How many agents among the neighbours have it. Origins do not count: a piece that only they
+    /// have is the rarest of all.
+    count: u16,
 }
 
 const CLOSED: u32 = u32::MAX;
@@ -31,9 +37,12 @@ impl Rarest {
     /// All pieces that `have` lacks are open, nobody has any.
     pub(crate) fn new(have: &Bitfield) -> Self {
         let len = have.len() as usize;
+        let unknown = Piece {
+            slot: CLOSED,
+            count: 0,
+        };
         let mut rarest = Self {
-            counts: vec![0; len],
-            slots: vec![CLOSED; len],
+            pieces: vec![unknown; len],
             buckets: vec![Vec::new()],
             open: Bitfield::empty(have.len()),
         };
@@ -53,20 +62,20 @@ impl Rarest {
 
     /// Whether `piece` is missing and asked of nobody.
     pub(crate) fn is_open(&self, piece: u32) -> bool {
-        self.slots
+        self.pieces
             .get(piece as usize)
-            .is_some_and(|slot| *slot != CLOSED)
+            .is_some_and(|it| it.slot != CLOSED)
     }
 
     /// How many agents among the neighbours have `piece`.
     #[cfg(test)]
     pub(crate) fn count(&self, piece: u32) -> u16 {
-        self.counts[piece as usize]
+        self.pieces[piece as usize].count
     }
 
     /// `piece` may be asked for (again).
     pub(crate) fn open(&mut self, piece: u32) {
-        if self.slots[piece as usize] == CLOSED {
+        if self.pieces[piece as usize].slot == CLOSED {
             self.put(piece);
             self.open.insert(piece);
         }
@@ -121,7 +130,7 @@ impl Rarest {
         if open {
             self.take(piece);
         }
-        let count = &mut self.counts[piece as usize];
+        let count = &mut self.pieces[piece as usize].count;
         *count = change(*count);
         if open {
             self.put(piece);
@@ -129,21 +138,22 @@ impl Rarest {
     }
 
     fn put(&mut self, piece: u32) {
-        let count = self.counts[piece as usize] as usize;
+        let count = self.pieces[piece as usize].count as usize;
         if self.buckets.len() <= count {
             self.buckets.resize_with(count + 1, Vec::new);
         }
         let bucket = &mut self.buckets[count];
-        self.slots[piece as usize] = u32::try_from(bucket.len()).expect("at most MAX_PIECES");
+        self.pieces[piece as usize].slot = u32::try_from(bucket.len()).expect("at most MAX_PIECES");
         bucket.push(piece);
     }
 
     fn take(&mut self, piece: u32) {
-        let bucket = &mut self.buckets[self.counts[piece as usize] as usize];
-        let slot = std::mem::replace(&mut self.slots[piece as usize], CLOSED);
+        let it = &mut self.pieces[piece as usize];
+        let bucket = &mut self.buckets[it.count as usize];
+        let slot = std::mem::replace(&mut it.slot, CLOSED);
         bucket.swap_remove(slot as usize);
         if let Some(moved) = bucket.get(slot as usize) {
-            self.slots[*moved as usize] = slot;
+            self.pieces[*moved as usize].slot = slot;
         }
     }
 }

@@ -10,6 +10,8 @@ use crate::time::Timestamp;
 pub(crate) struct Timers {
     due: BTreeMap<Digest, Timestamp>,
     order: BTreeSet<(Timestamp, Digest)>,
+    /// The first of `order`: it is asked for after every input.
+    next: Option<Timestamp>,
 }
 
 impl Timers {
@@ -28,16 +30,20 @@ impl Timers {
         if let Some(at) = at {
             self.order.insert((at, digest));
         }
+        self.next = self.order.first().map(|(at, _)| *at);
     }
 
     /// The earliest due time.
     pub(crate) fn next(&self) -> Option<Timestamp> {
-        self.order.first().map(|(at, _)| *at)
+        self.next
     }
 
     /// Takes the blobs that are due, at most `most`, the earliest first.
     pub(crate) fn take_due(&mut self, now: Timestamp, most: usize) -> Vec<Digest> {
         let mut due = Vec::new();
+        if self.next.is_none_or(|at| at > now) {
+            return due;
+        }
         while due.len() < most
             && let Some((at, digest)) = self.order.first().copied().filter(|(at, _)| *at <= now)
         {
@@ -45,6 +51,7 @@ impl Timers {
             self.due.remove(&digest);
             due.push(digest);
         }
+        self.next = self.order.first().map(|(at, _)| *at);
         due
     }
 }
