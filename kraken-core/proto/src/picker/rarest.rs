@@ -22,6 +22,7 @@ pub(crate) struct Rarest {
     open: Bitfield,
 }
 
+/// One piece: where it waits to be asked for, and who could be asked.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
     /// Where an open piece lies in its bucket; `CLOSED` for the others.
