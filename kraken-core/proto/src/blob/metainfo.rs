@@ -66,17 +66,23 @@ const _: () = assert!(PieceLength::MIN.0.is_multiple_of(BLOCK as u64));
 
 /// Digest, length, piece length and the states of SHA-256 at every piece boundary.
 ///
+/// While an origin takes a blob in, its metainfo is *open*: the states of what has passed are there
+/// and final, the others come; see [`MetaInfo::open`].
+///
 /// Cheap to clone. See [`super::piece`] for what the states prove.
 #[derive(Clone, PartialEq, Eq)]
 pub struct MetaInfo {
-    digest: Digest,
-    length: u64,
-    piece_length: PieceLength,
-    states: Arc<[ChainState]>,
+    pub(super) digest: Digest,
+    pub(super) length: u64,
+    pub(super) piece_length: PieceLength,
+    /// Between the pieces, from the first boundary on; fewer than there are while it is open.
+    pub(super) states: Arc<[ChainState]>,
 }
 
-/// Names the encoding; a proof of another kind would take another number.
+/// Names the encoding of a whole metainfo; a proof of another kind would take another number.
 const VERSION: u8 = 1;
+/// Names the encoding of an open one: a reader that knows only whole ones refuses it.
+const VERSION_OPEN: u8 = 2;
 const HEADER: usize = 4 + 1 + 32 + 8 + 8;
 const MAGIC: &[u8; 4] = b"KRKM";
 
@@ -99,10 +105,30 @@ impl MetaInfo {
         states: Vec<ChainState>,
     ) -> Result<Self, MetaInfoError> {
         let pieces = piece_length.pieces(length);
+        let found = states.len();
+        let meta = Self::with_states(digest, length, piece_length, states)?;
+        if meta.is_whole() {
+            Ok(meta)
+        } else {
+            Err(MetaInfoError::States {
+                pieces,
+                states: found,
+            })
+        }
+    }
+
+    /// The same with as many states as are known.
+    pub(super) fn with_states(
+        digest: Digest,
+        length: u64,
+        piece_length: PieceLength,
+        states: Vec<ChainState>,
+    ) -> Result<Self, MetaInfoError> {
+        let pieces = piece_length.pieces(length);
         if pieces > u64::from(Self::MAX_PIECES) {
             return Err(MetaInfoError::TooManyPieces(pieces));
         }
-        if states.len() as u64 != pieces.saturating_sub(1) {
+        if states.len() as u64 > pieces.saturating_sub(1) {
             return Err(MetaInfoError::States {
                 pieces,
                 states: states.len(),
@@ -171,7 +197,8 @@ impl MetaInfo {
     /// Checks that `bytes` are `piece`: alone, in any order, in one pass of SHA-256.
     ///
     /// # Errors
-    /// The index, the length or the bytes are wrong.
+    /// The index, the length or the bytes are wrong, or the metainfo is open and has no proof of
+    /// the piece yet.
     pub fn verify(&self, piece: u32, bytes: &[u8]) -> Result<(), PieceError> {
         let count = self.piece_count();
         if piece >= count {
@@ -185,12 +212,11 @@ impl MetaInfo {
                 found: bytes.len(),
             });
         }
+        if piece >= self.provable() {
+            return Err(PieceError::Unproven { piece });
+        }
         let index = piece as usize;
-        let before = if index == 0 {
-            ChainState::INITIAL
-        } else {
-            self.states[index - 1]
-        };
+        let before = self.state_before(piece);
         let right = if piece + 1 == count {
             before.finish(bytes, self.length) == self.digest
         } else {
@@ -203,12 +229,16 @@ impl MetaInfo {
         }
     }
 
-    /// The canonical encoding: magic, version, digest, length, piece length (both 64-bit
-    /// big-endian), then the states.
+    /// The canonical encoding: magic, version (1, or 2 of an open one), digest, length, piece length
+    /// (both 64-bit big-endian), then the states that are known.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER + 32 * self.states.len());
         bytes.extend_from_slice(MAGIC);
-        bytes.push(VERSION);
+        bytes.push(if self.is_whole() {
+            VERSION
+        } else {
+            VERSION_OPEN
+        });
         bytes.extend_from_slice(self.digest.as_bytes());
         bytes.extend_from_slice(&self.length.to_be_bytes());
         bytes.extend_from_slice(&self.piece_length.0.to_be_bytes());
@@ -229,9 +259,11 @@ impl MetaInfo {
         if &header[..4] != MAGIC {
             return Err(MetaInfoError::Magic);
         }
-        if header[4] != VERSION {
-            return Err(MetaInfoError::Version(header[4]));
-        }
+        let make = match header[4] {
+            VERSION => Self::new,
+            VERSION_OPEN => Self::with_states,
+            other => return Err(MetaInfoError::Version(other)),
+        };
         let number =
             |at: usize| u64::from_be_bytes(header[at..at + 8].try_into().expect("8 bytes"));
         let digest = Digest::from_bytes(header[5..37].try_into().expect("32 bytes"));
@@ -240,7 +272,11 @@ impl MetaInfo {
             return Err(MetaInfoError::Truncated);
         }
         let states = states.iter().map(ChainState::from_bytes).collect();
-        Self::new(digest, number(37), PieceLength::new(number(45))?, states)
+        let meta = make(digest, number(37), PieceLength::new(number(45))?, states)?;
+        if header[4] == VERSION_OPEN && meta.is_whole() {
+            return Err(MetaInfoError::NotOpen);
+        }
+        Ok(meta)
     }
 
     /// SHA-256 over the canonical encoding: two metainfos with one info hash are the same.
@@ -255,6 +291,7 @@ impl fmt::Debug for MetaInfo {
             .field("digest", &self.digest)
             .field("length", &self.length)
             .field("pieces", &self.piece_count())
+            .field("provable", &self.provable())
             .finish_non_exhaustive()
     }
 }
@@ -286,6 +323,9 @@ pub enum MetaInfoError {
         /// What came.
         states: usize,
     },
+    /// An encoding that says it is open and has all states: a metainfo has one encoding.
+    #[error("an open metainfo that lacks no state")]
+    NotOpen,
     /// Length 0 with a digest that is not that of no bytes.
     #[error("an empty blob with a digest that is not that of no bytes")]
     EmptyBlob,
@@ -312,6 +352,12 @@ pub enum PieceError {
         expected: u32,
         /// What came.
         found: usize,
+    },
+    /// The metainfo is open, and the state behind the piece is not known yet.
+    #[error("piece {piece} cannot be proved yet")]
+    Unproven {
+        /// Which piece.
+        piece: u32,
     },
     /// The right number of bytes, and not these.
     #[error("piece {piece} holds wrong bytes")]

@@ -4,4 +4,5 @@ pub mod bitfield;
 pub mod digest;
 pub mod metainfo;
 pub mod namespace;
+mod open;
 pub mod piece;

@@ -63,6 +63,22 @@ pub enum Input {
         /// The pieces in the store.
         have: Bitfield,
     },
+    /// The metainfo of a blob is open: its first pieces can be proved, and the others not yet.
+    /// Comes right after `Open`, and again whenever there are more. Without it, all can be.
+    Provable {
+        /// The blob.
+        digest: Digest,
+        /// How many pieces, from the first on; an origin that takes the blob in from elsewhere
+        /// says 0, and asks no peer for any.
+        pieces: u32,
+    },
+    /// A piece is in the store that came from no peer: an origin takes the blob in.
+    PieceIngested {
+        /// The blob.
+        digest: Digest,
+        /// Which piece.
+        piece: u32,
+    },
     /// Leave a blob's swarm.
     Forget {
         /// The blob.

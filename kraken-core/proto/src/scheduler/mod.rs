@@ -95,6 +95,12 @@ impl Scheduler {
     pub fn handle(&mut self, now: Timestamp, input: Input) {
         match input {
             Input::Open { spec, have } => self.open(now, spec, have),
+            Input::Provable { digest, pieces } => {
+                self.with_swarm(now, digest, |swarm, cx| swarm.provable(cx, pieces));
+            }
+            Input::PieceIngested { digest, piece } => {
+                self.with_swarm(now, digest, |swarm, cx| swarm.ingested(cx, piece));
+            }
             Input::Forget { digest } => self.forget(now, digest),
             Input::Want {
                 digest,

@@ -1,6 +1,7 @@
 mod downloads;
 mod gossip;
 mod offers;
+mod open;
 mod properties;
 
 use std::time::Duration;

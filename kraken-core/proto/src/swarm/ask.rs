@@ -83,7 +83,7 @@ impl Swarm {
         let room = self.inflight.asked_of(conn) < cx.config.max_uploads_per_peer;
         if able && room && self.rarest.is_open(piece) && !self.inflight.has(piece, conn) {
             self.ask(cx, conn, piece);
-        } else {
+        } else if !self.keep_offer(cx.config, conn, piece) {
             let digest = self.spec.digest;
             let message = Message::Refuse { digest, piece };
             cx.out.push_back(Action::Send { conn, message });
@@ -231,7 +231,7 @@ impl Swarm {
 
     /// Keeps in mind since when no agent has been sending.
     pub(super) fn note_hunger(&mut self, now: Timestamp) {
-        if self.agents_are_sending() {
+        if self.agents_are_sending() || self.awaits_proofs() {
             self.hungry_since = None;
         } else {
             self.hungry_since.get_or_insert(now);

@@ -6,6 +6,7 @@
 
 mod ask;
 mod offers;
+mod open;
 pub(crate) mod peers;
 mod seed;
 mod serve;
@@ -30,6 +31,7 @@ use crate::scheduler::input::{BlobSpec, ConnId};
 use crate::time::Timestamp;
 use crate::wire::message::Message;
 use offers::Offers;
+use open::Unproven;
 use peers::{Neighbour, take};
 use stats::SwarmStats;
 
@@ -62,6 +64,8 @@ pub(crate) struct Swarm {
     rarest: Rarest,
     inflight: Inflight,
     window: Window,
+    /// The pieces that cannot be proved yet, while the metainfo is open.
+    unproven: Unproven,
     /// Pieces that are being verified and written, and who sent them: the sender may be gone
     /// before its piece turns out to be good or bad.
     storing: BTreeMap<u32, (PeerId, PeerRole)>,
@@ -93,6 +97,7 @@ impl Swarm {
             have,
             inflight: Inflight::default(),
             window: Window::default(),
+            unproven: Unproven::none(),
             storing: BTreeMap::new(),
             peers: BTreeMap::new(),
             news: Vec::new(),
@@ -249,6 +254,7 @@ impl Swarm {
             peer.have.iter().for_each(|piece| offers.fewer(piece));
             offers.part(conn);
         }
+        self.unproven.part(conn);
         let pieces = self.inflight.drop_conn(conn);
         pieces.into_iter().for_each(|piece| self.reopen(piece));
         self.fill_all(cx);
@@ -332,22 +338,30 @@ impl Swarm {
             };
             cx.out.push_back(Action::Event(event));
         }
-        self.news.push(piece);
-        let delay = self.news_delay(cx.config);
-        self.news_at.get_or_insert(cx.now + delay);
+        self.note_news(cx, piece);
         if self.is_complete() {
-            cx.out.push_back(Action::Event(Event::BlobDone {
-                digest: self.spec.digest,
-            }));
-            self.tell_news(cx);
-            self.conns()
-                .collect::<Vec<_>>()
-                .into_iter()
-                .for_each(|conn| self.part_if_useless(cx, conn));
+            self.completed(cx);
         } else if self.inflight.is_empty() || self.in_endgame(cx.config) {
             self.fill_all(cx);
         } else if first {
             self.fill(cx, conn);
+        }
+    }
+
+    fn note_news(&mut self, cx: &Context<'_>, piece: u32) {
+        self.news.push(piece);
+        let delay = self.news_delay(cx.config);
+        self.news_at.get_or_insert(cx.now + delay);
+    }
+
+    /// The last piece is there.
+    fn completed(&mut self, cx: &mut Context<'_>) {
+        cx.out.push_back(Action::Event(Event::BlobDone {
+            digest: self.spec.digest,
+        }));
+        self.tell_news(cx);
+        for conn in self.conns().collect::<Vec<_>>() {
+            self.part_if_useless(cx, conn);
         }
     }
 
@@ -418,7 +432,8 @@ impl Swarm {
 
     fn reopen(&mut self, piece: u32) {
         let missing = piece < self.have.len() && !self.have.has(piece);
-        if missing && !self.storing.contains_key(&piece) && !self.inflight.is_held(piece) {
+        let provable = !self.unproven.contains(piece);
+        if missing && provable && !self.storing.contains_key(&piece) && !self.inflight.is_held(piece) {
             self.rarest.open(piece);
         }
     }

@@ -16,9 +16,9 @@ const GENEROUS: u64 = 64 << 20;
 const AGENTS_PER_COPY: usize = 4;
 
 impl Swarm {
-    /// An origin that has the blob chooses what it sends.
+    /// An origin that has the blob, or is taking it in, chooses what it sends.
     pub(super) fn begin_offers(&mut self, config: &Config) {
-        if self.offers.is_none() && self.is_complete() && config.offers > 0 {
+        if self.offers.is_none() && config.offers > 0 {
             let mut offers = Offers::new(self.have.len());
             for (conn, peer) in self.peers.iter().filter(|(_, peer)| peer.is_agent()) {
                 for piece in peer.have.iter() {
@@ -51,7 +51,9 @@ impl Swarm {
         let takes = |conn: ConnId, peer: &Neighbour, piece: u32| {
             !peer.have.has(piece) && !offers.is_claimed(piece, conn)
         };
-        let wanted = |piece: u32| free.iter().any(|(conn, peer)| takes(*conn, peer, piece));
+        let wanted = |piece: u32| {
+            self.have.has(piece) && free.iter().any(|(conn, peer)| takes(*conn, peer, piece))
+        };
         let piece = offers.scarce(self.copies(cx.config), cx.rng, wanted)?;
         let able = free.iter().filter(|(conn, peer)| takes(*conn, peer, piece));
         let able: Vec<_> = able.map(|(conn, peer)| (peer.takes, *conn)).collect();

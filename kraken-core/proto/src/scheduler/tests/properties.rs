@@ -143,6 +143,11 @@ fn any_input(op: (u8, u8, u32, u8), bench: &mut Bench, owed: &mut Owed) -> Optio
             spec: (bits % 2 == 0).then_some(spec),
         },
         16 if bits == 0 => Input::Shutdown,
+        17 => Input::Provable {
+            digest,
+            pieces: piece,
+        },
+        18 => Input::PieceIngested { digest, piece },
         _ => Input::Message {
             conn,
             message: any_message(bits, digest, piece, bits ^ detail),

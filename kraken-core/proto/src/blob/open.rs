@@ -1,0 +1,175 @@
+//! Metainfo of a blob that an origin is still taking in.
+//!
+//! The chain's states become known in order, and each is final when it is: a piece whose states on
+//! both sides are known can be proved, stored and passed on before anybody has the whole blob. What
+//! the states cannot show before the last of them is that they lead to the digest. So a blob whose
+//! bytes turn out wrong at the end is dropped by all who have pieces of it.
+
+use super::digest::Digest;
+use super::metainfo::{MetaInfo, MetaInfoError, PieceLength};
+use super::piece::ChainState;
+
+impl MetaInfo {
+    /// The metainfo of a blob of which nothing but name and length is known, at the piece length
+    /// for its size. One piece is proved by the digest alone, so that up to there it is whole.
+    ///
+    /// # Errors
+    /// The blob is too long, or empty with a digest that is not that of no bytes.
+    pub fn open(digest: Digest, length: u64) -> Result<Self, MetaInfoError> {
+        if length > Self::MAX_LENGTH {
+            let pieces = PieceLength::MAX.pieces(length);
+            return Err(MetaInfoError::TooManyPieces(pieces));
+        }
+        Self::with_states(digest, length, PieceLength::for_blob(length), Vec::new())
+    }
+
+    /// Whether all states are known.
+    pub fn is_whole(&self) -> bool {
+        self.states.len() as u64 == self.piece_length.pieces(self.length).saturating_sub(1)
+    }
+
+    /// How many states are known: those at the first boundaries between pieces.
+    pub fn known_states(&self) -> u32 {
+        u32::try_from(self.states.len()).expect("bounded by MAX_PIECES")
+    }
+
+    /// How many pieces can be proved, from the first on. The last one is proved by the digest.
+    pub fn provable(&self) -> u32 {
+        if self.is_whole() {
+            self.piece_count()
+        } else {
+            self.known_states()
+        }
+    }
+
+    /// The state in front of `piece`, which the states must reach.
+    ///
+    /// # Panics
+    /// When that state is not known: an error of the caller.
+    pub fn state_before(&self, piece: u32) -> ChainState {
+        match piece.checked_sub(1) {
+            None => ChainState::INITIAL,
+            Some(boundary) => self.states[boundary as usize],
+        }
+    }
+
+    /// The same with `states` at the next boundaries.
+    ///
+    /// # Errors
+    /// These are more than the blob has.
+    pub fn continued(
+        &self,
+        states: impl IntoIterator<Item = ChainState>,
+    ) -> Result<Self, MetaInfoError> {
+        let states = self.states.iter().copied().chain(states).collect();
+        Self::with_states(self.digest, self.length, self.piece_length, states)
+    }
+
+    /// Whether this is of the same blob, cut alike, and knows everything that `earlier` knows.
+    pub fn continues(&self, earlier: &Self) -> bool {
+        self.digest == earlier.digest
+            && self.length == earlier.length
+            && self.piece_length == earlier.piece_length
+            && self.states.starts_with(&earlier.states)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::metainfo::PieceError;
+
+    const PIECE: usize = 256 << 10;
+
+    fn bytes() -> Vec<u8> {
+        (0..3 * PIECE + 99)
+            .map(|at| (at ^ (at >> 9)) as u8)
+            .collect()
+    }
+
+    /// As an origin does it: piece by piece, one state each.
+    fn grown(bytes: &[u8]) -> Vec<MetaInfo> {
+        let mut metas =
+            vec![MetaInfo::open(Digest::of(bytes), bytes.len() as u64).expect("fits")];
+        for piece in bytes.chunks_exact(PIECE) {
+            let meta = metas.last().expect("one is there");
+            let state = meta.state_before(meta.known_states()).advance(piece);
+            metas.push(meta.continued([state]).expect("there is one more"));
+        }
+        metas
+    }
+
+    #[test]
+    fn it_proves_what_has_passed_and_ends_as_the_whole_one() {
+        let bytes = bytes();
+        let metas = grown(&bytes);
+        for (known, meta) in metas.iter().enumerate() {
+            let whole = known == 3;
+            assert_eq!(meta.is_whole(), whole);
+            assert_eq!(meta.provable() as usize, if whole { 4 } else { known });
+            for (piece, part) in bytes.chunks(PIECE).enumerate() {
+                let number = piece as u32;
+                let proved = if piece < meta.provable() as usize {
+                    Ok(())
+                } else {
+                    Err(PieceError::Unproven { piece: number })
+                };
+                assert_eq!(meta.verify(number, part), proved, "{known} {piece}");
+            }
+            assert!(metas[..=known].iter().all(|it| meta.continues(it)));
+            assert!(!metas[known + 1..].iter().any(|it| meta.continues(it)));
+        }
+        assert_eq!(metas[3], MetaInfo::of(&bytes));
+        assert!(metas[3].continued([ChainState::INITIAL]).is_err());
+    }
+
+    #[test]
+    fn a_chain_of_other_bytes_does_not_continue_it_and_never_proves_its_end() {
+        let bytes = bytes();
+        let mut others = bytes.clone();
+        others[PIECE + 7] ^= 1;
+        let meta = MetaInfo::open(Digest::of(&bytes), bytes.len() as u64).unwrap();
+        let mut wrong = meta.clone();
+        for piece in others.chunks_exact(PIECE) {
+            let state = wrong.state_before(wrong.known_states()).advance(piece);
+            wrong = wrong.continued([state]).unwrap();
+        }
+        assert_eq!(wrong.verify(1, &others[PIECE..2 * PIECE]), Ok(()));
+        assert_eq!(
+            wrong.verify(3, &others[3 * PIECE..]),
+            Err(PieceError::Bytes { piece: 3 })
+        );
+        assert!(!MetaInfo::of(&bytes).continues(&wrong));
+        assert!(wrong.continues(&meta));
+    }
+
+    #[test]
+    fn encodings_tell_open_from_whole() {
+        for meta in grown(&bytes()) {
+            let encoding = meta.encode();
+            assert_eq!(encoding[4], if meta.is_whole() { 1 } else { 2 });
+            assert_eq!(MetaInfo::decode(&encoding), Ok(meta.clone()));
+            let mut other = encoding;
+            other[4] = 3 - other[4];
+            let wrong = MetaInfo::decode(&other).unwrap_err();
+            let expected = match (meta.is_whole(), meta.known_states() as usize) {
+                (true, _) => MetaInfoError::NotOpen,
+                (false, states) => MetaInfoError::States { pieces: 4, states },
+            };
+            assert_eq!(wrong, expected);
+        }
+    }
+
+    #[test]
+    fn small_ones_are_whole_at_once_and_long_ones_are_bounded() {
+        let digest = Digest::of(b"x");
+        assert!(MetaInfo::open(digest, 1).unwrap().is_whole());
+        assert_eq!(MetaInfo::open(digest, 1).unwrap().provable(), 1);
+        assert!(MetaInfo::open(Digest::of(b""), 0).unwrap().is_whole());
+        assert_eq!(MetaInfo::open(digest, 0), Err(MetaInfoError::EmptyBlob));
+        let long = MetaInfo::open(digest, 100_000_000_000).unwrap();
+        assert_eq!((long.is_whole(), long.provable()), (false, 0));
+        assert!(MetaInfo::open(digest, u64::MAX).is_err());
+        assert!(MetaInfo::open(digest, MetaInfo::MAX_LENGTH).is_ok());
+    }
+}
