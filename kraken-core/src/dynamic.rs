@@ -232,10 +232,11 @@ pub(crate) trait DynDiscovery: Send + Sync + 'static {
         &self,
         request: AnnounceRequest,
     ) -> BoxFuture<'_, Result<AnnounceReply, DiscoveryError>>;
-    fn metainfo<'a>(
+    fn open_metainfo<'a>(
         &'a self,
         namespace: &'a Namespace,
         digest: Digest,
+        known: Option<MetaInfo>,
     ) -> BoxFuture<'a, Result<MetaInfo, DiscoveryError>>;
 }
 
@@ -246,11 +247,12 @@ impl<T: Discovery> DynDiscovery for T {
     ) -> BoxFuture<'_, Result<AnnounceReply, DiscoveryError>> {
         Discovery::announce(self, request).boxed()
     }
-    fn metainfo<'a>(
+    fn open_metainfo<'a>(
         &'a self,
         namespace: &'a Namespace,
         digest: Digest,
+        known: Option<MetaInfo>,
     ) -> BoxFuture<'a, Result<MetaInfo, DiscoveryError>> {
-        Discovery::metainfo(self, namespace, digest).boxed()
+        Discovery::open_metainfo(self, namespace, digest, known).boxed()
     }
 }

@@ -20,6 +20,14 @@ pub enum OpenError {
         /// What failed last.
         reason: String,
     },
+    /// The bytes that the storage gives for it do not have its digest.
+    #[error("blob {digest} is damaged: {reason}")]
+    Damaged {
+        /// The blob.
+        digest: Digest,
+        /// Who says so, and why.
+        reason: String,
+    },
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -34,13 +42,14 @@ impl OpenError {
         match self {
             Self::Unavailable { .. } => true,
             Self::Store(error) => error.is_retryable(),
-            Self::NotFound(_) | Self::Stopped => false,
+            Self::NotFound(_) | Self::Damaged { .. } | Self::Stopped => false,
         }
     }
 
     pub(crate) fn of(digest: Digest, error: DiscoveryError) -> Self {
         match error {
             DiscoveryError::NotFound(digest) => Self::NotFound(digest),
+            DiscoveryError::Damaged { digest, reason } => Self::Damaged { digest, reason },
             other => Self::Unavailable {
                 digest,
                 reason: other.to_string(),

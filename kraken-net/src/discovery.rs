@@ -25,6 +25,23 @@ pub trait Discovery: Send + Sync + 'static {
         namespace: &Namespace,
         digest: Digest,
     ) -> impl Future<Output = Result<MetaInfo, DiscoveryError>> + Send;
+
+    /// As much of the metainfo as is known while an origin takes the blob in: open, and later whole.
+    ///
+    /// With `known`, the answer waits for a while until there is more than that; without, it comes at
+    /// once. A discovery that knows whole metainfo only leaves this as it is.
+    ///
+    /// # Errors
+    /// As [`Discovery::metainfo`]; [`DiscoveryError::Damaged`] when the bytes turned out wrong.
+    fn open_metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        known: Option<MetaInfo>,
+    ) -> impl Future<Output = Result<MetaInfo, DiscoveryError>> + Send {
+        let _ = known;
+        self.metainfo(namespace, digest)
+    }
 }
 
 /// Why nothing was learnt.
@@ -34,6 +51,14 @@ pub enum DiscoveryError {
     /// Looked everywhere, and the blob is not there.
     #[error("blob {0} does not exist")]
     NotFound(Digest),
+    /// It exists, and its bytes do not have its digest: what was taken of it is to be dropped.
+    #[error("blob {digest} is damaged: {reason}")]
+    Damaged {
+        /// The blob.
+        digest: Digest,
+        /// Who says so, and why.
+        reason: String,
+    },
     /// Nobody who could know answered.
     #[error("{0}")]
     Unavailable(String),

@@ -66,11 +66,15 @@ impl PieceStore for MemStore {
 
     async fn open(&self, meta: MetaInfo) -> Result<Bitfield, StoreError> {
         let mut inner = self.lock();
-        if let Some(blob) = inner.blobs.get(&meta.digest()) {
+        if let Some(blob) = inner.blobs.get_mut(&meta.digest()) {
             if blob.sealed {
                 return Ok(Bitfield::full(meta.piece_count()));
             }
-            if blob.meta == meta {
+            if meta.continues(&blob.meta) {
+                blob.meta = meta;
+                return Ok(blob.have.clone());
+            }
+            if blob.meta.continues(&meta) {
                 return Ok(blob.have.clone());
             }
         }
@@ -99,6 +103,7 @@ impl PieceStore for MemStore {
         let blob = inner.blob(digest)?;
         match blob.have.missing().next() {
             Some(piece) => Err(StoreError::Missing { digest, piece }),
+            None if !blob.meta.is_whole() => Err(StoreError::Open(digest)),
             None => {
                 blob.sealed = true;
                 Ok(())

@@ -43,6 +43,9 @@ pub trait PieceStore: Send + Sync + 'static {
     /// are there (all of them when the blob is sealed). After a crash each piece in the answer has
     /// been verified again.
     ///
+    /// While the metainfo is open, this is called again whenever more of it is known. A metainfo
+    /// that contradicts the one from before takes its place; the pieces that do not fit it are gone.
+    ///
     /// # Errors
     /// No room, or the store cannot be written.
     fn open(&self, meta: MetaInfo) -> impl Future<Output = Result<Bitfield, StoreError>> + Send;
@@ -73,7 +76,8 @@ pub trait PieceStore: Send + Sync + 'static {
     /// Every piece is there: makes the blob durable under its name.
     ///
     /// # Errors
-    /// A piece is missing, or the store cannot be written; then the blob stays partial.
+    /// A piece or a part of the metainfo is missing, or the store cannot be written; then the blob
+    /// stays partial.
     fn seal(&self, digest: Digest) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Forgets the blob, partial or sealed. Not an error when it is absent.
@@ -152,6 +156,9 @@ pub enum StoreError {
         /// The first piece that is missing.
         piece: u32,
     },
+    /// A blob was to be sealed whose metainfo is still open.
+    #[error("blob {0} cannot be sealed before its metainfo is whole")]
+    Open(Digest),
     /// A piece index or length that the blob does not have.
     #[error("a write of {len} bytes does not fit piece {piece} of blob {digest}")]
     Bounds {

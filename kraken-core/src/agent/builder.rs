@@ -140,6 +140,7 @@ impl AgentBuilder {
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             peers: self.peers_file.map(PeersFile::new),
+            patience: self.patience,
         });
         let inner = Inner {
             local,

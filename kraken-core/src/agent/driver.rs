@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kraken_net::Frame;
@@ -16,7 +17,9 @@ use kraken_proto::{
 };
 use kraken_storage::BlobStatus;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::follow::{End, Follower};
 use super::link::{Link, LinkContext};
 use super::peers::{PeersFile, SAVE_EVERY};
 use super::rooms::Rooms;
@@ -46,8 +49,16 @@ pub(crate) enum Note {
         meta: MetaInfo,
         namespace: Namespace,
         have: Bitfield,
+        /// Whether its pieces come from elsewhere, by `Ingested`, and none from peers.
+        ingest: bool,
         reply: oneshot::Sender<watch::Receiver<Progress>>,
     },
+    /// More is known of an open metainfo, and the store has it.
+    Continued { meta: MetaInfo },
+    /// A piece came from elsewhere and is in the store, with the metainfo that proves it.
+    Ingested { meta: MetaInfo, piece: u32 },
+    /// A blob's metainfo will not become whole.
+    Failed { digest: Digest, end: End },
     /// The store was asked about a blob that a peer wants.
     LookedUp {
         digest: Digest,
@@ -97,6 +108,8 @@ pub(crate) struct Progress {
 struct Blob {
     meta: MetaInfo,
     progress: watch::Sender<Progress>,
+    /// Ends what follows its open metainfo, with the blob.
+    _following: Option<DropGuard>,
 }
 
 /// The parts that a driver works with.
@@ -111,6 +124,8 @@ pub(crate) struct Parts {
     pub(crate) tasks: Tasks,
     /// Where the peers that were met are kept.
     pub(crate) peers: Option<PeersFile>,
+    /// How long an open metainfo is followed without anything new.
+    pub(crate) patience: Duration,
 }
 
 /// Notes that may wait for the driver; whoever has more to say waits.
@@ -240,10 +255,14 @@ impl Driver {
                 meta,
                 namespace,
                 have,
+                ingest,
                 reply,
             } => {
-                let _ = reply.send(self.open(meta, namespace, have));
+                let _ = reply.send(self.open(meta, namespace, have, ingest));
             }
+            Note::Continued { meta } => self.continued(meta),
+            Note::Ingested { meta, piece } => self.ingested(meta, piece),
+            Note::Failed { digest, end } => self.failed(digest, end),
             Note::LookedUp { digest, meta } => self.looked_up(digest, meta),
             Note::Sealed {
                 digest,
@@ -305,6 +324,7 @@ impl Driver {
         meta: MetaInfo,
         namespace: Namespace,
         have: Bitfield,
+        ingest: bool,
     ) -> watch::Receiver<Progress> {
         let digest = meta.digest();
         if let Some(blob) = self.blobs.get(&digest) {
@@ -317,10 +337,74 @@ impl Driver {
             failed: None,
         };
         let (progress, following) = watch::channel(progress);
-        let spec = BlobSpec::of(&meta, namespace);
-        self.blobs.insert(digest, Blob { meta, progress });
+        let spec = BlobSpec::of(&meta, namespace.clone());
+        let open = !meta.is_whole();
+        let pieces = if ingest { 0 } else { meta.provable() };
+        let _following = (open && !ingest).then(|| self.follow(namespace, meta.clone()));
+        self.blobs.insert(
+            digest,
+            Blob {
+                meta,
+                progress,
+                _following,
+            },
+        );
         self.input(Input::Open { spec, have });
+        if open || ingest {
+            self.input(Input::Provable { digest, pieces });
+        }
         following
+    }
+
+    fn follow(&self, namespace: Namespace, meta: MetaInfo) -> DropGuard {
+        let follower = Follower {
+            discovery: self.parts.discovery.clone(),
+            store: self.parts.store.clone(),
+            notes: self.notes.clone(),
+            patience: self.parts.patience,
+        };
+        let token = CancellationToken::new();
+        let following = follower.follow(namespace, meta);
+        let following = token.clone().run_until_cancelled_owned(following);
+        self.parts.tasks.spawn(async move {
+            let _ = following.await;
+        });
+        token.drop_guard()
+    }
+
+    fn continued(&mut self, meta: MetaInfo) {
+        let (digest, pieces) = (meta.digest(), meta.provable());
+        if let Some(blob) = self.blobs.get_mut(&digest) {
+            blob.meta = meta;
+            self.input(Input::Provable { digest, pieces });
+        }
+    }
+
+    fn ingested(&mut self, meta: MetaInfo, piece: u32) {
+        let digest = meta.digest();
+        if let Some(blob) = self.blobs.get_mut(&digest) {
+            blob.meta = meta;
+            self.progress(digest, |progress| {
+                progress.have.insert(piece);
+            });
+            self.input(Input::PieceIngested { digest, piece });
+        }
+    }
+
+    fn failed(&mut self, digest: Digest, end: End) {
+        match end {
+            End::Silent(reason) => self.give_up(digest, reason),
+            End::Damaged(reason) => {
+                tracing::warn!(%digest, reason, "dropping a blob that is damaged");
+                self.give_up(digest, reason);
+                let store = self.parts.store.clone();
+                self.parts.tasks.spawn(async move {
+                    if let Err(error) = store.remove(digest).await {
+                        tracing::error!(%digest, %error, "a damaged blob stays in the store");
+                    }
+                });
+            }
+        }
     }
 
     fn looked_up(&mut self, digest: Digest, meta: Option<MetaInfo>) {
@@ -334,7 +418,11 @@ impl Driver {
                 sealed: true,
                 failed: None,
             });
-            self.blobs.entry(digest).or_insert(Blob { meta, progress });
+            self.blobs.entry(digest).or_insert(Blob {
+                meta,
+                progress,
+                _following: None,
+            });
         }
         self.input(Input::Found { digest, spec });
     }

@@ -2,6 +2,7 @@
 
 mod builder;
 pub(crate) mod driver;
+mod follow;
 mod limits;
 mod link;
 pub(crate) mod peers;
@@ -128,6 +129,7 @@ impl Agent {
             meta: meta.clone(),
             namespace,
             have,
+            ingest: false,
             reply,
         };
         self.inner
@@ -248,6 +250,7 @@ impl Agent {
         answer.await.map_err(|_| OpenError::Stopped)
     }
 
+    /// As much of the metainfo as is known: an origin may still be taking the blob in.
     async fn metainfo(&self, namespace: &Namespace, digest: Digest) -> Result<MetaInfo, OpenError> {
         let mut backoff = Backoff::new(
             Duration::from_millis(200),
@@ -259,7 +262,12 @@ impl Agent {
         ));
         let deadline = tokio::time::Instant::now() + self.inner.lookup_patience;
         loop {
-            let error = match self.inner.discovery.metainfo(namespace, digest).await {
+            let error = match self
+                .inner
+                .discovery
+                .open_metainfo(namespace, digest, None)
+                .await
+            {
                 Ok(meta) if meta.digest() == digest => return Ok(meta),
                 Ok(_) => {
                     let reason = "the metainfo that came is of another blob".to_string();

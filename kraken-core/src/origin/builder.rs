@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kraken_net::http::{BaseUrl, HttpClient};
 use kraken_net::origin::OriginClient;
@@ -162,6 +163,8 @@ impl OriginBuilder {
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             peers: None,
+            // Origins follow nobody.
+            patience: Duration::ZERO,
         });
         let inner = Arc::new(Inner {
             local,

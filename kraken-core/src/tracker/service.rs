@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::future::{BoxFuture, FutureExt as _, Shared};
 use kraken_net::announce::TrackerApi;
 use kraken_net::http::ApiError;
 use kraken_net::origin::OriginCluster;
@@ -13,6 +12,7 @@ use kraken_proto::{
     AnnounceReply, AnnounceRequest, AnnounceState, Digest, MetaInfo, Namespace, PeerInfo, Timestamp,
 };
 
+use super::metainfo::MetaInfos;
 use crate::clock::Clock;
 use crate::tasks::Tasks;
 
@@ -29,7 +29,7 @@ struct Inner {
     origins: OriginCluster,
     /// The origins that answered lately, as peers.
     seeders: Mutex<BTreeMap<String, PeerInfo>>,
-    metainfo: Mutex<MetaInfoCache>,
+    metainfo: Arc<MetaInfos>,
     /// When the owners of a blob were last asked to hold it.
     woken: Mutex<HashMap<Digest, Timestamp>>,
     tasks: Tasks,
@@ -42,8 +42,6 @@ const REFRESH: Duration = Duration::from_secs(2);
 const WAKE: Duration = Duration::from_secs(10);
 /// Blobs whose owners were asked lately; beyond it those that are due again are forgotten.
 const MAX_WOKEN: usize = 65_536;
-/// The memory for cached metainfo, in bytes of states.
-const CACHE_BYTES: usize = 64 << 20;
 
 /// The choices of a tracker.
 #[derive(Debug)]
@@ -64,14 +62,15 @@ impl TrackerBuilder {
 
     /// Starts the tracker on the current tokio runtime.
     pub fn spawn(self) -> Tracker {
+        let tasks = Tasks::default();
         let inner = Arc::new(Inner {
             clock: Clock::start(),
             machine: Mutex::new(Machine::new(self.config, self.seed)),
+            metainfo: MetaInfos::new(self.origins.clone(), tasks.clone()),
             origins: self.origins,
             seeders: Mutex::default(),
-            metainfo: Mutex::default(),
             woken: Mutex::default(),
-            tasks: Tasks::default(),
+            tasks,
         });
         for name in self.names {
             inner
@@ -138,7 +137,16 @@ impl TrackerApi for Tracker {
     }
 
     async fn metainfo(&self, namespace: Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
-        self.inner.metainfo(namespace, digest).await
+        self.inner.metainfo.whole(namespace, digest).await
+    }
+
+    async fn open_metainfo(
+        &self,
+        namespace: Namespace,
+        digest: Digest,
+        after: Option<u32>,
+    ) -> Result<MetaInfo, ApiError> {
+        self.inner.metainfo.open(namespace, digest, after).await
     }
 }
 
@@ -193,38 +201,6 @@ impl Inner {
             live
         }
     }
-
-    /// However many hosts ask at once, the origins are asked once.
-    async fn metainfo(
-        self: &Arc<Self>,
-        namespace: Namespace,
-        digest: Digest,
-    ) -> Result<MetaInfo, ApiError> {
-        let asked = {
-            let mut cache = lock(&self.metainfo);
-            if let Some(meta) = cache.known.get(&digest) {
-                return Ok(meta.clone());
-            }
-            let ask = || self.ask_origins(namespace, digest);
-            cache.asking.entry(digest).or_insert_with(ask).clone()
-        };
-        asked.await
-    }
-
-    fn ask_origins(self: &Arc<Self>, namespace: Namespace, digest: Digest) -> Asking {
-        let inner = self.clone();
-        let (send, receive) = tokio::sync::oneshot::channel();
-        self.tasks.spawn(async move {
-            let result = inner.origins.metainfo(&namespace, digest).await;
-            lock(&inner.metainfo).answered(digest, &result);
-            let _ = send.send(result);
-        });
-        let stopped = || Err(ApiError::Unavailable("the tracker stops".into()));
-        receive
-            .map(move |result| result.unwrap_or_else(|_| stopped()))
-            .boxed()
-            .shared()
-    }
 }
 
 impl Inner {
@@ -244,31 +220,6 @@ impl Inner {
                 REFRESH / 10
             }
         }
-    }
-}
-
-type Asking = Shared<BoxFuture<'static, Result<MetaInfo, ApiError>>>;
-
-/// Metainfo never changes: what is known stays until there is no room.
-#[derive(Default)]
-struct MetaInfoCache {
-    known: HashMap<Digest, MetaInfo>,
-    bytes: usize,
-    asking: HashMap<Digest, Asking>,
-}
-
-impl MetaInfoCache {
-    fn answered(&mut self, digest: Digest, result: &Result<MetaInfo, ApiError>) {
-        self.asking.remove(&digest);
-        let Ok(meta) = result else { return };
-        let size = |meta: &MetaInfo| 256 + 32 * meta.piece_count() as usize;
-        self.bytes += size(meta);
-        if self.bytes > CACHE_BYTES {
-            // Asking anew costs the origins one small request per blob.
-            self.known.clear();
-            self.bytes = size(meta);
-        }
-        self.known.insert(digest, meta.clone());
     }
 }
 
@@ -295,6 +246,6 @@ fn too_slow() -> ApiError {
     ApiError::Unavailable("no answer in time".into())
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

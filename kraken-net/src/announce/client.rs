@@ -11,12 +11,14 @@ use kraken_proto::{
     AnnounceBlob, AnnounceReply, AnnounceRequest, Digest, Member, MetaInfo, Namespace, Ring,
 };
 
+use super::server::MetaInfoQuery;
 use crate::discovery::{Discovery, DiscoveryError};
-use crate::http::client::{request, request_with};
+use crate::http::client::{READ_IDLE, request, request_with};
 use crate::http::error::ApiError;
 use crate::http::health::Health;
 use crate::http::path::segment;
 use crate::http::{BaseUrl, BaseUrlError, HttpBody, HttpClient};
+use crate::origin::client::FETCH_PATIENCE;
 
 /// The longest reply to an announce: 256 handouts of 100 peers at 225 bytes make 6 MiB.
 const MAX_REPLY: usize = 8 << 20;
@@ -103,19 +105,24 @@ impl Discovery for TrackerClient {
         namespace: &Namespace,
         digest: Digest,
     ) -> Result<MetaInfo, DiscoveryError> {
-        let mut last = no_trackers();
-        for tracker in self.inner.order(&digest) {
-            match self.inner.metainfo_from(tracker, namespace, digest).await {
-                Ok(meta) => return Ok(meta),
-                // The tracker asked every origin that could have it.
-                Err(ApiError::NotFound) => return Err(DiscoveryError::NotFound(digest)),
-                Err(error) if error.is_retryable() => {
-                    last = DiscoveryError::Unavailable(error.to_string());
-                }
-                Err(error) => return Err(DiscoveryError::Refused(error.to_string())),
-            }
+        let asked = Asked::Whole;
+        let meta = self.inner.metainfo(namespace, digest, &asked).await?;
+        if meta.is_whole() {
+            Ok(meta)
+        } else {
+            let reason = "a tracker gave an open metainfo where a whole one was asked for";
+            Err(DiscoveryError::Refused(reason.to_string()))
         }
-        Err(last)
+    }
+
+    async fn open_metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        known: Option<MetaInfo>,
+    ) -> Result<MetaInfo, DiscoveryError> {
+        let asked = Asked::Open(known);
+        self.inner.metainfo(namespace, digest, &asked).await
     }
 }
 
@@ -125,6 +132,30 @@ impl Inner {
         let ranked = self.ring.ranked(digest);
         self.health
             .order(ranked.into_iter().map(|member| member.name.as_str()))
+    }
+
+    async fn metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        asked: &Asked,
+    ) -> Result<MetaInfo, DiscoveryError> {
+        let mut last = no_trackers();
+        for tracker in self.order(&digest) {
+            let answer = self.metainfo_from(tracker, namespace, digest, asked).await;
+            let reason = match answer {
+                Ok(meta) => return Ok(meta),
+                // The tracker asked every origin that could have it.
+                Err(ApiError::NotFound) => return Err(DiscoveryError::NotFound(digest)),
+                Err(ApiError::Damaged(reason)) => {
+                    return Err(DiscoveryError::Damaged { digest, reason });
+                }
+                Err(error) if error.is_retryable() => error.to_string(),
+                Err(error) => return Err(DiscoveryError::Refused(error.to_string())),
+            };
+            last = DiscoveryError::Unavailable(reason);
+        }
+        Err(last)
     }
 
     async fn announce_to(
@@ -149,21 +180,24 @@ impl Inner {
         tracker: &str,
         namespace: &Namespace,
         digest: Digest,
+        asked: &Asked,
     ) -> Result<MetaInfo, ApiError> {
         let path = format!(
-            "/namespace/{}/blobs/{digest}/metainfo",
-            segment(namespace.as_str())
+            "/namespace/{}/blobs/{digest}/metainfo{}",
+            segment(namespace.as_str()),
+            asked.query()
         );
         let get = request(Method::GET, self.urls[tracker].join(&path))?;
         let answer = async {
-            let patience = crate::origin::client::FETCH_PATIENCE;
+            let patience = asked.patience();
             let answer = self
                 .http
                 .send_within(get, patience)
                 .await?
                 .successful()
                 .await?;
-            read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest)
+            let body = answer.bytes(MetaInfo::MAX_ENCODED).await?;
+            read_metainfo(&body, digest, asked.known())
         };
         self.remember(tracker, answer.await)
     }
@@ -259,9 +293,46 @@ fn merge(mut one: AnnounceReply, other: AnnounceReply) -> AnnounceReply {
     one
 }
 
-/// The metainfo in a body; it must be the one that was asked for.
-pub(crate) fn read_metainfo(body: &[u8], digest: Digest) -> Result<MetaInfo, ApiError> {
-    let meta = MetaInfo::decode(body).map_err(|error| ApiError::Internal(error.to_string()))?;
+/// How much of a metainfo is asked for.
+pub(crate) enum Asked {
+    /// All of it, which may take as long as an origin takes the blob in.
+    Whole,
+    /// What is there beyond what is known.
+    Open(Option<MetaInfo>),
+}
+
+impl Asked {
+    fn known(&self) -> Option<&MetaInfo> {
+        match self {
+            Self::Whole => None,
+            Self::Open(known) => known.as_ref(),
+        }
+    }
+
+    fn query(&self) -> String {
+        match self {
+            Self::Whole => String::new(),
+            Self::Open(known) => MetaInfoQuery::open(known.as_ref()),
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Whole => FETCH_PATIENCE,
+            Self::Open(_) => READ_IDLE,
+        }
+    }
+}
+
+/// The metainfo in a body, an answer to somebody who knows `known`; it must be the one that was
+/// asked for.
+pub(crate) fn read_metainfo(
+    body: &[u8],
+    digest: Digest,
+    known: Option<&MetaInfo>,
+) -> Result<MetaInfo, ApiError> {
+    let meta = MetaInfo::decode_after(body, known)
+        .map_err(|error| ApiError::Internal(error.to_string()))?;
     if meta.digest() == digest {
         Ok(meta)
     } else {

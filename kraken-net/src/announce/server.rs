@@ -12,10 +12,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::header;
 use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace};
+use serde::Deserialize;
 
 use super::METAINFO_TYPE;
 use crate::http::error::{ApiError, unknown_method, unknown_path};
-use crate::http::path::{self, Params};
+use crate::http::path::{self, Asked, Params};
 
 /// The longest announce: 256 blobs of at most 255 bytes of namespace, 71 of digest and some 150
 /// around them make 119 KiB.
@@ -41,9 +42,44 @@ pub trait TrackerApi: Send + Sync + 'static {
         namespace: Namespace,
         digest: Digest,
     ) -> impl Future<Output = Result<MetaInfo, ApiError>> + Send;
+
+    /// As much of a blob's metainfo as is known while an origin takes it in; with `after`, waits
+    /// for a while until more states than so many are.
+    ///
+    /// # Errors
+    /// As [`TrackerApi::metainfo`]; [`ApiError::Damaged`].
+    fn open_metainfo(
+        &self,
+        namespace: Namespace,
+        digest: Digest,
+        after: Option<u32>,
+    ) -> impl Future<Output = Result<MetaInfo, ApiError>> + Send {
+        let _ = after;
+        self.metainfo(namespace, digest)
+    }
 }
 
-/// Serves `POST /announce` and `GET /namespace/{ns}/blobs/{digest}/metainfo`.
+/// How much of a metainfo is asked for: the query `open=true`, with or without `after=N`. Without
+/// it, a whole one.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MetaInfoQuery {
+    #[serde(default)]
+    pub(crate) open: bool,
+    #[serde(default)]
+    pub(crate) after: Option<u32>,
+}
+
+impl MetaInfoQuery {
+    /// The query for what there is beyond `known`.
+    pub(crate) fn open(known: Option<&MetaInfo>) -> String {
+        let after = known.map(|meta| format!("&after={}", meta.known_states()));
+        format!("?open=true{}", after.unwrap_or_default())
+    }
+}
+
+/// Serves `POST /announce` and `GET /namespace/{ns}/blobs/{digest}/metainfo`, also with
+/// `?open=true` and `&after=`.
 pub fn router<T: TrackerApi>(api: Arc<T>) -> Router {
     Router::new()
         .route("/announce", post(announce::<T>))
@@ -77,13 +113,19 @@ async fn announce<T: TrackerApi>(
 async fn metainfo<T: TrackerApi>(
     State(api): State<Arc<T>>,
     Params((namespace, digest)): Params<(String, String)>,
+    Asked(query): Asked<MetaInfoQuery>,
 ) -> Result<Response, ApiError> {
     let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
-    let meta = api.metainfo(namespace, digest).await?;
-    Ok(metainfo_response(&meta))
+    let meta = if query.open {
+        api.open_metainfo(namespace, digest, query.after).await?
+    } else {
+        api.metainfo(namespace, digest).await?
+    };
+    Ok(metainfo_response(&meta, query.after))
 }
 
-/// A metainfo as an answer.
-pub(crate) fn metainfo_response(meta: &MetaInfo) -> Response {
-    ([(header::CONTENT_TYPE, METAINFO_TYPE)], meta.encode()).into_response()
+/// A metainfo as an answer to somebody who knows the first `after` states.
+pub(crate) fn metainfo_response(meta: &MetaInfo, after: Option<u32>) -> Response {
+    let encoding = meta.encode_after(after.unwrap_or(0));
+    ([(header::CONTENT_TYPE, METAINFO_TYPE)], encoding).into_response()
 }

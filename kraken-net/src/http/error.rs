@@ -30,6 +30,9 @@ pub enum ApiError {
         /// How many bytes are there.
         len: u64,
     },
+    /// The blob is in the storage, and its bytes do not have its digest (502).
+    #[error("{0}")]
+    Damaged(String),
     /// Somebody who is needed could not be asked; later it may work (503).
     #[error("{0}")]
     Unavailable(String),
@@ -55,6 +58,7 @@ impl ApiError {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "BAD_REQUEST"),
             Self::Conflict(_) => (StatusCode::CONFLICT, "CONFLICT"),
             Self::RangeInvalid { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
+            Self::Damaged(_) => (StatusCode::BAD_GATEWAY, "DAMAGED"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL"),
         }
@@ -76,6 +80,7 @@ impl ApiError {
             (StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED, _) => Self::Unavailable(
                 format!("{from} does not know this call ({message}): is it the right service?"),
             ),
+            (StatusCode::BAD_GATEWAY, Some(b"DAMAGED")) => Self::Damaged(message),
             (StatusCode::CONFLICT, _) => Self::Conflict(message),
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => Self::RangeInvalid {
                 len: total_of(head).unwrap_or(0),
@@ -159,6 +164,7 @@ mod tests {
             ApiError::BadRequest("a digest has 64 digits".into()),
             ApiError::Conflict("present".into()),
             ApiError::RangeInvalid { len: 7 },
+            ApiError::Damaged("the bytes have another digest".into()),
             ApiError::Unavailable("the backend does not answer".into()),
             ApiError::Internal("the disk is full".into()),
         ];

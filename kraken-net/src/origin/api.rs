@@ -47,6 +47,21 @@ pub trait OriginApi: Send + Sync + 'static {
         digest: Digest,
     ) -> impl Future<Output = Result<MetaInfo, ApiError>> + Send;
 
+    /// As much of a blob's metainfo as is known; begins to fetch the blob from the backend when it
+    /// must. With `after`, waits for a while until more states than so many are known.
+    ///
+    /// # Errors
+    /// As [`OriginApi::metainfo`]; [`ApiError::Damaged`] when the bytes turned out wrong.
+    fn open_metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        after: Option<u32>,
+    ) -> impl Future<Output = Result<MetaInfo, ApiError>> + Send {
+        let _ = after;
+        self.metainfo(namespace, digest)
+    }
+
     /// A blob's bytes, or those in `range`, which lies within the blob; streams while it fetches.
     ///
     /// # Errors

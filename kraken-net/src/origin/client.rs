@@ -9,6 +9,7 @@ use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 use super::api::{BlobRead, Prefetch};
 use super::{LOCATIONS, UPLOAD_ID, UPLOAD_OFFSET};
 use crate::announce::client::read_metainfo;
+use crate::announce::server::MetaInfoQuery;
 use crate::http::client::{READ_IDLE, request, request_with};
 use crate::http::error::total_of;
 use crate::http::path::segment;
@@ -95,7 +96,24 @@ impl OriginClient {
     ) -> Result<MetaInfo, ApiError> {
         let path = format!("/internal{}/metainfo", blob(namespace, digest));
         let answer = self.within(Method::GET, &path, FETCH_PATIENCE).await?;
-        read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest)
+        read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest, None)
+    }
+
+    /// As much of a blob's metainfo as the origin knows; with `known`, it waits for a while until
+    /// there is more than that.
+    ///
+    /// # Errors
+    /// As [`OriginClient::metainfo`]; [`ApiError::Damaged`].
+    pub async fn open_metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        known: Option<&MetaInfo>,
+    ) -> Result<MetaInfo, ApiError> {
+        let query = MetaInfoQuery::open(known);
+        let path = format!("/internal{}/metainfo{query}", blob(namespace, digest));
+        let answer = self.ask(Method::GET, &path).await?;
+        read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest, known)
     }
 
     /// A blob's bytes, or those in `range`, which is not empty; an end past the blob's is cut.
@@ -203,7 +221,7 @@ impl OriginClient {
         let namespace = segment(namespace.as_str());
         let path = format!("/namespace/{namespace}/uploads/{id}?digest={digest}");
         let answer = self.commit(&path).await?;
-        read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest)
+        read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest, None)
     }
 
     /// Makes a blob of a copy that this origin sends to another.

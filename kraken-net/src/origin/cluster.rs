@@ -91,6 +91,22 @@ impl OriginCluster {
         Ok(self.inner.first(&digest, ask).await?.1)
     }
 
+    /// As much of a blob's metainfo as its first owner knows; see [`OriginClient::open_metainfo`].
+    ///
+    /// # Errors
+    /// As [`OriginCluster::stat`]; [`ApiError::Damaged`].
+    pub async fn open_metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        known: Option<&MetaInfo>,
+    ) -> Result<MetaInfo, ApiError> {
+        let ask = |origin: OriginClient| async move {
+            origin.open_metainfo(namespace, digest, known).await
+        };
+        Ok(self.inner.first(&digest, ask).await?.1)
+    }
+
     /// A blob's bytes, or those in `range`, whose end is cut to the blob's. When an origin breaks
     /// off, the stream goes on at the same byte from another. The bytes come from origins that
     /// verified them; whoever stores them checks them again.

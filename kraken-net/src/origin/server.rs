@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::api::{OriginApi, Prefetch};
 use super::range::Asked as AskedRange;
 use super::{CONTENT_DIGEST, LOCATIONS, uploads};
-use crate::announce::server::metainfo_response;
+use crate::announce::server::{MetaInfoQuery, metainfo_response};
 use crate::http::ApiError;
 use crate::http::error::{unknown_method, unknown_path};
 use crate::http::path::{self, Asked, Params};
@@ -27,7 +27,7 @@ use crate::http::path::{self, Asked, Params};
 /// | GET, HEAD `/namespace/{ns}/blobs/{digest}` | the blob; ranges |
 /// | POST `/namespace/{ns}/blobs/{digest}/prefetch` | 200 present, 202 started |
 /// | HEAD `/internal/namespace/{ns}/blobs/{digest}?local=` | its length |
-/// | GET `/internal/namespace/{ns}/blobs/{digest}/metainfo` | its metainfo |
+/// | GET `/internal/namespace/{ns}/blobs/{digest}/metainfo` | its metainfo, whole; with `?open=true`, as much as is known; with `&after=` more than so many states, or after a while |
 /// | DELETE `/internal/blobs/{digest}` | 202 |
 /// | GET `/internal/peercontext` | the origin as a peer |
 /// | POST `/namespace/{ns}/uploads` | 202, `Location` and `Upload-Id` |
@@ -144,10 +144,15 @@ fn describe(head: &mut HeaderMap, digest: Digest, length: u64) {
 async fn metainfo<O: OriginApi>(
     State(api): State<Arc<O>>,
     Params((namespace, digest)): Params<(String, String)>,
+    Asked(query): Asked<MetaInfoQuery>,
 ) -> Result<Response, ApiError> {
     let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
-    let meta = api.metainfo(&namespace, digest).await?;
-    Ok(metainfo_response(&meta))
+    let meta = if query.open {
+        api.open_metainfo(&namespace, digest, query.after).await?
+    } else {
+        api.metainfo(&namespace, digest).await?
+    };
+    Ok(metainfo_response(&meta, query.after))
 }
 
 async fn prefetch<O: OriginApi>(

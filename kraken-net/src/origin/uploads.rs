@@ -214,7 +214,7 @@ async fn commit<O: OriginApi>(
     let meta = api
         .upload_commit(checked_id(id)?, &namespace, digest)
         .await?;
-    Ok((StatusCode::CREATED, metainfo_response(&meta)).into_response())
+    Ok((StatusCode::CREATED, metainfo_response(&meta, None)).into_response())
 }
 
 #[derive(Deserialize)]

@@ -122,7 +122,7 @@ impl PieceStore for FsStore {
         Ok(match &*self.loaded(digest).await? {
             State::Unknown | State::Absent => BlobStatus::Absent,
             State::Partial(partial) => BlobStatus::Partial {
-                meta: partial.meta().clone(),
+                meta: partial.meta(),
                 have: partial.have(),
             },
             State::Sealed(meta) => BlobStatus::Sealed { meta: meta.clone() },
@@ -130,9 +130,22 @@ impl PieceStore for FsStore {
     }
 
     async fn open(&self, meta: MetaInfo) -> Result<Bitfield, StoreError> {
-        if let Some(have) = held(&*self.loaded(meta.digest()).await?, &meta) {
+        let slot = self.loaded(meta.digest()).await?;
+        if let Some(have) = held(&slot, &meta) {
             return Ok(have);
         }
+        if let State::Partial(partial) = &*slot
+            && meta.continues(&partial.meta())
+        {
+            let partial = Arc::clone(partial);
+            return self
+                .blocking(move |shared| {
+                    let _slot = slot;
+                    shared.continue_partial(&partial, meta)
+                })
+                .await;
+        }
+        drop(slot);
         let mut slot = self.loaded_mut(meta.digest()).await?;
         if let Some(have) = held(&slot, &meta) {
             return Ok(have);
@@ -156,7 +169,7 @@ impl PieceStore for FsStore {
             State::Sealed(meta) => return check_bounds(meta, piece, data.len()),
             State::Partial(partial) => Arc::clone(partial),
         };
-        check_bounds(partial.meta(), piece, data.len())?;
+        check_bounds(&partial.meta(), piece, data.len())?;
         if partial.has(piece) {
             return Ok(());
         }
@@ -174,9 +187,10 @@ impl PieceStore for FsStore {
             State::Sealed(meta) => meta.length(),
             State::Partial(partial) => {
                 let range = offset..offset.saturating_add(len.into());
-                match first_missing(partial.meta(), &partial.have(), range) {
+                let meta = partial.meta();
+                match first_missing(&meta, &partial.have(), range) {
                     Some(piece) => return Err(StoreError::Missing { digest, piece }),
-                    None => partial.meta().length(),
+                    None => meta.length(),
                 }
             }
         };
@@ -207,6 +221,9 @@ impl PieceStore for FsStore {
             };
             if let Some(piece) = synced.have().missing().next() {
                 return Err(StoreError::Missing { digest, piece });
+            }
+            if !synced.meta().is_whole() {
+                return Err(StoreError::Open(digest));
             }
             let whole = Arc::clone(&synced);
             self.blocking(move |shared| {
@@ -268,15 +285,15 @@ impl Shared {
     }
 
     fn seal(&self, partial: &Partial, slot: &mut State) -> Result<(), StoreError> {
-        let digest = partial.meta().digest();
-        let data = self.layout.partial_data(digest);
-        self.publish(&data, partial.meta()).inspect_err(|_| {
+        let meta = partial.meta();
+        let data = self.layout.partial_data(meta.digest());
+        self.publish(&data, &meta).inspect_err(|_| {
             // After the rename the blob is sealed, but perhaps not durably: the next call looks.
             if !data.exists() {
                 *slot = State::Unknown;
             }
         })?;
-        *slot = State::Sealed(partial.meta().clone());
+        *slot = State::Sealed(meta);
         Ok(())
     }
 
@@ -307,7 +324,8 @@ impl Shared {
 fn held(state: &State, meta: &MetaInfo) -> Option<Bitfield> {
     match state {
         State::Sealed(_) => Some(Bitfield::full(meta.piece_count())),
-        State::Partial(partial) if partial.meta() == meta => Some(partial.have()),
+        // What is known here may be more than the caller knows.
+        State::Partial(partial) if partial.meta().continues(meta) => Some(partial.have()),
         _ => None,
     }
 }

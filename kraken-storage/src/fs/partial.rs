@@ -15,24 +15,42 @@ use crate::store::StoreError;
 /// verified by it.
 #[derive(Debug)]
 pub(super) struct Partial {
-    meta: MetaInfo,
+    digest: Digest,
     progress: Mutex<Progress>,
+    /// How many states of the metainfo are in its file.
+    kept: Mutex<u32>,
 }
+
+/// An open metainfo is written to its file whenever it has grown by so many states. After a crash,
+/// the pieces behind them cannot be verified and are fetched again.
+const KEEP_EVERY: u32 = 64;
 
 #[derive(Debug)]
 struct Progress {
+    meta: MetaInfo,
     have: Bitfield,
     journal: JournalEnd,
 }
 
 impl Partial {
     fn new(meta: MetaInfo, have: Bitfield, journal: JournalEnd) -> Self {
-        let progress = Mutex::new(Progress { have, journal });
-        Self { meta, progress }
+        Self {
+            digest: meta.digest(),
+            kept: Mutex::new(meta.known_states()),
+            progress: Mutex::new(Progress {
+                meta,
+                have,
+                journal,
+            }),
+        }
     }
 
-    pub(super) fn meta(&self) -> &MetaInfo {
-        &self.meta
+    pub(super) fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    pub(super) fn meta(&self) -> MetaInfo {
+        self.progress().meta.clone()
     }
 
     pub(super) fn have(&self) -> Bitfield {
@@ -95,10 +113,10 @@ impl Shared {
         meta: MetaInfo,
     ) -> Result<Arc<Partial>, StoreError> {
         tracing::warn!(digest = %meta.digest(), "a partial blob is opened with another metainfo");
-        let have = old.have();
+        let (before, have) = (old.meta(), old.have());
         let covered = |piece: &u32| {
             let range = meta.piece_range(*piece);
-            range.end <= old.meta.length() && old.meta.pieces_of(range).all(|piece| have.has(piece))
+            range.end <= before.length() && before.pieces_of(range).all(|piece| have.has(piece))
         };
         let mut claimed = Bitfield::empty(meta.piece_count());
         for piece in (0..meta.piece_count()).filter(covered) {
@@ -141,6 +159,27 @@ impl Shared {
         Ok(Arc::new(Partial::new(meta, have, end)))
     }
 
+    /// More of the blob's metainfo is known; what is here stays as it is.
+    pub(super) fn continue_partial(
+        &self,
+        partial: &Partial,
+        meta: MetaInfo,
+    ) -> Result<Bitfield, StoreError> {
+        let (known, whole) = (meta.known_states(), meta.is_whole());
+        let mut kept = partial.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if known > *kept && (whole || known - *kept >= KEEP_EVERY) {
+            let path = self.layout.partial_meta(partial.digest);
+            meta::write(&self.layout, &path, &meta, false)?;
+            *kept = known;
+        }
+        let mut progress = partial.progress();
+        // Another caller may have been faster, and know more.
+        if meta.continues(&progress.meta) {
+            progress.meta = meta;
+        }
+        Ok(progress.have.clone())
+    }
+
     /// Writes a piece of the right length, and marks it.
     pub(super) fn write_piece(
         &self,
@@ -148,10 +187,11 @@ impl Shared {
         piece: u32,
         data: &[u8],
     ) -> Result<(), StoreError> {
-        let digest = partial.meta.digest();
+        let digest = partial.digest;
         let file = self.partial_file(digest, Part::Data)?;
         let journal = self.partial_file(digest, Part::Journal)?;
-        disk::write_at(&file, data, partial.meta.piece_range(piece).start)
+        let offset = partial.progress().meta.piece_range(piece).start;
+        disk::write_at(&file, data, offset)
             .map_err(disk::failed("write", &self.layout.partial_data(digest)))?;
         let mut progress = partial.progress();
         if progress.have.has(piece) {

@@ -27,7 +27,7 @@ const CHUNK: usize = 1 << 20;
 impl Shared {
     /// Step 1 for a partial blob.
     pub(super) fn sync_partial(&self, partial: &Partial) -> Result<(), StoreError> {
-        let digest = partial.meta().digest();
+        let digest = partial.digest();
         self.partial_file(digest, Part::Data)?
             .sync_data()
             .map_err(disk::failed("sync", &self.layout.partial_data(digest)))
@@ -70,8 +70,8 @@ impl Shared {
         };
         let path = self.layout.sealed_meta(digest);
         let meta = match meta::read(&path, digest)? {
-            Some(meta) => meta,
-            None => {
+            Some(meta) if meta.is_whole() => meta,
+            _ => {
                 tracing::warn!(%digest, "computing the metainfo of a sealed blob anew");
                 let found = hash(&data)?.finish();
                 if found.digest() == digest {

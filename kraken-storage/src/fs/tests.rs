@@ -99,6 +99,34 @@ async fn a_killed_download_resumes_without_the_damaged_piece() {
 }
 
 #[tokio::test]
+async fn a_killed_download_of_an_open_blob_keeps_what_its_file_can_prove() {
+    let (bytes, whole) = blob(3);
+    let mut meta = MetaInfo::open(whole.digest(), LEN as u64).unwrap();
+    for known in [1, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).await;
+        store.open(meta.clone()).await.unwrap();
+        for index in meta.known_states()..known {
+            let data = piece(&bytes, &whole, index);
+            let state = meta.state_before(index).advance(&data);
+            meta = meta.continued([state]).unwrap();
+            write(&store, &bytes, &meta, &[index]).await;
+        }
+        drop(store);
+        let store = open(dir.path()).await;
+        // One state is too little to write the file for, all of them are not.
+        let expected = if meta.is_whole() { 2 } else { 0 };
+        let BlobStatus::Partial { have, .. } = store.status(whole.digest()).await.unwrap() else {
+            panic!("it is partial");
+        };
+        assert_eq!(have.count(), expected);
+        write(&store, &bytes, &whole, &[0, 1, 2, 3]).await;
+        store.seal(whole.digest()).await.unwrap();
+        assert_sealed(&store, &bytes, &whole).await;
+    }
+}
+
+#[tokio::test]
 async fn a_torn_journal_and_a_short_file_lose_only_what_they_lack() {
     let dir = tempfile::tempdir().unwrap();
     let (bytes, meta) = blob(2);

@@ -20,6 +20,8 @@ pub async fn conforms<S: PieceStore>(make: impl AsyncFn() -> S) {
     an_empty_blob_is_a_blob(&make().await).await;
     removed_blobs_are_gone(&make().await).await;
     sealed_blobs_are_listed_in_order(&make().await).await;
+    an_open_metainfo_grows(&make().await).await;
+    an_open_metainfo_of_other_bytes_keeps_no_wrong_piece(&make().await).await;
     another_metainfo_keeps_no_wrong_piece(&make().await).await;
     tasks_may_work_on_one_blob_at_once(&make().await).await;
 }
@@ -210,6 +212,61 @@ async fn another_metainfo_keeps_no_wrong_piece(store: &impl PieceStore) {
     }
     store.seal(large.digest()).await.expect("is whole");
     assert_reads(store, &large, &bytes).await;
+}
+
+async fn an_open_metainfo_grows(store: &impl PieceStore) {
+    let (bytes, whole) = blob(LEN, 11);
+    let digest = whole.digest();
+    let mut meta = MetaInfo::open(digest, LEN as u64).expect("fits");
+    while !meta.is_whole() {
+        assert_eq!(
+            store.open(meta.clone()).await.expect("opens").count(),
+            meta.known_states()
+        );
+        let index = meta.known_states();
+        let state = meta
+            .state_before(index)
+            .advance(&piece(&bytes, &whole, index));
+        let longer = meta.continued([state]).expect("fits");
+        store.open(longer.clone()).await.expect("opens");
+        write(store, &bytes, &longer, index).await;
+        // Somebody who knows less loses nothing.
+        let have = store.open(meta).await.expect("opens");
+        assert_eq!(have.count(), index + 1);
+        meta = longer;
+        let sealed = store.seal(digest).await;
+        assert!(
+            matches!(sealed, Err(StoreError::Missing { .. })),
+            "{sealed:?}"
+        );
+    }
+    assert_eq!(meta, whole);
+    write(store, &bytes, &meta, meta.piece_count() - 1).await;
+    store.seal(digest).await.expect("is whole");
+    assert_eq!(status(store, digest).await, BlobStatus::Sealed { meta });
+    assert_reads(store, &whole, &bytes).await;
+}
+
+async fn an_open_metainfo_of_other_bytes_keeps_no_wrong_piece(store: &impl PieceStore) {
+    let (bytes, whole) = blob(LEN, 12);
+    let wrong = super::bytes(LEN, 13);
+    let open = MetaInfo::open(whole.digest(), LEN as u64).expect("fits");
+    let mut meta = open.clone();
+    for index in 0..2 {
+        let state = meta
+            .state_before(index)
+            .advance(&piece(&wrong, &whole, index));
+        meta = meta.continued([state]).expect("fits");
+        store.open(meta.clone()).await.expect("opens");
+        write(store, &wrong, &meta, index).await;
+    }
+    let state = open.state_before(0).advance(&piece(&bytes, &whole, 0));
+    let right = open.continued([state]).expect("fits");
+    let have = store.open(right).await.expect("opens");
+    assert_eq!(have.count(), 0, "nothing of it fits");
+    fill(store, &bytes, &whole).await;
+    store.seal(whole.digest()).await.expect("is whole");
+    assert_reads(store, &whole, &bytes).await;
 }
 
 async fn tasks_may_work_on_one_blob_at_once(store: &impl PieceStore) {

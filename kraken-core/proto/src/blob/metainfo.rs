@@ -83,7 +83,7 @@ pub struct MetaInfo {
 const VERSION: u8 = 1;
 /// Names the encoding of an open one: a reader that knows only whole ones refuses it.
 const VERSION_OPEN: u8 = 2;
-const HEADER: usize = 4 + 1 + 32 + 8 + 8;
+pub(super) const HEADER: usize = 4 + 1 + 32 + 8 + 8;
 const MAGIC: &[u8; 4] = b"KRKM";
 
 impl MetaInfo {
@@ -232,19 +232,24 @@ impl MetaInfo {
     /// The canonical encoding: magic, version (1, or 2 of an open one), digest, length, piece length
     /// (both 64-bit big-endian), then the states that are known.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER + 32 * self.states.len());
-        bytes.extend_from_slice(MAGIC);
-        bytes.push(if self.is_whole() {
+        let version = if self.is_whole() {
             VERSION
         } else {
             VERSION_OPEN
-        });
+        };
+        let mut bytes = self.header(version, 32 * self.states.len());
+        bytes.extend(self.states.iter().flat_map(|state| state.to_bytes()));
+        bytes
+    }
+
+    /// What every encoding begins with; `rest` bytes are to follow.
+    pub(super) fn header(&self, version: u8, rest: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER + rest);
+        bytes.extend_from_slice(MAGIC);
+        bytes.push(version);
         bytes.extend_from_slice(self.digest.as_bytes());
         bytes.extend_from_slice(&self.length.to_be_bytes());
         bytes.extend_from_slice(&self.piece_length.0.to_be_bytes());
-        for state in &*self.states {
-            bytes.extend_from_slice(&state.to_bytes());
-        }
         bytes
     }
 
@@ -323,6 +328,9 @@ pub enum MetaInfoError {
         /// What came.
         states: usize,
     },
+    /// A continuation of a metainfo that is not the one at hand.
+    #[error("the metainfo does not go on from the one that is known")]
+    Contradiction,
     /// An encoding that says it is open and has all states: a metainfo has one encoding.
     #[error("an open metainfo that lacks no state")]
     NotOpen,

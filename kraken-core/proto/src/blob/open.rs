@@ -6,8 +6,11 @@
 //! bytes turn out wrong at the end is dropped by all who have pieces of it.
 
 use super::digest::Digest;
-use super::metainfo::{MetaInfo, MetaInfoError, PieceLength};
+use super::metainfo::{HEADER, MetaInfo, MetaInfoError, PieceLength};
 use super::piece::ChainState;
+
+/// Names the encoding of what has been added to an open metainfo.
+const VERSION_MORE: u8 = 3;
 
 impl MetaInfo {
     /// The metainfo of a blob of which nothing but name and length is known, at the piece length
@@ -65,6 +68,57 @@ impl MetaInfo {
         Self::with_states(self.digest, self.length, self.piece_length, states)
     }
 
+    /// An encoding for somebody who knows the first `after` states: as that of [`MetaInfo::encode`]
+    /// with version 3 in the header, then `after` (32-bit big-endian), then the states from the last
+    /// known one on. That one shows whether both are of the same bytes. Without any known, or when
+    /// fewer are known here, the encoding of all.
+    pub fn encode_after(&self, after: u32) -> Vec<u8> {
+        let states = after
+            .checked_sub(1)
+            .and_then(|last| self.states.get(last as usize..));
+        let Some(states) = states.filter(|states| !states.is_empty()) else {
+            return self.encode();
+        };
+        let mut bytes = self.header(VERSION_MORE, 4 + 32 * states.len());
+        bytes.extend_from_slice(&after.to_be_bytes());
+        bytes.extend(states.iter().flat_map(|state| state.to_bytes()));
+        bytes
+    }
+
+    /// Reads what [`MetaInfo::encode_after`] wrote for somebody who knows `known`.
+    ///
+    /// # Errors
+    /// As [`MetaInfo::decode`], and [`MetaInfoError::Contradiction`] when it does not go on from
+    /// `known`.
+    pub fn decode_after(bytes: &[u8], known: Option<&Self>) -> Result<Self, MetaInfoError> {
+        if bytes.get(4) != Some(&VERSION_MORE) {
+            return Self::decode(bytes);
+        }
+        let known = known.ok_or(MetaInfoError::Contradiction)?;
+        let (header, rest) = bytes
+            .split_at_checked(HEADER)
+            .ok_or(MetaInfoError::Truncated)?;
+        let (after, states) = rest.split_first_chunk().ok_or(MetaInfoError::Truncated)?;
+        let after = u32::from_be_bytes(*after) as usize;
+        let ([last, more @ ..], []) = states.as_chunks::<32>() else {
+            return Err(MetaInfoError::Truncated);
+        };
+        let last_known = after.checked_sub(1).and_then(|last| known.states.get(last));
+        let same = last_known.is_some_and(|state| state.to_bytes() == *last);
+        if header != known.header(VERSION_MORE, 0) || !same {
+            return Err(MetaInfoError::Contradiction);
+        }
+        // What is known beyond `after` comes once more.
+        let first = known.states[..after].iter().copied();
+        let states = first.chain(more.iter().map(ChainState::from_bytes));
+        Self::with_states(
+            known.digest,
+            known.length,
+            known.piece_length,
+            states.collect(),
+        )
+    }
+
     /// Whether this is of the same blob, cut alike, and knows everything that `earlier` knows.
     pub fn continues(&self, earlier: &Self) -> bool {
         self.digest == earlier.digest
@@ -89,8 +143,7 @@ mod tests {
 
     /// As an origin does it: piece by piece, one state each.
     fn grown(bytes: &[u8]) -> Vec<MetaInfo> {
-        let mut metas =
-            vec![MetaInfo::open(Digest::of(bytes), bytes.len() as u64).expect("fits")];
+        let mut metas = vec![MetaInfo::open(Digest::of(bytes), bytes.len() as u64).expect("fits")];
         for piece in bytes.chunks_exact(PIECE) {
             let meta = metas.last().expect("one is there");
             let state = meta.state_before(meta.known_states()).advance(piece);
@@ -158,6 +211,33 @@ mod tests {
             };
             assert_eq!(wrong, expected);
         }
+    }
+
+    #[test]
+    fn what_was_added_is_read_by_whoever_knows_the_rest_and_nobody_else() {
+        let metas = grown(&bytes());
+        let others = grown(&vec![7; 3 * PIECE + 99]);
+        for (known, later) in [(0, 2), (1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 1)] {
+            let (before, now) = (&metas[known], &metas[later]);
+            let encoding = now.encode_after(before.known_states());
+            let read = MetaInfo::decode_after(&encoding, Some(before));
+            assert_eq!(read.as_ref(), Ok(now), "{known} {later}");
+            if encoding[4] == VERSION_MORE {
+                assert_eq!(encoding.len(), HEADER + 4 + 32 * (later - known + 1));
+                for stranger in [None, Some(&others[known]), Some(&metas[0])] {
+                    let read = MetaInfo::decode_after(&encoding, stranger);
+                    assert_eq!(read, Err(MetaInfoError::Contradiction));
+                }
+                for cut in 0..encoding.len() {
+                    let read = MetaInfo::decode_after(&encoding[..cut], Some(before));
+                    assert!(read.is_err() || (cut - HEADER - 4) % 32 == 0, "{cut}");
+                }
+            }
+        }
+        let encoding = metas[3].encode_after(1);
+        let mut long = encoding.clone();
+        long.extend_from_slice(&encoding[HEADER + 4..]);
+        assert!(MetaInfo::decode_after(&long, Some(&metas[2])).is_err());
     }
 
     #[test]

@@ -433,7 +433,11 @@ impl Swarm {
     fn reopen(&mut self, piece: u32) {
         let missing = piece < self.have.len() && !self.have.has(piece);
         let provable = !self.unproven.contains(piece);
-        if missing && provable && !self.storing.contains_key(&piece) && !self.inflight.is_held(piece) {
+        if missing
+            && provable
+            && !self.storing.contains_key(&piece)
+            && !self.inflight.is_held(piece)
+        {
             self.rarest.open(piece);
         }
     }

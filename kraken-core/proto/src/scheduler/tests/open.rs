@@ -128,7 +128,11 @@ fn an_origin_offers_and_serves_what_it_has_taken_in_and_asks_for_nothing() {
     assert_eq!(offered(&actions), [0]);
     let digest = blob();
     let actions = bench.say(agent, Message::Request { digest, piece: 0 });
-    assert!(actions.iter().any(|it| matches!(it, Action::SendPiece { .. })));
+    assert!(
+        actions
+            .iter()
+            .any(|it| matches!(it, Action::SendPiece { .. }))
+    );
     let actions = bench.say(agent, Message::Request { digest, piece: 1 });
     assert!(is_refused(&actions), "it has not come yet");
     let told = bench.wait(Duration::from_secs(1));

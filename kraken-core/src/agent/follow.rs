@@ -1,0 +1,109 @@
+//! An open metainfo on its way to being whole: asks for what is new, keeps it, and tells the driver.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kraken_net::DiscoveryError;
+use kraken_proto::retry::backoff::{Backoff, Jitter};
+use kraken_proto::rng::Rng;
+use kraken_proto::{MetaInfo, Namespace};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::driver::Note;
+use crate::dynamic::{DynDiscovery, DynStore};
+
+/// The least time between two questions: whoever answers is to wait until there is more, and this
+/// bounds what a hasty one can make us do.
+const PAUSE: Duration = Duration::from_millis(10);
+/// The waits after failures.
+const RETRY: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(3);
+
+/// What a blob's open metainfo is followed with.
+pub(super) struct Follower {
+    pub(super) discovery: Arc<dyn DynDiscovery>,
+    pub(super) store: Arc<dyn DynStore>,
+    pub(super) notes: mpsc::WeakSender<Note>,
+    /// How long to go on without anything new.
+    pub(super) patience: Duration,
+}
+
+impl Follower {
+    /// Follows until the metainfo is whole or nothing more will come.
+    pub(super) async fn follow(self, namespace: Namespace, open: MetaInfo) {
+        let digest = open.digest();
+        let end = match self.until_whole(&namespace, open).await {
+            Ok(()) => return,
+            Err(end) => end,
+        };
+        if let Some(notes) = self.notes.upgrade() {
+            let _ = notes.send(Note::Failed { digest, end }).await;
+        }
+    }
+
+    async fn until_whole(&self, namespace: &Namespace, open: MetaInfo) -> Result<(), End> {
+        let digest = open.digest();
+        let mut backoff = Backoff::new(RETRY, RETRY_MAX, Jitter::Equal);
+        let mut rng = Rng::seeded(u64::from(digest.as_bytes()[0]));
+        let (mut ask, mut known, mut heard) = (Some(open.clone()), open, Instant::now());
+        while !known.is_whole() {
+            let asked = self.discovery.open_metainfo(namespace, digest, ask);
+            match asked.await {
+                Ok(meta) if known.continues(&meta) => {
+                    if heard.elapsed() > self.patience {
+                        return Err(End::silent("no more of its metainfo came"));
+                    }
+                    ask = Some(known.clone());
+                    sleep(PAUSE).await;
+                }
+                Ok(meta) => {
+                    self.keep(&known, meta.clone()).await?;
+                    (ask, known, heard) = (Some(meta.clone()), meta, Instant::now());
+                    backoff.reset();
+                    sleep(PAUSE).await;
+                }
+                Err(DiscoveryError::Damaged { reason, .. }) => return Err(End::Damaged(reason)),
+                Err(error) if !error.is_retryable() || heard.elapsed() > self.patience => {
+                    return Err(End::silent(&error.to_string()));
+                }
+                Err(error) => {
+                    tracing::debug!(%digest, %error, "an open metainfo cannot be followed now");
+                    // Whoever answers next may know other states: all of them, please.
+                    ask = None;
+                    sleep(backoff.delay(&mut rng)).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Into the store first: no piece may be written that it cannot prove.
+    async fn keep(&self, known: &MetaInfo, meta: MetaInfo) -> Result<(), End> {
+        let opened = self.store.open(meta.clone()).await;
+        opened.map_err(|error| End::silent(&error.to_string()))?;
+        if !meta.continues(known) {
+            let reason = "its metainfo was replaced by one of other bytes: open the blob again";
+            return Err(End::silent(reason));
+        }
+        if let Some(notes) = self.notes.upgrade() {
+            let _ = notes.send(Note::Continued { meta }).await;
+        }
+        Ok(())
+    }
+}
+
+/// Why a metainfo will not become whole.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The blob's bytes do not have its digest: what is here of it is worth nothing.
+    Damaged(String),
+    /// Nobody says more, for this reason. The pieces are kept.
+    Silent(String),
+}
+
+impl End {
+    fn silent(reason: &str) -> Self {
+        Self::Silent(reason.to_string())
+    }
+}
