@@ -11,7 +11,6 @@ use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 
 use super::Origin;
 use super::ingest::store_error;
-use crate::agent::driver::Note;
 
 impl OriginApi for Origin {
     fn peer(&self) -> PeerInfo {
@@ -36,6 +35,9 @@ impl OriginApi for Origin {
             Some(meta) => Ok(Some(meta.length())),
             None if local => Ok(None),
             None => {
+                if let Some(length) = self.inner.coming_length(digest) {
+                    return Ok(Some(length));
+                }
                 let length = self.inner.backend.stat(namespace, digest).await;
                 length.map_err(|error| ApiError::Unavailable(error.to_string()))
             }
@@ -46,13 +48,31 @@ impl OriginApi for Origin {
         self.inner.obtain(namespace, digest).await
     }
 
+    async fn open_metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        after: Option<u32>,
+    ) -> Result<MetaInfo, ApiError> {
+        match self.inner.sealed(digest).await? {
+            Some(meta) => Ok(meta),
+            None => self.inner.take_in(namespace, digest).open(after).await,
+        }
+    }
+
     async fn read(
         &self,
         namespace: &Namespace,
         digest: Digest,
         range: Option<Range<u64>>,
     ) -> Result<BlobRead, ApiError> {
-        let meta = self.inner.obtain(namespace, digest).await?;
+        let (meta, coming) = match self.inner.sealed(digest).await? {
+            Some(meta) => (meta, None),
+            None => {
+                let coming = self.inner.take_in(namespace, digest);
+                (coming.clone().open(None).await?, Some(coming))
+            }
+        };
         let length = meta.length();
         let range = range.unwrap_or(0..length);
         if range.start >= length && length > 0 {
@@ -60,7 +80,7 @@ impl OriginApi for Origin {
         }
         let body = self
             .inner
-            .stream(&meta, range.start..range.end.min(length))
+            .stream(&meta, range.start..range.end.min(length), coming)
             .boxed();
         Ok(BlobRead { length, body })
     }
@@ -68,6 +88,9 @@ impl OriginApi for Origin {
     async fn prefetch(&self, namespace: &Namespace, digest: Digest) -> Result<Prefetch, ApiError> {
         if self.inner.sealed(digest).await?.is_some() {
             return Ok(Prefetch::Present);
+        }
+        if self.inner.fetching().contains_key(&digest) {
+            return Ok(Prefetch::Started);
         }
         let length = self.inner.backend.stat(namespace, digest).await;
         let stored = matches!(length, Ok(Some(_)));
@@ -84,12 +107,7 @@ impl OriginApi for Origin {
                 Err(error) => Err(ApiError::Unavailable(error.to_string())),
             };
         }
-        let (inner, namespace) = (self.inner.clone(), namespace.clone());
-        self.inner.tasks.spawn(async move {
-            if let Err(error) = inner.obtain(&namespace, digest).await {
-                tracing::warn!(%digest, %error, "prefetch failed");
-            }
-        });
+        drop(self.inner.take_in(namespace, digest));
         Ok(Prefetch::Started)
     }
 
@@ -158,11 +176,7 @@ impl OriginApi for Origin {
             ));
         }
         self.inner.store.remove(digest).await.map_err(store_error)?;
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let note = Note::Forget { digest, reply };
-        if self.inner.notes.send(note).await.is_ok() {
-            let _ = answer.await;
-        }
+        self.inner.leave(digest).await;
         Ok(())
     }
 }

@@ -1,26 +1,33 @@
-//! Blobs that come in: uploads, and what is fetched on a miss.
+//! Blobs that come in from the backend or another origin, piece by piece.
+//!
+//! However many ask at once, a blob is taken in once, and to its end also when nobody waits any more.
+//! Each piece is served as soon as it is written: to peers, to other origins and to whoever reads.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::{BoxFuture, FutureExt as _, Shared};
-use futures::{Stream, StreamExt as _};
-use kraken_net::http::ApiError;
-use kraken_proto::{Digest, MetaInfo, Namespace};
-use kraken_storage::{BackendError, BlobStatus, StoreError};
+use futures::StreamExt as _;
+use kraken_net::http::{ApiError, ByteStream};
+use kraken_proto::retry::backoff::{Backoff, Jitter};
+use kraken_proto::rng::Rng;
+use kraken_proto::{Bitfield, Digest, MetaInfo, Namespace};
+use kraken_storage::{BlobStatus, StoreError};
+use tokio::sync::{oneshot, watch};
+use tokio::time::sleep;
 
 use super::Inner;
-use super::replicate::STAGGER;
+use super::coming::{Coming, Said};
+use crate::agent::driver::{Note, Progress};
 
-/// A fetch that all who want the blob wait for.
-pub(super) type Fetch = Shared<BoxFuture<'static, Result<MetaInfo, ApiError>>>;
-
-/// Chunks from elsewhere are gathered up to this before they are hashed and written: each step is
-/// a trip to the blocking pool.
-const GATHER: usize = 1 << 20;
-
-/// Bytes in one chunk read from the store.
-const CHUNK: u64 = 1 << 20;
+/// How often a source is looked for in vain before those who wait are told.
+const ATTEMPTS: u32 = 5;
+/// The waits between them.
+const RETRY: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(3);
+/// How long it is remembered that a blob is damaged: whoever follows it shall hear of it, and not
+/// have it read again.
+const REMEMBERED: Duration = Duration::from_secs(10);
 
 impl Inner {
     /// The metainfo of a blob that is whole here.
@@ -32,159 +39,254 @@ impl Inner {
         }
     }
 
-    /// The metainfo of a blob, which is fetched first when it is not here. However many ask at
-    /// once, it is fetched once; it is fetched to its end also when nobody waits any more.
-    pub(super) async fn obtain(
-        self: &Arc<Self>,
-        namespace: &Namespace,
-        digest: Digest,
-    ) -> Result<MetaInfo, ApiError> {
-        if let Some(meta) = self.sealed(digest).await? {
-            return Ok(meta);
-        }
-        let fetch = {
-            let mut fetching = self.fetching();
-            fetching
-                .entry(digest)
-                .or_insert_with(|| self.start_fetch(namespace, digest))
-                .clone()
-        };
-        fetch.await
-    }
-
-    /// A blob's bytes out of the store.
-    pub(super) fn stream(
-        &self,
-        meta: &MetaInfo,
-        range: std::ops::Range<u64>,
-    ) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
-        let (store, digest, end) = (
-            self.store.clone(),
-            meta.digest(),
-            range.end.min(meta.length()),
-        );
-        futures::stream::try_unfold(range.start, move |at| {
-            let store = store.clone();
-            async move {
-                if at >= end {
-                    return Ok(None);
-                }
-                let len = u32::try_from(CHUNK.min(end - at)).expect("at most CHUNK");
-                let chunk = store
-                    .read(digest, at, len)
-                    .await
-                    .map_err(std::io::Error::other)?;
-                let next = at + chunk.len() as u64;
-                Ok(Some((chunk, next)))
-            }
-        })
-    }
-
-    fn start_fetch(self: &Arc<Self>, namespace: &Namespace, digest: Digest) -> Fetch {
-        let (inner, namespace) = (self.clone(), namespace.clone());
-        let (send, receive) = tokio::sync::oneshot::channel();
-        self.tasks.spawn(async move {
-            let result = inner.fetch(&namespace, digest).await;
-            inner.fetching().remove(&digest);
-            let _ = send.send(result);
+    /// A blob that is not whole here, on its way in from now on.
+    pub(super) fn take_in(self: &Arc<Self>, namespace: &Namespace, digest: Digest) -> Coming {
+        let mut fetching = self.fetching();
+        let coming = fetching.entry(digest).or_insert_with(|| {
+            let (said, coming) = Coming::begin();
+            let (inner, namespace) = (self.clone(), namespace.clone());
+            self.tasks.spawn(async move {
+                let end = inner.ingest(&namespace, digest, &said).await;
+                inner.ended(digest, end, &said).await;
+            });
+            coming
         });
-        let stopped = || Err(ApiError::Unavailable("the origin stops".into()));
-        receive
-            .map(move |result| result.unwrap_or_else(|_| stopped()))
-            .boxed()
-            .shared()
+        coming.clone()
     }
 
-    /// From another origin, where a blob may be that is not written back yet, or from the backend.
-    async fn fetch(&self, namespace: &Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
-        let (holder, unreachable) = self.find_at_peers(namespace, digest).await;
-        if let Some(client) = holder {
-            // The copy here will count as one of the blob's: it must reach the backend as well.
-            self.queue_write_back(namespace, digest, STAGGER).await?;
-            match client.read(namespace, digest, None).await {
-                Ok(read) => match self.take_in(digest, read.body).await {
-                    Ok(meta) => return Ok(meta),
-                    Err(error) => {
-                        tracing::warn!(%digest, %error, "a copy from another origin failed")
-                    }
-                },
-                Err(error) => tracing::warn!(%digest, %error, "another origin cannot send a blob"),
-            }
+    async fn ended(&self, digest: Digest, end: Result<(), ApiError>, said: &watch::Sender<Said>) {
+        if end.is_err() {
+            self.leave(digest).await;
         }
-        match self.backend.read(namespace, digest, 0).await {
-            Ok(stream) => {
-                self.backend_reads.inc();
-                let stream = stream
-                    .map(|chunk| chunk.map_err(std::io::Error::other))
-                    .boxed();
-                self.take_in(digest, stream).await
-            }
-            // A blob that is nowhere in the backend is held by at least a quorum of origins, so
-            // that it does not exist when fewer than that could not be asked.
-            Err(BackendError::NotFound(_)) if unreachable < self.quorum() => {
-                Err(ApiError::NotFound)
-            }
-            Err(BackendError::NotFound(_)) => Err(ApiError::Unavailable(
-                "too many origins cannot be asked for the blob".into(),
-            )),
-            Err(error) => Err(ApiError::Unavailable(error.to_string())),
+        let damaged = matches!(end, Err(ApiError::Damaged(_)));
+        if damaged && let Err(error) = self.store.remove(digest).await {
+            tracing::error!(%digest, %error, "a damaged blob stays in the store");
+        }
+        if let Err(error) = &end {
+            tracing::warn!(%digest, %error, "a blob did not come in");
+        }
+        said.send_modify(|said| said.end = Some(end));
+        if damaged {
+            sleep(REMEMBERED).await;
+        }
+        self.fetching().remove(&digest);
+    }
+
+    /// Leaves the blob's swarm.
+    pub(super) async fn leave(&self, digest: Digest) {
+        let (reply, left) = oneshot::channel();
+        if self
+            .notes
+            .send(Note::Forget { digest, reply })
+            .await
+            .is_ok()
+        {
+            let _ = left.await;
         }
     }
 
-    pub(super) async fn find_at_peers(
+    async fn ingest(
         &self,
         namespace: &Namespace,
         digest: Digest,
-    ) -> (Option<kraken_net::origin::OriginClient>, usize) {
-        let mut unreachable = 0;
-        for member in self.ring.ranked(&digest) {
-            let Some(client) = self.peers.get(&member.name) else {
-                continue;
-            };
-            match client.stat(namespace, digest, true).await {
-                Ok(Some(_)) => return (Some(client.clone()), unreachable),
-                Ok(None) => {}
-                Err(_) => unreachable += 1,
+        said: &watch::Sender<Said>,
+    ) -> Result<(), ApiError> {
+        let kept = match self.store.status(digest).await.map_err(store_error)? {
+            BlobStatus::Sealed { meta } => {
+                said.send_modify(|said| said.pieces = meta.piece_count());
+                said.send_modify(|said| said.meta = Some(meta));
+                return Ok(());
             }
+            BlobStatus::Partial { meta, have } => Some((meta, have)),
+            BlobStatus::Absent => None,
+        };
+        let mut backoff = Backoff::new(RETRY, RETRY_MAX, Jitter::Equal);
+        let mut rng = Rng::seeded(u64::from(digest.as_bytes()[0]));
+        let mut ingest = None;
+        loop {
+            let rest = ingest.as_ref().map(Ingest::rest);
+            let rest = rest.or_else(|| kept.as_ref().map(|(meta, have)| rest_of(meta, have)));
+            let before = rest.clone();
+            let came = async {
+                let source = self.source(namespace, digest, rest).await?;
+                if ingest.is_none() {
+                    let length = source.length;
+                    ingest = Some(Ingest::begin(self, namespace, digest, length, said).await?);
+                }
+                let ingest = ingest.as_mut().expect("it has begun");
+                ingest.run(source.body).await
+            };
+            let error = match came.await {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            if ingest.as_ref().map(Ingest::rest) != before {
+                backoff.reset();
+            }
+            let wait = backoff.delay(&mut rng);
+            if !error.is_retryable() || backoff.failures() >= ATTEMPTS {
+                return Err(error);
+            }
+            tracing::warn!(%digest, %error, "a blob stopped coming in, trying again");
+            sleep(wait).await;
         }
-        (None, unreachable)
+        ingest.expect("it has ended").sealed().await
+    }
+}
+
+/// What is still to come of a blob, in bytes.
+fn rest_of(meta: &MetaInfo, have: &Bitfield) -> std::ops::Range<u64> {
+    let next = have.missing().next().unwrap_or(have.len());
+    meta.piece_range(next).start..meta.length()
+}
+
+/// One blob on its way in.
+struct Ingest<'a> {
+    inner: &'a Inner,
+    said: &'a watch::Sender<Said>,
+    progress: watch::Receiver<Progress>,
+    meta: MetaInfo,
+    /// The piece that comes next, and what has come of it.
+    piece: u32,
+    begun: Vec<u8>,
+}
+
+impl<'a> Ingest<'a> {
+    /// Makes room for the blob, or finds what came of it before, and tells the swarm.
+    async fn begin(
+        inner: &'a Inner,
+        namespace: &Namespace,
+        digest: Digest,
+        length: u64,
+        said: &'a watch::Sender<Said>,
+    ) -> Result<Self, ApiError> {
+        let open = MetaInfo::open(digest, length);
+        let open = open.map_err(|error| ApiError::Damaged(error.to_string()))?;
+        let have = inner.store.open(open.clone()).await.map_err(store_error)?;
+        let meta = match inner.store.status(digest).await.map_err(store_error)? {
+            // The store may know more than its length.
+            BlobStatus::Partial { meta, .. } => meta,
+            _ => open,
+        };
+        let piece = have.missing().next().unwrap_or(have.len());
+        if have.is_full() && meta.is_whole() {
+            // Nothing will come that could tell the driver to do it.
+            inner.store.seal(digest).await.map_err(store_error)?;
+        }
+        // A swarm of it can only be one that outlived its files.
+        inner.leave(digest).await;
+        let (reply, answer) = oneshot::channel();
+        let note = Note::Open {
+            meta: meta.clone(),
+            namespace: namespace.clone(),
+            have,
+            ingest: true,
+            reply,
+        };
+        let stopped = || ApiError::Unavailable("the origin stops".into());
+        inner.notes.send(note).await.map_err(|_| stopped())?;
+        let progress = answer.await.map_err(|_| stopped())?;
+        let ingest = Self {
+            inner,
+            said,
+            progress,
+            meta,
+            piece,
+            begun: Vec::new(),
+        };
+        ingest.say();
+        Ok(ingest)
     }
 
-    async fn take_in(
-        &self,
-        digest: Digest,
-        mut stream: kraken_net::http::ByteStream,
-    ) -> Result<MetaInfo, ApiError> {
-        let upload = self.store.upload_start().await.map_err(store_error)?;
-        let taken = async {
-            let (mut at, mut gathered) = (0, Vec::new());
-            while let Some(chunk) = stream.next().await {
-                let chunk = chunk.map_err(|error| ApiError::Unavailable(error.to_string()))?;
-                gathered.extend_from_slice(&chunk);
-                if gathered.len() >= GATHER {
-                    let data = std::mem::take(&mut gathered).into();
-                    at = self
-                        .store
-                        .upload_append(&upload, at, data)
-                        .await
-                        .map_err(store_error)?;
+    /// The bytes that have not come.
+    fn rest(&self) -> std::ops::Range<u64> {
+        let start = self.meta.piece_range(self.piece).start + self.begun.len() as u64;
+        start..self.meta.length()
+    }
+
+    fn say(&self) {
+        self.said.send_modify(|said| {
+            said.meta = Some(self.meta.clone());
+            said.pieces = self.piece;
+        });
+    }
+
+    /// Takes what comes from the byte on that is missing.
+    async fn run(&mut self, mut body: ByteStream) -> Result<(), ApiError> {
+        while let Some(chunk) = body.next().await {
+            let mut chunk = chunk.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+            while !chunk.is_empty() {
+                let size = self.meta.piece_size(self.piece) as usize;
+                if size == 0 {
+                    let length = self.meta.length();
+                    let what = format!("more than the {length} bytes came that were announced");
+                    return Err(ApiError::Damaged(what));
+                }
+                self.begun.reserve_exact(size - self.begun.len());
+                let part = chunk.split_to(chunk.len().min(size - self.begun.len()));
+                self.begun.extend_from_slice(&part);
+                if self.begun.len() == size {
+                    self.finish_piece().await?;
                 }
             }
-            self.store
-                .upload_append(&upload, at, gathered.into())
-                .await
-                .map_err(store_error)?;
-            self.store
-                .upload_commit(&upload, digest)
-                .await
-                .map_err(store_error)
-        };
-        let result = taken.await;
-        if result.is_err() {
-            // The commit of wrong bytes has removed it already; otherwise it is of no more use.
-            let _ = self.store.upload_abort(&upload).await;
         }
-        result
+        let rest = self.rest();
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let what = format!("it ended at byte {} of {}", rest.start, rest.end);
+        Err(ApiError::Unavailable(what))
+    }
+
+    /// Proves, keeps and announces the piece that has come.
+    async fn finish_piece(&mut self) -> Result<(), ApiError> {
+        let (data, piece) = (Bytes::from(std::mem::take(&mut self.begun)), self.piece);
+        let (meta, bytes) = (self.meta.clone(), data.clone());
+        let proved = tokio::task::spawn_blocking(move || proved(meta, piece, &bytes)).await;
+        let failed = || ApiError::Internal("a piece could not be hashed".into());
+        let meta = proved.map_err(|_| failed())??;
+        let (store, digest) = (&self.inner.store, meta.digest());
+        if meta != self.meta {
+            store.open(meta.clone()).await.map_err(store_error)?;
+        }
+        store
+            .write(digest, piece, data)
+            .await
+            .map_err(store_error)?;
+        self.meta = meta.clone();
+        self.piece += 1;
+        let _ = self.inner.notes.send(Note::Ingested { meta, piece }).await;
+        self.say();
+        Ok(())
+    }
+
+    /// Waits until the blob is durable.
+    async fn sealed(mut self) -> Result<(), ApiError> {
+        let settled = |progress: &Progress| progress.sealed || progress.failed.is_some();
+        match self.progress.wait_for(settled).await {
+            Ok(progress) => match &progress.failed {
+                Some(reason) => Err(ApiError::Unavailable(reason.clone())),
+                None => Ok(()),
+            },
+            Err(_) => Err(ApiError::Unavailable("the origin stops".into())),
+        }
+    }
+}
+
+/// The metainfo with the proof of `piece`: one state more, or the same when it proves it already.
+fn proved(meta: MetaInfo, piece: u32, bytes: &[u8]) -> Result<MetaInfo, ApiError> {
+    if piece >= meta.provable() {
+        let state = meta.state_before(piece).advance(bytes);
+        return meta
+            .continued([state])
+            .map_err(|error| ApiError::Internal(error.to_string()));
+    }
+    match meta.verify(piece, bytes) {
+        Ok(()) => Ok(meta),
+        Err(_) => Err(ApiError::Damaged(format!(
+            "the bytes in the storage do not have the digest {}",
+            meta.digest()
+        ))),
     }
 }
 

@@ -6,8 +6,10 @@
 
 mod api;
 mod builder;
+mod coming;
 mod ingest;
 mod replicate;
+mod source;
 mod writeback;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +28,7 @@ use crate::agent::driver::Note;
 use crate::dynamic::{DynBackend, DynTransport, DynUploadStore};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
-use ingest::Fetch;
+use coming::Coming;
 
 /// A seeder in front of the storage. Cheap to clone; [`Origin::shutdown`] ends it.
 #[derive(Clone)]
@@ -49,7 +51,7 @@ struct Inner {
     /// The other members.
     peers: BTreeMap<String, OriginClient>,
     replicas: usize,
-    fetching: Mutex<HashMap<Digest, Fetch>>,
+    fetching: Mutex<HashMap<Digest, Coming>>,
     backend_reads: Counter,
     metrics: Arc<Metrics>,
     notes: mpsc::Sender<Note>,
@@ -135,7 +137,7 @@ impl std::fmt::Debug for Origin {
 }
 
 impl Inner {
-    fn fetching(&self) -> MutexGuard<'_, HashMap<Digest, Fetch>> {
+    fn fetching(&self) -> MutexGuard<'_, HashMap<Digest, Coming>> {
         self.fetching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

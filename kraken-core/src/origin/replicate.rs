@@ -138,7 +138,7 @@ impl Inner {
             return Ok(());
         }
         let upload = client.upload_start().await.map_err(said)?;
-        let body = self.stream(meta, 0..meta.length());
+        let body = self.stream(meta, 0..meta.length(), None);
         let copied = async {
             client.upload_append(&upload, 0, body.boxed()).await?;
             client

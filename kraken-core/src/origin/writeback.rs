@@ -187,7 +187,7 @@ impl Inner {
         if self.backend.stat(namespace, digest).await.map_err(said)? == Some(meta.length()) {
             return Ok(());
         }
-        let bytes = self.stream(&meta, 0..meta.length());
+        let bytes = self.stream(&meta, 0..meta.length(), None);
         let bytes = bytes
             .map(|chunk| {
                 chunk.map_err(|error| kraken_storage::BackendError::Other(error.to_string()))

@@ -1,0 +1,128 @@
+//! Where a blob that is not here comes from.
+//!
+//! Of all origins only the first in the blob's order reads the backend, and the others read from
+//! it: so a backend gives each byte once, however many origins are asked at once. When the first
+//! cannot be reached, the next takes its place.
+
+use std::ops::Range;
+
+use futures::StreamExt as _;
+use futures::future::join_all;
+use kraken_net::http::{ApiError, ByteStream};
+use kraken_net::origin::OriginClient;
+use kraken_proto::{Digest, Namespace};
+use kraken_storage::BackendError;
+
+use super::Inner;
+use super::replicate::STAGGER;
+
+/// The bytes of a blob from somewhere on.
+pub(super) struct Source {
+    /// The length of the whole blob.
+    pub(super) length: u64,
+    pub(super) body: ByteStream,
+}
+
+impl Inner {
+    /// The blob's bytes, or those in `rest`, from whoever is to give them.
+    pub(super) async fn source(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        rest: Option<Range<u64>>,
+    ) -> Result<Source, ApiError> {
+        if let Some(rest) = rest.as_ref().filter(|rest| rest.is_empty()) {
+            let body = futures::stream::empty().boxed();
+            let length = rest.end;
+            return Ok(Source { length, body });
+        }
+        let (holder, unreachable) = self.find_at_peers(namespace, digest).await;
+        if let Some(client) = holder {
+            // The copy here will count as one of the blob's: it must reach the backend as well.
+            self.queue_write_back(namespace, digest, STAGGER).await?;
+            match read(&client, namespace, digest, rest.clone()).await {
+                Ok(source) => return Ok(source),
+                Err(error) => tracing::warn!(%digest, %error, "another origin cannot send a blob"),
+            }
+        }
+        for member in self.ring.ranked(&digest) {
+            let Some(client) = self.peers.get(&member.name) else {
+                break;
+            };
+            match read(client, namespace, digest, rest.clone()).await {
+                Ok(source) => return Ok(source),
+                // It has looked everywhere.
+                Err(error @ (ApiError::NotFound | ApiError::Damaged(_))) => return Err(error),
+                Err(error) => {
+                    tracing::info!(origin = member.name, %error, "a blob's first origin is away");
+                }
+            }
+        }
+        let from = rest.map_or(0, |rest| rest.start);
+        self.from_backend(namespace, digest, from, unreachable)
+            .await
+    }
+
+    async fn from_backend(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        from: u64,
+        unreachable: usize,
+    ) -> Result<Source, ApiError> {
+        let unavailable = |error: BackendError| ApiError::Unavailable(error.to_string());
+        let length = self.backend.stat(namespace, digest).await;
+        match length.map_err(unavailable)? {
+            Some(length) => {
+                let stream = self.backend.read(namespace, digest, from).await;
+                let stream = stream.map_err(unavailable)?;
+                self.backend_reads.inc();
+                let body = stream.map(|chunk| chunk.map_err(std::io::Error::other));
+                let body = body.boxed();
+                Ok(Source { length, body })
+            }
+            // A blob that is nowhere in the backend is held by at least a quorum of origins, so
+            // that it does not exist when fewer than that could not be asked.
+            None if unreachable < self.quorum() => Err(ApiError::NotFound),
+            None => Err(ApiError::Unavailable(
+                "too many origins cannot be asked for the blob".into(),
+            )),
+        }
+    }
+
+    /// Another origin that has the blob whole, and how many could not be asked.
+    pub(super) async fn find_at_peers(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> (Option<OriginClient>, usize) {
+        let ranked = self.ring.ranked(&digest);
+        let clients = ranked.iter().filter_map(|it| self.peers.get(&it.name));
+        let asks = clients.map(|client| async move {
+            let length = client.stat(namespace, digest, true).await;
+            (client, length)
+        });
+        let (mut holder, mut unreachable) = (None, 0);
+        for (client, length) in join_all(asks).await {
+            match length {
+                Ok(Some(_)) => drop(holder.get_or_insert(client)),
+                Ok(None) => {}
+                Err(_) => unreachable += 1,
+            }
+        }
+        (holder.cloned(), unreachable)
+    }
+}
+
+async fn read(
+    client: &OriginClient,
+    namespace: &Namespace,
+    digest: Digest,
+    rest: Option<Range<u64>>,
+) -> Result<Source, ApiError> {
+    let read = client.read(namespace, digest, rest).await?;
+    Ok(Source {
+        length: read.length,
+        body: read.body,
+    })
+}
