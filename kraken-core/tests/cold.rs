@@ -1,0 +1,360 @@
+//! Blobs that only the backend has: what agents get while the origins are still taking them in.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use futures::{StreamExt as _, stream};
+use kraken_core::net::announce::{self, TrackerClient};
+use kraken_core::net::http::{HttpClient, HttpServer, serve};
+use kraken_core::net::origin::{OriginApi as _, OriginCluster, router};
+use kraken_core::net::{MemNetwork, MemTransport};
+use kraken_core::origin::RingMember;
+use kraken_core::storage::testkit::blob;
+use kraken_core::storage::{
+    Backend, BackendError, BlobStatus, ByteStream, DurableQueue, MemStore, PieceStore as _,
+};
+use kraken_core::{Agent, Digest, MetaInfo, Namespace, Origin, PeerId, Tracker};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const PIECE: u64 = 256 << 10;
+/// 12 pieces and a short one.
+const LEN: usize = 12 * PIECE as usize + 1000;
+
+/// A backend with one blob, which gives its bytes up to a gate and counts them.
+#[derive(Clone)]
+struct Tap {
+    digest: Digest,
+    bytes: Bytes,
+    gate: watch::Sender<u64>,
+    given: Arc<AtomicU64>,
+    /// Where each read began.
+    reads: Arc<Mutex<Vec<u64>>>,
+    /// The next read breaks off at this byte.
+    breaks: Arc<Mutex<Option<u64>>>,
+    /// A byte in the middle is another.
+    damaged: Arc<AtomicBool>,
+}
+
+impl Tap {
+    fn new(seed: u8) -> (Self, MetaInfo) {
+        let (bytes, meta) = blob(LEN, seed.into());
+        let tap = Self {
+            digest: meta.digest(),
+            bytes: bytes.into(),
+            gate: watch::Sender::new(0),
+            given: Arc::default(),
+            reads: Arc::default(),
+            breaks: Arc::default(),
+            damaged: Arc::default(),
+        };
+        (tap, meta)
+    }
+
+    /// Lets the bytes before `end` pass.
+    fn open(&self, end: u64) {
+        self.gate.send_replace(end);
+    }
+}
+
+impl Backend for Tap {
+    async fn stat(&self, _: &Namespace, digest: Digest) -> Result<Option<u64>, BackendError> {
+        Ok((digest == self.digest).then_some(LEN as u64))
+    }
+
+    async fn read(&self, _: &Namespace, _: Digest, from: u64) -> Result<ByteStream, BackendError> {
+        self.reads.lock().unwrap().push(from);
+        let (tap, end) = (self.clone(), self.breaks.lock().unwrap().take());
+        let mut gate = self.gate.subscribe();
+        gate.mark_changed();
+        Ok(
+            stream::try_unfold((tap, gate, from), move |(tap, mut gate, at)| async move {
+                if at >= LEN as u64 {
+                    return Ok(None);
+                }
+                if end.is_some_and(|end| at >= end) {
+                    return Err(BackendError::Unavailable("broken for a test".into()));
+                }
+                let open = *gate.wait_for(|open| *open > at).await.unwrap();
+                let stop = open
+                    .min(at + 10_000)
+                    .min(end.unwrap_or(u64::MAX))
+                    .min(LEN as u64);
+                let mut chunk = tap.bytes[at as usize..stop as usize].to_vec();
+                if tap.damaged.load(Ordering::SeqCst) && (at..stop).contains(&(5 * PIECE)) {
+                    chunk[(5 * PIECE - at) as usize] ^= 1;
+                }
+                tap.given.fetch_add(stop - at, Ordering::SeqCst);
+                Ok(Some((Bytes::from(chunk), (tap, gate, stop))))
+            })
+            .boxed(),
+        )
+    }
+
+    async fn write(
+        &self,
+        _: &Namespace,
+        _: Digest,
+        _: u64,
+        _: ByteStream,
+    ) -> Result<(), BackendError> {
+        panic!("what comes from the backend is not written back");
+    }
+
+    async fn delete(&self, _: &Namespace, _: Digest) -> Result<(), BackendError> {
+        panic!("nobody deletes it");
+    }
+}
+
+struct Node {
+    origin: Origin,
+    store: MemStore,
+    shutdown: CancellationToken,
+    server: HttpServer,
+}
+
+impl Node {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.server.stopped().await.unwrap();
+        self.origin.shutdown().await;
+    }
+}
+
+/// Three origins, a tracker and four agents.
+struct Cluster {
+    tap: Tap,
+    meta: MetaInfo,
+    /// In the order in which the ring asks them about the blob.
+    origins: Vec<Node>,
+    agents: Vec<(Agent, MemStore)>,
+    _tracker: (Tracker, HttpServer, CancellationToken),
+    _dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    async fn start(seed: u8) -> Self {
+        let (tap, meta) = Tap::new(seed);
+        let dir = tempfile::tempdir().unwrap();
+        let (network, http) = (MemNetwork::new(), HttpClient::new(None).unwrap());
+        let held: Vec<_> = (0..3)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let addrs: Vec<_> = held.iter().map(|it| it.local_addr().unwrap()).collect();
+        drop(held);
+        let members: Vec<_> = addrs.iter().enumerate().map(member).collect();
+        let named = members.iter().map(|it| (it.name.clone(), it.url.clone()));
+        let cluster = OriginCluster::new(named, http.clone(), 3);
+        let mut origins = Vec::new();
+        for name in cluster.owners(&meta.digest()) {
+            let index: usize = name.rsplit('-').next().unwrap().parse().unwrap();
+            let queue = DurableQueue::open(dir.path().join(format!("{index}.redb"))).unwrap();
+            let (store, transport) = (MemStore::new(), transport(&network, index as u8 + 1));
+            let origin = Origin::builder(name, store.clone(), transport, tap.clone(), queue)
+                .ring(members.clone(), http.clone())
+                .replicas(3)
+                .spawn()
+                .unwrap();
+            let shutdown = CancellationToken::new();
+            let routes = router(Arc::new(origin.clone()));
+            let server = serve(addrs[index], routes, None, shutdown.clone()).unwrap();
+            origins.push(Node {
+                origin,
+                store,
+                shutdown,
+                server,
+            });
+        }
+        let names = members.iter().map(|it| it.name.clone());
+        let tracker = Tracker::builder(cluster, names).spawn();
+        let (any, stop) = ("127.0.0.1:0".parse().unwrap(), CancellationToken::new());
+        let routes = announce::router(Arc::new(tracker.clone()));
+        let server = serve(any, routes, None, stop.clone()).unwrap();
+        while tracker.live_origins() < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let url = format!("http://{}", server.local_addr());
+        let agents = (0..4).map(|index| {
+            let discovery = TrackerClient::new([&url], http.clone()).unwrap();
+            let store = MemStore::new();
+            let agent = Agent::builder(store.clone(), transport(&network, index + 10))
+                .discovery(discovery)
+                .spawn()
+                .unwrap();
+            (agent, store)
+        });
+        Self {
+            agents: agents.collect(),
+            tap,
+            meta,
+            origins,
+            _tracker: (tracker, server, stop),
+            _dir: dir,
+        }
+    }
+
+    /// Every agent reads from the first byte on, and says what came and how it ended.
+    async fn read_all(&self, end: u64) -> Vec<(Vec<u8>, Option<String>)> {
+        join_all(
+            self.agents
+                .iter()
+                .map(|(agent, _)| read(agent, self.meta.digest(), end)),
+        )
+        .await
+    }
+}
+
+fn member((index, addr): (usize, &SocketAddr)) -> RingMember {
+    RingMember {
+        name: format!("origin-{index}"),
+        url: format!("http://{addr}").parse().unwrap(),
+    }
+}
+
+fn transport(network: &MemNetwork, id: u8) -> MemTransport {
+    network.transport(PeerId::from_bytes([id; 32]))
+}
+
+async fn read(agent: &Agent, digest: Digest, end: u64) -> (Vec<u8>, Option<String>) {
+    let mut bytes = Vec::new();
+    let reader = match agent.open(digest).await {
+        Ok(reader) => reader,
+        Err(error) => return (bytes, Some(error.to_string())),
+    };
+    let mut stream = Box::pin(reader.stream(0..end));
+    while let Some(chunk) = stream.next().await {
+        match chunk {
+            Ok(chunk) => bytes.extend_from_slice(&chunk),
+            Err(error) => return (bytes, Some(error.to_string())),
+        }
+    }
+    (bytes, None)
+}
+
+async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
+    for _ in 0..600 {
+        if check().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not within 30 s: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_read_what_has_passed_before_the_backend_has_given_the_rest() {
+    let cluster = Cluster::start(1).await;
+    let tap = &cluster.tap;
+    tap.open(4 * PIECE + 7);
+    for (bytes, end) in cluster.read_all(4 * PIECE).await {
+        assert_eq!(end, None);
+        assert!(bytes == tap.bytes[..4 * PIECE as usize]);
+    }
+    assert_eq!(tap.given.load(Ordering::SeqCst), 4 * PIECE + 7);
+    // The other owners take it in from the first, whoever is asked.
+    let ns = Namespace::default();
+    for node in &cluster.origins {
+        let read = node
+            .origin
+            .read(&ns, cluster.meta.digest(), Some(PIECE..2 * PIECE))
+            .await;
+        let chunks: Vec<_> = read.unwrap().body.collect().await;
+        let bytes: Vec<u8> = chunks.into_iter().flat_map(Result::unwrap).collect();
+        assert!(bytes == tap.bytes[PIECE as usize..2 * PIECE as usize]);
+    }
+    tap.open(LEN as u64);
+    for (bytes, end) in cluster.read_all(u64::MAX).await {
+        assert_eq!(end, None);
+        assert!(bytes == tap.bytes);
+    }
+    for (agent, store) in &cluster.agents {
+        agent.fetch(&ns, cluster.meta.digest()).await.unwrap();
+        let sealed = BlobStatus::Sealed {
+            meta: cluster.meta.clone(),
+        };
+        assert_eq!(store.status(cluster.meta.digest()).await.unwrap(), sealed);
+    }
+    for node in &cluster.origins {
+        eventually("all owners hold it", async || {
+            let status = node.store.status(cluster.meta.digest()).await.unwrap();
+            matches!(status, BlobStatus::Sealed { .. })
+        })
+        .await;
+    }
+    assert_eq!(
+        tap.given.load(Ordering::SeqCst),
+        LEN as u64,
+        "each byte once"
+    );
+    assert_eq!(*tap.reads.lock().unwrap(), [0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_turns_out_damaged_is_dropped_everywhere_and_no_reader_ends_well() {
+    let cluster = Cluster::start(2).await;
+    let tap = &cluster.tap;
+    tap.damaged.store(true, Ordering::SeqCst);
+    tap.open(8 * PIECE);
+    let readers = cluster.read_all(u64::MAX);
+    let watched = async {
+        eventually("the wrong bytes have spread", async || {
+            let status = cluster.agents[0].1.status(tap.digest).await.unwrap();
+            matches!(status, BlobStatus::Partial { have, .. } if have.has(5))
+        })
+        .await;
+        tap.open(LEN as u64);
+    };
+    let (ends, ()) = tokio::join!(readers, watched);
+    for (bytes, end) in ends {
+        assert!(end.is_some_and(|end| end.contains("do not have the digest")));
+        assert!(bytes.len() < LEN);
+    }
+    let stores = cluster.agents.iter().map(|(_, store)| store);
+    for store in stores.chain(cluster.origins.iter().map(|node| &node.store)) {
+        eventually("nothing of it is kept", async || {
+            store.status(tap.digest).await.unwrap() == BlobStatus::Absent
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_breaks_off_is_read_on_from_the_same_byte() {
+    let cluster = Cluster::start(3).await;
+    let (tap, at) = (&cluster.tap, 3 * PIECE + 777);
+    *tap.breaks.lock().unwrap() = Some(at);
+    tap.open(LEN as u64);
+    for (bytes, end) in cluster.read_all(u64::MAX).await {
+        assert_eq!(end, None);
+        assert!(bytes == tap.bytes);
+    }
+    assert_eq!(*tap.reads.lock().unwrap(), [0, at]);
+    assert_eq!(tap.given.load(Ordering::SeqCst), LEN as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_first_origin_dies_the_next_goes_on_from_what_it_has() {
+    let mut cluster = Cluster::start(4).await;
+    cluster.tap.open(4 * PIECE);
+    cluster.read_all(4 * PIECE).await;
+    let second = cluster.origins[1].store.clone();
+    let digest = cluster.meta.digest();
+    eventually("the second has as much", async || {
+        let status = second.status(digest).await.unwrap();
+        matches!(status, BlobStatus::Partial { have, .. } if have.count() == 4)
+    })
+    .await;
+    let first = cluster.origins.remove(0);
+    first.stop().await;
+    cluster.tap.open(LEN as u64);
+    for (bytes, end) in cluster.read_all(u64::MAX).await {
+        assert_eq!(end, None);
+        assert!(bytes == cluster.tap.bytes);
+    }
+    assert_eq!(*cluster.tap.reads.lock().unwrap(), [0, 4 * PIECE]);
+}
