@@ -120,9 +120,10 @@ struct Node {
 
 impl Node {
     async fn stop(self) {
+        // The other way round, those who read from it would be waited for.
+        self.origin.shutdown().await;
         self.shutdown.cancel();
         self.server.stopped().await.unwrap();
-        self.origin.shutdown().await;
     }
 }
 
