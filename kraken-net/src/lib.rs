@@ -47,7 +47,7 @@ pub use dual::{Dual, PathChoice};
 pub use identity::{Identity, IdentityError};
 pub use mem::{MemNetwork, MemTransport};
 #[cfg(feature = "quic")]
-pub use quic::Quic;
+pub use quic::{Quic, QuicOptions};
 #[cfg(any(feature = "quic", feature = "tcp"))]
 pub use stats::TransportStats;
 #[cfg(feature = "tcp")]

@@ -9,11 +9,14 @@
 mod conn;
 mod endpoint;
 mod frame;
+mod options;
+mod socket;
 mod tls;
 
 pub use crate::stats::TransportStats as QuicStats;
 pub use conn::QuicConn;
 pub use endpoint::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE, Quic};
+pub use options::QuicOptions;
 
 #[cfg(test)]
 mod tests;
