@@ -10,6 +10,7 @@ use kraken_core::{Digest, MetaInfo};
 use sha2::{Digest as _, Sha256};
 
 use crate::Outcome;
+use crate::measure::Effort;
 use crate::process::scratch;
 
 const STEP: u64 = 4 << 20;
@@ -17,12 +18,12 @@ const STEP: u64 = 4 << 20;
 /// A directory with a store that has one blob, the same blob as a plain file, and identities.
 pub(crate) struct Lab {
     dir: tempfile::TempDir,
-    pub(crate) repeats: usize,
+    pub(crate) effort: Effort,
     pub(crate) mib: u64,
 }
 
 impl Lab {
-    pub(crate) fn create(dir: Option<&Path>, mib: u64, repeats: usize) -> Outcome<Self> {
+    pub(crate) fn create(dir: Option<&Path>, mib: u64, effort: Effort) -> Outcome<Self> {
         let dir = scratch(dir.unwrap_or(&std::env::temp_dir()))?;
         let runtime = tokio::runtime::Runtime::new()?;
         let meta = runtime.block_on(make_blob(&store_path(dir.path()), mib << 20))?;
@@ -38,7 +39,7 @@ impl Lab {
             fs::write(dir.path().join(format!("{name}.pem")), cert)?;
             fs::write(dir.path().join(format!("{name}.key")), key)?;
         }
-        Ok(Self { dir, repeats, mib })
+        Ok(Self { dir, effort, mib })
     }
 
     pub(crate) fn path(&self) -> &Path {

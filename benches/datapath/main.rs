@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use lab::Lab;
-use measure::Measure;
+use measure::{Effort, Measure};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -73,6 +73,9 @@ struct Arguments {
     /// The blob's size in MiB.
     #[arg(long, default_value_t = 1024)]
     mib: u64,
+    /// Only these subjects of each group, for a look at some of them.
+    #[arg(long, value_delimiter = ',')]
+    subjects: Vec<String>,
     /// Where blobs are kept meanwhile: a real disk; the system's directory for temporary files by
     /// default.
     #[arg(long)]
@@ -110,7 +113,14 @@ fn measure_all(arguments: &Arguments) -> Outcome<()> {
         let only = arguments.only.as_deref();
         only.is_none_or(|only| name.starts_with(only) || only.starts_with(name))
     };
-    let lab = Lab::create(arguments.dir.as_deref(), arguments.mib, arguments.repeats)?;
+    let lab = Lab::create(
+        arguments.dir.as_deref(),
+        arguments.mib,
+        Effort {
+            repeats: arguments.repeats,
+            subjects: arguments.subjects.clone(),
+        },
+    )?;
     let mut measures = Vec::new();
     for group in GROUPS.iter().filter(|group| wanted(group.name)) {
         eprintln!("{} …", group.name);

@@ -67,6 +67,14 @@ impl Sample {
     }
 }
 
+/// How often is measured, and what.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Effort {
+    pub(crate) repeats: usize,
+    /// All of them when there is none.
+    pub(crate) subjects: Vec<String>,
+}
+
 /// The samples of each subject, in rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
@@ -77,12 +85,16 @@ pub(crate) struct Rounds {
 pub(crate) type Subject<'a> = (&'static str, Box<dyn Fn() -> Outcome<Sample> + 'a>);
 
 impl Rounds {
-    /// Runs every subject `repeats` times, in turns; every other round backwards, so that nobody
+    /// Runs every subject as often as `effort` says, in turns; every other round backwards, so that nobody
     /// always comes behind the same one.
-    pub(crate) fn run(subjects: &[Subject<'_>], repeats: usize) -> Outcome<Self> {
+    pub(crate) fn run(subjects: &[Subject<'_>], effort: &Effort) -> Outcome<Self> {
+        let wanted = |name: &str| {
+            let only = &effort.subjects;
+            only.is_empty() || only.iter().any(|only| only == name)
+        };
         let mut rounds = Self::default();
-        for round in 0..repeats {
-            let mut order: Vec<_> = subjects.iter().collect();
+        for round in 0..effort.repeats {
+            let mut order: Vec<_> = subjects.iter().filter(|it| wanted(it.0)).collect();
             if round % 2 == 1 {
                 order.reverse();
             }

@@ -90,8 +90,11 @@ pub(crate) struct Leech {
 }
 
 impl Seed {
-    #[tokio::main]
-    pub(crate) async fn run(&self) -> Outcome<()> {
+    pub(crate) fn run(&self) -> Outcome<()> {
+        process::run("mini-seed", self.work())
+    }
+
+    async fn work(&self) -> Outcome<()> {
         let key = rcgen::generate_simple_self_signed(["mini.invalid".to_string()])?;
         fs::write(&self.cert, key.cert.der())?;
         let private = PrivateKeyDer::try_from(key.signing_key.serialize_der())?;
@@ -140,8 +143,11 @@ async fn serve(conn: Connection, file: Arc<File>) -> Outcome<()> {
 }
 
 impl Leech {
-    #[tokio::main]
-    pub(crate) async fn run(&self) -> Outcome<()> {
+    pub(crate) fn run(&self) -> Outcome<()> {
+        process::run("mini-leech", self.work())
+    }
+
+    async fn work(&self) -> Outcome<()> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(fs::read(&self.cert)?))?;
         let mut config = ClientConfig::with_root_certificates(Arc::new(roots))?;

@@ -100,6 +100,14 @@ pub(crate) fn pair(
     })
 }
 
+/// In a child: runs one side on a runtime as the daemons have it, with threads of that name for
+/// whoever looks at a profile.
+pub(crate) fn run(side: &str, work: impl Future<Output = Outcome<()>>) -> Outcome<()> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all().thread_name(side);
+    runtime.build()?.block_on(work)
+}
+
 /// In a child: waits for a line, or for the end of the input.
 pub(crate) fn wait_for_line() -> Outcome<()> {
     io::stdin().lock().read_line(&mut String::new())?;

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Wall time beside the processor time that all of them used together, spread over the cores.
 pub(crate) fn measures(lab: &Lab) -> Outcome<Vec<Measure>> {
     let subjects: [Subject<'_>; 1] = [("four-leechers", Box::new(|| run(lab)))];
-    let rounds = Rounds::run(&subjects, lab.repeats)?;
+    let rounds = Rounds::run(&subjects, &lab.effort)?;
     let median = |of: fn(Sample) -> f64| rounds.median("four-leechers", of);
     let spread = median(Sample::cpu).map(|cpu| cpu / cores() as f64);
     let walls = (median(|it| it.wall), spread);

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How many of the sizes stand still, of a blob of 64 MiB each.
 pub(crate) fn measures(lab: &Lab) -> Outcome<Vec<Measure>> {
-    let small = Lab::create(Some(lab.path()), MIB, 1)?;
+    let small = Lab::create(Some(lab.path()), MIB, lab.effort.clone())?;
     let mut stalled = Vec::new();
     for mtu in MTUS {
         match one(&small, mtu) {

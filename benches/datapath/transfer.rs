@@ -34,7 +34,7 @@ pub(crate) fn measures(lab: &Lab) -> Outcome<Vec<Measure>> {
         subjects.push(("libtorrent", Box::new(|| torrent.one(lab, false))));
         subjects.push(("libtorrent-rc4", Box::new(|| torrent.one(lab, true))));
     }
-    let rounds = Rounds::run(&subjects, lab.repeats)?;
+    let rounds = Rounds::run(&subjects, &lab.effort)?;
     let cpu = |subject| {
         let seconds = rounds.median(subject, Sample::cpu);
         seconds.map(|seconds| lab.per_gib(seconds))
@@ -170,8 +170,11 @@ pub(crate) struct Leech {
 }
 
 impl Seed {
-    #[tokio::main]
-    pub(crate) async fn run(&self) -> Outcome<()> {
+    pub(crate) fn run(&self) -> Outcome<()> {
+        process::run("seed", self.work())
+    }
+
+    async fn work(&self) -> Outcome<()> {
         let agent = self
             .common
             .agent("seed", &lab::store_path(&self.common.lab), None)
@@ -188,8 +191,11 @@ impl Seed {
 }
 
 impl Leech {
-    #[tokio::main]
-    pub(crate) async fn run(&self) -> Outcome<()> {
+    pub(crate) fn run(&self) -> Outcome<()> {
+        process::run("leech", self.work())
+    }
+
+    async fn work(&self) -> Outcome<()> {
         let seeder = PeerInfo {
             id: PeerId::from_bytes(*Digest::from_hex(&self.id)?.as_bytes()),
             addr: self.addr,

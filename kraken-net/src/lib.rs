@@ -14,6 +14,8 @@
 pub mod announce;
 #[cfg(feature = "tls")]
 pub mod authority;
+#[cfg(any(feature = "quic", feature = "tcp"))]
+mod buffers;
 #[cfg(test)]
 #[cfg(any(feature = "quic", feature = "tcp"))]
 mod contract;

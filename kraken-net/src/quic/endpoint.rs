@@ -19,6 +19,7 @@ use super::conn::{QuicConn, code, reason_of};
 use super::frame::{self, FrameError, PREAMBLE};
 use super::options::QuicOptions;
 use super::{socket, tls};
+use crate::buffers::Buffers;
 use crate::identity::Identity;
 use crate::stats::{Counters, TransportStats};
 use crate::throttle::Throttle;
@@ -68,6 +69,7 @@ struct Inner {
 pub(super) struct Shared {
     pub(super) counters: Arc<Counters>,
     pub(super) throttle: Throttle,
+    pub(super) buffers: Buffers,
 }
 
 impl Quic {

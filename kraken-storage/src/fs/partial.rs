@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kraken_proto::{Bitfield, Digest, MetaInfo};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::cache::Part;
 use super::journal::{self, JournalEnd};
@@ -17,6 +18,7 @@ use crate::store::StoreError;
 pub(super) struct Partial {
     meta: MetaInfo,
     progress: Mutex<Progress>,
+    writer: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -27,8 +29,11 @@ struct Progress {
 
 impl Partial {
     fn new(meta: MetaInfo, have: Bitfield, journal: JournalEnd) -> Self {
-        let progress = Mutex::new(Progress { have, journal });
-        Self { meta, progress }
+        Self {
+            meta,
+            progress: Mutex::new(Progress { have, journal }),
+            writer: Arc::new(Semaphore::new(1)),
+        }
     }
 
     pub(super) fn meta(&self) -> &MetaInfo {
@@ -41,6 +46,12 @@ impl Partial {
 
     pub(super) fn has(&self, piece: u32) -> bool {
         self.progress().have.has(piece)
+    }
+
+    /// Waits until nobody else writes pieces of this blob.
+    pub(super) async fn turn_to_write(&self) -> OwnedSemaphorePermit {
+        let turn = Arc::clone(&self.writer).acquire_owned();
+        turn.await.expect("never closed")
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
