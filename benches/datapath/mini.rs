@@ -166,6 +166,7 @@ impl Leech {
             length: self.length,
             next: AtomicU64::new(0),
             pool: Pool::default(),
+            turn: Arc::default(),
         });
         let mut workers = JoinSet::new();
         for _ in 0..STREAMS {
@@ -189,6 +190,9 @@ struct Work {
     /// Where the next piece begins.
     next: AtomicU64,
     pool: Pool,
+    /// Whose turn it is to write: the kernel lets no two writers into one file, and those who wait
+    /// there burn processor time.
+    turn: Arc<Mutex<()>>,
 }
 
 impl Work {
@@ -206,18 +210,21 @@ impl Work {
             send.finish()?;
             let mut piece = self.pool.take();
             recv.read_exact(piece.room(len)).await?;
-            let file = self.file.clone();
-            spawn_blocking(move || hash_and_write(&file, piece.as_ref(), offset)).await??;
+            let (file, turn) = (self.file.clone(), self.turn.clone());
+            spawn_blocking(move || hash_and_write((&file, &turn), piece.as_ref(), offset))
+                .await??;
         }
     }
 }
 
 /// In steps that stay in the processor's cache in between. What the hash is matters to nobody here.
-fn hash_and_write(file: &File, piece: &[u8], mut offset: u64) -> Outcome<()> {
+fn hash_and_write((file, turn): (&File, &Mutex<()>), piece: &[u8], mut offset: u64) -> Outcome<()> {
     let mut hash = Sha256::new();
     for step in piece.chunks(STEP) {
         hash.update(step);
+        let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         file.write_all_at(step, offset)?;
+        drop(turn);
         offset += step.len() as u64;
     }
     std::hint::black_box(hash.finalize());

@@ -236,7 +236,8 @@ impl Common {
         let builder = match self.way {
             Way::Quic => {
                 let options = QuicOptions::default().mtu(self.mtu);
-                Agent::builder(store, Quic::bind_with(any_port, &identity, &options)?)
+                let quic = Quic::bind_with(any_port, &identity, &options)?;
+                Agent::builder(store, quic)
             }
             Way::Tcp => Agent::builder(store, Tcp::bind(any_port, &identity)?),
         };

@@ -9,7 +9,7 @@ use kraken_proto::{PeerId, PeerInfo};
 use quinn::congestion::CubicConfig;
 use quinn::{
     ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig,
-    RecvStream, SendStream, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    RecvStream, SendStream, ServerConfig, TransportConfig, VarInt,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -18,7 +18,8 @@ use tokio::time::timeout;
 use super::conn::{QuicConn, code, reason_of};
 use super::frame::{self, FrameError, PREAMBLE};
 use super::options::QuicOptions;
-use super::{socket, tls};
+use super::socket::{self, GsoRuntime};
+use super::tls;
 use crate::buffers::Buffers;
 use crate::identity::Identity;
 use crate::stats::{Counters, TransportStats};
@@ -113,19 +114,19 @@ impl Quic {
         client.transport_config(Arc::new(transport(0, options)));
 
         let cannot = |error| NetError::Local(format!("cannot bind UDP {addr}: {error}"));
-        let socket = socket::open(addr, options).map_err(cannot)?;
-        let endpoint = Endpoint::new_with_abstract_socket(
-            endpoint_config(options),
-            Some(server),
-            socket,
-            Arc::new(TokioRuntime),
-        )
-        .map_err(cannot)?;
-        let local_addr = endpoint.local_addr().map_err(cannot)?;
         let shared = Shared {
             throttle,
             ..Shared::default()
         };
+        let socket = socket::open(addr, options, shared.counters.clone()).map_err(cannot)?;
+        let endpoint = Endpoint::new_with_abstract_socket(
+            endpoint_config(options),
+            Some(server),
+            socket.clone(),
+            Arc::new(GsoRuntime(socket)),
+        )
+        .map_err(cannot)?;
+        let local_addr = endpoint.local_addr().map_err(cannot)?;
         let (backlog, accepted) = mpsc::channel(BACKLOG);
         tokio::spawn(accept_all(endpoint.clone(), backlog, shared.clone()));
         Ok(Self {

@@ -6,6 +6,7 @@
 //! follow, both ways. Each piece travels on a unidirectional stream of its own: a frame
 //! [`kraken_proto::Message::Piece`], then the bytes it announces, then the end.
 
+mod batch;
 mod conn;
 mod endpoint;
 mod frame;
