@@ -14,7 +14,7 @@
 pub mod announce;
 #[cfg(feature = "tls")]
 pub mod authority;
-#[cfg(any(feature = "quic", feature = "tcp"))]
+#[cfg(feature = "quic")]
 mod buffers;
 #[cfg(test)]
 #[cfg(any(feature = "quic", feature = "tcp"))]

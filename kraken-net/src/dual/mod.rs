@@ -187,6 +187,10 @@ impl Transport for Dual {
         self.quic.throttle()
     }
 
+    fn offload(&self) -> Option<bool> {
+        self.quic.offload()
+    }
+
     fn close(&self) {
         self.quic.close();
         self.tcp.close();

@@ -184,6 +184,10 @@ impl Transport for Quic {
         &self.inner.shared.throttle
     }
 
+    fn offload(&self) -> Option<bool> {
+        Some(self.stats().offload)
+    }
+
     fn close(&self) {
         self.inner.close();
     }

@@ -29,8 +29,9 @@ impl QuicOptions {
     /// bound. A path that carries less is found out and used as it is.
     ///
     /// Both sides of a connection must allow jumbo frames for them to be used. At 8972, which is
-    /// 9,000 bytes less the headers, a byte costs less than half the processor time that it costs at
-    /// the default; the receive buffers of a socket take some 18 MB.
+    /// 9,000 bytes less the headers, a byte costs about two thirds of the processor time that it
+    /// costs at the default, its hash and its write included (docs/benchmarks.md); the receive
+    /// buffers of a socket take some 18 MB.
     pub fn mtu(mut self, bytes: u16) -> Self {
         self.mtu = bytes.clamp(Self::LEAST_MTU, Self::MOST_MTU);
         self
