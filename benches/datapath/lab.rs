@@ -88,7 +88,7 @@ async fn make_blob(store: &Path, length: u64) -> Outcome<MetaInfo> {
     while offset < length {
         let bytes = noise(&mut random, STEP.min(length - offset));
         whole.update(&bytes);
-        offset = store.upload_append(&upload, offset, bytes.into()).await?;
+        offset = store.upload_append(&upload, offset, bytes).await?;
     }
     let digest = Digest::from_bytes(whole.finalize().into());
     Ok(store.upload_commit(&upload, digest).await?)

@@ -25,7 +25,7 @@ pub(crate) fn table(measures: &[Measure]) -> String {
     table.set_header([
         "measure", "unit", "ours", "peer", "ratio", "target", "ok", "note",
     ]);
-    let number = |it: Option<f64>| it.map_or("-".to_string(), |it| format!("{it:.3}"));
+    let number = |it: Option<f64>| it.map_or_else(|| "-".to_string(), |it| format!("{it:.3}"));
     for measure in measures {
         let ok = measure.ok.map_or("-", |ok| if ok { "yes" } else { "NO" });
         table.add_row([
