@@ -96,6 +96,7 @@ impl Batch {
     /// Forgets what has gone out.
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
+        self.way = None;
     }
 }
 

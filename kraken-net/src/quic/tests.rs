@@ -55,10 +55,10 @@ async fn pair_with(options: &QuicOptions) -> (Quic, Quic, QuicConn, QuicConn) {
 }
 
 /// Sends pieces one by one, each after the one before has come, and then all at once.
-async fn exchange(ours: &QuicConn, theirs: &QuicConn, pieces: u32, len: u32) {
+async fn exchange(ours: &QuicConn, theirs: &QuicConn, pieces: u32, len: usize) {
     let piece = |index: u32| Frame {
         message: announced(index, len),
-        payload: Bytes::from(vec![index as u8; len as usize]),
+        payload: Bytes::from(vec![index as u8; len]),
         first: false,
     };
     for index in 0..pieces {
