@@ -198,6 +198,7 @@ pub(crate) trait DynTransport: Send + Sync + 'static {
     fn dial(&self, peer: PeerInfo) -> BoxFuture<'_, Result<Arc<dyn DynConn>, NetError>>;
     fn accept(&self) -> BoxFuture<'_, Result<Arc<dyn DynConn>, NetError>>;
     fn throttle(&self) -> &Throttle;
+    fn offload(&self) -> Option<bool>;
     fn close(&self);
 }
 
@@ -220,6 +221,9 @@ impl<T: Transport> DynTransport for T {
     }
     fn throttle(&self) -> &Throttle {
         Transport::throttle(self)
+    }
+    fn offload(&self) -> Option<bool> {
+        Transport::offload(self)
     }
     fn close(&self) {
         Transport::close(self);

@@ -14,6 +14,8 @@
 pub mod announce;
 #[cfg(feature = "tls")]
 pub mod authority;
+#[cfg(feature = "quic")]
+mod buffers;
 #[cfg(test)]
 #[cfg(any(feature = "quic", feature = "tcp"))]
 mod contract;
@@ -47,7 +49,7 @@ pub use dual::{Dual, PathChoice};
 pub use identity::{Identity, IdentityError};
 pub use mem::{MemNetwork, MemTransport};
 #[cfg(feature = "quic")]
-pub use quic::Quic;
+pub use quic::{Quic, QuicOptions};
 #[cfg(any(feature = "quic", feature = "tcp"))]
 pub use stats::TransportStats;
 #[cfg(feature = "tcp")]

@@ -82,6 +82,13 @@ pub trait Transport: Send + Sync + 'static {
     /// limits hold, and blobs share them fairly.
     fn throttle(&self) -> &Throttle;
 
+    /// Whether the kernel splits what is sent over UDP into datagrams (GSO): without it sending costs
+    /// three times the processor time, and someone should know. `None` where nothing is sent over
+    /// UDP.
+    fn offload(&self) -> Option<bool> {
+        None
+    }
+
     /// Closes every connection and stops listening.
     fn close(&self);
 }

@@ -8,7 +8,6 @@ use axum::Router;
 use axum::extract::Request;
 use axum::response::IntoResponse as _;
 use axum::routing::get;
-use kraken_core::net::Dual;
 use kraken_core::net::announce::TrackerClient;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_core::storage::FsStore;
@@ -19,7 +18,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::config::{Tls, TransportConfig};
+use crate::config::{self, QuicMtu, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 
@@ -34,6 +33,10 @@ pub struct AgentConfig {
     /// How this host dials its peers.
     #[serde(default)]
     pub transport: TransportConfig,
+    /// The largest datagram of QUIC that is tried, in bytes of UDP payload: 1452 by default, 8972
+    /// with jumbo frames.
+    #[serde(default)]
+    pub quic_mtu: QuicMtu,
     /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.
     #[serde(default)]
     pub advertise: Option<SocketAddr>,
@@ -80,7 +83,11 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let http = HttpClient::new(Some(&identity))?;
     let trackers = TrackerClient::new(&config.trackers, http.clone())
         .map_err(|error| StartError::Config(format!("trackers: {error}")))?;
-    let transport = Dual::bind(config.peer_listen, &identity, config.transport.into())?;
+    let transport = config::bind(
+        config.peer_listen,
+        &identity,
+        (config.transport, config.quic_mtu),
+    )?;
     let mut builder = Agent::builder(FsStore::open(&config.store).await?, transport)
         .discovery(trackers)
         .limits(config.limits.into());

@@ -1,10 +1,11 @@
 //! Configuration files: YAML, every key checked.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use kraken_core::net::http::{BaseUrl, HttpClient};
 use kraken_core::net::origin::OriginCluster;
-use kraken_core::net::{Identity, PathChoice};
+use kraken_core::net::{Dual, Identity, NetError, PathChoice, QuicOptions};
 use kraken_core::origin::RingMember;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -155,6 +156,43 @@ impl From<TransportConfig> for PathChoice {
     }
 }
 
+/// The largest datagram of QUIC that is tried, in bytes of UDP payload; a path that carries less is
+/// found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u16")]
+pub struct QuicMtu(u16);
+
+impl TryFrom<u16> for QuicMtu {
+    type Error = String;
+
+    fn try_from(bytes: u16) -> Result<Self, String> {
+        let (least, most) = (QuicOptions::LEAST_MTU, QuicOptions::MOST_MTU);
+        if (least..=most).contains(&bytes) {
+            Ok(Self(bytes))
+        } else {
+            Err(format!(
+                "quic_mtu is between {least} and {most}, not {bytes}"
+            ))
+        }
+    }
+}
+
+impl Default for QuicMtu {
+    fn default() -> Self {
+        Self(QuicOptions::DEFAULT_MTU)
+    }
+}
+
+/// The sockets that peers connect to.
+pub(crate) fn bind(
+    addr: SocketAddr,
+    identity: &Identity,
+    (transport, mtu): (TransportConfig, QuicMtu),
+) -> Result<Dual, NetError> {
+    let options = QuicOptions::default().mtu(mtu.0);
+    Dual::bind_with(addr, identity, transport.into(), &options)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +225,15 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
         assert_eq!(PathChoice::from(auto), PathChoice::Auto);
         let error = with("transport: udp").unwrap_err();
         assert!(error.contains("quic, tcp, auto"), "{error}");
+    }
+
+    #[test]
+    fn the_size_of_datagrams_is_optional_and_checked() {
+        let with = |line: &str| parse::<AgentConfig>(&format!("{AGENT}{line}\n"));
+        assert_eq!(with("").unwrap().quic_mtu, QuicMtu(1452));
+        assert_eq!(with("quic_mtu: 8972").unwrap().quic_mtu, QuicMtu(8972));
+        let error = with("quic_mtu: 1000").unwrap_err();
+        assert!(error.contains("between 1200 and 9000"), "{error}");
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::routing::get;
-use kraken_core::net::Dual;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_core::net::origin::router;
 use kraken_core::storage::queue::DurableQueue;
@@ -15,7 +14,7 @@ use kraken_core::{Origin, Zone};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, OriginEntry, Tls, TransportConfig};
+use crate::config::{self, OriginEntry, QuicMtu, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 
@@ -34,6 +33,10 @@ pub struct OriginConfig {
     /// How this host dials its peers.
     #[serde(default)]
     pub transport: TransportConfig,
+    /// The largest datagram of QUIC that is tried, in bytes of UDP payload: 1452 by default, 8972
+    /// with jumbo frames.
+    #[serde(default)]
+    pub quic_mtu: QuicMtu,
     /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.
     #[serde(default)]
     pub advertise: Option<SocketAddr>,
@@ -90,7 +93,11 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
             .run_until_cancelled_owned(expire_uploads(store.clone())),
     );
     let queue = DurableQueue::open(config.store.join("queue.redb"))?;
-    let transport = Dual::bind(config.peer_listen, &identity, config.transport.into())?;
+    let transport = config::bind(
+        config.peer_listen,
+        &identity,
+        (config.transport, config.quic_mtu),
+    )?;
     let mut builder = Origin::builder(config.name, store, transport, backend, queue)
         .ring(config::ring(&config.origins)?, http)
         .replicas(config.replicas)

@@ -220,7 +220,7 @@ impl Driver {
                     None => break,
                 },
                 () = sleep_until(wake) => self.scheduler.handle_timeout(self.clock.now()),
-                _ = save.tick() => self.save_peers(),
+                _ = save.tick() => self.look_around(),
             }
             self.perform_all();
             if let Some(reply) = self.stopping.take() {
@@ -234,7 +234,9 @@ impl Driver {
         }
     }
 
-    fn save_peers(&mut self) {
+    /// What is done now and then.
+    fn look_around(&mut self) {
+        self.parts.metrics.offload(self.parts.transport.offload());
         if let Some(file) = &mut self.parts.peers {
             file.save(self.scheduler.known_peers().cloned().collect());
         }

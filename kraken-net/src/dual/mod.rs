@@ -17,7 +17,7 @@ use kraken_proto::{PeerId, PeerInfo, Timestamp};
 use tokio::time::{Instant, timeout};
 
 use crate::identity::Identity;
-use crate::quic::{Quic, QuicConn, QuicStats};
+use crate::quic::{Quic, QuicConn, QuicOptions, QuicStats};
 use crate::tcp::{Tcp, TcpConn, TcpStats};
 use crate::throttle::Throttle;
 use crate::transport::{Frame, NetError, PeerConn, Transport};
@@ -93,8 +93,21 @@ impl Dual {
         identity: &Identity,
         choice: PathChoice,
     ) -> Result<Self, NetError> {
+        Self::bind_with(addr, identity, choice, &QuicOptions::default())
+    }
+
+    /// As [`Dual::bind`], with other choices for QUIC than the defaults.
+    ///
+    /// # Errors
+    /// As of [`Dual::bind`].
+    pub fn bind_with(
+        addr: SocketAddr,
+        identity: &Identity,
+        choice: PathChoice,
+        options: &QuicOptions,
+    ) -> Result<Self, NetError> {
         let throttle = Throttle::new();
-        let (quic, tcp) = bind_both(addr, identity, &throttle)?;
+        let (quic, tcp) = bind_both(addr, identity, options, &throttle)?;
         Ok(Self {
             quic,
             tcp,
@@ -174,6 +187,10 @@ impl Transport for Dual {
         self.quic.throttle()
     }
 
+    fn offload(&self) -> Option<bool> {
+        self.quic.offload()
+    }
+
     fn close(&self) {
         self.quic.close();
         self.tcp.close();
@@ -251,11 +268,12 @@ impl Memory {
 fn bind_both(
     addr: SocketAddr,
     identity: &Identity,
+    options: &QuicOptions,
     throttle: &Throttle,
 ) -> Result<(Quic, Tcp), NetError> {
     let mut attempts = if addr.port() == 0 { ATTEMPTS } else { 1 };
     loop {
-        let quic = Quic::bind_with(addr, identity, throttle.clone())?;
+        let quic = Quic::bind_throttled(addr, identity, options, throttle.clone())?;
         match Tcp::bind_with(quic.local_addr(), identity, throttle.clone()) {
             Ok(tcp) => return Ok((quic, tcp)),
             Err(error) if attempts == 1 => return Err(error),

@@ -279,7 +279,10 @@ impl Shared {
         // peer cannot send.
         let gate = self.endpoint.throttle.download();
         let blame = || self.undelivered.load(Ordering::Relaxed) == 0 && !gate.is_limited();
-        match frame::piece(&mut stream, blame).frame(gate).await {
+        match frame::piece(&mut stream, blame)
+            .frame(gate, &self.endpoint.buffers)
+            .await
+        {
             Ok(frame) => {
                 self.undelivered.fetch_add(1, Ordering::Relaxed);
                 // Fails when the handle is gone, and with it whoever wanted the piece.

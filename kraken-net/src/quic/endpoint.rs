@@ -1,23 +1,26 @@
 //! The socket: dialling, accepting, and the bounds on strangers.
 
 use std::fmt;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kraken_proto::{PeerId, PeerInfo};
+use quinn::congestion::CubicConfig;
 use quinn::{
     ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig,
-    RecvStream, SendStream, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    RecvStream, SendStream, ServerConfig, TransportConfig, VarInt,
 };
 use rustls_pki_types::CertificateDer;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::conn::{QuicConn, code, reason_of};
 use super::frame::{self, FrameError, PREAMBLE};
+use super::options::QuicOptions;
+use super::socket::{self, GsoRuntime};
 use super::tls;
+use crate::buffers::Buffers;
 use crate::identity::Identity;
 use crate::stats::{Counters, TransportStats};
 use crate::throttle::Throttle;
@@ -37,11 +40,9 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 /// Bytes that we keep for a peer until it acknowledges them.
 const SEND_WINDOW: u64 = 64 << 20;
-/// What we ask of the kernel per direction; with its default of 208 KiB, loopback alone loses
-/// thousands of packets in 2 GiB.
-const SOCKET_BUFFER: usize = 4 << 20;
-/// The largest UDP payload that is probed for: Ethernet's 1500 bytes less IPv6 and UDP headers.
-const MTU_UPPER_BOUND: u16 = 1452;
+/// The largest datagrams that are taken from others at least: quinn's default, Ethernet's 1,500
+/// bytes less the headers of IPv4 and UDP.
+const LEAST_PAYLOAD: u16 = 1472;
 /// Handshakes of others that may run at once. From half of it on, strangers must first show that
 /// they receive at their address (RFC 9000, section 8.1.2).
 const MAX_HANDSHAKES: usize = 256;
@@ -69,6 +70,7 @@ struct Inner {
 pub(super) struct Shared {
     pub(super) counters: Arc<Counters>,
     pub(super) throttle: Throttle,
+    pub(super) buffers: Buffers,
 }
 
 impl Quic {
@@ -79,13 +81,26 @@ impl Quic {
     /// [`NetError::Local`] names the address when the socket cannot be had, or says why the
     /// identity cannot be used.
     pub fn bind(addr: SocketAddr, identity: &Identity) -> Result<Self, NetError> {
-        Self::bind_with(addr, identity, Throttle::new())
+        Self::bind_with(addr, identity, &QuicOptions::default())
     }
 
-    /// As [`Quic::bind`], with limits that others share.
-    pub(crate) fn bind_with(
+    /// As [`Quic::bind`], with other choices than the defaults.
+    ///
+    /// # Errors
+    /// As of [`Quic::bind`].
+    pub fn bind_with(
         addr: SocketAddr,
         identity: &Identity,
+        options: &QuicOptions,
+    ) -> Result<Self, NetError> {
+        Self::bind_throttled(addr, identity, options, Throttle::new())
+    }
+
+    /// As [`Quic::bind_with`], with limits that others share.
+    pub(crate) fn bind_throttled(
+        addr: SocketAddr,
+        identity: &Identity,
+        options: &QuicOptions,
         throttle: Throttle,
     ) -> Result<Self, NetError> {
         let local = |error: &dyn fmt::Display| NetError::Local(error.to_string());
@@ -93,25 +108,25 @@ impl Quic {
         let server_tls = tls::server(identity).map_err(|error| local(&error))?;
         let mut server = ServerConfig::with_crypto(server_tls);
         // The dialer opens the control stream and nothing else; the acceptor opens none.
-        server.transport_config(Arc::new(transport(1)));
+        server.transport_config(Arc::new(transport(1, options)));
         server.migration(false);
         let mut client = ClientConfig::new(client_tls);
-        client.transport_config(Arc::new(transport(0)));
+        client.transport_config(Arc::new(transport(0, options)));
 
         let cannot = |error| NetError::Local(format!("cannot bind UDP {addr}: {error}"));
-        let socket = socket(addr).map_err(cannot)?;
-        let endpoint = Endpoint::new(
-            EndpointConfig::default(),
-            Some(server),
-            socket,
-            Arc::new(TokioRuntime),
-        )
-        .map_err(cannot)?;
-        let local_addr = endpoint.local_addr().map_err(cannot)?;
         let shared = Shared {
             throttle,
             ..Shared::default()
         };
+        let socket = socket::open(addr, options, shared.counters.clone()).map_err(cannot)?;
+        let endpoint = Endpoint::new_with_abstract_socket(
+            endpoint_config(options),
+            Some(server),
+            socket.clone(),
+            Arc::new(GsoRuntime(socket)),
+        )
+        .map_err(cannot)?;
+        let local_addr = endpoint.local_addr().map_err(cannot)?;
         let (backlog, accepted) = mpsc::channel(BACKLOG);
         tokio::spawn(accept_all(endpoint.clone(), backlog, shared.clone()));
         Ok(Self {
@@ -167,6 +182,10 @@ impl Transport for Quic {
 
     fn throttle(&self) -> &Throttle {
         &self.inner.shared.throttle
+    }
+
+    fn offload(&self) -> Option<bool> {
+        Some(self.stats().offload)
     }
 
     fn close(&self) {
@@ -346,10 +365,22 @@ fn dial_error(peer: &PeerInfo, reason: String) -> NetError {
     }
 }
 
-fn transport(bidirectional: u32) -> TransportConfig {
+fn endpoint_config(options: &QuicOptions) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // Never below quinn's own: a host with small datagrams still takes a neighbour's larger ones.
+    let most = options.mtu_bound().max(LEAST_PAYLOAD);
+    config
+        .max_udp_payload_size(most)
+        .expect("at least 1200 bytes");
+    config
+}
+
+fn transport(bidirectional: u32, options: &QuicOptions) -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MTU_UPPER_BOUND);
+    mtu.upper_bound(options.mtu_bound());
     let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("seconds fit");
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(initial_window(options.mtu_bound()));
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(bidirectional))
@@ -360,26 +391,32 @@ fn transport(bidirectional: u32) -> TransportConfig {
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .mtu_discovery_config(Some(mtu))
+        .congestion_controller_factory(Arc::new(congestion))
         .datagram_receive_buffer_size(None);
     config
 }
 
-fn socket(addr: SocketAddr) -> std::io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    if addr.is_ipv6() && addr.ip().is_unspecified() {
-        socket.set_only_v6(false)?;
-    }
-    // Best effort: the kernel grants what its limits allow.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-    let granted = socket.recv_buffer_size().unwrap_or(0);
-    if granted < SOCKET_BUFFER {
-        tracing::info!(
-            granted,
-            wanted = SOCKET_BUFFER,
-            "small UDP buffers lose packets at high rates: raise net.core.rmem_max and wmem_max"
+/// Bytes that may be under way before the first acknowledgement: RFC 9002, section 7.2. A window
+/// below one datagram would never let it go.
+fn initial_window(mtu: u16) -> u64 {
+    let mtu = u64::from(mtu);
+    (10 * mtu).min(14720.max(2 * mtu))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_window_holds_more_than_a_datagram_of_any_size() {
+        assert_eq!(initial_window(1200), 12000);
+        assert_eq!(initial_window(1452), 14520);
+        assert_eq!(initial_window(8972), 17944);
+        let sizes = QuicOptions::LEAST_MTU..=QuicOptions::MOST_MTU;
+        assert!(
+            sizes
+                .clone()
+                .all(|mtu| initial_window(mtu) >= 2 * u64::from(mtu))
         );
     }
-    socket.bind(&addr.into())?;
-    Ok(socket.into())
 }

@@ -3,23 +3,20 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes};
+use bytes::BufMut;
 use kraken_proto::Message;
 use kraken_proto::wire::codec;
 use quinn::RecvStream;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use crate::throttle::{Gate, Passage};
+use crate::buffers::Buffers;
+use crate::throttle::Gate;
 use crate::transport::Frame;
 
 /// How long a piece may stand still while its connection lives. A request is repeated elsewhere
 /// long before; this frees the memory.
 pub(super) const PIECE_STALL: Duration = Duration::from_secs(30);
-
-/// The first room for bytes; it doubles as they arrive, so that a peer which announces 16 MiB and
-/// sends nothing holds this much.
-const FIRST_ROOM: usize = 64 << 10;
 
 /// The empty frame with which each side begins the control stream.
 pub(super) const PREAMBLE: [u8; codec::PREFIX] = [0; codec::PREFIX];
@@ -76,19 +73,31 @@ impl<F: Fn() -> bool> FrameReader<'_, F> {
 
     /// A whole piece: its message, the bytes and the end. What is not read for the gate's sake
     /// stays in the stream's window, and so with the sender.
-    pub(super) async fn frame(&mut self, gate: &Gate) -> Result<Frame, FrameError> {
+    pub(super) async fn frame(
+        &mut self,
+        gate: &Gate,
+        buffers: &Buffers,
+    ) -> Result<Frame, FrameError> {
         let message = codec::decode(&self.body().await?).map_err(protocol)?;
         let Message::Piece { digest, len, .. } = message else {
             return Err(protocol("only pieces travel on streams of their own"));
         };
         let passage = gate.piece(digest, false);
-        let payload = self.paced(len as usize, "a piece", Some(&passage)).await?;
+        let mut payload = buffers.lend(len as usize);
+        while payload.len() < len as usize {
+            let room = (len as usize - payload.len()).min(passage.chunk());
+            let read = self.some(payload.tail(), room).await?;
+            if read == 0 {
+                return Err(cut_short("a piece", len as usize, payload.len()));
+            }
+            passage.pass(read).await;
+        }
         if self.some(&mut Vec::with_capacity(1), 1).await? > 0 {
             return Err(protocol(format!("a piece of {len} bytes goes on")));
         }
         Ok(Frame {
             message,
-            payload: Bytes::from(payload),
+            payload: payload.freeze(),
             first: false,
         })
     }
@@ -100,32 +109,13 @@ impl<F: Fn() -> bool> FrameReader<'_, F> {
         self.exactly(len, "a frame").await
     }
 
+    /// For what is bounded by a few kilobytes.
     async fn exactly(&mut self, len: usize, what: &str) -> Result<Vec<u8>, FrameError> {
-        self.paced(len, what, None).await
-    }
-
-    async fn paced(
-        &mut self,
-        len: usize,
-        what: &str,
-        passage: Option<&Passage>,
-    ) -> Result<Vec<u8>, FrameError> {
-        let mut bytes = Vec::with_capacity(len.min(FIRST_ROOM));
+        let mut bytes = Vec::with_capacity(len);
         while bytes.len() < len {
-            if bytes.len() == bytes.capacity() {
-                bytes.reserve_exact(bytes.len().min(len - bytes.len()));
-            }
-            let room = bytes.capacity().min(len) - bytes.len();
-            let room = room.min(passage.map_or(room, Passage::chunk));
-            let read = self.some(&mut bytes, room).await?;
-            if read == 0 {
-                let found = bytes.len();
-                return Err(protocol(format!(
-                    "{what} of {len} bytes ended after {found}"
-                )));
-            }
-            if let Some(passage) = passage {
-                passage.pass(read).await;
+            let room = len - bytes.len();
+            if self.some(&mut bytes, room).await? == 0 {
+                return Err(cut_short(what, len, bytes.len()));
             }
         }
         Ok(bytes)
@@ -146,6 +136,10 @@ impl<F: Fn() -> bool> FrameReader<'_, F> {
             }
         }
     }
+}
+
+fn cut_short(what: &str, len: usize, found: usize) -> FrameError {
+    protocol(format!("{what} of {len} bytes ended after {found}"))
 }
 
 fn protocol(what: impl ToString) -> FrameError {

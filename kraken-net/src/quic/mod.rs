@@ -6,14 +6,18 @@
 //! follow, both ways. Each piece travels on a unidirectional stream of its own: a frame
 //! [`kraken_proto::Message::Piece`], then the bytes it announces, then the end.
 
+mod batch;
 mod conn;
 mod endpoint;
 mod frame;
+mod options;
+mod socket;
 mod tls;
 
 pub use crate::stats::TransportStats as QuicStats;
 pub use conn::QuicConn;
 pub use endpoint::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE, Quic};
+pub use options::QuicOptions;
 
 #[cfg(test)]
 mod tests;

@@ -3,17 +3,20 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use kraken_proto::wire::codec;
+use kraken_proto::{PeerInfo, PeerRole};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use tokio::net::UdpSocket;
 
 use super::frame::PREAMBLE;
-use super::{Quic, tls};
+use super::{Quic, QuicConn, QuicOptions, tls};
 use crate::contract::{Pair, Subject, announced, bind, contract_tests, identity, pair, request};
 use crate::stats::TransportStats;
-use crate::transport::{NetError, PeerConn, Transport};
+use crate::transport::{Frame, NetError, PeerConn, Transport};
 use crate::verifier::anonymous;
 use crate::{CertAuthority, Identity};
 
@@ -32,6 +35,77 @@ impl Subject for Quic {
 }
 
 contract_tests!(crate::Quic);
+
+/// A connection between two sockets with these choices.
+async fn pair_with(options: &QuicOptions) -> (Quic, Quic, QuicConn, QuicConn) {
+    let ca = CertAuthority::create().unwrap();
+    let (ours, theirs) = (identity(&ca), identity(&ca));
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let dialer = Quic::bind_with(any, &ours, options).unwrap();
+    let acceptor = Quic::bind_with(any, &theirs, options).unwrap();
+    let info = PeerInfo {
+        id: acceptor.local_id(),
+        addr: acceptor.local_addr(),
+        role: PeerRole::Agent,
+        zone: None,
+    };
+    let (out, into) = tokio::join!(dialer.dial(&info), acceptor.accept());
+    let (out, into) = (out.unwrap(), into.unwrap());
+    (dialer, acceptor, out, into)
+}
+
+/// Sends pieces one by one, each after the one before has come, and then all at once.
+async fn exchange(ours: &QuicConn, theirs: &QuicConn, pieces: u32, len: usize) {
+    let piece = |index: u32| Frame {
+        message: announced(index, len),
+        payload: Bytes::from(vec![index as u8; len]),
+        first: false,
+    };
+    for index in 0..pieces {
+        ours.send(piece(index)).await.unwrap();
+        assert_eq!(theirs.recv().await.unwrap(), piece(index));
+    }
+    let sent = futures::future::join_all((0..pieces).map(|index| ours.send(piece(index))));
+    let came = async {
+        for _ in 0..pieces {
+            theirs.recv().await.unwrap();
+        }
+    };
+    tokio::join!(sent, came);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams_of_any_size_get_through() {
+    for mtu in [1200, 6550, 6551, 7000, 8972, 9000] {
+        let options = QuicOptions::default().mtu(mtu);
+        let (dialer, _acceptor, ours, theirs) = pair_with(&options).await;
+        let exchanged = exchange(&ours, &theirs, 6, 2 << 20);
+        let exchanged = tokio::time::timeout(Duration::from_secs(20), exchanged).await;
+        assert!(exchanged.is_ok(), "stalled at {mtu}: {:?}", dialer.stats());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_datagrams_go_out_in_one_call_and_none_stays_behind() {
+    let (dialer, acceptor, ours, theirs) = pair_with(&QuicOptions::default()).await;
+    // Lengths at which a batch is just full or just begun when there is nothing more to send.
+    for len in [1, 1400, 14_000, 14_200, 28_600, 57_000, 100_000] {
+        let exchanged = exchange(&ours, &theirs, 8, len);
+        let exchanged = tokio::time::timeout(Duration::from_secs(20), exchanged).await;
+        assert!(exchanged.is_ok(), "stalled with {len}");
+    }
+    let before = dialer.stats();
+    exchange(&ours, &theirs, 8, 4 << 20).await;
+    let after = dialer.stats();
+    assert!(before.offload && acceptor.stats().offload && dialer.offload() == Some(true));
+    let (datagrams, sends) = (
+        after.datagrams - before.datagrams,
+        after.sends - before.sends,
+    );
+    assert!(datagrams >= 8 * 2 * 2880, "{datagrams}");
+    // quinn alone would have at most 10.
+    assert!(datagrams > 12 * sends, "{datagrams} in {sends}");
+}
 
 /// A client that speaks QUIC and keeps to no rule of ours.
 struct Raw {

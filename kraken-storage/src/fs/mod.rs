@@ -10,7 +10,8 @@
 //!
 //! All calls to the system run on the caller's tokio blocking pool, a bounded number at a time.
 //! Each holds the locks it needs until it ends, also when the future that began it is dropped.
-//! Locks are taken in this order: an upload's, a blob's slot, a permit of the pool.
+//! Locks are taken in this order: an upload's, a blob's slot, its turn to write, a permit of the
+//! pool.
 
 mod cache;
 mod disk;
@@ -173,8 +174,11 @@ impl PieceStore for FsStore {
         if partial.has(piece) {
             return Ok(());
         }
+        // One at a time: the kernel lets no two writers into one file, and those who wait there burn
+        // processor time.
+        let turn = partial.turn_to_write().await;
         self.blocking(move |shared| {
-            let _slot = slot;
+            let (_slot, _turn) = (slot, turn);
             shared.write_piece(&partial, piece, &data)
         })
         .await

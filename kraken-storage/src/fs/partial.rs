@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kraken_proto::{Bitfield, Digest, MetaInfo};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::cache::Part;
 use super::journal::{self, JournalEnd};
@@ -19,6 +20,7 @@ pub(super) struct Partial {
     progress: Mutex<Progress>,
     /// How many states of the metainfo are in its file.
     kept: Mutex<u32>,
+    writer: Arc<Semaphore>,
 }
 
 /// An open metainfo is written to its file whenever it has grown by so many states. After a crash,
@@ -42,6 +44,7 @@ impl Partial {
                 have,
                 journal,
             }),
+            writer: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -59,6 +62,12 @@ impl Partial {
 
     pub(super) fn has(&self, piece: u32) -> bool {
         self.progress().have.has(piece)
+    }
+
+    /// Waits until nobody else writes pieces of this blob.
+    pub(super) async fn turn_to_write(&self) -> OwnedSemaphorePermit {
+        let turn = Arc::clone(&self.writer).acquire_owned();
+        turn.await.expect("never closed")
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
