@@ -15,6 +15,7 @@
     reason = "a measurement that is read by people and scripts"
 )]
 
+mod cold;
 mod lab;
 mod libtorrent;
 mod machine;
@@ -38,7 +39,7 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Groups of measures that share their runs. `--only` takes a group's name, or how its measures'
 /// names begin.
-const GROUPS: [Group; 3] = [
+const GROUPS: [Group; 4] = [
     Group {
         name: "transfer",
         run: transfer::measures,
@@ -50,6 +51,10 @@ const GROUPS: [Group; 3] = [
     Group {
         name: "four-leechers",
         run: swarm::measures,
+    },
+    Group {
+        name: "cold",
+        run: cold::measures,
     },
 ];
 
@@ -76,6 +81,10 @@ struct Arguments {
     /// Only these subjects of each group, for a look at some of them.
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
+    /// What the backend of `cold` gives, in MB/s. Where eight agents need all of the cores, a lower
+    /// rate shows what the pipeline alone costs.
+    #[arg(long, default_value_t = 100)]
+    backend_rate: u32,
     /// Where blobs are kept meanwhile: a real disk; the system's directory for temporary files by
     /// default.
     #[arg(long)]
@@ -119,6 +128,7 @@ fn measure_all(arguments: &Arguments) -> Outcome<()> {
         Effort {
             repeats: arguments.repeats,
             subjects: arguments.subjects.clone(),
+            backend_rate: f64::from(arguments.backend_rate) * 1e6,
         },
     )?;
     let mut measures = Vec::new();

@@ -73,6 +73,8 @@ pub(crate) struct Effort {
     pub(crate) repeats: usize,
     /// All of them when there is none.
     pub(crate) subjects: Vec<String>,
+    /// Of the backend of `cold`, in bytes per second.
+    pub(crate) backend_rate: f64,
 }
 
 /// The samples of each subject, in rounds.
