@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kraken_proto::{Bitfield, Digest, MetaInfo};
@@ -9,7 +10,7 @@ use kraken_proto::{Bitfield, Digest, MetaInfo};
 use super::cache::Part;
 use super::journal::{self, JournalEnd};
 use super::{Shared, disk, meta};
-use crate::store::StoreError;
+use crate::store::{StoreError, first_missing};
 
 /// A partial blob as this process knows it: each piece in `have` was written by this process or
 /// verified by it.
@@ -41,6 +42,11 @@ impl Partial {
 
     pub(super) fn has(&self, piece: u32) -> bool {
         self.progress().have.has(piece)
+    }
+
+    /// The first piece under the bytes `range` that is not there.
+    pub(super) fn first_missing(&self, range: Range<u64>) -> Option<u32> {
+        first_missing(&self.meta, &self.progress().have, range)
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
