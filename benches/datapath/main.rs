@@ -23,6 +23,7 @@ mod measure;
 mod mini;
 mod process;
 mod report;
+mod serve;
 mod swarm;
 mod sweep;
 mod transfer;
@@ -39,7 +40,7 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Groups of measures that share their runs. `--only` takes a group's name, or how its measures'
 /// names begin.
-const GROUPS: [Group; 4] = [
+const GROUPS: [Group; 5] = [
     Group {
         name: "transfer",
         run: transfer::measures,
@@ -51,6 +52,10 @@ const GROUPS: [Group; 4] = [
     Group {
         name: "four-leechers",
         run: swarm::measures,
+    },
+    Group {
+        name: "serve",
+        run: serve::measures,
     },
     Group {
         name: "cold",
@@ -101,6 +106,8 @@ enum Role {
     #[command(hide = true)]
     Leech(transfer::Leech),
     #[command(hide = true)]
+    ServeAgent(serve::AgentRole),
+    #[command(hide = true)]
     MiniSeed(mini::Seed),
     #[command(hide = true)]
     MiniLeech(mini::Leech),
@@ -111,6 +118,7 @@ fn main() -> Outcome<()> {
     match &arguments.role {
         Some(Role::Seed(seed)) => seed.run(),
         Some(Role::Leech(leech)) => leech.run(),
+        Some(Role::ServeAgent(role)) => role.run(),
         Some(Role::MiniSeed(seed)) => seed.run(),
         Some(Role::MiniLeech(leech)) => leech.run(),
         None => measure_all(&arguments),

@@ -97,6 +97,7 @@ impl BlobReader {
             },
             shared: self.shared.clone(),
             range: range.start.min(end)..end,
+            whole: false,
         };
         futures::stream::try_unfold(cursor, |mut cursor| async move {
             Ok(cursor.next().await?.map(|chunk| (chunk, cursor)))
@@ -181,33 +182,22 @@ struct Cursor {
     shared: Shared,
     range: Range<u64>,
     want: Want,
+    /// The blob was seen whole: there is nothing more to wait for, nor to tell the driver.
+    whole: bool,
 }
 
 impl Cursor {
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
-        let (start, end) = (self.range.start, self.range.end);
-        let pieces = self.shared.meta.pieces_of(start..end);
-        if pieces.is_empty() {
+        let Range { start, end } = self.range;
+        if start >= end {
             return Ok(None);
         }
-        let piece = pieces.start;
-        self.want.moved(pieces).await;
-        while !self.shared.settled(|progress| progress.have.has(piece))? {
-            self.shared.changed().await?;
-        }
-        let stop = self
-            .shared
-            .meta
-            .piece_range(piece)
-            .end
-            .min(end)
-            .min(start + CHUNK);
+        let here = self.arrived().await?;
+        // Chunks end at multiples of their size, so that all but the first begin at a page.
+        let stop = here.min(end).min((start / CHUNK + 1) * CHUNK);
         let len = u32::try_from(stop - start).expect("at most CHUNK");
-        let read = self
-            .shared
-            .store
-            .read(self.shared.meta.digest(), start, len)
-            .await;
+        let digest = self.shared.meta.digest();
+        let read = self.shared.store.read(digest, start, len).await;
         let chunk = read.map_err(|error| ReadError::Store(error.to_string()))?;
         if chunk.is_empty() {
             return Err(ReadError::Store(
@@ -216,6 +206,21 @@ impl Cursor {
         }
         self.range.start += chunk.len() as u64;
         Ok(Some(chunk))
+    }
+
+    /// Waits for the piece that the range begins in, and says where the bytes end that are here.
+    async fn arrived(&mut self) -> Result<u64, ReadError> {
+        self.whole = self.whole || self.shared.progress.borrow().sealed;
+        if self.whole {
+            return Ok(self.range.end);
+        }
+        let pieces = self.shared.meta.pieces_of(self.range.clone());
+        let piece = pieces.start;
+        self.want.moved(pieces).await;
+        while !self.shared.settled(|progress| progress.have.has(piece))? {
+            self.shared.changed().await?;
+        }
+        Ok(self.shared.meta.piece_range(piece).end)
     }
 }
 
@@ -247,6 +252,9 @@ impl Want {
 
 impl Drop for Want {
     fn drop(&mut self) {
+        if self.piece.is_none() {
+            return;
+        }
         let (digest, reader, pieces) = (self.digest, self.id, 0..0);
         let note = Note::Want {
             digest,

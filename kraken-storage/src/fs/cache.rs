@@ -84,6 +84,12 @@ impl Files {
         Ok(file)
     }
 
+    /// A file that is open already.
+    pub(super) fn opened(&self, digest: Digest, part: Part) -> Option<Arc<File>> {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        files.get(&(digest, part))
+    }
+
     /// Closes the blob's files, as other files will have their names.
     pub(super) fn forget(&self, digest: Digest) {
         let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);

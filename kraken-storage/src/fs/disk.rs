@@ -1,12 +1,12 @@
 //! The calls to the file system that more than one file here makes.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
+use rustix::fs::{Advice, FallocateFlags};
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::store::StoreError;
 
@@ -62,6 +62,47 @@ pub(super) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8
     }
     bytes.truncate(len);
     Ok(bytes)
+}
+
+/// Reads into `bytes` from `offset`, and says how many came: fewer only where the file ends.
+pub(super) fn fill_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Reads into `bytes` from `offset` what lies in the page cache there, and says how many bytes that
+/// is. Never waits for the disk.
+///
+/// None come also when the file system cannot do this, or the file cannot be read: [`fill_at`] says
+/// which.
+pub(super) fn fill_cached_at(file: &File, bytes: &mut [u8], offset: u64) -> usize {
+    let mut bytes = [IoSliceMut::new(bytes)];
+    loop {
+        match rustix::io::preadv2(file, &mut bytes, offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) => return read,
+            Err(Errno::INTR) => {}
+            Err(_) => return 0,
+        }
+    }
+}
+
+/// Lets the disk begin to read what will be asked for, where the file system can.
+pub(super) fn will_need(file: &File, offset: u64, len: u64) {
+    // Without it the reads themselves wait, no more.
+    let _ = rustix::fs::fadvise(
+        file,
+        offset,
+        std::num::NonZeroU64::new(len),
+        Advice::WillNeed,
+    );
 }
 
 /// Writes a file whole under its name: a reader finds the old file or the new one. `durable` also

@@ -8,10 +8,11 @@
 //! A crash loses nothing that a call has promised: see [`PieceStore`] and [`UploadStore`](crate::UploadStore). The
 //! pieces of a partial blob are synced only when it is sealed, and verified again after a crash.
 //!
-//! All calls to the system run on the caller's tokio blocking pool, a bounded number at a time.
-//! Each holds the locks it needs until it ends, also when the future that began it is dropped.
-//! Locks are taken in this order: an upload's, a blob's slot, its turn to write, a permit of the
-//! pool.
+//! All calls to the system that may wait run on the caller's tokio blocking pool, a bounded number at
+//! a time. Each holds the locks it needs until it ends, also when the future that began it is
+//! dropped. Locks are taken in this order: an upload's, a blob's slot, its turn to write, a permit of
+//! the pool. What lies in the page cache is read on the spot, in steps that cannot wait, under the
+//! same slot.
 
 mod cache;
 mod disk;
@@ -19,6 +20,8 @@ mod journal;
 mod layout;
 mod meta;
 mod partial;
+mod pool;
+mod read;
 mod seal;
 #[cfg(test)]
 mod tests;
@@ -39,8 +42,10 @@ use tokio::task::spawn_blocking;
 use self::cache::{Files, Slots, State};
 use self::layout::Layout;
 use self::partial::Partial;
+use self::pool::Pool;
+use self::read::Place;
 use self::upload::Uploads;
-use crate::store::{BlobStatus, PieceStore, StoreError, check_bounds, first_missing};
+use crate::store::{BlobStatus, PieceStore, StoreError, check_bounds};
 
 /// Keeps blobs in a directory. Clones share one store; it is closed when the last of them and
 /// every call under way are gone.
@@ -55,6 +60,7 @@ struct Shared {
     layout: Layout,
     slots: Slots,
     files: Files,
+    pool: Pool,
     uploads: Uploads,
     permits: Arc<Semaphore>,
     _lock: File,
@@ -191,20 +197,25 @@ impl PieceStore for FsStore {
             State::Sealed(meta) => meta.length(),
             State::Partial(partial) => {
                 let range = offset..offset.saturating_add(len.into());
-                let meta = partial.meta();
-                match first_missing(&meta, &partial.have(), range) {
+                match partial.first_missing(range) {
                     Some(piece) => return Err(StoreError::Missing { digest, piece }),
-                    None => meta.length(),
+                    None => partial.length(),
                 }
             }
         };
-        let len = length.saturating_sub(offset).min(len.into());
-        let len = usize::try_from(len).expect("a u32 fits");
-        if len == 0 {
+        let range = offset..offset.saturating_add(len.into()).min(length);
+        if range.is_empty() {
             return Ok(Bytes::new());
         }
-        self.blocking(move |shared| shared.read(digest, &slot, offset, len))
-            .await
+        self.read_range(
+            Place {
+                digest,
+                slot,
+                length,
+            },
+            range,
+        )
+        .await
     }
 
     async fn seal(&self, digest: Digest) -> Result<(), StoreError> {
@@ -281,6 +292,7 @@ impl Shared {
             layout,
             slots: Slots::default(),
             files: Files::default(),
+            pool: Pool::default(),
             uploads: Uploads::default(),
             // Half of them may wait for the disk while the others hash and copy.
             permits: Arc::new(Semaphore::new((2 * cores).max(4))),
@@ -299,28 +311,6 @@ impl Shared {
         })?;
         *slot = State::Sealed(meta);
         Ok(())
-    }
-
-    fn read(
-        &self,
-        digest: Digest,
-        state: &State,
-        offset: u64,
-        len: usize,
-    ) -> Result<Bytes, StoreError> {
-        let (file, path) = match state {
-            State::Sealed(_) => (self.sealed_file(digest)?, self.layout.sealed_data(digest)),
-            _ => (
-                self.partial_file(digest, cache::Part::Data)?,
-                self.layout.partial_data(digest),
-            ),
-        };
-        let bytes = disk::read_at(&file, offset, len).map_err(disk::failed("read", &path))?;
-        if bytes.len() == len {
-            return Ok(bytes.into());
-        }
-        let what = format!("{} ends at {}", path.display(), offset + bytes.len() as u64);
-        Err(StoreError::Damaged { digest, what })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kraken_proto::{Bitfield, Digest, MetaInfo};
@@ -10,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::cache::Part;
 use super::journal::{self, JournalEnd};
 use super::{Shared, disk, meta};
-use crate::store::StoreError;
+use crate::store::{StoreError, first_missing};
 
 /// A partial blob as this process knows it: each piece in `have` was written by this process or
 /// verified by it.
@@ -68,6 +69,17 @@ impl Partial {
     pub(super) async fn turn_to_write(&self) -> OwnedSemaphorePermit {
         let turn = Arc::clone(&self.writer).acquire_owned();
         turn.await.expect("never closed")
+    }
+
+    /// The first piece under the bytes `range` that is not there.
+    pub(super) fn first_missing(&self, range: Range<u64>) -> Option<u32> {
+        let progress = self.progress();
+        first_missing(&progress.meta, &progress.have, range)
+    }
+
+    /// The blob's length in bytes.
+    pub(super) fn length(&self) -> u64 {
+        self.progress().meta.length()
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
