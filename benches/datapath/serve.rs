@@ -25,6 +25,9 @@ struct Sample {
     wall: f64,
 }
 
+/// A measure's name, its unit, where it is in a sample, and the most that its ratio may be.
+type Kind = (&'static str, &'static str, fn(&Sample) -> f64, f64);
+
 type Start = fn(&std::path::Path, &Blob) -> Outcome<Server>;
 
 /// The most of nginx's processor time and of its time, and of docker-registry's.
@@ -64,7 +67,7 @@ pub(crate) fn measures(lab: &Lab) -> Outcome<Vec<Measure>> {
     };
     let mut measures = Vec::new();
     for (peer, cpu, wall) in TARGETS {
-        let kinds: [(_, _, fn(&Sample) -> f64, _); 2] = [
+        let kinds: [Kind; 2] = [
             ("cpu", "CPU-s/GiB", |sample| sample.cpu, cpu),
             ("wall", "s/GiB", |sample| sample.wall, wall),
         ];

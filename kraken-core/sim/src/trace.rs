@@ -44,6 +44,8 @@ impl Trace {
 pub(crate) fn mark(input: &Input) -> (u8, u64, u64) {
     match input {
         Input::Open { have, .. } => (2, u64::from(have.count()), 0),
+        Input::Provable { pieces, .. } => (19, u64::from(*pieces), 0),
+        Input::PieceIngested { piece, .. } => (20, u64::from(*piece), 0),
         Input::Forget { .. } => (3, 0, 0),
         Input::Known { peers } => (18, peers.len() as u64, 0),
         Input::Want { pieces, .. } => (4, pieces.start.into(), pieces.end.into()),

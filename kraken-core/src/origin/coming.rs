@@ -126,7 +126,7 @@ impl Inner {
         let reading = Reading {
             store: self.store.clone(),
             range: range.start..range.end.min(meta.length()),
-            there: coming.is_none().then_some(meta.length()).unwrap_or(0),
+            there: if coming.is_none() { meta.length() } else { 0 },
             meta: meta.clone(),
             coming,
         };

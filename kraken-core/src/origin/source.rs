@@ -59,11 +59,11 @@ impl Inner {
             }
         }
         let from = rest.map_or(0, |rest| rest.start);
-        self.from_backend(namespace, digest, from, unreachable)
+        self.read_backend(namespace, digest, from, unreachable)
             .await
     }
 
-    async fn from_backend(
+    async fn read_backend(
         &self,
         namespace: &Namespace,
         digest: Digest,
