@@ -31,6 +31,8 @@ const LEN: usize = 12 * PIECE as usize + 1000;
 struct Tap {
     digest: Digest,
     bytes: Bytes,
+    /// What it says and gives; from the end of `bytes` on, these come again.
+    length: u64,
     gate: watch::Sender<u64>,
     given: Arc<AtomicU64>,
     /// Where each read began.
@@ -47,6 +49,7 @@ impl Tap {
         let tap = Self {
             digest: meta.digest(),
             bytes: bytes.into(),
+            length: LEN as u64,
             gate: watch::Sender::new(0),
             given: Arc::default(),
             reads: Arc::default(),
@@ -54,6 +57,13 @@ impl Tap {
             damaged: Arc::default(),
         };
         (tap, meta)
+    }
+
+    /// Some of the bytes from `at` on.
+    fn part(&self, at: u64, stop: u64) -> Vec<u8> {
+        let begin = (at % LEN as u64) as usize;
+        let end = (begin + (stop - at) as usize).min(LEN);
+        self.bytes[begin..end].to_vec()
     }
 
     /// Lets the bytes before `end` pass.
@@ -64,7 +74,7 @@ impl Tap {
 
 impl Backend for Tap {
     async fn stat(&self, _: &Namespace, digest: Digest) -> Result<Option<u64>, BackendError> {
-        Ok((digest == self.digest).then_some(LEN as u64))
+        Ok((digest == self.digest).then_some(self.length))
     }
 
     async fn read(&self, _: &Namespace, _: Digest, from: u64) -> Result<ByteStream, BackendError> {
@@ -74,7 +84,7 @@ impl Backend for Tap {
         gate.mark_changed();
         Ok(
             stream::try_unfold((tap, gate, from), move |(tap, mut gate, at)| async move {
-                if at >= LEN as u64 {
+                if at >= tap.length {
                     return Ok(None);
                 }
                 if end.is_some_and(|end| at >= end) {
@@ -84,8 +94,9 @@ impl Backend for Tap {
                 let stop = open
                     .min(at + 10_000)
                     .min(end.unwrap_or(u64::MAX))
-                    .min(LEN as u64);
-                let mut chunk = tap.bytes[at as usize..stop as usize].to_vec();
+                    .min(tap.length);
+                let mut chunk = tap.part(at, stop);
+                let stop = at + chunk.len() as u64;
                 if tap.damaged.load(Ordering::SeqCst) && (at..stop).contains(&(5 * PIECE)) {
                     chunk[(5 * PIECE - at) as usize] ^= 1;
                 }
@@ -141,6 +152,10 @@ struct Cluster {
 impl Cluster {
     async fn start(seed: u8) -> Self {
         let (tap, meta) = Tap::new(seed);
+        Self::of(tap, meta).await
+    }
+
+    async fn of(tap: Tap, meta: MetaInfo) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (network, http) = (MemNetwork::new(), HttpClient::new(None).unwrap());
         let held: Vec<_> = (0..3)
@@ -312,7 +327,8 @@ async fn a_blob_that_turns_out_damaged_is_dropped_everywhere_and_no_reader_ends_
     };
     let (ends, ()) = tokio::join!(readers, watched);
     for (bytes, end) in ends {
-        assert!(end.is_some_and(|end| end.contains("do not have the digest")));
+        let end = end.expect("no reader ends well");
+        assert!(end.contains("do not have the digest"), "{end}");
         assert!(bytes.len() < LEN);
     }
     let stores = cluster.agents.iter().map(|(_, store)| store);
@@ -358,4 +374,25 @@ async fn when_the_first_origin_dies_the_next_goes_on_from_what_it_has() {
         assert!(bytes == cluster.tap.bytes);
     }
     assert_eq!(*cluster.tap.reads.lock().unwrap(), [0, 4 * PIECE]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_of_100_gb_begins_to_move_with_its_first_piece() {
+    let (mut tap, _) = Tap::new(5);
+    tap.length = 100_000_000_000;
+    // Its name would be known at its end.
+    let meta = MetaInfo::open(tap.digest, tap.length).unwrap();
+    assert!(32 * u64::from(meta.piece_count()) < 1 << 20);
+    let piece = u64::from(meta.piece_size(0));
+    let cluster = Cluster::of(tap, meta).await;
+    cluster.tap.open(piece + 7);
+    for (bytes, end) in cluster.read_all(piece).await {
+        assert_eq!((bytes.len() as u64, end), (piece, None));
+        assert!(
+            bytes
+                .chunks(LEN)
+                .all(|part| *part == cluster.tap.bytes[..part.len()])
+        );
+    }
+    assert_eq!(cluster.tap.given.load(Ordering::SeqCst), piece + 7);
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use kraken_proto::{Digest, MetaInfo, ReaderId};
+use kraken_storage::StoreError;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::{mpsc, watch};
 
@@ -165,6 +166,12 @@ impl Shared {
         }
     }
 
+    /// Why the store could not be read: because the blob was given up, if it was.
+    fn reason(&self, error: &StoreError) -> ReadError {
+        let failed = self.progress.borrow().failed.clone();
+        ReadError::Store(failed.unwrap_or_else(|| error.to_string()))
+    }
+
     async fn changed(&mut self) -> Result<(), ReadError> {
         match tokio::time::timeout(self.patience, self.progress.changed()).await {
             Ok(Ok(())) => Ok(()),
@@ -198,7 +205,7 @@ impl Cursor {
         let len = u32::try_from(stop - start).expect("at most CHUNK");
         let digest = self.shared.meta.digest();
         let read = self.shared.store.read(digest, start, len).await;
-        let chunk = read.map_err(|error| ReadError::Store(error.to_string()))?;
+        let chunk = read.map_err(|error| self.shared.reason(&error))?;
         if chunk.is_empty() {
             return Err(ReadError::Store(
                 "the store gave no bytes for a piece that it has".into(),

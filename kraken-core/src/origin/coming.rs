@@ -28,7 +28,8 @@ pub(super) struct Coming {
 /// How far it is.
 #[derive(Default)]
 pub(super) struct Said {
-    /// Known as soon as a source has told the length.
+    /// Known as soon as a source has told the length, and whole once the blob is; of a blob of one
+    /// piece nothing is told before.
     pub(super) meta: Option<MetaInfo>,
     /// So many pieces are in the store, from the first on.
     pub(super) pieces: u32,

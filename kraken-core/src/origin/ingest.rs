@@ -204,9 +204,11 @@ impl<'a> Ingest<'a> {
         start..self.meta.length()
     }
 
+    /// Tells how far it is. A whole metainfo says that the blob is right, which shows with the last
+    /// piece.
     fn say(&self) {
         self.said.send_modify(|said| {
-            said.meta = Some(self.meta.clone());
+            said.meta = self.meta.unfinished();
             said.pieces = self.piece;
         });
     }
@@ -266,7 +268,11 @@ impl<'a> Ingest<'a> {
         match self.progress.wait_for(settled).await {
             Ok(progress) => match &progress.failed {
                 Some(reason) => Err(ApiError::Unavailable(reason.clone())),
-                None => Ok(()),
+                None => {
+                    let meta = self.meta.clone();
+                    self.said.send_modify(|said| said.meta = Some(meta));
+                    Ok(())
+                }
             },
             Err(_) => Err(ApiError::Unavailable("the origin stops".into())),
         }

@@ -68,6 +68,19 @@ impl MetaInfo {
         Self::with_states(self.digest, self.length, self.piece_length, states)
     }
 
+    /// The same without its last state when it is whole: what may be told of a blob whose last piece
+    /// has not been proved. `None` when the digest alone proves it, as that is whole at once.
+    pub fn unfinished(&self) -> Option<Self> {
+        if !self.is_whole() {
+            return Some(self.clone());
+        }
+        let (_, states) = self.states.split_last()?;
+        Some(Self {
+            states: states.into(),
+            ..self.clone()
+        })
+    }
+
     /// An encoding for somebody who knows the first `after` states: as that of [`MetaInfo::encode`]
     /// with version 3 in the header, then `after` (32-bit big-endian), then the states from the last
     /// known one on. That one shows whether both are of the same bytes. Without any known, or when
@@ -173,6 +186,9 @@ mod tests {
             assert!(!metas[known + 1..].iter().any(|it| meta.continues(it)));
         }
         assert_eq!(metas[3], MetaInfo::of(&bytes));
+        assert_eq!(metas[3].unfinished().as_ref(), Some(&metas[2]));
+        assert_eq!(metas[1].unfinished().as_ref(), Some(&metas[1]));
+        assert_eq!(MetaInfo::of(b"one piece").unfinished(), None);
         assert!(metas[3].continued([ChainState::INITIAL]).is_err());
     }
 
