@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::Outcome;
+use crate::machine::warm_memory;
 
 /// One line of the report. Lower is better in all of them.
 #[derive(Debug, Serialize)]
@@ -101,6 +102,7 @@ impl Rounds {
                 order.reverse();
             }
             for (name, run) in order {
+                warm_memory();
                 let sample = run().map_err(|error| format!("{name}: {error}"))?;
                 eprintln!(
                     "  round {round}: {name:16} cpu {:.3} = {:.3} + {:.3} s, wall {:.3} s",

@@ -64,8 +64,8 @@ pub(crate) fn measures(lab: &Lab) -> Outcome<Vec<Measure>> {
         Measure::of("transfer-cpu-jumbo/libtorrent", unit, jumbo, 0.55),
     ];
     let missing = |measure: Measure| match measure.peer {
-        None => measure.note(libtorrent::MISSING),
-        Some(_) => measure,
+        None if torrent.is_none() => measure.note(libtorrent::MISSING),
+        _ => measure,
     };
     Ok(measures.into_iter().map(missing).collect())
 }
