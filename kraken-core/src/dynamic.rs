@@ -33,6 +33,7 @@ pub(crate) trait DynStore: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<Bytes, StoreError>>;
     fn seal(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
     fn remove(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn discard(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
     fn list(&self) -> BoxFuture<'_, Result<Vec<Digest>, StoreError>>;
 }
 
@@ -64,6 +65,9 @@ impl<T: PieceStore> DynStore for T {
     }
     fn remove(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>> {
         PieceStore::remove(self, digest).boxed()
+    }
+    fn discard(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>> {
+        PieceStore::discard(self, digest).boxed()
     }
     fn list(&self) -> BoxFuture<'_, Result<Vec<Digest>, StoreError>> {
         PieceStore::list(self).boxed()

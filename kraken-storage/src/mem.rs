@@ -116,6 +116,14 @@ impl PieceStore for MemStore {
         Ok(())
     }
 
+    async fn discard(&self, digest: Digest) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        if inner.blobs.get(&digest).is_some_and(|blob| !blob.sealed) {
+            inner.blobs.remove(&digest);
+        }
+        Ok(())
+    }
+
     async fn list(&self) -> Result<Vec<Digest>, StoreError> {
         let inner = self.lock();
         let sealed = inner.blobs.iter().filter(|(_, blob)| blob.sealed);

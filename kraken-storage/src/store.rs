@@ -86,6 +86,20 @@ pub trait PieceStore: Send + Sync + 'static {
     /// The store cannot be written.
     fn remove(&self, digest: Digest) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// Forgets what is there of a blob that is not sealed; a sealed one stays. A store whose blobs
+    /// are sealed by several at once brings its own, which looks and removes in one step.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    fn discard(&self, digest: Digest) -> impl Future<Output = Result<(), StoreError>> + Send {
+        async move {
+            match self.status(digest).await? {
+                BlobStatus::Partial { .. } => self.remove(digest).await,
+                BlobStatus::Absent | BlobStatus::Sealed { .. } => Ok(()),
+            }
+        }
+    }
+
     /// The sealed blobs, in order of their digests.
     ///
     /// # Errors

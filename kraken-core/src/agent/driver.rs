@@ -401,7 +401,7 @@ impl Driver {
                 self.give_up(digest, reason);
                 let store = self.parts.store.clone();
                 self.parts.tasks.spawn(async move {
-                    if let Err(error) = store.remove(digest).await {
+                    if let Err(error) = store.discard(digest).await {
                         tracing::error!(%digest, %error, "a damaged blob stays in the store");
                     }
                 });

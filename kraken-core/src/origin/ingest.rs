@@ -59,7 +59,8 @@ impl Inner {
             self.leave(digest).await;
         }
         let damaged = matches!(end, Err(ApiError::Damaged(_)));
-        if damaged && let Err(error) = self.store.remove(digest).await {
+        // Somebody may have pushed it meanwhile: a sealed one stays.
+        if damaged && let Err(error) = self.store.discard(digest).await {
             tracing::error!(%digest, %error, "a damaged blob stays in the store");
         }
         if let Err(error) = &end {
@@ -107,6 +108,7 @@ impl Inner {
             let rest = ingest.as_ref().map(Ingest::rest);
             let rest = rest.or_else(|| kept.as_ref().map(|(meta, have)| rest_of(meta, have)));
             let before = rest.clone();
+            let from = rest.as_ref().map_or(0, |rest| rest.start);
             let came = async {
                 let source = self.source(namespace, digest, rest).await?;
                 if ingest.is_none() {
@@ -114,6 +116,11 @@ impl Inner {
                     ingest = Some(Ingest::begin(self, namespace, digest, length, said).await?);
                 }
                 let ingest = ingest.as_mut().expect("it has begun");
+                if ingest.rest().start != from {
+                    // What was kept is of another length: these bytes belong elsewhere.
+                    let what = "what was kept of the blob does not fit its length";
+                    return Err(ApiError::Unavailable(what.into()));
+                }
                 ingest.run(source.body).await
             };
             let error = match came.await {

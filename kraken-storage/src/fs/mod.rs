@@ -269,6 +269,21 @@ impl PieceStore for FsStore {
         .await
     }
 
+    async fn discard(&self, digest: Digest) -> Result<(), StoreError> {
+        let mut slot = self.loaded_mut(digest).await?;
+        if !matches!(*slot, State::Partial(_)) {
+            return Ok(());
+        }
+        self.blocking(move |shared| {
+            *slot = State::Unknown;
+            shared.files.forget(digest);
+            shared.remove_partial(digest)?;
+            *slot = State::Absent;
+            Ok(())
+        })
+        .await
+    }
+
     async fn list(&self) -> Result<Vec<Digest>, StoreError> {
         self.blocking(|shared| shared.layout.sealed()).await
     }

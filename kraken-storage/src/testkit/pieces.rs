@@ -162,8 +162,16 @@ async fn removed_blobs_are_gone(store: &impl PieceStore) {
         let read = store.read(digest, 0, 1).await;
         assert!(matches!(read, Err(StoreError::Absent(_))), "{read:?}");
     }
-    let again = store.open(meta).await.expect("opens");
+    let again = store.open(meta.clone()).await.expect("opens");
     assert_eq!(again.count(), 0, "nothing of a removed blob is left");
+    write(store, &bytes, &meta, 0).await;
+    store.discard(digest).await.expect("discards");
+    store.discard(digest).await.expect("absent is no error");
+    assert_eq!(status(store, digest).await, BlobStatus::Absent);
+    fill(store, &bytes, &meta).await;
+    store.seal(digest).await.expect("is whole");
+    store.discard(digest).await.expect("is sealed");
+    assert_reads(store, &meta, &bytes).await;
 }
 
 async fn sealed_blobs_are_listed_in_order(store: &impl PieceStore) {
