@@ -1,1 +1,3 @@
-//! Benchmarks of the Kraken crates: `cargo bench -p kraken-benches`.
+//! Benchmarks of the Kraken crates: `cargo bench -p kraken-benches`, and the program `datapath`.
+
+pub mod rate;

@@ -6,6 +6,7 @@ use std::error::Error;
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
+use kraken_benches::rate::Watched;
 use kraken_core::net::{CertAuthority, Discovery, DiscoveryError, Identity, Quic, Transport as _};
 use kraken_core::proto::{AnnounceReply, AnnounceRequest, Handout};
 use kraken_core::storage::{MemStore, UploadStore as _};
@@ -140,56 +141,9 @@ async fn small_beside_large(of_seeder: Limits, of_leecher: Limits, what: &str) -
     Ok(())
 }
 
-/// Counts over time.
-struct Watched {
-    seconds: Vec<f64>,
-    least: f64,
-    most: f64,
-}
-
-impl std::fmt::Display for Watched {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for second in &self.seconds {
-            write!(f, "{second:7.2}")?;
-        }
-        write!(
-            f,
-            " MB; any second: {:.2} to {:.2} MB",
-            self.least, self.most
-        )
-    }
-}
-
-/// Reads a count every 5 ms.
-async fn watch(seconds: u64, count: impl Fn() -> u64) -> Watched {
-    let begun = Instant::now();
-    let mut samples = vec![(Duration::ZERO, count())];
-    while begun.elapsed() < Duration::from_secs(seconds) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        samples.push((begun.elapsed(), count()));
-    }
-    // The count at a moment, between two samples.
-    let at = |moment: Duration| {
-        let after = samples
-            .partition_point(|(when, _)| *when < moment)
-            .clamp(1, samples.len() - 1);
-        let ((from, low), (to, high)) = (samples[after - 1], samples[after]);
-        let part = (moment - from).as_secs_f64() / (to - from).as_secs_f64();
-        (low as f64 + part * (high - low) as f64) / MB as f64
-    };
-    let within = |from: Duration| at(from + SECOND) - at(from);
-    let starts = samples.iter().map(|(when, _)| *when);
-    let windows: Vec<_> = starts
-        .filter(|start| *start + SECOND <= Duration::from_secs(seconds))
-        .map(within)
-        .collect();
-    Watched {
-        seconds: (0..seconds)
-            .map(|second| within(Duration::from_secs(second)))
-            .collect(),
-        least: windows.iter().copied().fold(f64::MAX, f64::min),
-        most: windows.iter().copied().fold(0.0, f64::max),
-    }
+/// Every second, and any.
+async fn watch(seconds: u32, count: impl Fn() -> u64) -> Watched {
+    Watched::of(SECOND * seconds, SECOND, count).await
 }
 
 /// A seeder of some blobs.

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Outcome;
 use crate::measure::Effort;
+use crate::peers::{CROWD, crowd_name};
 use crate::process::scratch;
 
 const STEP: u64 = 4 << 20;
@@ -34,7 +35,8 @@ impl Lab {
         fs::hard_link(sealed, payload_path(dir.path()))?;
         let authority = CertAuthority::create()?;
         fs::write(dir.path().join("ca.pem"), authority.to_pem().0)?;
-        for name in ["seed", "leech-0", "leech-1", "leech-2", "leech-3"] {
+        let names = ["seed", "leech-0", "leech-1", "leech-2", "leech-3"].map(str::to_string);
+        for name in names.into_iter().chain((0..CROWD).map(crowd_name)) {
             let (cert, key) = authority.issue("agent", &["127.0.0.1".to_string()])?;
             fs::write(dir.path().join(format!("{name}.pem")), cert)?;
             fs::write(dir.path().join(format!("{name}.key")), key)?;

@@ -18,12 +18,18 @@
 mod cold;
 mod lab;
 mod libtorrent;
+mod limits;
 mod machine;
+mod made;
 mod measure;
+mod memory;
 mod mini;
+mod peers;
 mod process;
+mod push;
 mod report;
 mod serve;
+mod service;
 mod swarm;
 mod sweep;
 mod transfer;
@@ -40,7 +46,7 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Groups of measures that share their runs. `--only` takes a group's name, or how its measures'
 /// names begin.
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 9] = [
     Group {
         name: "transfer",
         run: transfer::measures,
@@ -60,6 +66,22 @@ const GROUPS: [Group; 5] = [
     Group {
         name: "cold",
         run: cold::measures,
+    },
+    Group {
+        name: "push",
+        run: push::measures,
+    },
+    Group {
+        name: "memory",
+        run: memory::measures,
+    },
+    Group {
+        name: "limits",
+        run: limits::measures,
+    },
+    Group {
+        name: "huge",
+        run: memory::huge,
     },
 ];
 
@@ -90,6 +112,12 @@ struct Arguments {
     /// rate shows what the pipeline alone costs.
     #[arg(long, default_value_t = 100)]
     backend_rate: u32,
+    /// The blob of `memory`, in MiB.
+    #[arg(long, default_value_t = 10 << 10)]
+    memory_mib: u64,
+    /// The blob of `huge`, in bytes.
+    #[arg(long, default_value_t = 100_000_000_000)]
+    huge_bytes: u64,
     /// Where blobs are kept meanwhile: a real disk; the system's directory for temporary files by
     /// default.
     #[arg(long)]
@@ -106,7 +134,13 @@ enum Role {
     #[command(hide = true)]
     Leech(transfer::Leech),
     #[command(hide = true)]
-    ServeAgent(serve::AgentRole),
+    Service(service::Service),
+    #[command(hide = true)]
+    Crowd(peers::Crowd),
+    #[command(hide = true)]
+    Limit(limits::Limit),
+    #[command(hide = true)]
+    Fetch(peers::Fetch),
     #[command(hide = true)]
     MiniSeed(mini::Seed),
     #[command(hide = true)]
@@ -118,7 +152,10 @@ fn main() -> Outcome<()> {
     match &arguments.role {
         Some(Role::Seed(seed)) => seed.run(),
         Some(Role::Leech(leech)) => leech.run(),
-        Some(Role::ServeAgent(role)) => role.run(),
+        Some(Role::Service(service)) => service.run(),
+        Some(Role::Crowd(crowd)) => crowd.run(),
+        Some(Role::Limit(limit)) => limit.run(),
+        Some(Role::Fetch(fetch)) => fetch.run(),
         Some(Role::MiniSeed(seed)) => seed.run(),
         Some(Role::MiniLeech(leech)) => leech.run(),
         None => measure_all(&arguments),
@@ -137,6 +174,8 @@ fn measure_all(arguments: &Arguments) -> Outcome<()> {
             repeats: arguments.repeats,
             subjects: arguments.subjects.clone(),
             backend_rate: f64::from(arguments.backend_rate) * 1e6,
+            memory_mib: arguments.memory_mib,
+            huge_bytes: arguments.huge_bytes,
         },
     )?;
     let mut measures = Vec::new();

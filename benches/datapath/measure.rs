@@ -76,6 +76,10 @@ pub(crate) struct Effort {
     pub(crate) subjects: Vec<String>,
     /// Of the backend of `cold`, in bytes per second.
     pub(crate) backend_rate: f64,
+    /// The blob of `memory`, in MiB.
+    pub(crate) memory_mib: u64,
+    /// The blob of `huge`, in bytes.
+    pub(crate) huge_bytes: u64,
 }
 
 /// The samples of each subject, in rounds.

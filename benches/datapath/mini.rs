@@ -29,7 +29,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use crate::Outcome;
 use crate::lab::{Lab, payload_path};
 use crate::measure::Sample;
-use crate::process::{self, Child, cpu_seconds, scratch, wait_for_line};
+use crate::process::{self, Child, cpu_seconds, next_line, scratch};
 
 const PIECE: u64 = 4 << 20;
 const STEP: usize = 64 << 10;
@@ -112,7 +112,7 @@ impl Seed {
                 }
             }
         });
-        spawn_blocking(wait_for_line).await??;
+        next_line().await?;
         println!("cpu {}", cpu_seconds() - before);
         serve.abort();
         Ok(())
@@ -154,7 +154,7 @@ impl Leech {
         config.transport_config(Arc::new(transport(self.mtu)));
         let endpoint = endpoint(self.mtu, None)?;
         println!("ready");
-        spawn_blocking(wait_for_line).await??;
+        next_line().await?;
         let (begun, before) = (Instant::now(), cpu_seconds());
         let conn = endpoint
             .connect_with(config, self.addr, "mini.invalid")?

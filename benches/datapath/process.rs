@@ -5,6 +5,7 @@
 //! at which they are ready.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{self, BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -56,8 +57,25 @@ impl Child {
 
     /// Lets one that receives begin.
     pub(crate) fn go(&mut self) -> Outcome<()> {
-        let input = self.input.as_mut().ok_or("the child has begun")?;
-        Ok(input.write_all(b"go\n")?)
+        self.tell("go")
+    }
+
+    /// Says a line to the child.
+    pub(crate) fn tell(&mut self, line: &str) -> Outcome<()> {
+        let input = self.input.as_mut().ok_or("the child's input has ended")?;
+        Ok(writeln!(input, "{line}")?)
+    }
+
+    /// The most memory that the child has had, in bytes.
+    pub(crate) fn peak_memory(&self) -> Outcome<u64> {
+        peak_memory(self.child.id())
+    }
+
+    /// What the child has read from files so far, in bytes; what comes over sockets is not counted.
+    pub(crate) fn file_bytes_read(&self) -> Outcome<u64> {
+        let io = fs::read_to_string(format!("/proc/{}/io", self.child.id()))?;
+        let line = io.lines().find_map(|line| line.strip_prefix("rchar:"));
+        Ok(line.ok_or("no rchar")?.trim().parse()?)
     }
 
     /// Wall and processor seconds of one that has received everything.
@@ -109,15 +127,27 @@ pub(crate) fn run(side: &str, work: impl Future<Output = Outcome<()>>) -> Outcom
 }
 
 /// In a child: waits for a line, or for the end of the input.
-pub(crate) fn wait_for_line() -> Outcome<()> {
-    io::stdin().lock().read_line(&mut String::new())?;
-    Ok(())
+pub(crate) async fn next_line() -> Outcome<Option<String>> {
+    let read = || {
+        let mut line = String::new();
+        let read = io::stdin().lock().read_line(&mut line)?;
+        Ok((read > 0).then(|| line.trim_end().to_string()))
+    };
+    tokio::task::spawn_blocking(read).await?
 }
 
 /// What this process has used so far, all its threads and the kernel on its behalf, in seconds.
 pub(crate) fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// The most memory that a process has had, in bytes.
+pub(crate) fn peak_memory(pid: u32) -> Outcome<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next());
+    Ok(kib.ok_or("no VmHWM")?.parse::<u64>()? << 10)
 }
 
 /// A directory for one run's files, gone afterwards.

@@ -2,7 +2,7 @@
 //! docker-registry. The readers' time is not counted; it is the same for all.
 
 mod blob;
-mod client;
+pub(crate) mod client;
 mod servers;
 
 use std::collections::BTreeMap;
@@ -11,9 +11,8 @@ use crate::Outcome;
 use crate::lab::Lab;
 use crate::measure::{Measure, median};
 use crate::process::scratch;
-use blob::Blob;
-pub(crate) use servers::AgentRole;
-use servers::Server;
+pub(crate) use blob::Blob;
+pub(crate) use servers::Server;
 
 const LENGTH: u64 = 1 << 30;
 const CONNECTIONS: usize = 8;

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use kraken_core::net::{Discovery, DiscoveryError, Quic, QuicOptions, Tcp};
-use kraken_core::proto::{AnnounceReply, AnnounceRequest, Handout, PeerRole};
+use kraken_core::net::{Quic, QuicOptions, Tcp};
 use kraken_core::storage::FsStore;
-use kraken_core::{Agent, Digest, MetaInfo, Namespace, PeerId, PeerInfo};
+use kraken_core::{Agent, Namespace, PeerInfo};
 
 use crate::lab::{self, Lab};
 use crate::measure::{Measure, Rounds, Sample, Subject};
-use crate::process::{self, Child, cpu_seconds, scratch, wait_for_line};
+use crate::peers::{Named, parse, place};
+use crate::process::{self, Child, cpu_seconds, next_line, scratch};
 use crate::{Outcome, libtorrent, mini};
 
 /// Ethernet's 1500 bytes, and jumbo frames, less the headers of IPv6 and UDP.
@@ -92,9 +92,6 @@ pub(crate) fn leecher(
     (dir, number): (&Path, usize),
     patience: Duration,
 ) -> Outcome<Child> {
-    let [addr, id] = ready else {
-        return Err("a seeder says where and who it is".into());
-    };
     let lab = lab.path().to_string_lossy();
     let name = format!("leech-{number}");
     let store = dir.join(&name);
@@ -112,10 +109,8 @@ pub(crate) fn leecher(
         &name,
         "--store",
         &store,
-        "--addr",
-        addr,
-        "--id",
-        id,
+        "--peers",
+        &ready.join(","),
         "--patience",
         &patience,
     ])
@@ -161,10 +156,8 @@ pub(crate) struct Leech {
     name: String,
     #[arg(long)]
     store: PathBuf,
-    #[arg(long)]
-    addr: SocketAddr,
-    #[arg(long)]
-    id: String,
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
     #[arg(long)]
     patience: u64,
 }
@@ -177,14 +170,12 @@ impl Seed {
     async fn work(&self) -> Outcome<()> {
         let agent = self
             .common
-            .agent("seed", &lab::store_path(&self.common.lab), None)
+            .agent("seed", &lab::store_path(&self.common.lab), Vec::new())
             .await?;
         agent.seed_all().await?;
-        let local = agent.local();
-        let id = Digest::from_bytes(*local.id.as_bytes()).hex();
         let before = cpu_seconds();
-        println!("ready {} {id}", local.addr);
-        tokio::task::spawn_blocking(wait_for_line).await??;
+        println!("ready {}", place(&agent));
+        next_line().await?;
         println!("cpu {}", cpu_seconds() - before);
         Ok(())
     }
@@ -196,19 +187,14 @@ impl Leech {
     }
 
     async fn work(&self) -> Outcome<()> {
-        let seeder = PeerInfo {
-            id: PeerId::from_bytes(*Digest::from_hex(&self.id)?.as_bytes()),
-            addr: self.addr,
-            role: PeerRole::Agent,
-            zone: None,
-        };
+        let peers: Vec<_> = self.peers.iter().map(String::as_str).collect();
         let agent = self
             .common
-            .agent(&self.name, &self.store, Some(seeder))
+            .agent(&self.name, &self.store, parse(&peers)?)
             .await?;
         let digest = lab::meta(&self.common.lab)?.digest();
         println!("ready");
-        tokio::task::spawn_blocking(wait_for_line).await??;
+        next_line().await?;
         let (begun, before) = (Instant::now(), cpu_seconds());
         let namespace = Namespace::default();
         let fetched = agent.fetch(&namespace, digest);
@@ -225,14 +211,12 @@ impl Leech {
 }
 
 impl Common {
-    async fn agent(&self, name: &str, store: &Path, seeder: Option<PeerInfo>) -> Outcome<Agent> {
+    async fn agent(&self, name: &str, store: &Path, peers: Vec<PeerInfo>) -> Outcome<Agent> {
         let store = FsStore::open(store).await?;
         let identity = lab::identity(&self.lab, name)?;
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let known = Known {
-            seeder,
-            meta: lab::meta(&self.lab)?,
-        };
+        let meta = lab::meta(&self.lab)?;
+        let known = Named { meta, peers };
         let builder = match self.way {
             Way::Quic => {
                 let options = QuicOptions::default().mtu(self.mtu);
@@ -242,28 +226,5 @@ impl Common {
             Way::Tcp => Agent::builder(store, Tcp::bind(any_port, &identity)?),
         };
         Ok(builder.discovery(known).spawn()?)
-    }
-}
-
-/// Knows the seeder, and what the blob consists of.
-struct Known {
-    seeder: Option<PeerInfo>,
-    meta: MetaInfo,
-}
-
-impl Discovery for Known {
-    async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
-        let handouts = request.blobs.iter().map(|blob| Handout {
-            digest: blob.digest,
-            peers: self.seeder.iter().cloned().collect(),
-        });
-        Ok(AnnounceReply {
-            interval_ms: 1000,
-            handouts: handouts.collect(),
-        })
-    }
-
-    async fn metainfo(&self, _: &Namespace, _: Digest) -> Result<MetaInfo, DiscoveryError> {
-        Ok(self.meta.clone())
     }
 }

@@ -12,7 +12,7 @@ use rand_pcg::Pcg64Mcg;
 use crate::Outcome;
 
 /// A sealed blob.
-pub(super) struct Blob {
+pub(crate) struct Blob {
     /// The store's directory.
     pub(super) store: PathBuf,
     pub(super) digest: Digest,
@@ -23,7 +23,7 @@ const STEP: usize = 1 << 20;
 
 impl Blob {
     /// Makes one of `length` bytes that nobody compresses. Its pages are cached afterwards.
-    pub(super) fn make(dir: &Path, length: u64) -> Outcome<Self> {
+    pub(crate) fn make(dir: &Path, length: u64) -> Outcome<Self> {
         let store = dir.join("store");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -1,7 +1,7 @@
 //! A reader that costs as little as it can: HTTP/1.1 over a plain socket, into one buffer.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::Outcome;
@@ -51,20 +51,20 @@ pub(super) fn read(addr: SocketAddr, path: &str) -> Outcome<u64> {
 }
 
 /// An answer's head.
-pub(super) struct Answer {
-    pub(super) status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     pub(super) length: Option<u64>,
-    pub(super) location: Option<String>,
+    pub(crate) location: Option<String>,
 }
 
-pub(super) fn connect(addr: SocketAddr) -> Outcome<TcpStream> {
+pub(crate) fn connect(addr: SocketAddr) -> Outcome<TcpStream> {
     let stream = TcpStream::connect(addr)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
 /// Reads an answer's head, and says how many bytes of its body came with it.
-pub(super) fn head(stream: &mut TcpStream, buffer: &mut [u8]) -> Outcome<(Answer, usize)> {
+pub(crate) fn head(stream: &mut TcpStream, buffer: &mut [u8]) -> Outcome<(Answer, usize)> {
     let mut filled = 0;
     let end = loop {
         let read = stream.read(&mut buffer[filled..])?;
@@ -89,4 +89,16 @@ pub(super) fn head(stream: &mut TcpStream, buffer: &mut [u8]) -> Outcome<(Answer
         location: field("location"),
     };
     Ok((answer, filled - end))
+}
+
+/// Places where nobody listens, each another one.
+pub(crate) fn free<const N: usize>() -> Outcome<[SocketAddr; N]> {
+    let held: Vec<_> = (0..N)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .collect::<Result<_, _>>()?;
+    let places: Vec<_> = held
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect::<Result<_, _>>()?;
+    Ok(places.try_into().expect("as many as were held"))
 }

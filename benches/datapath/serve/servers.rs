@@ -3,44 +3,26 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use clap::Args;
 use kraken_core::Digest;
 use kraken_core::net::CertAuthority;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::blob::Blob;
-use super::client;
+use super::client::{self, free};
 use crate::Outcome;
+use crate::process::peak_memory;
 
 /// A server that runs.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     pub(super) addr: SocketAddr,
     /// Where the blob is.
     pub(super) path: String,
-}
-
-/// The agent's role of this program: the service of the binary `kraken-agent`.
-#[derive(Args)]
-pub(crate) struct AgentRole {
-    config: PathBuf,
-}
-
-impl AgentRole {
-    pub(crate) fn run(&self) -> Outcome<()> {
-        kraken_daemon::process::init_log("error");
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()?;
-        let service =
-            kraken_daemon::process::run_until_signal(&self.config, kraken_daemon::agent::start);
-        Ok(runtime.block_on(service)?)
-    }
 }
 
 /// How long a server may take to answer at all.
@@ -49,8 +31,8 @@ const START: Duration = Duration::from_secs(30);
 impl Server {
     /// The agent, over the store that has the blob. Nobody else of its cluster runs: it needs them
     /// for nothing that is measured.
-    pub(super) fn agent(dir: &Path, blob: &Blob) -> Outcome<Self> {
-        let addr = free()?;
+    pub(crate) fn agent(dir: &Path, blob: &Blob) -> Outcome<Self> {
+        let [addr] = free()?;
         let authority = CertAuthority::create()?;
         let (cert, key) = authority.issue("agent", &["localhost".to_string()])?;
         for (name, text) in [
@@ -60,7 +42,7 @@ impl Server {
         ] {
             fs::write(dir.join(name), text)?;
         }
-        let (peers, nobody) = (free()?, free()?);
+        let [peers, nobody] = free()?;
         let config = format!(
             "store: {store}\npeer_listen: {peers}\nregistry_listen: {addr}\n\
              trackers: [\"https://{nobody}\"]\nbuild_indexes: [\"https://{nobody}\"]\n\
@@ -79,7 +61,7 @@ impl Server {
             }
             None => {
                 let mut command = Command::new(std::env::current_exe()?);
-                command.arg("serve-agent").arg(&path);
+                command.arg("service").arg("agent").arg(&path);
                 command
             }
         };
@@ -88,7 +70,7 @@ impl Server {
 
     /// nginx with sendfile over the very file that the agent has.
     pub(super) fn nginx(dir: &Path, blob: &Blob) -> Outcome<Self> {
-        let addr = free()?;
+        let [addr] = free()?;
         let file = blob.file();
         let root = file.parent().ok_or("a blob in no directory")?;
         let config = format!(
@@ -115,7 +97,7 @@ impl Server {
 
     /// docker-registry on files of its own, with the blob pushed to it.
     pub(super) fn registry(dir: &Path, blob: &Blob) -> Outcome<Self> {
-        let addr = free()?;
+        let [addr] = free()?;
         let config = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {dir}/registry}}, \
@@ -198,11 +180,8 @@ impl Server {
     }
 
     /// The most memory that the server has had, in bytes.
-    pub(super) fn peak_memory(&self) -> Outcome<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.split_whitespace().next());
-        Ok(kib.ok_or("no VmHWM")?.parse::<u64>()? << 10)
+    pub(crate) fn peak_memory(&self) -> Outcome<u64> {
+        peak_memory(self.child.id())
     }
 }
 
@@ -237,8 +216,4 @@ fn program(name: &str, usual: &str) -> PathBuf {
         Path::new(name)
     }
     .to_path_buf()
-}
-
-fn free() -> Outcome<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

@@ -13,7 +13,6 @@ use kraken_proto::{
 };
 use kraken_storage::queue::DurableQueue;
 use kraken_storage::{Backend, UploadStore};
-use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Notify;
 
 use super::{Inner, Origin};
@@ -151,7 +150,7 @@ impl OriginBuilder {
             role: PeerRole::Origin,
             zone: self.zone,
         };
-        let (tasks, metrics) = (Tasks::default(), Arc::new(Metrics::new()));
+        let (tasks, metrics) = (Tasks::default(), Arc::new(Metrics::of_origin()));
         self.limits.apply(self.transport.throttle());
         let notes = driver::start(Parts {
             local: local.clone(),
@@ -183,7 +182,7 @@ impl OriginBuilder {
             name: self.name,
             replicas: self.replicas,
             fetching: Default::default(),
-            backend_reads: Counter::default(),
+            copying: Default::default(),
             metrics,
             notes,
             tasks: tasks.clone(),

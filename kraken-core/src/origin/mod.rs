@@ -7,6 +7,7 @@
 mod api;
 mod builder;
 mod coming;
+mod copying;
 mod ingest;
 mod replicate;
 mod source;
@@ -19,7 +20,6 @@ use std::time::Duration;
 use kraken_net::origin::OriginClient;
 use kraken_proto::{Digest, PeerInfo, Ring, SwarmStats};
 use kraken_storage::queue::DurableQueue;
-use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 pub use self::builder::{OriginBuilder, RingMember};
@@ -29,6 +29,7 @@ use crate::dynamic::{DynBackend, DynTransport, DynUploadStore};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 use coming::Coming;
+use copying::Copying;
 
 /// A seeder in front of the storage. Cheap to clone; [`Origin::shutdown`] ends it.
 #[derive(Clone)]
@@ -52,7 +53,7 @@ struct Inner {
     peers: BTreeMap<String, OriginClient>,
     replicas: usize,
     fetching: Mutex<HashMap<Digest, Coming>>,
-    backend_reads: Counter,
+    copying: Copying,
     metrics: Arc<Metrics>,
     notes: mpsc::Sender<Note>,
     tasks: Tasks,
@@ -95,7 +96,7 @@ impl Origin {
 
     /// How many blobs it began to read from its backend.
     pub fn backend_reads(&self) -> u64 {
-        self.inner.backend_reads.get()
+        self.inner.metrics.backend_reads().get()
     }
 
     /// Tasks that wait: write-backs, and copies for origins that were away.

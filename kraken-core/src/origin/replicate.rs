@@ -8,8 +8,10 @@ use futures::stream::FuturesUnordered;
 use kraken_net::http::ApiError;
 use kraken_proto::{Digest, MetaInfo, Namespace};
 use kraken_storage::StoreError;
+use tokio::time::Instant;
 
 use super::Inner;
+use super::copying::Copy;
 use super::ingest::store_error;
 
 /// A replica writes a blob back only when the first holder has not done so after this time per
@@ -38,6 +40,7 @@ impl Inner {
         namespace: &Namespace,
         digest: Digest,
     ) -> Result<MetaInfo, ApiError> {
+        let begun = Instant::now();
         self.queue_write_back(namespace, digest, COMMIT_TIME)
             .await?;
         let mut repairs = BTreeMap::new();
@@ -60,7 +63,9 @@ impl Inner {
         // A task of an earlier attempt may have given up while this one was under way.
         self.queue_write_back(namespace, digest, Duration::ZERO)
             .await?;
+        let durable = begun.elapsed();
         self.replicate(namespace, &meta, &repairs).await?;
+        self.metrics.committed(durable, begun.elapsed() - durable);
         Ok(meta)
     }
 
@@ -91,8 +96,12 @@ impl Inner {
             while copies + sending.len() < owners {
                 let Some(name) = others.next() else { break };
                 rank += 1;
-                let copy = self.copy_to(name, namespace, meta, STAGGER * rank);
-                sending.push(async move { (name, copy.await) });
+                let delay = STAGGER * rank;
+                sending.push(async move {
+                    // A repair may be faster than a commit that is repeated.
+                    let copy = self.copying.turn(digest, name).await;
+                    (name, self.copy_to(copy, namespace, meta, delay).await)
+                });
             }
             match sending.next().await {
                 Some((name, Ok(()))) => {
@@ -102,7 +111,7 @@ impl Inner {
                     }
                 }
                 Some((name, Err(reason))) => {
-                    tracing::warn!(origin = name, %digest, reason, "no copy there yet");
+                    tracing::warn!(origin = name, %digest, %reason, "no copy there yet");
                 }
                 None => break,
             }
@@ -121,13 +130,14 @@ impl Inner {
     /// Sends a blob to another origin, unless it has it.
     pub(super) async fn copy_to(
         &self,
-        origin: &str,
+        copy: Copy,
         namespace: &Namespace,
         meta: &MetaInfo,
         write_back_delay: Duration,
     ) -> Result<(), String> {
         let said = |error: ApiError| error.to_string();
-        let client = self.peers.get(origin).ok_or("not a member of the ring")?;
+        let client = self.peers.get(copy.origin());
+        let client = client.ok_or("not a member of the ring")?;
         let digest: Digest = meta.digest();
         if client
             .stat(namespace, digest, true)
@@ -150,7 +160,7 @@ impl Inner {
             Err(error) => {
                 // What was sent is worth nothing; if the other side is gone, it expires there.
                 let _ = client.upload_abort(&upload).await;
-                Err(error.to_string())
+                Err(said(error))
             }
         }
     }

@@ -76,7 +76,7 @@ impl Inner {
             Some(length) => {
                 let stream = self.backend.read(namespace, digest, from).await;
                 let stream = stream.map_err(unavailable)?;
-                self.backend_reads.inc();
+                self.metrics.backend_reads().inc();
                 let body = stream.map(|chunk| chunk.map_err(std::io::Error::other));
                 let body = body.boxed();
                 Ok(Source { length, body })

@@ -13,7 +13,7 @@ use futures::stream::FuturesUnordered;
 use kraken_net::http::ApiError;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
-use kraken_proto::{Digest, Namespace};
+use kraken_proto::{Digest, MetaInfo, Namespace};
 use kraken_storage::queue::{DurableQueue, QueueError, Task};
 
 use super::Inner;
@@ -130,16 +130,18 @@ impl Inner {
         let (id, attempts) = (task.id, task.attempts);
         let outcome = match self.run(&task).await {
             Ok(()) => self.on_queue(move |queue| queue.done(id)).await,
-            Err(reason) => {
+            Err(unfinished) => {
                 let mut backoff = Backoff::new(RETRY, RETRY_MAX, Jitter::Equal).resumed(attempts);
                 let wait = backoff.delay(&mut Rng::seeded(id ^ u64::from(attempts) << 32));
-                tracing::warn!(
-                    kind = task.kind,
-                    key = task.key,
-                    reason,
-                    ?wait,
-                    "will try again"
-                );
+                let (kind, key) = (&task.kind, &task.key);
+                match unfinished {
+                    Unfinished::Early(reason) => {
+                        tracing::debug!(kind, key, reason, ?wait, "will look again");
+                    }
+                    Unfinished::Failed(reason) => {
+                        tracing::warn!(kind, key, reason, ?wait, "will try again");
+                    }
+                }
                 let due = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 self.on_queue(move |queue| queue.retry(id, due)).await
             }
@@ -149,7 +151,7 @@ impl Inner {
         }
     }
 
-    async fn run(&self, task: &Task) -> Result<(), String> {
+    async fn run(&self, task: &Task) -> Result<(), Unfinished> {
         let mut words = task.key.split(' ');
         let (Some(Ok(namespace)), Some(Ok(digest))) = (
             words.next().map(str::parse::<Namespace>),
@@ -175,13 +177,9 @@ impl Inner {
         namespace: &Namespace,
         digest: Digest,
         attempts: u32,
-    ) -> Result<(), String> {
-        let said = |error: kraken_storage::BackendError| error.to_string();
-        let Some(meta) = self
-            .sealed(digest)
-            .await
-            .map_err(|error| error.to_string())?
-        else {
+    ) -> Result<(), Unfinished> {
+        let said = |error: kraken_storage::BackendError| Unfinished::Failed(error.to_string());
+        let Some(meta) = self.committed(digest).await? else {
             return not_committed(attempts);
         };
         if self.backend.stat(namespace, digest).await.map_err(said)? == Some(meta.length()) {
@@ -207,19 +205,25 @@ impl Inner {
         namespace: &Namespace,
         digest: Digest,
         attempts: u32,
-    ) -> Result<(), String> {
-        let sealed = self
-            .sealed(digest)
-            .await
-            .map_err(|error| error.to_string())?;
-        let Some(meta) = sealed else {
+    ) -> Result<(), Unfinished> {
+        let Some(meta) = self.committed(digest).await? else {
             return not_committed(attempts);
         };
         match self.peers.get(origin) {
-            Some(_) => self.copy_to(origin, namespace, &meta, Duration::ZERO).await,
+            Some(_) => {
+                let busy = Unfinished::Early("a copy is on its way there");
+                let copy = self.copying.begin(digest, origin).ok_or(busy)?;
+                let copied = self.copy_to(copy, namespace, &meta, Duration::ZERO).await;
+                copied.map_err(Unfinished::Failed)
+            }
             // It left the ring: somebody else owns the blob now.
             None => Ok(()),
         }
+    }
+
+    async fn committed(&self, digest: Digest) -> Result<Option<MetaInfo>, Unfinished> {
+        let sealed = self.sealed(digest).await;
+        sealed.map_err(|error| Unfinished::Failed(error.to_string()))
     }
 
     async fn on_queue<T: Send + 'static>(
@@ -233,11 +237,22 @@ impl Inner {
     }
 }
 
+/// Why a task stays in the queue.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unfinished {
+    /// It came too early: nothing is wrong.
+    #[error("{0}")]
+    Early(&'static str),
+    /// What it is for did not work.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// The task is older than the commit that it belongs to, or the commit failed.
-fn not_committed(attempts: u32) -> Result<(), String> {
+fn not_committed(attempts: u32) -> Result<(), Unfinished> {
     let waiting = attempts < COMMIT_ATTEMPTS;
     if waiting {
-        Err("the blob is not committed yet".into())
+        Err(Unfinished::Early("the blob is not committed yet"))
     } else {
         Ok(())
     }

@@ -16,6 +16,7 @@
 
 mod cache;
 mod disk;
+mod early;
 mod journal;
 mod layout;
 mod meta;
@@ -39,7 +40,7 @@ use kraken_proto::{Bitfield, Digest, MetaInfo};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, Semaphore};
 use tokio::task::spawn_blocking;
 
-use self::cache::{Files, Slots, State};
+use self::cache::{Files, Part, Slots, State};
 use self::layout::Layout;
 use self::partial::Partial;
 use self::pool::Pool;
@@ -63,6 +64,8 @@ struct Shared {
     pool: Pool,
     uploads: Uploads,
     permits: Arc<Semaphore>,
+    /// Whose turn it is to sync before a blob's end.
+    early: Arc<Semaphore>,
     _lock: File,
 }
 
@@ -143,6 +146,7 @@ impl PieceStore for FsStore {
         }
         if let State::Partial(partial) = &*slot
             && meta.continues(&partial.meta())
+            && !partial.early().has_failed()
         {
             let partial = Arc::clone(partial);
             return self
@@ -159,6 +163,11 @@ impl PieceStore for FsStore {
         }
         self.blocking(move |shared| {
             let partial = match std::mem::take(&mut *slot) {
+                // Nobody knows what the disk has of it.
+                State::Partial(old) if old.early().has_failed() => {
+                    shared.files.forget(old.digest());
+                    shared.create_partial(meta)?
+                }
                 State::Partial(old) => shared.reopen_partial(&old, meta)?,
                 _ => shared.create_partial(meta)?,
             };
@@ -183,11 +192,18 @@ impl PieceStore for FsStore {
         // One at a time: the kernel lets no two writers into one file, and those who wait there burn
         // processor time.
         let turn = partial.turn_to_write().await;
+        let (early, len) = (Arc::clone(partial.early()), data.len());
         self.blocking(move |shared| {
             let (_slot, _turn) = (slot, turn);
             shared.write_piece(&partial, piece, &data)
         })
-        .await
+        .await?;
+        if early.wrote(len) {
+            self.sync_early(&early, move |shared| {
+                shared.partial_file(digest, Part::Data)
+            });
+        }
+        Ok(())
     }
 
     async fn read(&self, digest: Digest, offset: u64, len: u32) -> Result<Bytes, StoreError> {
@@ -311,6 +327,7 @@ impl Shared {
             uploads: Uploads::default(),
             // Half of them may wait for the disk while the others hash and copy.
             permits: Arc::new(Semaphore::new((2 * cores).max(4))),
+            early: Arc::new(Semaphore::new(1)),
             _lock: lock,
         })
     }
@@ -334,9 +351,13 @@ fn held(state: &State, meta: &MetaInfo) -> Option<Bitfield> {
     match state {
         State::Sealed(_) => Some(Bitfield::full(meta.piece_count())),
         // What is known here may be more than the caller knows.
-        State::Partial(partial) if partial.meta().continues(meta) => Some(partial.have()),
+        State::Partial(partial) if is_continued(partial, meta) => Some(partial.have()),
         _ => None,
     }
+}
+
+fn is_continued(partial: &Partial, meta: &MetaInfo) -> bool {
+    partial.meta().continues(meta) && !partial.early().has_failed()
 }
 
 fn flatten<T>(

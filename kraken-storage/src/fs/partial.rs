@@ -9,6 +9,7 @@ use kraken_proto::{Bitfield, Digest, MetaInfo};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::cache::Part;
+use super::early::EarlySync;
 use super::journal::{self, JournalEnd};
 use super::{Shared, disk, meta};
 use crate::store::{StoreError, first_missing};
@@ -22,6 +23,7 @@ pub(super) struct Partial {
     /// How many states of the metainfo are in its file.
     kept: Mutex<u32>,
     writer: Arc<Semaphore>,
+    early: Arc<EarlySync>,
 }
 
 /// An open metainfo is written to its file whenever it has grown by so many states. After a crash,
@@ -46,6 +48,7 @@ impl Partial {
                 journal,
             }),
             writer: Arc::new(Semaphore::new(1)),
+            early: Arc::default(),
         }
     }
 
@@ -69,6 +72,11 @@ impl Partial {
     pub(super) async fn turn_to_write(&self) -> OwnedSemaphorePermit {
         let turn = Arc::clone(&self.writer).acquire_owned();
         turn.await.expect("never closed")
+    }
+
+    /// What has gone to the disk of it.
+    pub(super) fn early(&self) -> &Arc<EarlySync> {
+        &self.early
     }
 
     /// The first piece under the bytes `range` that is not there.

@@ -28,8 +28,10 @@ impl Shared {
     /// Step 1 for a partial blob.
     pub(super) fn sync_partial(&self, partial: &Partial) -> Result<(), StoreError> {
         let digest = partial.digest();
-        self.partial_file(digest, Part::Data)?
-            .sync_data()
+        let file = self.partial_file(digest, Part::Data)?;
+        partial
+            .early()
+            .sync(|| file.sync_data())
             .map_err(disk::failed("sync", &self.layout.partial_data(digest)))
     }
 

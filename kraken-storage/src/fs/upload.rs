@@ -12,6 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use super::cache::State;
+use super::early::EarlySync;
 use super::layout::upload_id;
 use super::{FsStore, Shared, disk, seal};
 use crate::store::{StoreError, UploadStore};
@@ -24,9 +25,15 @@ pub(super) struct Uploads(Mutex<HashMap<Uuid, Arc<AsyncMutex<Upload>>>>);
 enum Upload {
     /// The file is there, its hash is not known: after a restart or a failed write.
     Unread,
-    /// The hash of exactly the bytes in the file.
-    Ready(ChainHasher),
+    Ready(Ready),
     Gone,
+}
+
+#[derive(Debug, Default)]
+struct Ready {
+    /// Of exactly the bytes in the file.
+    hasher: ChainHasher,
+    early: Arc<EarlySync>,
 }
 
 type Guard = OwnedMutexGuard<Upload>;
@@ -57,7 +64,7 @@ impl UploadStore for FsStore {
             let id = Uuid::now_v7();
             let path = shared.layout.upload(id);
             File::create_new(&path).map_err(disk::failed("create", &path))?;
-            let ready = Upload::Ready(ChainHasher::new());
+            let ready = Upload::Ready(Ready::default());
             let mut uploads = shared.uploads.lock();
             uploads.insert(id, Arc::new(AsyncMutex::new(ready)));
             Ok(id.hyphenated().to_string())
@@ -81,8 +88,14 @@ impl UploadStore for FsStore {
         if offset != len {
             return Err(StoreError::UploadOffset { len, offset });
         }
-        self.blocking(move |shared| shared.append(id, &mut guard, &data))
-            .await
+        let added = data.len();
+        let (length, early) = self
+            .blocking(move |shared| shared.append(id, &mut guard, &data))
+            .await?;
+        if early.wrote(added) {
+            self.sync_early(&early, move |shared| shared.upload_file(id).map(Arc::new));
+        }
+        Ok(length)
     }
 
     async fn upload_commit(&self, upload: &str, expected: Digest) -> Result<MetaInfo, StoreError> {
@@ -162,8 +175,12 @@ impl FsStore {
 
 impl Upload {
     fn hasher(&self) -> &ChainHasher {
+        &self.ready().hasher
+    }
+
+    fn ready(&self) -> &Ready {
         match self {
-            Self::Ready(hasher) => hasher,
+            Self::Ready(ready) => ready,
             Self::Unread | Self::Gone => unreachable!("FsStore::upload hands out ready ones only"),
         }
     }
@@ -176,18 +193,33 @@ impl Shared {
             *guard = Upload::Gone;
             self.uploads.forget(id);
         } else {
-            *guard = Upload::Ready(seal::hash(&path)?);
+            let hasher = seal::hash(&path)?;
+            *guard = Upload::Ready(Ready {
+                hasher,
+                early: Arc::default(),
+            });
         }
         Ok(guard)
     }
 
     /// Hashes and writes step by step, so that the bytes are read from memory once.
-    fn append(&self, id: Uuid, upload: &mut Upload, data: &[u8]) -> Result<u64, StoreError> {
-        let Upload::Ready(mut hasher) = std::mem::replace(upload, Upload::Unread) else {
+    fn append(
+        &self,
+        id: Uuid,
+        upload: &mut Upload,
+        data: &[u8],
+    ) -> Result<(u64, Arc<EarlySync>), StoreError> {
+        let Upload::Ready(Ready { mut hasher, early }) = std::mem::replace(upload, Upload::Unread)
+        else {
             unreachable!("FsStore::upload hands out ready ones only")
         };
         let before = hasher.length();
         let path = self.layout.upload(id);
+        if early.has_failed() {
+            self.drop_upload(id, upload)?;
+            let lost = std::io::Error::other("what came before did not reach the disk");
+            return Err(disk::failed("go on with", &path)(lost));
+        }
         // Opened for each append: an idle upload holds no file open, however many there are.
         let open = File::options().write(true).open(&path);
         let file = open.map_err(disk::failed("open", &path))?;
@@ -199,9 +231,14 @@ impl Shared {
             }
             hasher.update(step);
         }
-        let length = hasher.length();
-        *upload = Upload::Ready(hasher);
-        Ok(length)
+        let (length, written) = (hasher.length(), Arc::clone(&early));
+        *upload = Upload::Ready(Ready { hasher, early });
+        Ok((length, written))
+    }
+
+    fn upload_file(&self, id: Uuid) -> Result<File, StoreError> {
+        let path = self.layout.upload(id);
+        File::open(&path).map_err(disk::failed("open", &path))
     }
 
     /// Checks the digest and makes the bytes durable, before the blob is locked.
@@ -211,10 +248,13 @@ impl Shared {
             self.drop_upload(id, &mut guard)?;
             return Err(StoreError::DigestMismatch { expected, found });
         }
-        let path = self.layout.upload(id);
-        File::open(&path)
-            .and_then(|file| file.sync_data())
-            .map_err(disk::failed("sync", &path))?;
+        let file = self.upload_file(id)?;
+        let early = Arc::clone(&guard.ready().early);
+        if let Err(error) = early.sync(|| file.sync_data()) {
+            // What the disk has of it nobody knows: a second attempt must not find it good.
+            self.drop_upload(id, &mut guard)?;
+            return Err(disk::failed("sync", &self.layout.upload(id))(error));
+        }
         Ok(guard)
     }
 
