@@ -94,6 +94,20 @@ impl BlobSink for OriginCluster {
         Ok(format!("{origin}.{upload}"))
     }
 
+    async fn upload_start_known(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+        length: u64,
+    ) -> Result<String, SinkError> {
+        match Self::upload_start_known(self, ns, digest, length).await {
+            Ok((origin, upload)) => Ok(format!("{origin}.{upload}")),
+            // The bytes may come all the same: the commit sees that they are there.
+            Err(ApiError::Conflict(_)) => BlobSink::upload_start(self, ns).await,
+            Err(error) => Err(sink_error(error)),
+        }
+    }
+
     async fn upload_len(&self, id: &str) -> Result<u64, SinkError> {
         let (origin, upload) = split(id)?;
         Self::upload_len(self, origin, upload)

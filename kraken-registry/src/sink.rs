@@ -21,6 +21,21 @@ pub trait BlobSink: Send + Sync + 'static {
         ns: &Namespace,
     ) -> impl Future<Output = Result<String, SinkError>> + Send;
 
+    /// Begins an upload of a blob whose digest and length, in bytes, are known, and returns its id.
+    /// An implementation may let others have the blob while it comes.
+    ///
+    /// # Errors
+    /// As [`BlobSink::upload_start`].
+    fn upload_start_known(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+        length: u64,
+    ) -> impl Future<Output = Result<String, SinkError>> + Send {
+        let _ = (digest, length);
+        self.upload_start(ns)
+    }
+
     /// How many bytes the upload holds.
     ///
     /// # Errors

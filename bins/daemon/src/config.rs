@@ -230,8 +230,8 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
     #[test]
     fn the_size_of_datagrams_is_optional_and_checked() {
         let with = |line: &str| parse::<AgentConfig>(&format!("{AGENT}{line}\n"));
-        assert_eq!(with("").unwrap().quic_mtu, QuicMtu(1452));
-        assert_eq!(with("quic_mtu: 8972").unwrap().quic_mtu, QuicMtu(8972));
+        assert_eq!(with("").unwrap().quic_mtu, QuicMtu(8972));
+        assert_eq!(with("quic_mtu: 1452").unwrap().quic_mtu, QuicMtu(1452));
         let error = with("quic_mtu: 1000").unwrap_err();
         assert!(error.contains("between 1200 and 9000"), "{error}");
     }

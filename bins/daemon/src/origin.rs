@@ -33,8 +33,8 @@ pub struct OriginConfig {
     /// How this host dials its peers.
     #[serde(default)]
     pub transport: TransportConfig,
-    /// The largest datagram of QUIC that is tried, in bytes of UDP payload: 1452 by default, 8972
-    /// with jumbo frames.
+    /// The largest datagram of QUIC that is tried, in bytes of UDP payload; 8972 by default, which
+    /// jumbo frames carry. Smaller frames are found out.
     #[serde(default)]
     pub quic_mtu: QuicMtu,
     /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.

@@ -115,11 +115,29 @@ impl OriginApi for Origin {
         self.inner.store.upload_start().await.map_err(store_error)
     }
 
+    async fn upload_start_known(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        length: u64,
+    ) -> Result<String, ApiError> {
+        match self.inner.known_start(namespace, digest, length).await? {
+            Some(id) => Ok(id.to_string()),
+            None => self.upload_start().await,
+        }
+    }
+
     async fn upload_len(&self, id: &str) -> Result<u64, ApiError> {
+        if let Ok(id) = id.parse() {
+            return self.inner.known_len(id).await;
+        }
         self.inner.store.upload_len(id).await.map_err(store_error)
     }
 
     async fn upload_append(&self, id: &str, offset: u64, bytes: Bytes) -> Result<u64, ApiError> {
+        if let Ok(id) = id.parse() {
+            return self.inner.known_append(id, offset, bytes).await;
+        }
         self.inner
             .store
             .upload_append(id, offset, bytes)
@@ -163,6 +181,9 @@ impl OriginApi for Origin {
     }
 
     async fn upload_abort(&self, id: &str) -> Result<(), ApiError> {
+        if let Ok(id) = id.parse() {
+            return self.inner.known_abort(id).await;
+        }
         self.inner.store.upload_abort(id).await.map_err(store_error)
     }
 

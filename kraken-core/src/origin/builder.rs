@@ -182,6 +182,7 @@ impl OriginBuilder {
             name: self.name,
             replicas: self.replicas,
             fetching: Default::default(),
+            known: Default::default(),
             copying: Default::default(),
             metrics,
             notes,

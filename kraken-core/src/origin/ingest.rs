@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use kraken_net::http::{ApiError, ByteStream};
 use kraken_proto::retry::backoff::{Backoff, Jitter};
@@ -14,11 +14,13 @@ use kraken_proto::rng::Rng;
 use kraken_proto::{Bitfield, Digest, MetaInfo, Namespace};
 use kraken_storage::{BlobStatus, StoreError};
 use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::sleep;
 
 use super::Inner;
 use super::coming::{Coming, Said};
 use crate::agent::driver::{Note, Progress};
+use crate::dynamic::DynUploadStore;
 
 /// How often a source is looked for in vain before those who wait are told.
 const ATTEMPTS: u32 = 5;
@@ -54,7 +56,12 @@ impl Inner {
         coming.clone()
     }
 
-    async fn ended(&self, digest: Digest, end: Result<(), ApiError>, said: &watch::Sender<Said>) {
+    pub(super) async fn ended(
+        &self,
+        digest: Digest,
+        end: Result<(), ApiError>,
+        said: &watch::Sender<Said>,
+    ) {
         if end.is_err() {
             self.leave(digest).await;
         }
@@ -142,25 +149,37 @@ impl Inner {
 }
 
 /// What is still to come of a blob, in bytes.
-fn rest_of(meta: &MetaInfo, have: &Bitfield) -> std::ops::Range<u64> {
+pub(super) fn rest_of(meta: &MetaInfo, have: &Bitfield) -> std::ops::Range<u64> {
     let next = have.missing().next().unwrap_or(have.len());
     meta.piece_range(next).start..meta.length()
 }
 
-/// One blob on its way in.
-struct Ingest<'a> {
+/// One blob on its way in. One piece is proved and written while the next one comes.
+pub(super) struct Ingest<'a> {
     inner: &'a Inner,
     said: &'a watch::Sender<Said>,
     progress: watch::Receiver<Progress>,
+    /// What is known of the blob with the pieces that are in the store.
     meta: MetaInfo,
-    /// The piece that comes next, and what has come of it.
-    piece: u32,
-    begun: Vec<u8>,
+    /// So many pieces are in the store, from the first on.
+    stored: u32,
+    /// The piece after them.
+    storing: Option<JoinHandle<Result<Stored, ApiError>>>,
+    /// What has come of the piece behind those.
+    begun: BytesMut,
+    /// Memory of a piece that was written, to be used again.
+    spare: BytesMut,
+}
+
+/// A piece that is in the store: the metainfo with its proof, and the memory that it was in.
+struct Stored {
+    meta: MetaInfo,
+    memory: Option<BytesMut>,
 }
 
 impl<'a> Ingest<'a> {
     /// Makes room for the blob, or finds what came of it before, and tells the swarm.
-    async fn begin(
+    pub(super) async fn begin(
         inner: &'a Inner,
         namespace: &Namespace,
         digest: Digest,
@@ -175,7 +194,7 @@ impl<'a> Ingest<'a> {
             BlobStatus::Partial { meta, .. } => meta,
             _ => open,
         };
-        let piece = have.missing().next().unwrap_or(have.len());
+        let stored = have.missing().next().unwrap_or(have.len());
         if have.is_full() && meta.is_whole() {
             // Nothing will come that could tell the driver to do it.
             inner.store.seal(digest).await.map_err(store_error)?;
@@ -198,16 +217,23 @@ impl<'a> Ingest<'a> {
             said,
             progress,
             meta,
-            piece,
-            begun: Vec::new(),
+            stored,
+            storing: None,
+            begun: BytesMut::new(),
+            spare: BytesMut::new(),
         };
         ingest.say();
         Ok(ingest)
     }
 
+    /// The piece that comes.
+    fn piece(&self) -> u32 {
+        self.stored + u32::from(self.storing.is_some())
+    }
+
     /// The bytes that have not come.
-    fn rest(&self) -> std::ops::Range<u64> {
-        let start = self.meta.piece_range(self.piece).start + self.begun.len() as u64;
+    pub(super) fn rest(&self) -> std::ops::Range<u64> {
+        let start = self.meta.piece_range(self.piece()).start + self.begun.len() as u64;
         start..self.meta.length()
     }
 
@@ -216,29 +242,16 @@ impl<'a> Ingest<'a> {
     fn say(&self) {
         self.said.send_modify(|said| {
             said.meta = self.meta.unfinished();
-            said.pieces = self.piece;
+            said.pieces = self.stored;
         });
     }
 
     /// Takes what comes from the byte on that is missing.
-    async fn run(&mut self, mut body: ByteStream) -> Result<(), ApiError> {
-        while let Some(chunk) = body.next().await {
-            let mut chunk = chunk.map_err(|error| ApiError::Unavailable(error.to_string()))?;
-            while !chunk.is_empty() {
-                let size = self.meta.piece_size(self.piece) as usize;
-                if size == 0 {
-                    let length = self.meta.length();
-                    let what = format!("more than the {length} bytes came that were announced");
-                    return Err(ApiError::Damaged(what));
-                }
-                self.begun.reserve_exact(size - self.begun.len());
-                let part = chunk.split_to(chunk.len().min(size - self.begun.len()));
-                self.begun.extend_from_slice(&part);
-                if self.begun.len() == size {
-                    self.finish_piece().await?;
-                }
-            }
-        }
+    pub(super) async fn run(&mut self, mut body: ByteStream) -> Result<(), ApiError> {
+        let came = self.take(&mut body).await;
+        // Also behind a break: what has come whole is kept.
+        self.settle().await?;
+        came?;
         let rest = self.rest();
         if rest.is_empty() {
             return Ok(());
@@ -247,30 +260,87 @@ impl<'a> Ingest<'a> {
         Err(ApiError::Unavailable(what))
     }
 
-    /// Proves, keeps and announces the piece that has come.
-    async fn finish_piece(&mut self) -> Result<(), ApiError> {
-        let (data, piece) = (Bytes::from(std::mem::take(&mut self.begun)), self.piece);
-        let (meta, bytes) = (self.meta.clone(), data.clone());
-        let proved = tokio::task::spawn_blocking(move || proved(meta, piece, &bytes)).await;
-        let failed = || ApiError::Internal("a piece could not be hashed".into());
-        let meta = proved.map_err(|_| failed())??;
-        let (store, digest) = (&self.inner.store, meta.digest());
-        if meta != self.meta {
-            store.open(meta.clone()).await.map_err(store_error)?;
+    async fn take(&mut self, body: &mut ByteStream) -> Result<(), ApiError> {
+        while let Some(mut chunk) = self.next_chunk(body).await? {
+            while !chunk.is_empty() {
+                let size = self.meta.piece_size(self.piece()) as usize;
+                if size == 0 {
+                    let length = self.meta.length();
+                    let what = format!("more than the {length} bytes came that were announced");
+                    return Err(ApiError::Damaged(what));
+                }
+                self.begun.reserve(size - self.begun.len());
+                let part = chunk.split_to(chunk.len().min(size - self.begun.len()));
+                self.begun.extend_from_slice(&part);
+                if self.begun.len() == size {
+                    self.piece_came().await?;
+                }
+            }
         }
-        store
-            .write(digest, piece, data)
-            .await
-            .map_err(store_error)?;
+        Ok(())
+    }
+
+    /// The next bytes; a piece that is written meanwhile is announced at once.
+    async fn next_chunk(&mut self, body: &mut ByteStream) -> Result<Option<Bytes>, ApiError> {
+        let chunk = loop {
+            let Some(storing) = &mut self.storing else {
+                break body.next().await;
+            };
+            tokio::select! {
+                joined = storing => {
+                    self.storing = None;
+                    self.settled(joined).await?;
+                }
+                chunk = body.next() => break chunk,
+            }
+        };
+        let failed = |error: std::io::Error| ApiError::Unavailable(error.to_string());
+        chunk.transpose().map_err(failed)
+    }
+
+    /// Begins to prove and keep the piece that has come, as soon as the one before it is there: its
+    /// proof begins where that one's ends.
+    async fn piece_came(&mut self) -> Result<(), ApiError> {
+        let piece = self.piece();
+        let data = std::mem::take(&mut self.begun).freeze();
+        self.settle().await?;
+        self.begun = std::mem::take(&mut self.spare);
+        let (store, meta) = (self.inner.store.clone(), self.meta.clone());
+        self.storing = Some(tokio::spawn(store_piece(store, meta, piece, data)));
+        Ok(())
+    }
+
+    /// Waits for the piece that is being written.
+    async fn settle(&mut self) -> Result<(), ApiError> {
+        match self.storing.take() {
+            Some(storing) => {
+                let joined = storing.await;
+                self.settled(joined).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Announces the piece that was written. If it cannot be kept, it and what has come behind it has
+    /// to come again.
+    async fn settled(
+        &mut self,
+        joined: Result<Result<Stored, ApiError>, JoinError>,
+    ) -> Result<(), ApiError> {
+        let failed = |_| ApiError::Internal("a piece could not be hashed and written".into());
+        let stored = joined.map_err(failed).and_then(|stored| stored);
+        let Stored { meta, memory } = stored.inspect_err(|_| self.begun.clear())?;
+        self.spare = memory.unwrap_or_default();
         self.meta = meta.clone();
-        self.piece += 1;
+        let piece = self.stored;
+        self.stored += 1;
         let _ = self.inner.notes.send(Note::Ingested { meta, piece }).await;
         self.say();
         Ok(())
     }
 
     /// Waits until the blob is durable.
-    async fn sealed(mut self) -> Result<(), ApiError> {
+    pub(super) async fn sealed(mut self) -> Result<(), ApiError> {
         let settled = |progress: &Progress| progress.sealed || progress.failed.is_some();
         match self.progress.wait_for(settled).await {
             Ok(progress) => match &progress.failed {
@@ -286,6 +356,31 @@ impl<'a> Ingest<'a> {
     }
 }
 
+/// Proves and keeps a piece.
+async fn store_piece(
+    store: Arc<dyn DynUploadStore>,
+    before: MetaInfo,
+    piece: u32,
+    data: Bytes,
+) -> Result<Stored, ApiError> {
+    let (known, bytes) = (before.clone(), data.clone());
+    let proof = tokio::task::spawn_blocking(move || proved(known, piece, &bytes)).await;
+    let failed = |_| ApiError::Internal("a piece could not be hashed".into());
+    let meta = proof.map_err(failed)??;
+    let digest = meta.digest();
+    if meta != before {
+        store.open(meta.clone()).await.map_err(store_error)?;
+    }
+    let written = store.write(digest, piece, data.clone()).await;
+    written.map_err(store_error)?;
+    // A store may still hold on to the bytes; then others are taken for the next piece.
+    let memory = data.try_into_mut().ok().map(|mut memory| {
+        memory.clear();
+        memory
+    });
+    Ok(Stored { meta, memory })
+}
+
 /// The metainfo with the proof of `piece`: one state more, or the same when it proves it already.
 fn proved(meta: MetaInfo, piece: u32, bytes: &[u8]) -> Result<MetaInfo, ApiError> {
     if piece >= meta.provable() {
@@ -297,7 +392,7 @@ fn proved(meta: MetaInfo, piece: u32, bytes: &[u8]) -> Result<MetaInfo, ApiError
     match meta.verify(piece, bytes) {
         Ok(()) => Ok(meta),
         Err(_) => Err(ApiError::Damaged(format!(
-            "the bytes in the storage do not have the digest {}",
+            "the bytes that came do not have the digest {}",
             meta.digest()
         ))),
     }

@@ -9,6 +9,7 @@ mod builder;
 mod coming;
 mod copying;
 mod ingest;
+mod known;
 mod replicate;
 mod source;
 mod writeback;
@@ -30,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 use coming::Coming;
 use copying::Copying;
+use known::KnownUploads;
 
 /// A seeder in front of the storage. Cheap to clone; [`Origin::shutdown`] ends it.
 #[derive(Clone)]
@@ -53,6 +55,7 @@ struct Inner {
     peers: BTreeMap<String, OriginClient>,
     replicas: usize,
     fetching: Mutex<HashMap<Digest, Coming>>,
+    known: KnownUploads,
     copying: Copying,
     metrics: Arc<Metrics>,
     notes: mpsc::Sender<Note>,

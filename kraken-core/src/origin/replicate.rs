@@ -1,6 +1,7 @@
 //! Copies of a blob at other origins.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -35,7 +36,7 @@ impl Inner {
     /// any point leaves none with too few copies and nobody to mend it. A client that was not told
     /// of a commit which had happened may repeat it.
     pub(super) async fn commit(
-        &self,
+        self: &Arc<Self>,
         upload: &str,
         namespace: &Namespace,
         digest: Digest,
@@ -52,13 +53,9 @@ impl Inner {
                 repairs.insert(name.to_string(), id);
             }
         }
-        let meta = match self.store.upload_commit(upload, digest).await {
-            Ok(meta) => meta,
-            Err(error @ StoreError::UploadUnknown(_)) => self
-                .sealed(digest)
-                .await?
-                .ok_or_else(|| store_error(error))?,
-            Err(error) => return Err(store_error(error)),
+        let meta = match upload.parse() {
+            Ok(known) => self.known_finish(known, digest).await?,
+            Err(()) => self.upload_finish(upload, digest).await?,
         };
         // A task of an earlier attempt may have given up while this one was under way.
         self.queue_write_back(namespace, digest, Duration::ZERO)
@@ -67,6 +64,17 @@ impl Inner {
         self.replicate(namespace, &meta, &repairs).await?;
         self.metrics.committed(durable, begun.elapsed() - durable);
         Ok(meta)
+    }
+
+    async fn upload_finish(&self, upload: &str, digest: Digest) -> Result<MetaInfo, ApiError> {
+        match self.store.upload_commit(upload, digest).await {
+            Ok(meta) => Ok(meta),
+            Err(error @ StoreError::UploadUnknown(_)) => {
+                let sealed = self.sealed(digest).await?;
+                sealed.ok_or_else(|| store_error(error))
+            }
+            Err(error) => Err(store_error(error)),
+        }
     }
 
     /// Brings a blob that is durable here to its other owners, and says whether enough hold it.

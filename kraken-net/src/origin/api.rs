@@ -89,6 +89,22 @@ pub trait OriginApi: Send + Sync + 'static {
     /// There is no room for it.
     fn upload_start(&self) -> impl Future<Output = Result<String, ApiError>> + Send;
 
+    /// Begins an upload of which digest and length are known, and returns its id as
+    /// [`OriginApi::upload_start`] does. The blob can be read and followed while its bytes come, as
+    /// one that comes from the backend; an implementation may also take it in as any other bytes.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    fn upload_start_known(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        length: u64,
+    ) -> impl Future<Output = Result<String, ApiError>> + Send {
+        let _ = (namespace, digest, length);
+        self.upload_start()
+    }
+
     /// How many bytes of an upload are here.
     ///
     /// # Errors

@@ -174,8 +174,27 @@ impl OriginClient {
     /// # Errors
     /// There is no room for it.
     pub async fn upload_start(&self) -> Result<String, ApiError> {
-        let path = format!("/namespace/{}/uploads", Namespace::default());
-        let answer = self.ask(Method::POST, &path).await?;
+        self.start(&format!("/namespace/{}/uploads", Namespace::default()))
+            .await
+    }
+
+    /// Begins an upload of a blob whose digest and length, in bytes, are known: others can have it
+    /// while it comes.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when the origin has it; there is no room for it.
+    pub async fn upload_start_known(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        length: u64,
+    ) -> Result<String, ApiError> {
+        let blob = blob(namespace, digest);
+        self.start(&format!("{blob}/uploads?size={length}")).await
+    }
+
+    async fn start(&self, path: &str) -> Result<String, ApiError> {
+        let answer = self.ask(Method::POST, path).await?;
         let id = answer.header(UPLOAD_ID).map(str::to_string);
         id.ok_or_else(|| self.odd("no Upload-Id"))
     }

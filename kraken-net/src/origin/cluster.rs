@@ -161,6 +161,32 @@ impl OriginCluster {
         Err(error)
     }
 
+    /// Begins an upload of a blob whose digest and length, in bytes, are known, at the first of its
+    /// owners that takes it: there others look for it, and can have it while it comes.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when that origin has it; no origin takes it.
+    pub async fn upload_start_known(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        length: u64,
+    ) -> Result<(String, String), ApiError> {
+        let mut error = no_origins();
+        let ranked = self.inner.ring.ranked(&digest);
+        let names = ranked.into_iter().map(|member| member.name.as_str());
+        for name in self.inner.health.order(names) {
+            let origin = &self.inner.origins[name];
+            let started = origin.upload_start_known(namespace, digest, length).await;
+            match self.inner.remember(name, started) {
+                Ok(id) => return Ok((name.to_string(), id)),
+                Err(it) if it.is_retryable() => error = it,
+                Err(it) => return Err(it),
+            }
+        }
+        Err(error)
+    }
+
     /// How many bytes of an upload its origin has.
     ///
     /// # Errors

@@ -61,16 +61,27 @@ async fn start<O: OriginApi>(
     started(&id, location)
 }
 
-/// As in the original, `Location` is the bare id here.
+#[derive(Deserialize)]
+struct Known {
+    /// In bytes.
+    size: Option<u64>,
+}
+
+/// As in the original, `Location` is the bare id here. With `size`, the blob is there for others
+/// while it comes.
 async fn start_known<O: OriginApi>(
     State(api): State<Arc<O>>,
     Params((namespace, digest)): Params<(String, String)>,
+    Asked(Known { size }): Asked<Known>,
 ) -> Result<Response, ApiError> {
     let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
     if api.stat(&namespace, digest, true).await?.is_some() {
         return Err(ApiError::Conflict(format!("{digest} is here already")));
     }
-    let id = api.upload_start().await?;
+    let id = match size {
+        Some(size) => api.upload_start_known(&namespace, digest, size).await?,
+        None => api.upload_start().await?,
+    };
     started(&id, id.clone())
 }
 

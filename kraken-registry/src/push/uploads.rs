@@ -34,17 +34,12 @@ pub(super) async fn start<B: BlobSource, S: BlobSink, T: TagService>(
         }
     }
     let whole = param(&pairs, "digest").map(parse).transpose()?;
-    let id = state.sink.upload_start(&repo.namespace()).await?;
     let Some(digest) = whole else {
+        let id = state.sink.upload_start(&repo.namespace()).await?;
         return Ok((StatusCode::ACCEPTED, session::headers(repo, &id, 0)).into_response());
     };
-    let ended = monolithic(state, body, repo, &id, digest).await;
-    if ended.is_err()
-        && let Err(error) = state.sink.upload_abort(&id).await
-    {
-        tracing::debug!(%error, "an upload that failed was gone already");
-    }
-    ended.map(|()| created(repo, digest))
+    monolithic(state, body, repo, digest).await?;
+    Ok(created(repo, digest))
 }
 
 /// `GET`: how far the upload is.
@@ -89,6 +84,14 @@ pub(super) async fn finish<B, S: BlobSink, T>(
         ));
     };
     let digest = parse(digest)?;
+    let unplaced = Chunk::parse(&parts.headers)?.is_none();
+    if unplaced && is_large(&body) && state.sink.upload_len(&id).await? == 0 {
+        // All of it comes at once. Others can have it meanwhile where they look for it, which is
+        // not where this upload was begun.
+        monolithic(state, body, repo, digest).await?;
+        give_up(state, &id).await;
+        return Ok(created(repo, digest));
+    }
     if !body.is_end_stream() {
         append(state, &parts.headers, body, &id).await?;
     }
@@ -133,19 +136,47 @@ async fn is_mountable<B: BlobSource, S, T>(
     false
 }
 
+/// A blob that comes in one request.
 async fn monolithic<B, S: BlobSink, T>(
     state: &PushState<B, S, T>,
     body: Body,
     repo: &RepoName,
-    id: &str,
     digest: Digest,
 ) -> Result<(), RegistryError> {
-    if !body.is_end_stream() {
-        state.sink.upload_append(id, 0, data(body)).await?;
-    }
     let ns = repo.namespace();
-    Ok(state.sink.upload_commit(id, &ns, digest).await?)
+    let id = match body.size_hint().exact().filter(|length| *length >= LARGE) {
+        Some(length) => state.sink.upload_start_known(&ns, digest, length).await?,
+        None => state.sink.upload_start(&ns).await?,
+    };
+    let taken = async {
+        if !body.is_end_stream() {
+            state.sink.upload_append(&id, 0, data(body)).await?;
+        }
+        state.sink.upload_commit(&id, &ns, digest).await
+    };
+    let taken = taken.await;
+    if taken.is_err() {
+        give_up(state, &id).await;
+    }
+    Ok(taken?)
 }
+
+async fn give_up<B, S: BlobSink, T>(state: &PushState<B, S, T>, id: &str) {
+    if let Err(error) = state.sink.upload_abort(id).await {
+        tracing::debug!(%error, "an upload that was to be given up is gone already");
+    }
+}
+
+/// Whether a body is known to be so long that others should not wait for its end.
+fn is_large(body: &Body) -> bool {
+    body.size_hint()
+        .exact()
+        .is_some_and(|length| length >= LARGE)
+}
+
+/// Bytes from which on a blob of known digest is announced before it is whole: what takes a tenth of
+/// a second and more.
+const LARGE: u64 = 16 << 20;
 
 /// Adds a request's body to the upload; its new length.
 async fn append<B, S: BlobSink, T>(

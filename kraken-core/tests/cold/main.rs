@@ -1,5 +1,8 @@
-//! Blobs that only the backend has: what agents get while the origins are still taking them in.
+//! Blobs that no origin holds whole: what agents get while the origins are still taking them in, from
+//! the backend or from an upload.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod uploads;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,6 +44,8 @@ struct Tap {
     breaks: Arc<Mutex<Option<u64>>>,
     /// A byte in the middle is another.
     damaged: Arc<AtomicBool>,
+    /// What was written back.
+    written: Arc<Mutex<Vec<Digest>>>,
 }
 
 impl Tap {
@@ -55,6 +60,7 @@ impl Tap {
             reads: Arc::default(),
             breaks: Arc::default(),
             damaged: Arc::default(),
+            written: Arc::default(),
         };
         (tap, meta)
     }
@@ -110,11 +116,22 @@ impl Backend for Tap {
     async fn write(
         &self,
         _: &Namespace,
-        _: Digest,
-        _: u64,
-        _: ByteStream,
+        digest: Digest,
+        length: u64,
+        bytes: ByteStream,
     ) -> Result<(), BackendError> {
-        panic!("what comes from the backend is not written back");
+        assert_ne!(
+            digest, self.digest,
+            "what comes from it is not written back"
+        );
+        let chunks: Vec<_> = bytes.collect().await;
+        let found: usize = chunks
+            .iter()
+            .map(|chunk| chunk.as_ref().unwrap().len())
+            .sum();
+        assert_eq!(found as u64, length);
+        self.written.lock().unwrap().push(digest);
+        Ok(())
     }
 
     async fn delete(&self, _: &Namespace, _: Digest) -> Result<(), BackendError> {
@@ -145,8 +162,14 @@ struct Cluster {
     /// In the order in which the ring asks them about the blob.
     origins: Vec<Node>,
     agents: Vec<(Agent, MemStore)>,
-    _tracker: (Tracker, HttpServer, CancellationToken),
-    _dir: tempfile::TempDir,
+    /// A client of all origins.
+    cluster: OriginCluster,
+    members: Vec<RingMember>,
+    network: MemNetwork,
+    /// How many transports there were.
+    hosts: u8,
+    _tracker: Option<(Tracker, HttpServer, CancellationToken)>,
+    dir: tempfile::TempDir,
 }
 
 impl Cluster {
@@ -156,8 +179,7 @@ impl Cluster {
     }
 
     async fn of(tap: Tap, meta: MetaInfo) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (network, http) = (MemNetwork::new(), HttpClient::new(None).unwrap());
+        let http = HttpClient::new(None).unwrap();
         let held: Vec<_> = (0..3)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
             .collect();
@@ -165,29 +187,24 @@ impl Cluster {
         drop(held);
         let members: Vec<_> = addrs.iter().enumerate().map(member).collect();
         let named = members.iter().map(|it| (it.name.clone(), it.url.clone()));
-        let cluster = OriginCluster::new(named, http.clone(), 3);
-        let mut origins = Vec::new();
-        for name in cluster.owners(&meta.digest()) {
-            let index: usize = name.rsplit('-').next().unwrap().parse().unwrap();
-            let queue = DurableQueue::open(dir.path().join(format!("{index}.redb"))).unwrap();
-            let (store, transport) = (MemStore::new(), transport(&network, index as u8 + 1));
-            let origin = Origin::builder(name, store.clone(), transport, tap.clone(), queue)
-                .ring(members.clone(), http.clone())
-                .replicas(3)
-                .spawn()
-                .unwrap();
-            let shutdown = CancellationToken::new();
-            let routes = router(Arc::new(origin.clone()));
-            let server = serve(addrs[index], routes, None, shutdown.clone()).unwrap();
-            origins.push(Node {
-                origin,
-                store,
-                shutdown,
-                server,
-            });
+        let mut lab = Self {
+            tap,
+            origins: Vec::new(),
+            agents: Vec::new(),
+            cluster: OriginCluster::new(named, http.clone(), 3),
+            members,
+            network: MemNetwork::new(),
+            hosts: 0,
+            _tracker: None,
+            dir: tempfile::tempdir().unwrap(),
+            meta,
+        };
+        for name in lab.cluster.clone().owners(&lab.meta.digest()) {
+            let node = lab.spawn_origin(name, MemStore::new());
+            lab.origins.push(node);
         }
-        let names = members.iter().map(|it| it.name.clone());
-        let tracker = Tracker::builder(cluster, names).spawn();
+        let names = lab.members.iter().map(|it| it.name.clone());
+        let tracker = Tracker::builder(lab.cluster.clone(), names).spawn();
         let (any, stop) = ("127.0.0.1:0".parse().unwrap(), CancellationToken::new());
         let routes = announce::router(Arc::new(tracker.clone()));
         let server = serve(any, routes, None, stop.clone()).unwrap();
@@ -195,23 +212,47 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let url = format!("http://{}", server.local_addr());
-        let agents = (0..4).map(|index| {
+        lab._tracker = Some((tracker, server, stop));
+        for _ in 0..4 {
             let discovery = TrackerClient::new([&url], http.clone()).unwrap();
             let store = MemStore::new();
-            let agent = Agent::builder(store.clone(), transport(&network, index + 10))
+            let agent = Agent::builder(store.clone(), lab.transport())
                 .discovery(discovery)
                 .spawn()
                 .unwrap();
-            (agent, store)
-        });
-        Self {
-            agents: agents.collect(),
-            tap,
-            meta,
-            origins,
-            _tracker: (tracker, server, stop),
-            _dir: dir,
+            lab.agents.push((agent, store));
         }
+        lab
+    }
+
+    /// An origin of the ring, over what a store holds.
+    fn spawn_origin(&mut self, name: &str, store: MemStore) -> Node {
+        let http = HttpClient::new(None).unwrap();
+        let transport = self.transport();
+        let queue = self.dir.path().join(format!("{}.redb", self.hosts));
+        let queue = DurableQueue::open(queue).unwrap();
+        let origin = Origin::builder(name, store.clone(), transport, self.tap.clone(), queue)
+            .ring(self.members.clone(), http)
+            .replicas(3)
+            .spawn()
+            .unwrap();
+        let shutdown = CancellationToken::new();
+        let routes = router(Arc::new(origin.clone()));
+        let index: usize = name.rsplit('-').next().unwrap().parse().unwrap();
+        let url = self.members[index].url.to_string();
+        let addr = url.trim_start_matches("http://").trim_end_matches('/');
+        let server = serve(addr.parse().unwrap(), routes, None, shutdown.clone()).unwrap();
+        Node {
+            origin,
+            store,
+            shutdown,
+            server,
+        }
+    }
+
+    fn transport(&mut self) -> MemTransport {
+        self.hosts += 1;
+        self.network.transport(PeerId::from_bytes([self.hosts; 32]))
     }
 
     /// Every agent reads from the first byte on, and says what came and how it ended.
@@ -230,10 +271,6 @@ fn member((index, addr): (usize, &SocketAddr)) -> RingMember {
         name: format!("origin-{index}"),
         url: format!("http://{addr}").parse().unwrap(),
     }
-}
-
-fn transport(network: &MemNetwork, id: u8) -> MemTransport {
-    network.transport(PeerId::from_bytes([id; 32]))
 }
 
 async fn read(agent: &Agent, digest: Digest, end: u64) -> (Vec<u8>, Option<String>) {
