@@ -6,9 +6,6 @@ use std::thread::available_parallelism;
 
 use serde::Serialize;
 
-/// What a run takes at most of a blob of 1 GiB, and as much again for whoever else runs.
-const WARM: usize = 4 << 30;
-
 /// As far as the system tells.
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
@@ -44,15 +41,15 @@ impl Machine {
     }
 }
 
-/// Takes memory, writes to it and gives it back. On a virtual machine, memory that was free for some
+/// Takes so many bytes of memory, writes to them and gives them back. On a virtual machine, memory that was free for some
 /// seconds may belong to the host again: the first write to each page of it then costs up to ten
 /// times as much, and whoever runs next would pay.
-pub(crate) fn warm_memory() {
+pub(crate) fn warm_memory(bytes: usize) {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = meminfo.lines().find(|it| it.starts_with("MemAvailable"));
     let kib = available.and_then(|it| it.split_whitespace().nth(1)?.parse::<usize>().ok());
-    let bytes = (kib.unwrap_or(0) << 10) / 4;
-    std::hint::black_box(vec![1_u8; bytes.min(WARM)]);
+    let most = (kib.unwrap_or(0) << 10) / 4 * 3;
+    std::hint::black_box(vec![1_u8; bytes.min(most)]);
 }
 
 impl fmt::Display for Machine {

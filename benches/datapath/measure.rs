@@ -82,6 +82,9 @@ pub(crate) struct Effort {
     pub(crate) huge_bytes: u64,
 }
 
+/// What a run of a blob of 1 GiB takes at most, and as much again for whoever else runs.
+const WARM: usize = 4 << 30;
+
 /// The samples of each subject, in rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
@@ -106,7 +109,7 @@ impl Rounds {
                 order.reverse();
             }
             for (name, run) in order {
-                warm_memory();
+                warm_memory(WARM);
                 let sample = run().map_err(|error| format!("{name}: {error}"))?;
                 eprintln!(
                     "  round {round}: {name:16} cpu {:.3} = {:.3} + {:.3} s, wall {:.3} s",
