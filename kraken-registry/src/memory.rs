@@ -26,6 +26,7 @@ struct Blobs {
     blobs: HashMap<Digest, Bytes>,
     uploads: HashMap<String, BytesMut>,
     started: u64,
+    announced: Vec<(Digest, u64)>,
 }
 
 impl MemoryBlobs {
@@ -45,6 +46,11 @@ impl MemoryBlobs {
     /// How many uploads run.
     pub fn uploads(&self) -> usize {
         lock(&self.inner).uploads.len()
+    }
+
+    /// The uploads that began with their digest and length.
+    pub fn announced(&self) -> Vec<(Digest, u64)> {
+        lock(&self.inner).announced.clone()
     }
 
     /// From now on every operation fails, or works again: plays an outage.
@@ -103,6 +109,16 @@ impl BlobSink for MemoryBlobs {
         let id = format!("memory:0/{}", blobs.started);
         blobs.uploads.insert(id.clone(), BytesMut::new());
         Ok(id)
+    }
+
+    async fn upload_start_known(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+        length: u64,
+    ) -> Result<String, SinkError> {
+        self.sink()?.announced.push((digest, length));
+        self.upload_start(ns).await
     }
 
     async fn upload_len(&self, id: &str) -> Result<u64, SinkError> {

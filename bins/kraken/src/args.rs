@@ -119,6 +119,10 @@ pub(crate) enum BlobCommand {
     Put {
         /// The file.
         file: PathBuf,
+        /// The digest that it has, as sha256:…: hosts can then fetch the blob while it is being
+        /// pushed.
+        #[arg(long)]
+        digest: Option<Digest>,
         /// What the blob belongs to.
         #[arg(long, default_value = "default")]
         namespace: String,

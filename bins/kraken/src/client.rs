@@ -74,17 +74,7 @@ impl Registry {
             )
             .await?;
         let location = self.location(&response)?;
-        let seen = Arc::new(Mutex::new((Sha256::new(), 0_u64)));
-        let hashing = seen.clone();
-        let body: ByteStream = bytes
-            .inspect(move |chunk| {
-                if let Ok(chunk) = chunk {
-                    let mut seen = hashing.lock().unwrap_or_else(PoisonError::into_inner);
-                    seen.0.update(chunk);
-                    seen.1 += chunk.len() as u64;
-                }
-            })
-            .boxed();
+        let (body, seen) = Seen::watch(bytes);
         let headers = [("content-type", "application/octet-stream")];
         let patch = self.expect(
             Method::PATCH,
@@ -94,11 +84,7 @@ impl Registry {
             StatusCode::ACCEPTED,
         );
         let location = self.location(&patch.await?)?;
-        let (hash, length) = {
-            let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-            (seen.0.clone(), seen.1)
-        };
-        let digest = Digest::from_bytes(hash.finalize().into());
+        let (digest, length) = seen.so_far();
         let joint = if location.contains('?') { '&' } else { '?' };
         let finish = format!("{location}{joint}digest={digest}");
         self.expect(
@@ -110,6 +96,40 @@ impl Registry {
         )
         .await?;
         Ok((digest, length))
+    }
+
+    /// Pushes a blob whose digest and length, in bytes, are known, as it comes: hosts can pull it
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// [`Failure::WrongBytes`], or the registry refuses.
+    pub async fn push_known_blob(
+        &self,
+        repository: &str,
+        (digest, length): (Digest, u64),
+        bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let path = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
+        let headers = [
+            ("content-type", "application/octet-stream"),
+            ("content-length", &length.to_string()),
+        ];
+        let (body, seen) = Seen::watch(bytes);
+        let body = HttpBody::Stream(body);
+        let posted = self
+            .expect(Method::POST, &path, body, &headers, StatusCode::CREATED)
+            .await;
+        match seen.so_far() {
+            // What the registry says of it is less clear.
+            (found, sent) if posted.is_err() && sent == length && found != digest => {
+                Err(Failure::WrongBytes {
+                    what: "what was pushed".into(),
+                    expected: digest,
+                    found,
+                })
+            }
+            _ => posted.map(drop),
+        }
     }
 
     /// Pushes a manifest under a tag or its digest.
@@ -257,6 +277,31 @@ impl Registry {
             .strip_prefix(&self.base)
             .unwrap_or(location)
             .to_string())
+    }
+}
+
+/// What has passed of a body, hashed and counted.
+struct Seen(Arc<Mutex<(Sha256, u64)>>);
+
+impl Seen {
+    fn watch(
+        bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    ) -> (ByteStream, Self) {
+        let seen = Arc::new(Mutex::new((Sha256::new(), 0)));
+        let hashing = seen.clone();
+        let body = bytes.inspect(move |chunk| {
+            if let Ok(chunk) = chunk {
+                let mut seen = hashing.lock().unwrap_or_else(PoisonError::into_inner);
+                seen.0.update(chunk);
+                seen.1 += chunk.len() as u64;
+            }
+        });
+        (body.boxed(), Self(seen))
+    }
+
+    fn so_far(&self) -> (Digest, u64) {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (Digest::from_bytes(seen.0.clone().finalize().into()), seen.1)
     }
 }
 

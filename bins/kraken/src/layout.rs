@@ -112,16 +112,17 @@ pub async fn save_blob(
     Ok(saved)
 }
 
-/// Pushes a file as a blob.
+/// Pushes a file as a blob, and gives its digest. With the digest that it is `known` to have, hosts can
+/// pull it meanwhile.
 ///
 /// # Errors
-/// The file cannot be read, or the registry refuses.
+/// The file cannot be read, or the registry refuses: it has another digest.
 pub async fn push_file(
     registry: &Registry,
     repository: &str,
-    path: &Path,
+    (path, known): (&Path, Option<Digest>),
     bars: &Bars,
-) -> Result<(Digest, u64), Failure> {
+) -> Result<Digest, Failure> {
     let doing = || Failure::io(format!("read {}", path.display()));
     let file = tokio::fs::File::open(path).await.map_err(doing())?;
     let length = file.metadata().await.map_err(doing())?.len();
@@ -133,7 +134,13 @@ pub async fn push_file(
     let bytes = ReaderStream::with_capacity(file, CHUNK).inspect(move |chunk| {
         told.inc(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
     });
-    let pushed = registry.push_blob(repository, bytes).await;
+    let pushed = match known {
+        Some(digest) => {
+            let pushed = registry.push_known_blob(repository, (digest, length), bytes);
+            pushed.await.map(|()| digest)
+        }
+        None => registry.push_blob(repository, bytes).await.map(|it| it.0),
+    };
     bar.finish();
     pushed
 }
@@ -205,16 +212,8 @@ async fn push_manifest(
         if registry.has_blob(repository, blob.digest).await? {
             continue;
         }
-        let (found, _) =
-            push_file(registry, repository, &blob_path(dir, blob.digest), bars).await?;
-        if found != blob.digest {
-            let what = blob_path(dir, blob.digest).display().to_string();
-            return Err(Failure::WrongBytes {
-                what,
-                expected: blob.digest,
-                found,
-            });
-        }
+        let path = blob_path(dir, blob.digest);
+        push_file(registry, repository, (&path, Some(blob.digest)), bars).await?;
     }
     let reference = tag.map_or_else(|| digest.to_string(), str::to_string);
     registry

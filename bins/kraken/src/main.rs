@@ -238,12 +238,13 @@ async fn blob(command: BlobCommand) -> Result<(), Failure> {
     match command {
         BlobCommand::Put {
             file,
+            digest,
             proxy,
             namespace,
         } => {
-            let registry = Registry::new(&proxy)?;
-            let (digest, _) =
-                layout::push_file(&registry, &namespace, &file, &Bars::new(true)).await?;
+            let (registry, bars) = (Registry::new(&proxy)?, Bars::new(true));
+            let pushed = layout::push_file(&registry, &namespace, (&file, digest), &bars);
+            let digest = pushed.await?;
             say(&format!("{digest}"))?;
         }
         BlobCommand::Get {

@@ -485,6 +485,49 @@ async fn an_outage_of_the_storage_asks_for_the_bytes_and_hides_nothing_from_read
 }
 
 #[tokio::test]
+async fn a_large_blob_in_one_request_is_announced_before_its_bytes() {
+    let registry = Registry::start().await;
+    let large = |byte| Bytes::from(vec![byte; 16 << 20]);
+    let (first, second) = (Digest::of(&large(1)), Digest::of(&large(2)));
+    let path = format!("/v2/a/blobs/uploads/?digest={first}");
+    let posted = registry.ask(Method::POST, &path).body(large(1));
+    assert_created(&posted.send().await.unwrap(), "a", first);
+    let at = registry.begin("a").await;
+    let put = |at: &str, digest, byte| {
+        let put = registry.ask(Method::PUT, &format!("{at}?digest={digest}"));
+        put.body(large(byte)).send()
+    };
+    assert_created(&put(&at, second, 2).await.unwrap(), "a", second);
+    let length = 16 << 20;
+    assert_eq!(
+        registry.blobs.announced(),
+        [(first, length), (second, length)]
+    );
+    let path = format!("/v2/a/blobs/{second}");
+    assert!(registry.get(&path).await.bytes().await.unwrap() == large(2));
+    assert_eq!(
+        registry.blobs.uploads(),
+        0,
+        "the one that POST began has ended"
+    );
+
+    // Wrong bytes leave nothing but the upload that POST began, which can begin anew.
+    let at = registry.begin("a").await;
+    let wrong = put(&at, Digest::of(b"other"), 3).await.unwrap();
+    error(wrong, 400, "DIGEST_INVALID").await;
+    assert_eq!(registry.blobs.uploads(), 1);
+    let third = Digest::of(&large(3));
+    // What comes behind other bytes is only a part.
+    let (head, tail) = (large(3).slice(..7), large(3).slice(7..));
+    let patched = registry.ask(Method::PATCH, &at).body(head).send().await;
+    assert_eq!(patched.unwrap().status(), 202);
+    let rest = registry.ask(Method::PUT, &format!("{at}?digest={third}"));
+    assert_created(&rest.body(tail).send().await.unwrap(), "a", third);
+    assert_eq!(registry.blobs.announced().len(), 3);
+    assert_eq!(registry.blobs.uploads(), 0);
+}
+
+#[tokio::test]
 async fn an_outage_is_no_refusal() {
     let registry = Registry::start().await;
     let at = registry.begin("a").await;
