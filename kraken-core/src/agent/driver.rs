@@ -134,10 +134,11 @@ const INBOX: usize = 1024;
 /// Pieces being verified and written at once. One blob may take half of it: then a small one's do
 /// not wait behind all of a large one's.
 const STORING: u64 = 16;
-/// Room for pieces between their arrival and their write, in KiB.
-const ARRIVALS: usize = 128 << 10;
+/// Room for pieces between their arrival and their write, in KiB: two of the largest. What comes
+/// faster than it can be written is not to pile up here.
+const ARRIVALS: usize = 32 << 10;
 /// Room for pieces between their read and the network, in bytes. One blob may take half of it.
-const SENDING: u64 = 128 << 20;
+const SENDING: u64 = 64 << 20;
 
 /// Starts the driver and the task that accepts connections.
 pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {

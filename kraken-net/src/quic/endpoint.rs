@@ -37,8 +37,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Bytes that a peer may send on one stream before we read: 8 MiB cover 10 Gbit/s at 6 ms.
 const STREAM_WINDOW: u32 = 8 << 20;
 /// Bytes that a peer may send on one connection before we read; also what a hostile peer can hold.
-const CONNECTION_WINDOW: u32 = 64 << 20;
-/// Bytes that we keep for a peer until it acknowledges them.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Bytes that we keep for a peer until it acknowledges them. Pieces take less (`SEND_ROOM`), so that
+/// messages and pieces that go first find room at any time.
 const SEND_WINDOW: u64 = 64 << 20;
 /// The largest datagrams that are taken from others at least: quinn's default, Ethernet's 1,500
 /// bytes less the headers of IPv4 and UDP.
