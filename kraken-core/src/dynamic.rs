@@ -1,6 +1,7 @@
 //! Boxed twins of the traits, so that handles are not generic. One small allocation per piece is
 //! nothing beside its bytes.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -35,6 +36,11 @@ pub(crate) trait DynStore: Send + Sync + 'static {
     fn remove(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
     fn discard(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
     fn list(&self) -> BoxFuture<'_, Result<Vec<Digest>, StoreError>>;
+    fn victims<'a>(
+        &'a self,
+        bytes: u64,
+        spared: &'a HashSet<Digest>,
+    ) -> BoxFuture<'a, Result<Vec<Digest>, StoreError>>;
 }
 
 impl<T: PieceStore> DynStore for T {
@@ -71,6 +77,13 @@ impl<T: PieceStore> DynStore for T {
     }
     fn list(&self) -> BoxFuture<'_, Result<Vec<Digest>, StoreError>> {
         PieceStore::list(self).boxed()
+    }
+    fn victims<'a>(
+        &'a self,
+        bytes: u64,
+        spared: &'a HashSet<Digest>,
+    ) -> BoxFuture<'a, Result<Vec<Digest>, StoreError>> {
+        PieceStore::victims(self, bytes, spared).boxed()
     }
 }
 

@@ -20,6 +20,7 @@ pub struct Metrics {
     banned: Counter,
     stalled: Counter,
     completed: Counter,
+    evicted: Counter,
     links: Gauge,
     offload: Gauge,
     backend_reads: Counter,
@@ -38,6 +39,7 @@ impl Metrics {
             banned: Counter::default(),
             stalled: Counter::default(),
             completed: Counter::default(),
+            evicted: Counter::default(),
             links: Gauge::default(),
             offload: Gauge::default(),
             backend_reads: Counter::default(),
@@ -138,6 +140,15 @@ impl Metrics {
         }
     }
 
+    /// Blobs that were removed to make room.
+    pub fn blobs_evicted(&self) -> u64 {
+        self.evicted.get()
+    }
+
+    pub(crate) fn evicted(&self) {
+        self.evicted.inc();
+    }
+
     pub(crate) fn rejected(&self) {
         self.rejected.inc();
     }
@@ -188,6 +199,11 @@ impl Metrics {
                 "blobs_completed",
                 "Blobs of which the last piece came",
                 &self.completed,
+            ),
+            (
+                "blobs_evicted",
+                "Blobs that were removed to make room for others",
+                &self.evicted,
             ),
         ];
         for (name, help, counter) in counters {

@@ -1,5 +1,6 @@
 //! The piece store: what a host keeps of each blob.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::ops::Range;
 
@@ -100,6 +101,21 @@ pub trait PieceStore: Send + Sync + 'static {
         }
     }
 
+    /// What is to be removed after [`StoreError::Full`] so that `bytes` more fit: the blobs that were
+    /// not used for the longest time, without those that are `spared`. A store without a ceiling of
+    /// its own knows of none.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] when `bytes` would not fit then either.
+    fn victims(
+        &self,
+        bytes: u64,
+        spared: &HashSet<Digest>,
+    ) -> impl Future<Output = Result<Vec<Digest>, StoreError>> + Send {
+        let _ = (bytes, spared);
+        std::future::ready(Err(StoreError::Full))
+    }
+
     /// The sealed blobs, in order of their digests.
     ///
     /// # Errors
@@ -183,7 +199,7 @@ pub enum StoreError {
         /// The length of the data.
         len: usize,
     },
-    /// The volume is full.
+    /// The volume is full, or the store's own ceiling reached.
     #[error("no space left in the store")]
     Full,
     /// No such upload (or it has ended).

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::config::{self, QuicMtu, Tls, TransportConfig};
+use crate::config::{self, QuicMtu, StoreLimit, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 
@@ -28,6 +28,9 @@ use crate::process::{Service, StartError};
 pub struct AgentConfig {
     /// Where blobs are kept.
     pub store: PathBuf,
+    /// How much of the disk they may take: bytes, or a part of the volume. No limit when absent.
+    #[serde(default)]
+    pub store_limit: Option<StoreLimit>,
     /// Where peers connect to, over UDP and TCP.
     pub peer_listen: SocketAddr,
     /// How this host dials its peers.
@@ -88,7 +91,9 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         &identity,
         (config.transport, config.quic_mtu),
     )?;
-    let mut builder = Agent::builder(FsStore::open(&config.store).await?, transport)
+    let ceiling = config::ceiling(config.store_limit, &config.store)?;
+    let store = FsStore::open_within(&config.store, ceiling).await?;
+    let mut builder = Agent::builder(store, transport)
         .discovery(trackers)
         .limits(config.limits.into());
     if config.remember_peers {

@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use bytesize::ByteSize;
 use kraken_core::net::http::{BaseUrl, HttpClient};
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::net::{Dual, Identity, NetError, PathChoice, QuicOptions};
 use kraken_core::origin::RingMember;
+use kraken_core::proto::cache::ledger::Ceiling;
+use kraken_core::storage::FsStore;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -183,6 +186,69 @@ impl Default for QuicMtu {
     }
 }
 
+/// How much of a disk to take: `200GiB`, a plain number of bytes, or `80%` of the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Written")]
+pub enum StoreLimit {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many hundredths of the volume, between 1 and 100.
+    Percent(u8),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<Written> for StoreLimit {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        let wrong = |text: &str| {
+            format!("store_limit is a size such as 200GiB, or 1% to 100% of the volume, not {text}")
+        };
+        let limit = match &written {
+            Written::Number(bytes) => Some(Self::Bytes(*bytes)),
+            Written::Text(text) => match text.trim().strip_suffix('%') {
+                Some(percent) => percent.trim_end().parse().ok().map(Self::Percent),
+                None => text
+                    .parse::<ByteSize>()
+                    .ok()
+                    .map(|it| Self::Bytes(it.as_u64())),
+            },
+        };
+        match (limit, &written) {
+            (Some(Self::Bytes(0)), _) => {
+                Err("a store_limit of 0 keeps nothing: for no limit, leave the key out".into())
+            }
+            (Some(limit @ (Self::Bytes(_) | Self::Percent(1..=100))), _) => Ok(limit),
+            (_, Written::Number(number)) => Err(wrong(&number.to_string())),
+            (_, Written::Text(text)) => Err(wrong(text)),
+        }
+    }
+}
+
+/// The ceiling of a store in `dir`.
+///
+/// # Errors
+/// The volume cannot be looked at.
+pub(crate) fn ceiling(
+    limit: Option<StoreLimit>,
+    dir: &Path,
+) -> Result<Option<Ceiling>, StartError> {
+    let bytes = match limit {
+        None => return Ok(None),
+        Some(StoreLimit::Bytes(bytes)) => bytes,
+        Some(StoreLimit::Percent(percent)) => {
+            FsStore::volume_bytes(dir)? / 100 * u64::from(percent)
+        }
+    };
+    Ok(Some(Ceiling::of(bytes)))
+}
+
 /// The sockets that peers connect to.
 pub(crate) fn bind(
     addr: SocketAddr,
@@ -225,6 +291,34 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
         assert_eq!(PathChoice::from(auto), PathChoice::Auto);
         let error = with("transport: udp").unwrap_err();
         assert!(error.contains("quic, tcp, auto"), "{error}");
+    }
+
+    #[test]
+    fn a_limit_on_the_disk_is_a_size_or_a_part_of_the_volume() {
+        let with = |line: &str| {
+            let config = parse::<AgentConfig>(&format!("{AGENT}{line}\n"));
+            config.map(|config| config.store_limit)
+        };
+        assert_eq!(with(""), Ok(None));
+        let bytes = |bytes| Ok(Some(StoreLimit::Bytes(bytes)));
+        assert_eq!(with("store_limit: 200GiB"), bytes(200 << 30));
+        assert_eq!(with("store_limit: 4096"), bytes(4096));
+        let percent = |percent| Ok(Some(StoreLimit::Percent(percent)));
+        assert_eq!(with("store_limit: 80%"), percent(80));
+        assert_eq!(with("store_limit: 100 %"), percent(100));
+        for wrong in ["0%", "101%", "-5", "half", "80 percent", "%", "''", "0"] {
+            let error = with(&format!("store_limit: {wrong}")).unwrap_err();
+            assert!(error.contains("store_limit"), "{wrong}: {error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let later = dir.path().join("not/there/yet");
+        let of = |limit| ceiling(Some(limit), &later).unwrap().unwrap().most();
+        let (whole, half) = (of(StoreLimit::Percent(100)), of(StoreLimit::Percent(50)));
+        assert!(
+            whole > 0 && half.abs_diff(whole / 2) <= 50,
+            "{half} of {whole}"
+        );
+        assert_eq!(of(StoreLimit::Bytes(7)), 7);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use kraken_core::{Origin, Zone};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, OriginEntry, QuicMtu, Tls, TransportConfig};
+use crate::config::{self, OriginEntry, QuicMtu, StoreLimit, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 
@@ -26,6 +26,10 @@ pub struct OriginConfig {
     pub name: String,
     /// Where blobs and the durable queue are kept.
     pub store: PathBuf,
+    /// How much of the disk blobs and uploads may take: bytes, or a part of the volume. No limit when
+    /// absent.
+    #[serde(default)]
+    pub store_limit: Option<StoreLimit>,
     /// The storage behind the origins.
     pub backend: BackendConfig,
     /// Where peers connect to, over UDP and TCP.
@@ -85,7 +89,8 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let http = HttpClient::new(Some(&identity))?;
     let BackendConfig::LocalDisk(dir) = &config.backend;
     let backend = OpendalBackend::local_disk(dir)?;
-    let store = FsStore::open(config.store.join("blobs")).await?;
+    let ceiling = config::ceiling(config.store_limit, &config.store)?;
+    let store = FsStore::open_within(config.store.join("blobs"), ceiling).await?;
     let shutdown = CancellationToken::new();
     tokio::spawn(
         shutdown

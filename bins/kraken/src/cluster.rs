@@ -78,6 +78,7 @@ impl Cluster {
             let config = OriginConfig {
                 name: entry.name.clone(),
                 store: options.dir.join(&entry.name),
+                store_limit: None,
                 backend: BackendConfig::LocalDisk(options.dir.join("backend")),
                 peer_listen: *peer_listen,
                 transport: Default::default(),
@@ -121,6 +122,7 @@ impl Cluster {
             let name = format!("agent-{}", index + 1);
             let config = AgentConfig {
                 store: options.dir.join(&name),
+                store_limit: None,
                 peer_listen: *peer_listen,
                 transport: Default::default(),
                 quic_mtu: Default::default(),

@@ -5,6 +5,7 @@
 //! code that ships.
 
 pub mod blob;
+pub mod cache;
 pub mod limits;
 pub mod peer;
 mod picker;

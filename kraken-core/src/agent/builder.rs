@@ -150,6 +150,7 @@ impl AgentBuilder {
             metrics,
             notes,
             tasks,
+            room: Default::default(),
             patience: self.patience,
             lookup_patience: self.lookup_patience,
         };

@@ -86,6 +86,11 @@ pub(crate) enum Note {
         digest: Digest,
         reply: oneshot::Sender<()>,
     },
+    /// Leave the swarm and forget the blob, unless somebody reads it: then the answer is false.
+    LeaveUnread {
+        digest: Digest,
+        reply: oneshot::Sender<bool>,
+    },
     /// Where a blob's bytes came from.
     Stats {
         digest: Digest,
@@ -300,6 +305,14 @@ impl Driver {
             Note::Forget { digest, reply } => {
                 self.give_up(digest, "the blob was removed".into());
                 let _ = reply.send(());
+            }
+            Note::LeaveUnread { digest, reply } => {
+                let blob = self.blobs.get(&digest);
+                let read = blob.is_some_and(|blob| blob.progress.receiver_count() > 0);
+                if !read {
+                    self.give_up(digest, "the blob was evicted".into());
+                }
+                let _ = reply.send(!read);
             }
             Note::Stats { digest, reply } => drop(reply.send(self.scheduler.stats(digest))),
             Note::Stop { reply } => {

@@ -7,6 +7,7 @@ mod limits;
 mod link;
 pub(crate) mod peers;
 mod reader;
+mod room;
 mod rooms;
 mod uploads;
 
@@ -17,7 +18,7 @@ use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Bitfield, Digest, MetaInfo, Namespace, PeerInfo, SwarmStats};
 use kraken_storage::BlobStatus;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 pub use self::builder::AgentBuilder;
 pub use self::limits::Limits;
@@ -43,6 +44,8 @@ struct Inner {
     metrics: Arc<Metrics>,
     notes: mpsc::Sender<Note>,
     tasks: Tasks,
+    /// Whose turn it is to make room in the store.
+    room: Mutex<()>,
     patience: Duration,
     lookup_patience: Duration,
 }
@@ -97,9 +100,28 @@ impl Agent {
     /// Opens a blob: returns once its length and pieces are known, while the swarm fetches it. The
     /// blob is fetched to its end also when the reader is dropped, and seeded from then on.
     ///
+    /// A store that is full makes room first: blobs go that nobody reads, and of those the ones that
+    /// were not read for the longest time.
+    ///
     /// # Errors
-    /// [`OpenError::NotFound`] when it exists nowhere; nothing is kept then.
+    /// [`OpenError::NotFound`] when it exists nowhere; nothing is kept then. [`OpenError::Store`]
+    /// with [`StoreError::Full`](kraken_storage::StoreError::Full) when no room can be made.
     pub async fn open_in(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<BlobReader, OpenError> {
+        loop {
+            let reader = self.open_once(namespace, digest).await?;
+            // From here on it is being read, and stays. It may have gone just before.
+            match self.inner.store.status(digest).await? {
+                BlobStatus::Absent => self.leave(digest).await?,
+                _ => return Ok(reader),
+            }
+        }
+    }
+
+    async fn open_once(
         &self,
         namespace: &Namespace,
         digest: Digest,
@@ -110,12 +132,12 @@ impl Agent {
                 (meta, have)
             }
             BlobStatus::Partial { meta, .. } => {
-                let have = self.inner.store.open(meta.clone()).await?;
+                let have = self.open_in_store(&meta).await?;
                 (meta, have)
             }
             BlobStatus::Absent => {
                 let meta = self.metainfo(namespace, digest).await?;
-                let have = self.inner.store.open(meta.clone()).await?;
+                let have = self.open_in_store(&meta).await?;
                 (meta, have)
             }
         };

@@ -138,11 +138,10 @@ impl OriginApi for Origin {
         if let Ok(id) = id.parse() {
             return self.inner.known_append(id, offset, bytes).await;
         }
-        self.inner
-            .store
-            .upload_append(id, offset, bytes)
-            .await
-            .map_err(store_error)
+        let (store, more) = (&self.inner.store, bytes.len() as u64);
+        let append = || store.upload_append(id, offset, bytes.clone());
+        let appended = self.inner.with_room(more, append).await;
+        appended.map_err(store_error)
     }
 
     async fn upload_commit(

@@ -184,6 +184,7 @@ impl OriginBuilder {
             fetching: Default::default(),
             known: Default::default(),
             copying: Default::default(),
+            room: Default::default(),
             metrics,
             notes,
             tasks: tasks.clone(),

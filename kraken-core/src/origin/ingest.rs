@@ -188,7 +188,9 @@ impl<'a> Ingest<'a> {
     ) -> Result<Self, ApiError> {
         let open = MetaInfo::open(digest, length);
         let open = open.map_err(|error| ApiError::Damaged(error.to_string()))?;
-        let have = inner.store.open(open.clone()).await.map_err(store_error)?;
+        let store = &inner.store;
+        let have = inner.with_room(length, || store.open(open.clone())).await;
+        let have = have.map_err(store_error)?;
         let meta = match inner.store.status(digest).await.map_err(store_error)? {
             // The store may know more than its length.
             BlobStatus::Partial { meta, .. } => meta,
@@ -404,7 +406,7 @@ pub(super) fn store_error(error: StoreError) -> ApiError {
         StoreError::UploadUnknown(_) => ApiError::NotFound,
         StoreError::UploadOffset { len, .. } => ApiError::RangeInvalid { len },
         StoreError::DigestMismatch { .. } => ApiError::BadRequest(error.to_string()),
-        StoreError::Full => ApiError::Unavailable(error.to_string()),
+        StoreError::Full => ApiError::Full(error.to_string()),
         other => ApiError::Internal(other.to_string()),
     }
 }

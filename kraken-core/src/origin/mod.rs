@@ -11,6 +11,7 @@ mod copying;
 mod ingest;
 mod known;
 mod replicate;
+mod room;
 mod source;
 mod writeback;
 
@@ -57,6 +58,8 @@ struct Inner {
     fetching: Mutex<HashMap<Digest, Coming>>,
     known: KnownUploads,
     copying: Copying,
+    /// Whose turn it is to make room in the store.
+    room: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
     notes: mpsc::Sender<Note>,
     tasks: Tasks,

@@ -5,6 +5,7 @@
 //! its work is done. It is tried again for ever, with growing waits: a backend that is away for a
 //! day loses nothing.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use kraken_net::http::ApiError;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Digest, MetaInfo, Namespace};
+use kraken_storage::StoreError;
 use kraken_storage::queue::{DurableQueue, QueueError, Task};
 
 use super::Inner;
@@ -88,6 +90,26 @@ impl Inner {
         waits
             .await
             .map_err(|error| ApiError::Unavailable(error.to_string()))
+    }
+
+    /// The blobs that a task is about: they are not in the backend yet, or an owner lacks its copy.
+    pub(super) async fn unfinished_blobs(&self) -> Result<HashSet<Digest>, StoreError> {
+        let found = self.on_queue(|queue| {
+            let (mut found, mut last) = (HashSet::new(), None);
+            loop {
+                let page = queue.page(last.as_ref(), PAGE)?;
+                let digests = page.iter().filter_map(|task| task.key.split(' ').nth(1));
+                found.extend(digests.filter_map(|it| it.parse::<Digest>().ok()));
+                match page.into_iter().last() {
+                    Some(task) => last = Some(task),
+                    None => return Ok(found),
+                }
+            }
+        });
+        found.await.map_err(|error| StoreError::Io {
+            doing: "read the queue of write-backs, to see what may go".into(),
+            source: std::io::Error::other(error),
+        })
     }
 
     /// Works off the queue until the origin stops. A task that hangs holds up only itself.

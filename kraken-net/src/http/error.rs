@@ -36,6 +36,9 @@ pub enum ApiError {
     /// Somebody who is needed could not be asked; later it may work (503).
     #[error("{0}")]
     Unavailable(String),
+    /// There is no room for it (507); elsewhere, or later, there may be.
+    #[error("{0}")]
+    Full(String),
     /// The other side is at fault (500).
     #[error("{0}")]
     Internal(String),
@@ -44,7 +47,10 @@ pub enum ApiError {
 impl ApiError {
     /// Whether asking again, here or elsewhere, may help.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Internal(_))
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Full(_) | Self::Internal(_)
+        )
     }
 
     /// The status that it travels with.
@@ -60,6 +66,7 @@ impl ApiError {
             Self::RangeInvalid { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
             Self::Damaged(_) => (StatusCode::BAD_GATEWAY, "DAMAGED"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+            Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "FULL"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL"),
         }
     }
@@ -81,6 +88,7 @@ impl ApiError {
                 format!("{from} does not know this call ({message}): is it the right service?"),
             ),
             (StatusCode::BAD_GATEWAY, Some(b"DAMAGED")) => Self::Damaged(message),
+            (StatusCode::INSUFFICIENT_STORAGE, _) => Self::Full(message),
             (StatusCode::CONFLICT, _) => Self::Conflict(message),
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => Self::RangeInvalid {
                 len: total_of(head).unwrap_or(0),

@@ -150,6 +150,24 @@ impl Layout {
         Ok(found)
     }
 
+    /// The partial blobs.
+    pub(super) fn partial(&self) -> Result<Vec<Digest>, StoreError> {
+        let names = disk::names(&self.partial_dir())?;
+        let parts = names.iter().filter_map(|name| split_partial(name));
+        let metas = parts.filter(|(_, kind)| *kind == "meta");
+        Ok(metas.map(|(digest, _)| digest).collect())
+    }
+
+    /// The files that belong to no blob, and stay: uploads, and what turned out damaged.
+    pub(super) fn others(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut found = Vec::new();
+        for dir in [self.uploads_dir(), self.root.join("damaged")] {
+            let names = disk::names(&dir)?;
+            found.extend(names.into_iter().map(|name| dir.join(name)));
+        }
+        Ok(found)
+    }
+
     /// The uploads, and names that are none with a warning.
     pub(super) fn uploads(&self) -> Result<Vec<Uuid>, StoreError> {
         let mut found = Vec::new();

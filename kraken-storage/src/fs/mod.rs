@@ -23,19 +23,22 @@ mod meta;
 mod partial;
 mod pool;
 mod read;
+mod room;
 mod seal;
 #[cfg(test)]
 mod tests;
 mod upload;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::available_parallelism;
 
 use bytes::Bytes;
+use kraken_proto::cache::ledger::{Ceiling, Ledger};
 use kraken_proto::{Bitfield, Digest, MetaInfo};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, Semaphore};
 use tokio::task::spawn_blocking;
@@ -66,6 +69,7 @@ struct Shared {
     permits: Arc<Semaphore>,
     /// Whose turn it is to sync before a blob's end.
     early: Arc<Semaphore>,
+    ledger: Mutex<Ledger>,
     _lock: File,
 }
 
@@ -79,8 +83,21 @@ impl FsStore {
     /// Another [`FsStore`] has the directory open, in this process or another, or the directory
     /// cannot be written.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        Self::open_within(path, None).await
+    }
+
+    /// As [`FsStore::open`], with a ceiling on the bytes of all blobs and uploads together. What
+    /// would pass it is refused with [`StoreError::Full`]; whoever owns the store then asks
+    /// [`PieceStore::victims`] what to remove. What is there may take more at first.
+    ///
+    /// # Errors
+    /// As of [`FsStore::open`].
+    pub async fn open_within(
+        path: impl Into<PathBuf>,
+        ceiling: Option<Ceiling>,
+    ) -> Result<Self, StoreError> {
         let path = path.into();
-        let shared = flatten(spawn_blocking(move || Shared::open(path)).await)?;
+        let shared = flatten(spawn_blocking(move || Shared::open(path, ceiling)).await)?;
         Ok(Self {
             shared: Arc::new(shared),
         })
@@ -219,6 +236,7 @@ impl PieceStore for FsStore {
                 }
             }
         };
+        self.shared.ledger().touch(digest);
         let range = offset..offset.saturating_add(len.into()).min(length);
         if range.is_empty() {
             return Ok(Bytes::new());
@@ -294,6 +312,7 @@ impl PieceStore for FsStore {
             *slot = State::Unknown;
             shared.files.forget(digest);
             shared.remove_partial(digest)?;
+            shared.ledger().forget(digest);
             *slot = State::Absent;
             Ok(())
         })
@@ -302,6 +321,14 @@ impl PieceStore for FsStore {
 
     async fn list(&self) -> Result<Vec<Digest>, StoreError> {
         self.blocking(|shared| shared.layout.sealed()).await
+    }
+
+    async fn victims(
+        &self,
+        bytes: u64,
+        spared: &HashSet<Digest>,
+    ) -> Result<Vec<Digest>, StoreError> {
+        self.shared.victims(bytes, spared)
     }
 }
 
@@ -314,10 +341,11 @@ impl fmt::Debug for FsStore {
 }
 
 impl Shared {
-    fn open(path: PathBuf) -> Result<Self, StoreError> {
+    fn open(path: PathBuf, ceiling: Option<Ceiling>) -> Result<Self, StoreError> {
         let layout = Layout::create(path)?;
         let lock = layout.lock()?;
         layout.sweep()?;
+        let ledger = Mutex::new(room::count(&layout, ceiling)?);
         let cores = available_parallelism().map_or(1, usize::from);
         Ok(Self {
             layout,
@@ -328,6 +356,7 @@ impl Shared {
             // Half of them may wait for the disk while the others hash and copy.
             permits: Arc::new(Semaphore::new((2 * cores).max(4))),
             early: Arc::new(Semaphore::new(1)),
+            ledger,
             _lock: lock,
         })
     }

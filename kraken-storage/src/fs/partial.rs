@@ -100,10 +100,12 @@ impl Shared {
     /// Makes room for a blob of which nothing is there.
     pub(super) fn create_partial(&self, meta: MetaInfo) -> Result<Arc<Partial>, StoreError> {
         let digest = meta.digest();
+        self.reserve(digest, meta.length())?;
         self.make_partial(&meta).inspect_err(|_| {
             // Without a metainfo these would be swept at the next start; better to give the room
             // back now. The error that counts is the first.
             let _ = self.remove_partial(digest);
+            self.ledger().forget(digest);
         })?;
         let have = Bitfield::empty(meta.piece_count());
         Ok(Arc::new(Partial::new(meta, have, JournalEnd::default())))
@@ -124,6 +126,7 @@ impl Shared {
     pub(super) fn load_partial(&self, digest: Digest) -> Result<Option<Arc<Partial>>, StoreError> {
         let Some(meta) = meta::read(&self.layout.partial_meta(digest), digest)? else {
             self.remove_partial(digest)?;
+            self.ledger().forget(digest);
             return Ok(None);
         };
         let path = self.layout.partial_have(digest);
@@ -159,6 +162,7 @@ impl Shared {
     /// Makes a partial blob of the files that are there and the pieces of `claimed` that verify.
     fn adopt(&self, meta: MetaInfo, claimed: &Bitfield) -> Result<Arc<Partial>, StoreError> {
         let digest = meta.digest();
+        self.reserve(digest, meta.length())?;
         self.files.forget(digest);
         let path = self.layout.partial_data(digest);
         let file = File::options()

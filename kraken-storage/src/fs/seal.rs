@@ -94,6 +94,13 @@ impl Shared {
         tracing::error!(%digest, to = %to.display(), "a sealed blob is damaged and is set aside");
         self.files.forget(digest);
         fs::rename(&from, to).map_err(disk::failed("set aside", &from))?;
+        {
+            // It takes as much as before, and nobody may remove it but a person.
+            let mut ledger = self.ledger();
+            let bytes = ledger.bytes_of(digest);
+            ledger.forget(digest);
+            ledger.hold(bytes);
+        }
         disk::remove(&self.layout.sealed_meta(digest))?;
         Ok(())
     }
@@ -110,7 +117,9 @@ impl Shared {
         self.files.forget(digest);
         disk::remove(&self.layout.sealed_data(digest))?;
         disk::remove(&self.layout.sealed_meta(digest))?;
-        self.remove_partial(digest)
+        self.remove_partial(digest)?;
+        self.ledger().forget(digest);
+        Ok(())
     }
 }
 

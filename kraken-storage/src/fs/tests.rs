@@ -53,6 +53,130 @@ async fn assert_sealed(store: &FsStore, bytes: &[u8], meta: &MetaInfo) {
     assert_eq!(partial.count(), 0, "nothing is left under partial/");
 }
 
+/// A store for three of the test's blobs and a quarter.
+async fn narrow(dir: &Path) -> FsStore {
+    let ceiling = Some(Ceiling::of((3 * LEN + LEN / 4) as u64));
+    FsStore::open_within(dir, ceiling).await.unwrap()
+}
+
+async fn fill(store: &FsStore, seed: u8) -> Digest {
+    let (bytes, meta) = blob(seed);
+    write(store, &bytes, &meta, &[0, 1, 2, 3]).await;
+    store.seal(meta.digest()).await.unwrap();
+    meta.digest()
+}
+
+async fn victims(store: &FsStore, spared: &[Digest]) -> Result<Vec<Digest>, StoreError> {
+    let spared = spared.iter().copied().collect();
+    store.victims(LEN as u64, &spared).await
+}
+
+#[tokio::test]
+async fn what_would_pass_the_ceiling_is_refused_and_the_longest_unused_is_to_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = narrow(dir.path()).await;
+    let (first, second) = (fill(&store, 1).await, fill(&store, 2).await);
+    let (bytes, third) = blob(3);
+    write(&store, &bytes, &third, &[0]).await;
+    let (bytes, fourth) = blob(4);
+    let refused = store.open(fourth.clone()).await;
+    assert!(matches!(refused, Err(StoreError::Full)), "{refused:?}");
+    assert_eq!(
+        store.status(fourth.digest()).await.unwrap(),
+        BlobStatus::Absent
+    );
+    store.read(first, 0, 10).await.unwrap();
+    assert_eq!(victims(&store, &[]).await.unwrap(), [second]);
+    assert_eq!(victims(&store, &[second]).await.unwrap(), [third.digest()]);
+    let all = [first, second, third.digest()];
+    assert!(matches!(victims(&store, &all).await, Err(StoreError::Full)));
+    store.remove(second).await.unwrap();
+    write(&store, &bytes, &fourth, &[0, 1, 2, 3]).await;
+    store.seal(fourth.digest()).await.unwrap();
+    assert_eq!(store.used(), 3 * LEN as u64);
+    // A partial blob gives its room back, too.
+    store.discard(third.digest()).await.unwrap();
+    assert_eq!(store.used(), 2 * LEN as u64);
+}
+
+#[tokio::test]
+async fn uploads_count_as_they_grow_and_one_that_is_refused_goes_on_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = narrow(dir.path()).await;
+    let (first, _) = (fill(&store, 1).await, fill(&store, 2).await);
+    let (bytes, meta) = blob(3);
+    let upload = store.upload_start().await.unwrap();
+    let (head, tail) = bytes.split_at(LEN - 1000);
+    let append = |at: usize, part: &[u8]| {
+        let part = Bytes::copy_from_slice(part);
+        store.upload_append(&upload, at as u64, part)
+    };
+    append(0, head).await.unwrap();
+    let refused = append(head.len(), &[0; LEN / 4 + 1001]).await;
+    assert!(matches!(refused, Err(StoreError::Full)), "{refused:?}");
+    assert_eq!(
+        store.upload_len(&upload).await.unwrap() as usize,
+        head.len()
+    );
+    assert_eq!(store.used() as usize, 3 * LEN - 1000);
+    append(head.len(), tail).await.unwrap();
+    assert_eq!(
+        store.upload_commit(&upload, meta.digest()).await.unwrap(),
+        meta
+    );
+    assert_eq!(store.used(), 3 * LEN as u64, "counted once");
+
+    let given_up = store.upload_start().await.unwrap();
+    let some = Bytes::from_static(&[1; 900]);
+    store.upload_append(&given_up, 0, some).await.unwrap();
+    assert_eq!(store.used(), 3 * LEN as u64 + 900);
+    store.upload_abort(&given_up).await.unwrap();
+    assert_eq!(store.used(), 3 * LEN as u64);
+    // The same bytes again take nothing more.
+    store.remove(first).await.unwrap();
+    let again = store.upload_start().await.unwrap();
+    store.upload_append(&again, 0, bytes.into()).await.unwrap();
+    store.upload_commit(&again, meta.digest()).await.unwrap();
+    assert_eq!(store.used(), 2 * LEN as u64);
+}
+
+#[tokio::test]
+async fn a_restart_counts_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = narrow(dir.path()).await;
+    let (first, second) = (fill(&store, 1).await, fill(&store, 2).await);
+    let (bytes, third) = blob(3);
+    write(&store, &bytes, &third, &[2]).await;
+    let upload = store.upload_start().await.unwrap();
+    let some = Bytes::from_static(&[1; 700]);
+    store.upload_append(&upload, 0, some).await.unwrap();
+    // The second one was used last a day ago, the first one two days ago.
+    let day = Duration::from_secs(24 * 3600);
+    for (digest, days) in [(first, 2), (second, 1)] {
+        let path = store.shared.layout.sealed_data(digest);
+        let file = File::options().write(true).open(path).unwrap();
+        let time = std::time::SystemTime::now() - day * days;
+        let times = fs::FileTimes::new().set_accessed(time).set_modified(time);
+        file.set_times(times).unwrap();
+    }
+    let used = store.used();
+    assert_eq!(used, 3 * LEN as u64 + 700);
+    drop(store);
+    let store = narrow(dir.path()).await;
+    assert_eq!(store.used(), used);
+    assert_eq!(victims(&store, &[]).await.unwrap(), [first]);
+    assert_eq!(victims(&store, &[first]).await.unwrap(), [second]);
+    // A lower ceiling removes nothing by itself.
+    drop(store);
+    let ceiling = Some(Ceiling::of(LEN as u64));
+    let store = FsStore::open_within(dir.path(), ceiling).await.unwrap();
+    assert_eq!(store.used(), used);
+    let refused = store.open(blob(4).1).await;
+    assert!(matches!(refused, Err(StoreError::Full)), "{refused:?}");
+    write(&store, &bytes, &third, &[0, 1, 3]).await;
+    store.seal(third.digest()).await.unwrap();
+}
+
 #[cfg(feature = "testkit")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conforms() {

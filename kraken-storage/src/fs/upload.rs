@@ -202,8 +202,26 @@ impl Shared {
         Ok(guard)
     }
 
-    /// Hashes and writes step by step, so that the bytes are read from memory once.
+    /// Adds bytes, for which there must be room.
     fn append(
+        &self,
+        id: Uuid,
+        upload: &mut Upload,
+        data: &[u8],
+    ) -> Result<(u64, Arc<EarlySync>), StoreError> {
+        if upload.ready().early.has_failed() {
+            self.drop_upload(id, upload)?;
+            let lost = std::io::Error::other("what came before did not reach the disk");
+            return Err(disk::failed("go on with", &self.layout.upload(id))(lost));
+        }
+        let bytes = data.len() as u64;
+        self.reserve_upload(bytes)?;
+        let written = self.write_behind(id, upload, data);
+        written.inspect_err(|_| self.ledger().release(bytes))
+    }
+
+    /// Hashes and writes step by step, so that the bytes are read from memory once.
+    fn write_behind(
         &self,
         id: Uuid,
         upload: &mut Upload,
@@ -215,11 +233,6 @@ impl Shared {
         };
         let before = hasher.length();
         let path = self.layout.upload(id);
-        if early.has_failed() {
-            self.drop_upload(id, upload)?;
-            let lost = std::io::Error::other("what came before did not reach the disk");
-            return Err(disk::failed("go on with", &path)(lost));
-        }
         // Opened for each append: an idle upload holds no file open, however many there are.
         let open = File::options().write(true).open(&path);
         let file = open.map_err(disk::failed("open", &path))?;
@@ -273,6 +286,11 @@ impl Shared {
             *guard = Upload::Unread;
             return Err(error);
         }
+        {
+            let mut ledger = self.ledger();
+            ledger.release(meta.length());
+            ledger.keep(meta.digest(), meta.length());
+        }
         *slot = State::Sealed(meta.clone());
         *guard = Upload::Gone;
         self.uploads.forget(id);
@@ -280,7 +298,10 @@ impl Shared {
     }
 
     fn drop_upload(&self, id: Uuid, upload: &mut Upload) -> Result<(), StoreError> {
-        disk::remove(&self.layout.upload(id))?;
+        let path = self.layout.upload(id);
+        let bytes = disk::length(&path)?.unwrap_or(0);
+        disk::remove(&path)?;
+        self.ledger().release(bytes);
         *upload = Upload::Gone;
         self.uploads.forget(id);
         Ok(())

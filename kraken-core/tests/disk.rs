@@ -1,0 +1,236 @@
+//! Disks that are too small for all that comes: what goes, what stays, and what is refused.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::future::join_all;
+use kraken_core::net::http::{ApiError, HttpClient};
+use kraken_core::net::origin::OriginApi as _;
+use kraken_core::net::{MemNetwork, MemTransport};
+use kraken_core::origin::RingMember;
+use kraken_core::proto::cache::ledger::Ceiling;
+use kraken_core::storage::testkit::blob;
+use kraken_core::storage::{
+    BlobStatus, DurableQueue, FsStore, MemStore, OpendalBackend, PieceStore as _, StoreError,
+    UploadStore as _,
+};
+use kraken_core::{Agent, Digest, MetaInfo, Namespace, OpenError, Origin, PeerId};
+use tokio::io::AsyncReadExt as _;
+
+use common::Local;
+
+const MIB: usize = 1 << 20;
+const BLOBS: u64 = 20;
+
+fn transport(network: &MemNetwork, number: u8) -> MemTransport {
+    network.transport(PeerId::from_bytes([number; 32]))
+}
+
+/// Some blobs of a MiB at a seeder, and an agent whose disk is for four and a half of them.
+struct Lab {
+    blobs: Vec<(Vec<u8>, Digest)>,
+    agent: Agent,
+    store: FsStore,
+    _seeder: Agent,
+}
+
+impl Lab {
+    async fn start(dir: &Path) -> Self {
+        let (network, discovery, from) = (MemNetwork::new(), Local::new(), MemStore::new());
+        let mut blobs = Vec::new();
+        for seed in 0..BLOBS {
+            let (bytes, meta) = blob(MIB, seed);
+            let upload = from.upload_start().await.unwrap();
+            let appended = from.upload_append(&upload, 0, bytes.clone().into());
+            appended.await.unwrap();
+            from.upload_commit(&upload, meta.digest()).await.unwrap();
+            blobs.push((bytes, meta.digest()));
+            discovery.metas.lock().unwrap().insert(meta.digest(), meta);
+        }
+        let seeder = Agent::builder(from, transport(&network, 1)).discovery(discovery.clone());
+        let seeder = seeder.spawn().unwrap();
+        seeder.seed_all().await.unwrap();
+        let ceiling = Some(Ceiling::of((4 * MIB + MIB / 2) as u64));
+        let store = FsStore::open_within(dir, ceiling).await.unwrap();
+        let agent = Agent::builder(store.clone(), transport(&network, 2)).discovery(discovery);
+        Self {
+            blobs,
+            agent: agent.spawn().unwrap(),
+            store,
+            _seeder: seeder,
+        }
+    }
+
+    async fn read(&self, index: usize) {
+        let (bytes, digest) = &self.blobs[index];
+        let mut read = Vec::new();
+        let mut reader = self.agent.open(*digest).await.unwrap();
+        reader.read_to_end(&mut read).await.unwrap();
+        assert!(read == *bytes, "blob {index}");
+        reader.complete().await.unwrap();
+        assert!(self.store.used() <= (4 * MIB + MIB / 2) as u64);
+    }
+
+    async fn holds(&self, index: usize) -> bool {
+        let status = self.store.status(self.blobs[index].1).await.unwrap();
+        matches!(status, BlobStatus::Sealed { .. })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_the_disk_holds_is_pulled_through_it_and_every_byte_is_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let lab = Lab::start(dir.path()).await;
+    for round in 0..2 {
+        for index in 0..BLOBS as usize {
+            lab.read(index).await;
+            // What is read again and again stays.
+            lab.read(0).await;
+            assert!(lab.holds(0).await, "round {round}, blob {index}");
+        }
+    }
+    assert!(lab.agent.metrics().blobs_evicted() >= 2 * BLOBS - 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pulls_at_once_stay_under_the_ceiling() {
+    let dir = tempfile::tempdir().unwrap();
+    let lab = Lab::start(dir.path()).await;
+    let pulls = (0..BLOBS as usize).map(async |index| {
+        for _ in 0..100 {
+            let (bytes, digest) = &lab.blobs[index];
+            let mut reader = match lab.agent.open(*digest).await {
+                Ok(reader) => reader,
+                // All that is there is being read.
+                Err(OpenError::Store(StoreError::Full)) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+                Err(error) => panic!("{error}"),
+            };
+            let mut read = Vec::new();
+            reader.read_to_end(&mut read).await.unwrap();
+            assert!(read == *bytes, "blob {index}");
+            assert!(lab.store.used() <= (4 * MIB + MIB / 2) as u64);
+            return;
+        }
+        panic!("no room for blob {index} in two seconds and more");
+    });
+    join_all(pulls).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_being_read_stays_and_what_cannot_fit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let lab = Lab::start(dir.path()).await;
+    let mut readers = Vec::new();
+    for index in 0..4 {
+        lab.read(index).await;
+        readers.push(lab.agent.open(lab.blobs[index].1).await.unwrap());
+    }
+    let refused = lab.agent.open(lab.blobs[9].1).await;
+    let full = matches!(refused, Err(OpenError::Store(StoreError::Full)));
+    assert!(full, "{refused:?}");
+    for (index, reader) in readers.iter().enumerate() {
+        let chunks: Vec<_> = reader.stream(0..u64::MAX).collect().await;
+        let read: Vec<u8> = chunks.into_iter().flat_map(Result::unwrap).collect();
+        assert!(read == lab.blobs[index].0, "blob {index}");
+    }
+    readers.remove(2);
+    lab.read(9).await;
+    let held = join_all((0..4).map(|index| lab.holds(index))).await;
+    assert_eq!(held, [true, true, false, true]);
+}
+
+/// One origin whose disk is for four and a half blobs, over a directory that can be away.
+async fn origin(dir: &Path) -> (Origin, FsStore) {
+    let ceiling = Some(Ceiling::of((4 * MIB + MIB / 2) as u64));
+    let store = FsStore::open_within(dir.join("store"), ceiling)
+        .await
+        .unwrap();
+    let backend = OpendalBackend::local_disk(dir.join("backend")).unwrap();
+    let queue = DurableQueue::open(dir.join("queue.redb")).unwrap();
+    let network = transport(&MemNetwork::new(), 1);
+    let url = "http://127.0.0.1:1".parse().unwrap();
+    let name = "origin-1".to_string();
+    let origin = Origin::builder("origin-1", store.clone(), network, backend, queue)
+        .ring(
+            vec![RingMember { name, url }],
+            HttpClient::new(None).unwrap(),
+        )
+        .replicas(1)
+        .spawn()
+        .unwrap();
+    (origin, store)
+}
+
+async fn push(origin: &Origin, bytes: &[u8], meta: &MetaInfo) -> Result<(), ApiError> {
+    let id = origin.upload_start().await?;
+    for (number, part) in (0..).zip(bytes.chunks(MIB / 4)) {
+        let part = Bytes::copy_from_slice(part);
+        let at = number * MIB as u64 / 4;
+        if let Err(error) = origin.upload_append(&id, at, part).await {
+            origin.upload_abort(&id).await?;
+            return Err(error);
+        }
+    }
+    let (ns, digest) = (Namespace::default(), meta.digest());
+    origin.upload_commit(&id, &ns, digest).await.map(drop)
+}
+
+async fn written_back(origin: &Origin) {
+    for _ in 0..600 {
+        if origin.queued().unwrap() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not written back within 30 s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_lets_go_only_of_what_its_backend_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let away = dir.path().join("backend");
+    // No directory can be made where a file is.
+    std::fs::write(&away, b"in the way").unwrap();
+    let (origin, store) = origin(dir.path()).await;
+    let blobs: Vec<_> = (0..8).map(|seed| blob(MIB, seed)).collect();
+    for (bytes, meta) in &blobs[..4] {
+        push(&origin, bytes, meta).await.unwrap();
+    }
+    let refused = push(&origin, &blobs[4].0, &blobs[4].1).await;
+    assert!(matches!(refused, Err(ApiError::Full(_))), "{refused:?}");
+    for (_, meta) in &blobs[..4] {
+        let status = store.status(meta.digest()).await.unwrap();
+        assert!(
+            matches!(status, BlobStatus::Sealed { .. }),
+            "nothing is lost"
+        );
+    }
+    std::fs::remove_file(&away).unwrap();
+    written_back(&origin).await;
+    for (bytes, meta) in &blobs[4..] {
+        push(&origin, bytes, meta).await.unwrap();
+        assert!(store.used() <= (4 * MIB + MIB / 2) as u64);
+        written_back(&origin).await;
+    }
+    assert!(origin.metrics().blobs_evicted() >= 4);
+    // What has gone from the disk comes from the backend again, and others go for it.
+    let origin = Arc::new(origin);
+    for (bytes, meta) in blobs.iter().chain(&blobs) {
+        let read = origin
+            .read(&Namespace::default(), meta.digest(), None)
+            .await;
+        let chunks: Vec<_> = read.unwrap().body.collect().await;
+        let read: Vec<u8> = chunks.into_iter().flat_map(Result::unwrap).collect();
+        assert!(read == *bytes);
+        assert!(store.used() <= (4 * MIB + MIB / 2) as u64);
+    }
+}
