@@ -94,6 +94,6 @@ mod tests {
         assert_eq!((watched.least, watched.most), (5.0, 15.0));
         assert!((watched.off(10_000_000) - 0.5).abs() < 1e-9);
         let two = Watched::from_samples(&samples, 4 * second, 2 * second);
-        assert_eq!((two.least, two.most), (15.0, 20.0));
+        assert_eq!((two.least, two.most), (15.0, 25.0));
     }
 }
