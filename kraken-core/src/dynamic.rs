@@ -189,6 +189,7 @@ impl<T: Backend> DynBackend for T {
 pub(crate) trait DynConn: Send + Sync + 'static {
     fn peer(&self) -> PeerId;
     fn send(&self, frame: Frame) -> BoxFuture<'_, Result<(), NetError>>;
+    fn ready(&self, bytes: usize) -> BoxFuture<'_, Result<(), NetError>>;
     fn recv(&self) -> BoxFuture<'_, Result<Frame, NetError>>;
     fn close(&self, reason: &str);
 }
@@ -199,6 +200,9 @@ impl<T: PeerConn> DynConn for T {
     }
     fn send(&self, frame: Frame) -> BoxFuture<'_, Result<(), NetError>> {
         PeerConn::send(self, frame).boxed()
+    }
+    fn ready(&self, bytes: usize) -> BoxFuture<'_, Result<(), NetError>> {
+        PeerConn::ready(self, bytes).boxed()
     }
     fn recv(&self) -> BoxFuture<'_, Result<Frame, NetError>> {
         PeerConn::recv(self).boxed()

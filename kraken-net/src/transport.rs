@@ -110,6 +110,16 @@ pub trait PeerConn: Send + Sync + 'static {
     /// The connection is gone.
     fn send(&self, frame: Frame) -> impl Future<Output = Result<(), NetError>> + Send;
 
+    /// Waits until a piece of so many bytes could be handed over, as a peer that is slow would
+    /// otherwise hold what has been read for it. [`PeerConn::send`] waits for that, too.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    fn ready(&self, bytes: usize) -> impl Future<Output = Result<(), NetError>> + Send {
+        let _ = bytes;
+        std::future::ready(Ok(()))
+    }
+
     /// The next frame. A piece comes when its last byte has; at most
     /// [`MAX_PIECES_IN_FLIGHT`] pieces are on their way at once.
     ///

@@ -102,8 +102,8 @@ pub trait PieceStore: Send + Sync + 'static {
     }
 
     /// What is to be removed after [`StoreError::Full`] so that `bytes` more fit: the blobs that were
-    /// not used for the longest time, without those that are `spared`. A store without a ceiling of
-    /// its own knows of none.
+    /// not used for the longest time, without those that are `spared`; at least one. A store without
+    /// a ceiling of its own knows of none.
     ///
     /// # Errors
     /// [`StoreError::Full`] when `bytes` would not fit then either.

@@ -151,6 +151,7 @@ impl AgentBuilder {
             notes,
             tasks,
             room: Default::default(),
+            leaving: Default::default(),
             patience: self.patience,
             lookup_patience: self.lookup_patience,
         };

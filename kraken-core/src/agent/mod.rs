@@ -18,7 +18,7 @@ use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Bitfield, Digest, MetaInfo, Namespace, PeerInfo, SwarmStats};
 use kraken_storage::BlobStatus;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, RwLock, mpsc, oneshot};
 
 pub use self::builder::AgentBuilder;
 pub use self::limits::Limits;
@@ -46,6 +46,9 @@ struct Inner {
     tasks: Tasks,
     /// Whose turn it is to make room in the store.
     room: Mutex<()>,
+    /// Held for writing while a blob goes for others, for reading while one is being opened: what is
+    /// found in the store stays there until its reader is known.
+    leaving: RwLock<()>,
     patience: Duration,
     lookup_patience: Duration,
 }
@@ -112,38 +115,34 @@ impl Agent {
         digest: Digest,
     ) -> Result<BlobReader, OpenError> {
         loop {
-            let reader = self.open_once(namespace, digest).await?;
-            // From here on it is being read, and stays. It may have gone just before.
-            match self.inner.store.status(digest).await? {
-                BlobStatus::Absent => self.leave(digest).await?,
-                _ => return Ok(reader),
-            }
+            let meta = match self.inner.store.status(digest).await? {
+                BlobStatus::Sealed { meta } | BlobStatus::Partial { meta, .. } => meta,
+                BlobStatus::Absent => self.metainfo(namespace, digest).await?,
+            };
+            self.open_in_store(&meta).await?;
+            let _stays = self.inner.leaving.read().await;
+            return match self.inner.store.status(digest).await? {
+                // It went for another before this.
+                BlobStatus::Absent => continue,
+                BlobStatus::Sealed { meta } => {
+                    let have = Bitfield::full(meta.piece_count());
+                    self.join(namespace, meta, have).await
+                }
+                BlobStatus::Partial { meta, have } => self.join(namespace, meta, have).await,
+            };
         }
     }
 
-    async fn open_once(
+    /// Joins the swarm of a blob that the store has room for.
+    async fn join(
         &self,
         namespace: &Namespace,
-        digest: Digest,
+        meta: MetaInfo,
+        have: Bitfield,
     ) -> Result<BlobReader, OpenError> {
-        let (meta, have) = match self.inner.store.status(digest).await? {
-            BlobStatus::Sealed { meta } => {
-                let have = Bitfield::full(meta.piece_count());
-                (meta, have)
-            }
-            BlobStatus::Partial { meta, .. } => {
-                let have = self.open_in_store(&meta).await?;
-                (meta, have)
-            }
-            BlobStatus::Absent => {
-                let meta = self.metainfo(namespace, digest).await?;
-                let have = self.open_in_store(&meta).await?;
-                (meta, have)
-            }
-        };
         if have.is_full() {
             // The last piece was written before a crash, or there is none: nothing will come.
-            self.inner.store.seal(digest).await?;
+            self.inner.store.seal(meta.digest()).await?;
         }
         let (reply, answer) = oneshot::channel();
         let namespace = namespace.clone();

@@ -36,6 +36,7 @@ impl Agent {
 
     /// Removes a blob that nobody reads; false when somebody does.
     async fn evict(&self, digest: Digest) -> Result<bool, OpenError> {
+        let _leaves = self.inner.leaving.write().await;
         if !self.leave_unread(digest).await? {
             return Ok(false);
         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kraken_net::Frame;
 use kraken_proto::{Digest, Input, Message};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::driver::Note;
 use super::link::LinkContext;
@@ -35,6 +35,8 @@ pub(crate) struct Uploads {
     cx: LinkContext,
     tasks: Tasks,
     lanes: Mutex<BTreeMap<Digest, Lane>>,
+    /// A piece came that goes first: nobody waits until the peer has taken others.
+    hurried: Notify,
 }
 
 /// One blob's pieces. It exists as long as it has a worker.
@@ -53,6 +55,7 @@ impl Uploads {
             cx,
             tasks: tasks.clone(),
             lanes: Mutex::default(),
+            hurried: Notify::new(),
         })
     }
 
@@ -66,6 +69,9 @@ impl Uploads {
             lane.waiting.len()
         };
         lane.waiting.insert(place, upload);
+        if upload.first {
+            self.hurried.notify_waiters();
+        }
         if lane.workers < SENDING {
             lane.workers += 1;
             self.tasks.spawn(self.clone().work(upload.digest));
@@ -95,9 +101,22 @@ impl Uploads {
     }
 
     async fn work(self: Arc<Self>, digest: Digest) {
-        while let Some(bytes) = self.wanted(digest) {
+        loop {
+            // Before the look, so that one that comes after it is not missed.
+            let hurried = self.hurried.notified();
+            let Some((len, first)) = self.wanted(digest) else {
+                return;
+            };
+            if !first {
+                // Should the connection be gone, the send says so.
+                tokio::select! {
+                    _ = self.cx.conn.ready(len as usize) => {}
+                    () = hurried => {}
+                }
+            }
+            let bytes = LEAST_ROOM.max(len.into());
             let _room = self.cx.buffers.acquire(digest, bytes).await;
-            // It may have been cancelled while there was no room.
+            // It may have been cancelled while there was no room, or another one may be first now.
             let Some((upload, stopped)) = self.begin(digest) else {
                 continue;
             };
@@ -119,12 +138,13 @@ impl Uploads {
         }
     }
 
-    /// The room for the next piece; without one, the worker that asks has ended.
-    fn wanted(&self, digest: Digest) -> Option<u64> {
+    /// The length of the next piece, and whether it goes first; without one, the worker that asks has
+    /// ended.
+    fn wanted(&self, digest: Digest) -> Option<(u32, bool)> {
         let mut lanes = self.lock();
         let lane = lanes.get_mut(&digest)?;
         if let Some(next) = lane.waiting.front() {
-            return Some(LEAST_ROOM.max(next.len.into()));
+            return Some((next.len, next.first));
         }
         lane.workers -= 1;
         if lane.workers == 0 {

@@ -76,7 +76,7 @@ impl Coming {
 
     /// The metainfo once `enough` has been said.
     async fn until(&mut self, enough: impl FnMut(&Said) -> bool) -> Result<MetaInfo, ApiError> {
-        let stopped = || ApiError::Unavailable("the origin stops".into());
+        let stopped = || ApiError::Unavailable("the origin stops, or makes room: ask again".into());
         let said = self.said.wait_for(enough).await.map_err(|_| stopped())?;
         match said.failure() {
             Some(error) => Err(error),
@@ -87,7 +87,8 @@ impl Coming {
     /// Waits until the byte `at` is in the store, and says up to where all are.
     async fn reaches(&mut self, meta: &MetaInfo, at: u64) -> Result<u64, ApiError> {
         let there = |said: &Said| meta.piece_range(said.pieces).start;
-        let stopped = |_| ApiError::Unavailable("the origin stops".into());
+        let stopped =
+            |_| ApiError::Unavailable("the origin stops, or makes room: ask again".into());
         let enough = |said: &Said| there(said) > at || said.end.is_some();
         let said = self.said.wait_for(enough).await.map_err(stopped)?;
         match said.failure() {

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ const IDLE: Duration = Duration::from_secs(60);
 const AHEAD: usize = 4;
 
 /// What such an upload is of, as its id says it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct KnownId {
     pub(super) digest: Digest,
     pub(super) length: u64,
@@ -85,11 +86,10 @@ impl FromStr for KnownId {
 
 /// The uploads whose bytes come. Clones are the same ones.
 #[derive(Clone, Default)]
-pub(super) struct KnownUploads(Arc<Mutex<HashMap<u64, Arc<AsyncMutex<Feed>>>>>);
+pub(super) struct KnownUploads(Arc<Mutex<HashMap<KnownId, Arc<AsyncMutex<Feed>>>>>);
 
 /// One of them.
 struct Feed {
-    id: KnownId,
     /// What has been taken.
     offset: u64,
     /// The last of it, which is held back.
@@ -97,21 +97,24 @@ struct Feed {
     /// Where all before that goes; none once it is committed.
     pieces: Option<mpsc::Sender<Bytes>>,
     coming: Coming,
+    /// Nobody will go on with it: what has come is to go.
+    given_up: Arc<AtomicBool>,
 }
 
 impl KnownUploads {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<AsyncMutex<Feed>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<KnownId, Arc<AsyncMutex<Feed>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn forget(&self, id: KnownId) {
-        self.lock().remove(&id.attempt);
+        self.lock().remove(&id);
     }
 }
 
 impl Inner {
-    /// Begins an upload of a blob; `None` when the blob is here or on its way in: then it can only be
-    /// taken in as any other bytes.
+    /// Begins an upload of a blob; `None` when the blob is here, with another origin or in the backend, or
+    /// on its way in, or that cannot be found out: then it can only be taken in as any other bytes.
+    /// A push of wrong bytes must not take a good blob's place.
     pub(super) async fn known_start(
         self: &Arc<Self>,
         namespace: &Namespace,
@@ -124,13 +127,17 @@ impl Inner {
         if self.sealed(digest).await?.is_some() {
             return Ok(None);
         }
+        let stored = self.backend.stat(namespace, digest).await;
+        if !matches!(stored, Ok(None)) || self.find_at_peers(namespace, digest).await.0.is_some() {
+            return Ok(None);
+        }
         let id = KnownId::new(digest, length);
         Ok(self.known_begin(id, namespace, None).map(|_| id))
     }
 
     /// How much of it is here.
     pub(super) async fn known_len(&self, id: KnownId) -> Result<u64, ApiError> {
-        let feed = self.known.lock().get(&id.attempt).cloned();
+        let feed = self.known.lock().get(&id).cloned();
         if let Some(feed) = feed {
             return Ok(feed.lock().await.offset);
         }
@@ -198,10 +205,8 @@ impl Inner {
         }
         let mut feed = self.feed(id).await?;
         if feed.offset < id.length {
-            return Err(ApiError::BadRequest(format!(
-                "the upload has {} of its {} bytes",
-                feed.offset, id.length
-            )));
+            // It may have stood still for so long that only whole pieces were kept: go on there.
+            return Err(ApiError::RangeInvalid { len: feed.offset });
         }
         let (tail, pieces) = (std::mem::take(&mut feed.tail), feed.pieces.take());
         if let Some(pieces) = pieces
@@ -218,21 +223,22 @@ impl Inner {
 
     /// Gives an upload up: what has come of the blob goes.
     pub(super) async fn known_abort(&self, id: KnownId) -> Result<(), ApiError> {
-        let feed = self.known.lock().remove(&id.attempt);
+        let feed = self.known.lock().remove(&id);
         let Some(feed) = feed else { return Ok(()) };
         let coming = {
             let mut feed = feed.lock().await;
+            feed.given_up.store(true, Ordering::SeqCst);
             feed.pieces = None;
             feed.coming.clone()
         };
         // Its end is an error, as the rest does not come.
         let _ = coming.whole().await;
-        self.store.discard(id.digest).await.map_err(store_error)
+        Ok(())
     }
 
     /// The upload, for one call at a time; after a restart it begins where its pieces end.
     async fn feed(self: &Arc<Self>, id: KnownId) -> Result<OwnedMutexGuard<Feed>, ApiError> {
-        let known = self.known.lock().get(&id.attempt).cloned();
+        let known = self.known.lock().get(&id).cloned();
         if let Some(feed) = known {
             return Ok(feed.lock_owned().await);
         }
@@ -259,14 +265,15 @@ impl Inner {
         };
         let (said, coming) = Coming::begin();
         let (pieces, came) = mpsc::channel(AHEAD);
+        let given_up = Arc::new(AtomicBool::new(false));
         let feed = Arc::new(AsyncMutex::new(Feed {
-            id,
             offset: from.unwrap_or(0),
             tail: Bytes::new(),
             pieces: Some(pieces),
             coming: entry.insert(coming).clone(),
+            given_up: given_up.clone(),
         }));
-        self.known.lock().insert(id.attempt, feed.clone());
+        self.known.lock().insert(id, feed.clone());
         let (inner, namespace) = (self.clone(), namespace.clone());
         self.tasks.spawn(async move {
             let body = portions(came);
@@ -275,6 +282,13 @@ impl Inner {
                 .await;
             // An upload that stood still goes on from what is kept.
             inner.known.forget(id);
+            // Before anybody can begin to take the blob in anew.
+            if end.is_err()
+                && given_up.load(Ordering::SeqCst)
+                && let Err(error) = inner.store.discard(id.digest).await
+            {
+                tracing::error!(digest = %id.digest, %error, "an upload that was given up stays in the store");
+            }
             inner.ended(id.digest, end, &said).await;
         });
         Some(feed)
@@ -302,7 +316,6 @@ impl Inner {
 
     /// Why no more of an upload is taken.
     async fn known_failed(&self, id: KnownId, feed: &Feed) -> ApiError {
-        debug_assert_eq!(feed.id, id);
         self.known.forget(id);
         match feed.coming.clone().whole().await {
             Ok(_) => ApiError::Conflict("the blob is here already".into()),

@@ -2,12 +2,14 @@
 //! there, and was not used for the longest time goes.
 
 use std::collections::HashSet;
+use std::collections::hash_map::Entry;
 
 use kraken_proto::Digest;
 use kraken_storage::StoreError;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::Inner;
+use super::coming::{Coming, Said};
 use crate::agent::driver::Note;
 
 impl Inner {
@@ -49,7 +51,10 @@ impl Inner {
 
     /// Removes a blob that does not come in at this moment; false when it does.
     async fn evict(&self, digest: Digest) -> Result<bool, StoreError> {
-        if self.fetching().contains_key(&digest) || !self.leave_unread(digest).await {
+        let Some(_leaving) = Leaving::begin(self, digest) else {
+            return Ok(false);
+        };
+        if !self.leave_unread(digest).await {
             return Ok(false);
         }
         self.store.remove(digest).await?;
@@ -64,5 +69,36 @@ impl Inner {
         let (reply, answer) = oneshot::channel();
         let note = Note::LeaveUnread { digest, reply };
         self.notes.send(note).await.is_ok() && answer.await.unwrap_or(false)
+    }
+}
+
+/// A blob that is being removed: while this lives nobody takes it in. Whoever wants to is told to ask
+/// again.
+struct Leaving<'a> {
+    inner: &'a Inner,
+    digest: Digest,
+    _said: watch::Sender<Said>,
+}
+
+impl<'a> Leaving<'a> {
+    /// `None` when the blob comes in at this moment.
+    fn begin(inner: &'a Inner, digest: Digest) -> Option<Self> {
+        let mut fetching = inner.fetching();
+        let Entry::Vacant(entry) = fetching.entry(digest) else {
+            return None;
+        };
+        let (said, coming) = Coming::begin();
+        entry.insert(coming);
+        Some(Self {
+            inner,
+            digest,
+            _said: said,
+        })
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.inner.fetching().remove(&self.digest);
     }
 }

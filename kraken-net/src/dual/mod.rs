@@ -229,6 +229,13 @@ impl PeerConn for DualConn {
         }
     }
 
+    async fn ready(&self, bytes: usize) -> Result<(), NetError> {
+        match self {
+            Self::Quic(conn) => conn.ready(bytes).await,
+            Self::Tcp(conn) => conn.ready(bytes).await,
+        }
+    }
+
     async fn recv(&self) -> Result<Frame, NetError> {
         match self {
             Self::Quic(conn) => conn.recv().await,

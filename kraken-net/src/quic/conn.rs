@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -70,6 +71,8 @@ struct Shared {
     undelivered: AtomicUsize,
     /// What is left of [`SEND_ROOM`].
     room: Arc<Semaphore>,
+    /// Pieces that the peer has acknowledged.
+    acknowledged: AtomicU64,
 }
 
 impl QuicConn {
@@ -89,6 +92,7 @@ impl QuicConn {
             broken: OnceLock::new(),
             undelivered: AtomicUsize::new(0),
             room: Arc::new(Semaphore::new(SEND_ROOM as usize)),
+            acknowledged: AtomicU64::new(0),
         });
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let (deliveries, inbox) = mpsc::channel(INBOX);
@@ -136,6 +140,10 @@ impl PeerConn for QuicConn {
         }
     }
 
+    async fn ready(&self, bytes: usize) -> Result<(), NetError> {
+        self.shared.room_for(bytes).await.map(drop)
+    }
+
     async fn recv(&self) -> Result<Frame, NetError> {
         let delivery = self.inbox.lock().await.recv().await;
         let (frame, permit) = delivery.ok_or_else(|| self.shared.error())?;
@@ -166,11 +174,15 @@ impl fmt::Debug for QuicConn {
 }
 
 impl Shared {
-    async fn send_piece(&self, frame: Frame) -> Result<(), NetError> {
+    async fn send_piece(self: &Arc<Self>, frame: Frame) -> Result<(), NetError> {
         let Message::Piece { digest, .. } = frame.message else {
             return Err(NetError::Local("a message on a piece's stream".to_string()));
         };
-        let room = self.room_for(&frame).await;
+        let room = if frame.first {
+            None
+        } else {
+            Some(self.room_for(frame.payload.len()).await?)
+        };
         let passage = self.endpoint.throttle.upload().piece(digest, frame.first);
         let mut rest = frame.payload;
         // The stream opens with the first bytes that may go: receivers time out silent ones.
@@ -197,24 +209,32 @@ impl Shared {
         stream.finished = stream.stream.finish().is_ok();
         if let Some(room) = room {
             let acknowledged = stream.stream.stopped();
+            let shared = self.clone();
             tokio::spawn(async move {
                 // Also when the connection ends.
                 let _ = acknowledged.await;
+                shared.acknowledged.fetch_add(1, Ordering::Relaxed);
                 drop(room);
             });
         }
         Ok(())
     }
 
-    /// Waits until the peer has acknowledged enough of the pieces before this one: one that takes
-    /// nothing is left for their sake. Pieces that go first do not wait: there are few of them.
-    async fn room_for(&self, frame: &Frame) -> Option<OwnedSemaphorePermit> {
-        if frame.first {
-            return None;
+    /// Waits until the peer has acknowledged enough of the pieces before one of so many bytes. A peer
+    /// that acknowledges none for [`SEND_STALL`] is left.
+    async fn room_for(&self, bytes: usize) -> Result<OwnedSemaphorePermit, NetError> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(SEND_ROOM);
+        let mut room = pin!(self.room.clone().acquire_many_owned(kib.min(SEND_ROOM)));
+        loop {
+            let before = self.acknowledged.load(Ordering::Relaxed);
+            if let Ok(room) = timeout(SEND_STALL, &mut room).await {
+                return Ok(room.expect("the semaphore is never closed"));
+            }
+            if self.acknowledged.load(Ordering::Relaxed) == before {
+                self.close(code::NORMAL, "silent");
+                return Err(self.error());
+            }
         }
-        let kib = u32::try_from(frame.payload.len().div_ceil(1024)).unwrap_or(SEND_ROOM);
-        let room = self.room.clone().acquire_many_owned(kib.min(SEND_ROOM));
-        Some(room.await.expect("the semaphore is never closed"))
     }
 
     async fn write(&self, stream: &mut PieceStream, bytes: Bytes) -> Result<(), NetError> {

@@ -9,13 +9,12 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::spawn_blocking;
 
-use super::{FsStore, Shared};
-use crate::store::StoreError;
+use super::FsStore;
 
 /// Bytes written between two syncs: what a disk of 500 MB/s takes 70 ms for.
 const EVERY: u64 = 32 << 20;
@@ -24,8 +23,9 @@ const EVERY: u64 = 32 << 20;
 #[derive(Debug, Default)]
 pub(super) struct EarlySync {
     unsynced: AtomicU64,
+    failed: AtomicBool,
     /// Held over a sync, so that the last one waits for one that runs.
-    failed: Mutex<bool>,
+    turn: Mutex<()>,
 }
 
 impl EarlySync {
@@ -40,41 +40,33 @@ impl EarlySync {
     /// # Errors
     /// This sync failed, or one before it: what the file holds is not what the disk will have.
     pub(super) fn sync(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let mut failed = self.failed();
-        if *failed {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.has_failed() {
             return Err(io::Error::other("an earlier write did not reach the disk"));
         }
-        sync().inspect_err(|_| *failed = true)
+        sync().inspect_err(|_| self.failed.store(true, Ordering::SeqCst))
     }
 
-    /// Whether a sync has failed.
+    /// Whether a sync has failed; does not wait for one that runs.
     pub(super) fn has_failed(&self) -> bool {
-        *self.failed()
-    }
-
-    fn failed(&self) -> MutexGuard<'_, bool> {
-        // Nothing in between can panic but the sync, which then has not failed either.
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.failed.load(Ordering::SeqCst)
     }
 }
 
 impl FsStore {
     /// Syncs a file in the background, unless another one is being synced: then the next write
     /// looks again.
-    pub(super) fn sync_early(
-        &self,
-        early: &Arc<EarlySync>,
-        file: impl FnOnce(&Shared) -> Result<Arc<File>, StoreError> + Send + 'static,
-    ) {
+    ///
+    /// It is the very file that was written: behind its name there may be another by now.
+    pub(super) fn sync_early(&self, early: &Arc<EarlySync>, file: Arc<File>) {
         let Ok(turn) = Arc::clone(&self.shared.early).try_acquire_owned() else {
             return;
         };
         early.unsynced.store(0, Ordering::Relaxed);
+        // The store counts as open until it is done.
         let (shared, early) = (Arc::clone(&self.shared), Arc::clone(early));
         spawn_blocking(move || {
-            let _turn = turn;
-            // A file that is gone was sealed or given up meanwhile.
-            let Ok(file) = file(&shared) else { return };
+            let _held = (turn, shared);
             if let Err(error) = early.sync(|| file.sync_data()) {
                 tracing::error!(%error, "a blob that comes in cannot be written to the disk");
             }

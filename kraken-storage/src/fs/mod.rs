@@ -43,7 +43,7 @@ use kraken_proto::{Bitfield, Digest, MetaInfo};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, Semaphore};
 use tokio::task::spawn_blocking;
 
-use self::cache::{Files, Part, Slots, State};
+use self::cache::{Files, Slots, State};
 use self::layout::Layout;
 use self::partial::Partial;
 use self::pool::Pool;
@@ -179,13 +179,20 @@ impl PieceStore for FsStore {
             return Ok(have);
         }
         self.blocking(move |shared| {
-            let partial = match std::mem::take(&mut *slot) {
+            let partial = match &*slot {
                 // Nobody knows what the disk has of it.
                 State::Partial(old) if old.early().has_failed() => {
                     shared.files.forget(old.digest());
                     shared.create_partial(meta)?
                 }
-                State::Partial(old) => shared.reopen_partial(&old, meta)?,
+                State::Partial(old) => {
+                    let reopened = shared.reopen_partial(old, meta);
+                    // Full changes nothing; what else failed may have changed some files.
+                    if matches!(&reopened, Err(error) if !matches!(error, StoreError::Full)) {
+                        *slot = State::Unknown;
+                    }
+                    reopened?
+                }
                 _ => shared.create_partial(meta)?,
             };
             let have = partial.have();
@@ -210,15 +217,14 @@ impl PieceStore for FsStore {
         // processor time.
         let turn = partial.turn_to_write().await;
         let (early, len) = (Arc::clone(partial.early()), data.len());
-        self.blocking(move |shared| {
-            let (_slot, _turn) = (slot, turn);
-            shared.write_piece(&partial, piece, &data)
-        })
-        .await?;
+        let file = self
+            .blocking(move |shared| {
+                let (_slot, _turn) = (slot, turn);
+                shared.write_piece(&partial, piece, &data)
+            })
+            .await?;
         if early.wrote(len) {
-            self.sync_early(&early, move |shared| {
-                shared.partial_file(digest, Part::Data)
-            });
+            self.sync_early(&early, file);
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ struct Progress {
 }
 
 impl Partial {
-    fn new(meta: MetaInfo, have: Bitfield, journal: JournalEnd) -> Self {
+    fn new(meta: MetaInfo, have: Bitfield, journal: JournalEnd, early: Arc<EarlySync>) -> Self {
         Self {
             digest: meta.digest(),
             kept: Mutex::new(meta.known_states()),
@@ -48,7 +48,7 @@ impl Partial {
                 journal,
             }),
             writer: Arc::new(Semaphore::new(1)),
-            early: Arc::default(),
+            early,
         }
     }
 
@@ -108,7 +108,8 @@ impl Shared {
             self.ledger().forget(digest);
         })?;
         let have = Bitfield::empty(meta.piece_count());
-        Ok(Arc::new(Partial::new(meta, have, JournalEnd::default())))
+        let journal = JournalEnd::default();
+        Ok(Arc::new(Partial::new(meta, have, journal, Arc::default())))
     }
 
     fn make_partial(&self, meta: &MetaInfo) -> Result<(), StoreError> {
@@ -135,7 +136,7 @@ impl Shared {
             result => result.map_err(disk::failed("read", &path))?,
         };
         let claimed = journal::claims(&journal, meta.piece_count());
-        self.adopt(meta, &claimed).map(Some)
+        self.adopt(meta, &claimed, Arc::default()).map(Some)
     }
 
     /// Goes on with another metainfo of the same blob: pieces that also verify under it stay.
@@ -154,15 +155,21 @@ impl Shared {
         for piece in (0..meta.piece_count()).filter(covered) {
             claimed.insert(piece);
         }
+        self.reserve(meta.digest(), meta.length())?;
         let path = self.layout.partial_meta(meta.digest());
         meta::write(&self.layout, &path, &meta, false)?;
-        self.adopt(meta, &claimed)
+        // The file is the same, and so are its syncs.
+        self.adopt(meta, &claimed, Arc::clone(old.early()))
     }
 
     /// Makes a partial blob of the files that are there and the pieces of `claimed` that verify.
-    fn adopt(&self, meta: MetaInfo, claimed: &Bitfield) -> Result<Arc<Partial>, StoreError> {
+    fn adopt(
+        &self,
+        meta: MetaInfo,
+        claimed: &Bitfield,
+        early: Arc<EarlySync>,
+    ) -> Result<Arc<Partial>, StoreError> {
         let digest = meta.digest();
-        self.reserve(digest, meta.length())?;
         self.files.forget(digest);
         let path = self.layout.partial_data(digest);
         let file = File::options()
@@ -189,7 +196,7 @@ impl Shared {
         disk::write_whole(&self.layout.temp(), &path, &journal, false)?;
         let (lost, kept) = (claimed.count() - have.count(), have.count());
         tracing::debug!(%digest, kept, lost, "partial blob found and verified");
-        Ok(Arc::new(Partial::new(meta, have, end)))
+        Ok(Arc::new(Partial::new(meta, have, end, early)))
     }
 
     /// More of the blob's metainfo is known; what is here stays as it is.
@@ -213,13 +220,13 @@ impl Shared {
         Ok(progress.have.clone())
     }
 
-    /// Writes a piece of the right length, and marks it.
+    /// Writes a piece of the right length, and marks it. Gives the file that it is in.
     pub(super) fn write_piece(
         &self,
         partial: &Partial,
         piece: u32,
         data: &[u8],
-    ) -> Result<(), StoreError> {
+    ) -> Result<Arc<File>, StoreError> {
         let digest = partial.digest;
         let file = self.partial_file(digest, Part::Data)?;
         let journal = self.partial_file(digest, Part::Journal)?;
@@ -227,15 +234,14 @@ impl Shared {
         disk::write_at(&file, data, offset)
             .map_err(disk::failed("write", &self.layout.partial_data(digest)))?;
         let mut progress = partial.progress();
-        if progress.have.has(piece) {
-            return Ok(());
+        if !progress.have.has(piece) {
+            progress
+                .journal
+                .append(&journal, piece)
+                .map_err(disk::failed("write", &self.layout.partial_have(digest)))?;
+            progress.have.insert(piece);
         }
-        progress
-            .journal
-            .append(&journal, piece)
-            .map_err(disk::failed("write", &self.layout.partial_have(digest)))?;
-        progress.have.insert(piece);
-        Ok(())
+        Ok(file)
     }
 
     pub(super) fn partial_file(&self, digest: Digest, part: Part) -> Result<Arc<File>, StoreError> {

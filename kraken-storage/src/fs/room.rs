@@ -73,12 +73,13 @@ impl Shared {
         let may_go = |blob| !spared.contains(&blob);
         let room = match ledger.room_for(bytes, may_go) {
             // The volume is shared with others, who have taken more than was thought.
-            Room::Free => ledger.making_room(bytes, may_go),
+            // Also an empty blob needs a file.
+            Room::Free => ledger.making_room(bytes.max(1), may_go),
             room => room,
         };
         match room {
-            Room::After(going) => Ok(going),
-            Room::Free | Room::None => Err(StoreError::Full),
+            Room::After(going) if !going.is_empty() => Ok(going),
+            _ => Err(StoreError::Full),
         }
     }
 }

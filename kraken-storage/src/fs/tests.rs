@@ -90,6 +90,14 @@ async fn what_would_pass_the_ceiling_is_refused_and_the_longest_unused_is_to_go(
     assert_eq!(victims(&store, &[second]).await.unwrap(), [third.digest()]);
     let all = [first, second, third.digest()];
     assert!(matches!(victims(&store, &all).await, Err(StoreError::Full)));
+    // Somebody was refused, if only an empty blob: something goes, or nothing can be done.
+    let none = all.into_iter().collect();
+    assert!(matches!(
+        store.victims(0, &none).await,
+        Err(StoreError::Full)
+    ));
+    let empty = store.victims(0, &HashSet::new()).await.unwrap();
+    assert_eq!(empty, [second]);
     store.remove(second).await.unwrap();
     write(&store, &bytes, &fourth, &[0, 1, 2, 3]).await;
     store.seal(fourth.digest()).await.unwrap();

@@ -23,8 +23,9 @@ pub(super) struct Uploads(Mutex<HashMap<Uuid, Arc<AsyncMutex<Upload>>>>);
 
 #[derive(Debug)]
 enum Upload {
-    /// The file is there, its hash is not known: after a restart or a failed write.
-    Unread,
+    /// The file is there, its hash is not known: after a restart or a failed write. Its syncs are
+    /// those of the same file.
+    Unread(Arc<EarlySync>),
     Ready(Ready),
     Gone,
 }
@@ -44,7 +45,7 @@ impl Uploads {
     }
 
     fn entry(&self, id: Uuid) -> Arc<AsyncMutex<Upload>> {
-        let unread = || Arc::new(AsyncMutex::new(Upload::Unread));
+        let unread = || Arc::new(AsyncMutex::new(Upload::Unread(Arc::default())));
         Arc::clone(self.lock().entry(id).or_insert_with(unread))
     }
 
@@ -89,11 +90,11 @@ impl UploadStore for FsStore {
             return Err(StoreError::UploadOffset { len, offset });
         }
         let added = data.len();
-        let (length, early) = self
+        let (length, early, file) = self
             .blocking(move |shared| shared.append(id, &mut guard, &data))
             .await?;
         if early.wrote(added) {
-            self.sync_early(&early, move |shared| shared.upload_file(id).map(Arc::new));
+            self.sync_early(&early, file);
         }
         Ok(length)
     }
@@ -161,7 +162,7 @@ impl FsStore {
                 .ok_or_else(unknown)?,
         };
         let mut guard = entry.lock_owned().await;
-        if matches!(*guard, Upload::Unread) {
+        if matches!(*guard, Upload::Unread(_)) {
             guard = self
                 .blocking(move |shared| shared.load_upload(id, guard))
                 .await?;
@@ -181,7 +182,9 @@ impl Upload {
     fn ready(&self) -> &Ready {
         match self {
             Self::Ready(ready) => ready,
-            Self::Unread | Self::Gone => unreachable!("FsStore::upload hands out ready ones only"),
+            Self::Unread(_) | Self::Gone => {
+                unreachable!("FsStore::upload hands out ready ones only")
+            }
         }
     }
 }
@@ -192,12 +195,9 @@ impl Shared {
         if disk::length(&path)?.is_none() {
             *guard = Upload::Gone;
             self.uploads.forget(id);
-        } else {
-            let hasher = seal::hash(&path)?;
-            *guard = Upload::Ready(Ready {
-                hasher,
-                early: Arc::default(),
-            });
+        } else if let Upload::Unread(early) = &*guard {
+            let (early, hasher) = (Arc::clone(early), seal::hash(&path)?);
+            *guard = Upload::Ready(Ready { hasher, early });
         }
         Ok(guard)
     }
@@ -208,16 +208,21 @@ impl Shared {
         id: Uuid,
         upload: &mut Upload,
         data: &[u8],
-    ) -> Result<(u64, Arc<EarlySync>), StoreError> {
+    ) -> Result<(u64, Arc<EarlySync>, Arc<File>), StoreError> {
         if upload.ready().early.has_failed() {
             self.drop_upload(id, upload)?;
             let lost = std::io::Error::other("what came before did not reach the disk");
             return Err(disk::failed("go on with", &self.layout.upload(id))(lost));
         }
-        let bytes = data.len() as u64;
+        let (before, bytes) = (upload.hasher().length(), data.len() as u64);
         self.reserve_upload(bytes)?;
         let written = self.write_behind(id, upload, data);
-        written.inspect_err(|_| self.ledger().release(bytes))
+        written.inspect_err(|_| {
+            // What could not be cut off again stays, and counts.
+            let length = disk::length(&self.layout.upload(id)).ok().flatten();
+            let stays = length.map_or(0, |length| length.saturating_sub(before));
+            self.ledger().release(bytes - stays.min(bytes));
+        })
     }
 
     /// Hashes and writes step by step, so that the bytes are read from memory once.
@@ -226,9 +231,10 @@ impl Shared {
         id: Uuid,
         upload: &mut Upload,
         data: &[u8],
-    ) -> Result<(u64, Arc<EarlySync>), StoreError> {
-        let Upload::Ready(Ready { mut hasher, early }) = std::mem::replace(upload, Upload::Unread)
-        else {
+    ) -> Result<(u64, Arc<EarlySync>, Arc<File>), StoreError> {
+        let early = Arc::clone(&upload.ready().early);
+        let unread = Upload::Unread(Arc::clone(&early));
+        let Upload::Ready(Ready { mut hasher, .. }) = std::mem::replace(upload, unread) else {
             unreachable!("FsStore::upload hands out ready ones only")
         };
         let before = hasher.length();
@@ -246,7 +252,7 @@ impl Shared {
         }
         let (length, written) = (hasher.length(), Arc::clone(&early));
         *upload = Upload::Ready(Ready { hasher, early });
-        Ok((length, written))
+        Ok((length, written, Arc::new(file)))
     }
 
     fn upload_file(&self, id: Uuid) -> Result<File, StoreError> {
@@ -282,14 +288,17 @@ impl Shared {
         // What the files are is open until all of it has worked.
         *slot = State::Unknown;
         self.files.forget(meta.digest());
-        if let Err(error) = self.publish(&path, &meta) {
-            *guard = Upload::Unread;
-            return Err(error);
-        }
-        {
+        let early = Arc::clone(&guard.ready().early);
+        let published = self.publish(&path, &meta);
+        // Also a failure may come behind the rename.
+        if !path.exists() {
             let mut ledger = self.ledger();
             ledger.release(meta.length());
             ledger.keep(meta.digest(), meta.length());
+        }
+        if let Err(error) = published {
+            *guard = Upload::Unread(early);
+            return Err(error);
         }
         *slot = State::Sealed(meta.clone());
         *guard = Upload::Gone;
