@@ -4,6 +4,8 @@
 //! never waits: what waits becomes a task that sends a note when it is done. All state of the
 //! swarms is in the scheduler, so that no lock guards it.
 
+mod perform;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,18 +14,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use kraken_net::Frame;
 use kraken_proto::{
-    Action, AnnounceRequest, Bitfield, BlobSpec, CloseReason, ConnId, Digest, Event, Input,
-    Message, MetaInfo, Namespace, PeerInfo, ReaderId, Scheduler, SwarmStats,
+    Bitfield, BlobSpec, ConnId, Digest, Input, MetaInfo, Namespace, PeerInfo, ReaderId, Scheduler,
+    SwarmStats,
 };
-use kraken_storage::BlobStatus;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::follow::{End, Follower};
-use super::link::{Link, LinkContext};
-use super::peers::{PeersFile, SAVE_EVERY};
-use super::rooms::Rooms;
-use super::uploads::Upload;
+use crate::agent::follow::{End, Follower};
+use crate::agent::link::{Link, LinkContext};
+use crate::agent::peers::{PeersFile, SAVE_EVERY};
+use crate::agent::rooms::Rooms;
 use crate::clock::Clock;
 use crate::dynamic::{DynConn, DynDiscovery, DynStore, DynTransport};
 use crate::metrics::Metrics;
@@ -477,204 +477,6 @@ impl Driver {
             conn: id,
             peer,
             dialled,
-        });
-    }
-
-    fn perform_all(&mut self) {
-        while let Some(action) = self.scheduler.poll_action() {
-            self.perform(action);
-        }
-        self.payload = None;
-        self.parts.metrics.links(self.links.len());
-    }
-
-    fn perform(&mut self, action: Action) {
-        match action {
-            Action::Dial(peer) => self.dial(peer),
-            Action::Send { conn, message } => self.send(conn, message),
-            Action::SendPiece {
-                conn,
-                digest,
-                piece,
-                first,
-            } => self.send_piece(conn, digest, piece, first),
-            Action::CancelPiece {
-                conn,
-                digest,
-                piece,
-            } => self.cancel_piece(conn, digest, piece),
-            Action::Store {
-                conn,
-                digest,
-                piece,
-            } => self.store(conn, digest, piece),
-            Action::Close { conn, reason } => self.close(conn, reason),
-            Action::Announce(request) => self.announce(request),
-            Action::Lookup { digest } => self.look_up(digest),
-            Action::Event(event) => self.event(event),
-        }
-    }
-
-    fn dial(&self, peer: PeerInfo) {
-        let transport = self.parts.transport.clone();
-        self.task(async move {
-            let id = peer.id;
-            match transport.dial(peer).await {
-                Ok(conn) => Note::Connected {
-                    conn,
-                    dialled: true,
-                },
-                Err(error) => {
-                    tracing::debug!(peer = ?id, %error, "dial failed");
-                    Note::Input(Input::DialFailed { peer: id })
-                }
-            }
-        });
-    }
-
-    fn send(&mut self, conn: ConnId, message: Message) {
-        let drains = self.links.get(&conn).is_none_or(|link| link.send(message));
-        if !drains {
-            tracing::info!(?conn, "a peer does not drain its outbox");
-            self.close(conn, CloseReason::Silent);
-        }
-    }
-
-    fn send_piece(&self, conn: ConnId, digest: Digest, piece: u32, first: bool) {
-        let (Some(link), Some(blob)) = (self.links.get(&conn), self.blobs.get(&digest)) else {
-            return;
-        };
-        let offset = blob.meta.piece_range(piece).start;
-        link.send_piece(Upload {
-            digest,
-            piece,
-            offset,
-            len: blob.meta.piece_size(piece),
-            first,
-        });
-    }
-
-    fn cancel_piece(&mut self, conn: ConnId, digest: Digest, piece: u32) {
-        let link = self.links.get(&conn);
-        if link.is_some_and(|link| link.cancel_piece(digest, piece)) {
-            let sent = false;
-            let input = Input::PieceSent {
-                digest,
-                piece,
-                conn,
-                sent,
-            };
-            // What follows from it is performed with the rest.
-            self.scheduler.handle(self.clock.now(), input);
-        }
-    }
-
-    fn store(&mut self, conn: ConnId, digest: Digest, piece: u32) {
-        let (Some((data, room)), Some(blob)) = (self.payload.take(), self.blobs.get(&digest))
-        else {
-            return;
-        };
-        let (meta, store, storing) = (
-            blob.meta.clone(),
-            self.parts.store.clone(),
-            self.storing.clone(),
-        );
-        let metrics = self.parts.metrics.clone();
-        self.task(async move {
-            let _permit = storing.acquire(digest, 1).await;
-            // Kept until the bytes are written or given up.
-            let _room = room;
-            let check = tokio::task::spawn_blocking(move || {
-                let result = meta.verify(piece, &data);
-                (result, data)
-            });
-            let Ok((verdict, data)) = check.await else {
-                return Note::Input(Input::PieceLost { digest, piece });
-            };
-            if let Err(error) = verdict {
-                tracing::warn!(?digest, %error, "a peer sent a wrong piece");
-                metrics.rejected();
-                return Note::Input(Input::PieceRejected {
-                    digest,
-                    piece,
-                    conn,
-                });
-            }
-            match store.write(digest, piece, data).await {
-                Ok(()) => Note::Input(Input::PieceStored {
-                    digest,
-                    piece,
-                    conn,
-                }),
-                Err(error) => Note::WriteFailed {
-                    digest,
-                    piece,
-                    reason: error.to_string(),
-                },
-            }
-        });
-    }
-
-    fn close(&mut self, conn: ConnId, reason: CloseReason) {
-        if let Some(link) = self.links.remove(&conn) {
-            link.close(reason);
-        }
-    }
-
-    fn announce(&self, request: AnnounceRequest) {
-        let discovery = self.parts.discovery.clone();
-        self.task(async move {
-            let digests = request.blobs.iter().map(|blob| blob.digest).collect();
-            match discovery.announce(request).await {
-                Ok(reply) => Note::Input(Input::Announced { digests, reply }),
-                Err(error) => {
-                    tracing::warn!(%error, "announce failed");
-                    Note::Input(Input::AnnounceFailed { digests })
-                }
-            }
-        });
-    }
-
-    fn look_up(&self, digest: Digest) {
-        let store = self.parts.store.clone();
-        self.task(async move {
-            let meta = match store.status(digest).await {
-                Ok(BlobStatus::Sealed { meta }) => Some(meta),
-                Ok(_) => None,
-                Err(error) => {
-                    tracing::warn!(?digest, %error, "the store cannot be asked");
-                    None
-                }
-            };
-            Note::LookedUp { digest, meta }
-        });
-    }
-
-    fn event(&self, event: Event) {
-        self.parts.metrics.event(&event);
-        match event {
-            Event::BlobDone { digest } => {
-                let store = self.parts.store.clone();
-                self.task(async move {
-                    let result = store.seal(digest).await.map_err(|error| error.to_string());
-                    Note::Sealed { digest, result }
-                });
-            }
-            Event::PeerBanned { peer, reason } => {
-                tracing::warn!(?peer, reason = reason.as_str(), "peer banned");
-            }
-            other => tracing::trace!(?other, "event"),
-        }
-    }
-
-    fn task(&self, work: impl Future<Output = Note> + Send + 'static) {
-        let Some(notes) = self.notes.upgrade() else {
-            return;
-        };
-        self.parts.tasks.spawn(async move {
-            let note = work.await;
-            // The driver is gone only when everything ends.
-            let _ = notes.send(note).await;
         });
     }
 }
