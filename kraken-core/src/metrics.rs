@@ -1,13 +1,10 @@
 //! What a host counts, in the Prometheus text format.
 
-use std::time::Duration;
-
 use kraken_proto::{Event, PeerRole};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
 /// The counters of one host. Each handle has its own registry, so that many can share a process.
 #[derive(Debug)]
@@ -23,9 +20,6 @@ pub struct Metrics {
     evicted: Counter,
     links: Gauge,
     offload: Gauge,
-    backend_reads: Counter,
-    commit_durable: Histogram,
-    commit_copies: Histogram,
 }
 
 impl Metrics {
@@ -42,36 +36,15 @@ impl Metrics {
             evicted: Counter::default(),
             links: Gauge::default(),
             offload: Gauge::default(),
-            backend_reads: Counter::default(),
-            commit_durable: Histogram::new(commit_buckets()),
-            commit_copies: Histogram::new(commit_buckets()),
         };
         metrics.register();
         metrics
     }
 
-    /// Those of an origin count what it takes in, too.
-    pub(crate) fn of_origin() -> Self {
-        let mut metrics = Self::new();
-        let registry = &mut metrics.registry;
-        registry.register(
-            "backend_reads",
-            "Blobs that this origin began to read from its backend",
-            metrics.backend_reads.clone(),
-        );
-        registry.register_with_unit(
-            "commit_durable",
-            "What a commit took until the blob was durable here",
-            Unit::Seconds,
-            metrics.commit_durable.clone(),
-        );
-        registry.register_with_unit(
-            "commit_copies",
-            "What a commit took from there on until its copies were durable at other origins",
-            Unit::Seconds,
-            metrics.commit_copies.clone(),
-        );
-        metrics
+    /// Where an origin adds what it counts besides.
+    #[cfg(all(feature = "http", feature = "fs"))]
+    pub(crate) fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
     }
 
     /// All counters in the text format of OpenMetrics.
@@ -104,16 +77,6 @@ impl Metrics {
     /// How often a peer was banned.
     pub fn peers_banned(&self) -> u64 {
         self.banned.get()
-    }
-
-    pub(crate) fn backend_reads(&self) -> &Counter {
-        &self.backend_reads
-    }
-
-    /// A commit that was acknowledged.
-    pub(crate) fn committed(&self, durable: Duration, copies: Duration) {
-        self.commit_durable.observe(durable.as_secs_f64());
-        self.commit_copies.observe(copies.as_secs_f64());
     }
 
     pub(crate) fn event(&self, event: &Event) {
@@ -216,9 +179,4 @@ impl Metrics {
             self.offload.clone(),
         );
     }
-}
-
-/// From 5 ms, a small blob on a fast disk, to 11 minutes, a huge one that is copied.
-fn commit_buckets() -> impl Iterator<Item = f64> {
-    exponential_buckets(0.005, 2.0, 18)
 }

@@ -15,6 +15,7 @@ use kraken_storage::queue::DurableQueue;
 use kraken_storage::{Backend, UploadStore};
 use tokio::sync::Notify;
 
+use super::counts::Counts;
 use super::{Inner, Origin};
 use crate::agent::Limits;
 use crate::agent::driver::{self, Parts};
@@ -150,7 +151,9 @@ impl OriginBuilder {
             role: PeerRole::Origin,
             zone: self.zone,
         };
-        let (tasks, metrics) = (Tasks::default(), Arc::new(Metrics::of_origin()));
+        let (tasks, mut metrics) = (Tasks::default(), Metrics::new());
+        let counts = Counts::register(metrics.registry());
+        let metrics = Arc::new(metrics);
         self.limits.apply(self.transport.throttle());
         let notes = driver::start(Parts {
             local: local.clone(),
@@ -186,6 +189,7 @@ impl OriginBuilder {
             copying: Default::default(),
             room: Default::default(),
             metrics,
+            counts,
             notes,
             tasks: tasks.clone(),
         });

@@ -8,6 +8,7 @@ mod api;
 mod builder;
 mod coming;
 mod copying;
+mod counts;
 mod ingest;
 mod known;
 mod replicate;
@@ -32,6 +33,7 @@ use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 use coming::Coming;
 use copying::Copying;
+use counts::Counts;
 use known::KnownUploads;
 
 /// A seeder in front of the storage. Cheap to clone; [`Origin::shutdown`] ends it.
@@ -61,6 +63,7 @@ struct Inner {
     /// Whose turn it is to make room in the store.
     room: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
+    counts: Counts,
     notes: mpsc::Sender<Note>,
     tasks: Tasks,
 }
@@ -102,7 +105,7 @@ impl Origin {
 
     /// How many blobs it began to read from its backend.
     pub fn backend_reads(&self) -> u64 {
-        self.inner.metrics.backend_reads().get()
+        self.inner.counts.backend_reads.get()
     }
 
     /// Tasks that wait: write-backs, and copies for origins that were away.

@@ -62,7 +62,7 @@ impl Inner {
             .await?;
         let durable = begun.elapsed();
         self.replicate(namespace, &meta, &repairs).await?;
-        self.metrics.committed(durable, begun.elapsed() - durable);
+        self.counts.committed(durable, begun.elapsed() - durable);
         Ok(meta)
     }
 

@@ -76,7 +76,7 @@ impl Inner {
             Some(length) => {
                 let stream = self.backend.read(namespace, digest, from).await;
                 let stream = stream.map_err(unavailable)?;
-                self.metrics.backend_reads().inc();
+                self.counts.backend_reads.inc();
                 let body = stream.map(|chunk| chunk.map_err(std::io::Error::other));
                 let body = body.boxed();
                 Ok(Source { length, body })

@@ -56,6 +56,10 @@ pub(crate) enum Note {
     /// More is known of an open metainfo, and the store has it.
     Continued { meta: MetaInfo },
     /// A piece came from elsewhere and is in the store, with the metainfo that proves it.
+    #[cfg_attr(
+        not(all(feature = "http", feature = "fs")),
+        expect(dead_code, reason = "only origins take blobs in")
+    )]
     Ingested { meta: MetaInfo, piece: u32 },
     /// A blob's metainfo will not become whole.
     Failed { digest: Digest, end: End },

@@ -1,0 +1,55 @@
+//! What an origin counts besides what every host does.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// The counters of one origin.
+#[derive(Debug)]
+pub(super) struct Counts {
+    pub(super) backend_reads: Counter,
+    commit_durable: Histogram,
+    commit_copies: Histogram,
+}
+
+impl Counts {
+    /// Counters that are shown with the others of the host.
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let counts = Self {
+            backend_reads: Counter::default(),
+            commit_durable: Histogram::new(buckets()),
+            commit_copies: Histogram::new(buckets()),
+        };
+        registry.register(
+            "backend_reads",
+            "Blobs that this origin began to read from its backend",
+            counts.backend_reads.clone(),
+        );
+        registry.register_with_unit(
+            "commit_durable",
+            "What a commit took until the blob was durable here",
+            Unit::Seconds,
+            counts.commit_durable.clone(),
+        );
+        registry.register_with_unit(
+            "commit_copies",
+            "What a commit took from there on until its copies were durable at other origins",
+            Unit::Seconds,
+            counts.commit_copies.clone(),
+        );
+        counts
+    }
+
+    /// A commit that was acknowledged.
+    pub(super) fn committed(&self, durable: Duration, copies: Duration) {
+        self.commit_durable.observe(durable.as_secs_f64());
+        self.commit_copies.observe(copies.as_secs_f64());
+    }
+}
+
+/// From 5 ms, a small blob on a fast disk, to 11 minutes, a huge one that is copied.
+fn buckets() -> impl Iterator<Item = f64> {
+    exponential_buckets(0.005, 2.0, 18)
+}
