@@ -84,9 +84,9 @@ impl FromStr for KnownId {
     }
 }
 
-/// The uploads whose bytes come. Clones are the same ones.
-#[derive(Clone, Default)]
-pub(super) struct KnownUploads(Arc<Mutex<HashMap<KnownId, Arc<AsyncMutex<Feed>>>>>);
+/// The uploads whose bytes come.
+#[derive(Default)]
+pub(super) struct KnownUploads(Mutex<HashMap<KnownId, Arc<AsyncMutex<Feed>>>>);
 
 /// One of them.
 struct Feed {

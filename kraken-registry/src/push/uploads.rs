@@ -85,7 +85,7 @@ pub(super) async fn finish<B, S: BlobSink, T>(
     };
     let digest = parse(digest)?;
     let unplaced = Chunk::parse(&parts.headers)?.is_none();
-    if unplaced && is_large(&body) && state.sink.upload_len(&id).await? == 0 {
+    if unplaced && large(&body).is_some() && state.sink.upload_len(&id).await? == 0 {
         // All of it comes at once. Others can have it meanwhile where they look for it, which is
         // not where this upload was begun.
         monolithic(state, body, repo, digest).await?;
@@ -144,7 +144,7 @@ async fn monolithic<B, S: BlobSink, T>(
     digest: Digest,
 ) -> Result<(), RegistryError> {
     let ns = repo.namespace();
-    let id = match body.size_hint().exact().filter(|length| *length >= LARGE) {
+    let id = match large(&body) {
         Some(length) => state.sink.upload_start_known(&ns, digest, length).await?,
         None => state.sink.upload_start(&ns).await?,
     };
@@ -167,11 +167,9 @@ async fn give_up<B, S: BlobSink, T>(state: &PushState<B, S, T>, id: &str) {
     }
 }
 
-/// Whether a body is known to be so long that others should not wait for its end.
-fn is_large(body: &Body) -> bool {
-    body.size_hint()
-        .exact()
-        .is_some_and(|length| length >= LARGE)
+/// The length of a body that is known to be so long that others should not wait for its end.
+fn large(body: &Body) -> Option<u64> {
+    body.size_hint().exact().filter(|length| *length >= LARGE)
 }
 
 /// Bytes from which on a blob of known digest is announced before it is whole: what takes a tenth of
