@@ -2,6 +2,7 @@
 //! nothing beside its bytes.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ pub(crate) trait DynStore: Send + Sync + 'static {
         offset: u64,
         len: u32,
     ) -> BoxFuture<'_, Result<Bytes, StoreError>>;
+    fn file(&self, digest: Digest) -> BoxFuture<'_, Result<Option<Arc<File>>, StoreError>>;
     fn seal(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
     fn remove(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
     fn discard(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
@@ -65,6 +67,9 @@ impl<T: PieceStore> DynStore for T {
         len: u32,
     ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
         PieceStore::read(self, digest, offset, len).boxed()
+    }
+    fn file(&self, digest: Digest) -> BoxFuture<'_, Result<Option<Arc<File>>, StoreError>> {
+        PieceStore::file(self, digest).boxed()
     }
     fn seal(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>> {
         PieceStore::seal(self, digest).boxed()

@@ -1,13 +1,14 @@
 //! A cluster behind the registry: an agent's swarm or the origins as a [`BlobSource`], the origins
 //! as a [`BlobSink`].
 
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use kraken_core::net::http::ApiError;
+use futures::{StreamExt as _, TryStreamExt as _};
+use kraken_core::net::http::{ApiError, FileBody};
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::{Agent, OpenError};
 use kraken_proto::{Digest, Namespace};
@@ -27,12 +28,23 @@ impl BlobSource for Agent {
         range: Range<u64>,
     ) -> Result<BlobBody, SourceError> {
         let reader = self.open_in(ns, digest).await.map_err(open_error)?;
-        let stream = reader.stream(range);
+        let total = reader.length();
+        let range = range.start.min(total)..range.end.min(total);
+        // What is wrong with the file is wrong with the stream, which says it.
+        let file = reader.file().await.ok().flatten();
+        let stream = reader.stream(range.clone());
         let stream =
             stream.map(|chunk| chunk.map_err(|error| SourceError::Unavailable(error.to_string())));
+        let read = move |range| reader.stream(range).map_err(io::Error::other).boxed();
+        let file = file.map(|file| FileBody {
+            file,
+            range,
+            read: Arc::new(read),
+        });
         Ok(BlobBody {
-            total: reader.length(),
+            total,
             stream: stream.boxed(),
+            file,
         })
     }
 }
@@ -67,10 +79,7 @@ impl BlobSource for OriginCluster {
         };
         let part = range.start..range.end.min(total);
         if part.is_empty() {
-            return Ok(BlobBody {
-                total,
-                stream: futures::stream::empty().boxed(),
-            });
+            return Ok(BlobBody::new(total, futures::stream::empty().boxed()));
         }
         let read = Self::read(self, ns, digest, (!whole).then_some(part)).await;
         let read = read.map_err(|error| match error {
@@ -80,10 +89,7 @@ impl BlobSource for OriginCluster {
         let stream = read
             .body
             .map(|chunk| chunk.map_err(|error| SourceError::Unavailable(error.to_string())));
-        Ok(BlobBody {
-            total,
-            stream: stream.boxed(),
-        })
+        Ok(BlobBody::new(total, stream.boxed()))
     }
 }
 
@@ -127,7 +133,7 @@ impl BlobSink for OriginCluster {
         let body = body.map(move |chunk| {
             chunk.map_err(|error| {
                 *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-                std::io::Error::other(error)
+                io::Error::other(error)
             })
         });
         let appended = Self::upload_append(self, origin, upload, offset, body.boxed()).await;

@@ -94,10 +94,8 @@ impl BlobSource for MemoryBlobs {
             .step_by(CHUNK)
             .map(|at| Ok(part.slice(at..(at + CHUNK).min(part.len()))))
             .collect();
-        Ok(BlobBody {
-            total: bytes.len() as u64,
-            stream: stream::iter(chunks).boxed(),
-        })
+        let stream = stream::iter(chunks).boxed();
+        Ok(BlobBody::new(bytes.len() as u64, stream))
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use kraken_core::net::http::FileBody;
 use kraken_proto::{Digest, Namespace};
 
 /// Reads blobs: an agent's swarm, a proxy's origins, a map in memory.
@@ -45,12 +46,27 @@ pub struct BlobBody {
     pub total: u64,
     /// The bytes of the range, in order.
     pub stream: BoxStream<'static, Result<Bytes, SourceError>>,
+    /// The file that the range is in, where the blob is in one: some servers send a file better than
+    /// bytes.
+    pub file: Option<FileBody>,
+}
+
+impl BlobBody {
+    /// Bytes of a blob of `total` bytes, from wherever they come.
+    pub fn new(total: u64, stream: BoxStream<'static, Result<Bytes, SourceError>>) -> Self {
+        Self {
+            total,
+            stream,
+            file: None,
+        }
+    }
 }
 
 impl fmt::Debug for BlobBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BlobBody")
             .field("total", &self.total)
+            .field("file", &self.file)
             .finish_non_exhaustive()
     }
 }

@@ -1,8 +1,10 @@
 //! The piece store: what a host keeps of each blob.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use kraken_proto::{Bitfield, Digest, MetaInfo};
@@ -73,6 +75,20 @@ pub trait PieceStore: Send + Sync + 'static {
         offset: u64,
         len: u32,
     ) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
+
+    /// The file that a sealed blob is in, whole and from its first byte, for those who can do better
+    /// with a file than with bytes. None when the blob is not sealed, and from a store that keeps it
+    /// in another way. The file's bytes do not change, even when the blob is removed.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn file(
+        &self,
+        digest: Digest,
+    ) -> impl Future<Output = Result<Option<Arc<File>>, StoreError>> + Send {
+        let _ = digest;
+        std::future::ready(Ok(None))
+    }
 
     /// Every piece is there: makes the blob durable under its name.
     ///

@@ -1,5 +1,6 @@
 //! A blob's bytes, in order, while the swarm runs.
 
+use std::fs::File;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -103,6 +104,18 @@ impl BlobReader {
         futures::stream::try_unfold(cursor, |mut cursor| async move {
             Ok(cursor.next().await?.map(|chunk| (chunk, cursor)))
         })
+    }
+
+    /// The file that the blob is in, when it is here whole and the store keeps it in one.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn file(&self) -> Result<Option<Arc<File>>, ReadError> {
+        if !self.shared.progress.borrow().sealed {
+            return Ok(None);
+        }
+        let file = self.shared.store.file(self.digest()).await;
+        file.map_err(|error| self.shared.reason(&error))
     }
 
     /// Waits until every piece is here and durable.

@@ -5,6 +5,7 @@ pub mod error;
 pub(crate) mod health;
 pub(crate) mod idle;
 pub(crate) mod path;
+mod plain;
 pub mod server;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use futures::stream::BoxStream;
 
 pub use client::{HttpBody, HttpClient, HttpResponse};
 pub use error::ApiError;
+pub use plain::FileBody;
 pub use server::{HttpServer, ServeError, serve, with_health};
 
 /// A body in pieces, as they come.

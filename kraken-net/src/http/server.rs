@@ -11,10 +11,14 @@ use axum::routing::get;
 use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use http::StatusCode;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::error::shaped;
+use super::plain::run as run_plain;
 use crate::identity::{Identity, IdentityError};
 
 /// How long requests may go on after the shutdown began; then their connections are cut.
@@ -22,7 +26,7 @@ pub const DRAIN: Duration = Duration::from_secs(30);
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the head of a request may take.
-const HEAD: Duration = Duration::from_secs(30);
+pub(super) const HEAD: Duration = Duration::from_secs(30);
 /// Bytes of one HTTP/2 request's body on their way; HTTP/2's own 64 KiB throttle an upload.
 const HTTP2_WINDOW: u32 = 4 << 20;
 
@@ -30,8 +34,15 @@ const HTTP2_WINDOW: u32 = 4 << 20;
 #[derive(Debug)]
 pub struct HttpServer {
     addr: SocketAddr,
-    handle: Handle<SocketAddr>,
+    open: Open,
     task: JoinHandle<std::io::Result<()>>,
+}
+
+/// Who knows the open connections.
+#[derive(Debug)]
+enum Open {
+    Tls(Handle<SocketAddr>),
+    Plain(TaskTracker),
 }
 
 impl HttpServer {
@@ -42,7 +53,10 @@ impl HttpServer {
 
     /// How many connections are open.
     pub fn connections(&self) -> usize {
-        self.handle.connection_count()
+        match &self.open {
+            Open::Tls(handle) => handle.connection_count(),
+            Open::Plain(tasks) => tasks.len(),
+        }
     }
 
     /// Waits until it has drained, after the token that [`serve`] was given is cancelled.
@@ -64,7 +78,8 @@ impl HttpServer {
 /// [`DRAIN`] later.
 ///
 /// With an identity, TLS 1.3 is required, and a client certificate of the cluster. Without one
-/// everything is plain: for a lab, or behind something else that does the TLS.
+/// everything is plain: for clients of this host, a lab, or behind something else that does the
+/// TLS. Then a response may name the file that its body is in, see [`FileBody`](super::FileBody).
 ///
 /// # Errors
 /// The address cannot be had, or the identity cannot be used.
@@ -76,39 +91,73 @@ pub fn serve(
 ) -> Result<HttpServer, ServeError> {
     let cannot = |source| ServeError::Bind { addr, source };
     let listener = TcpListener::bind(addr).map_err(cannot)?;
+    listener.set_nonblocking(true).map_err(cannot)?;
     let bound = listener.local_addr().map_err(cannot)?;
-    let handle = Handle::new();
-    let mut server = axum_server::from_tcp(listener)
-        .map_err(cannot)?
-        .handle(handle.clone())
-        .first_request_timeout(HEAD);
-    let http = server.http_builder();
-    http.http1().header_read_timeout(HEAD);
-    http.http2()
-        .keep_alive_interval(Duration::from_secs(20))
-        .initial_stream_window_size(HTTP2_WINDOW)
-        .initial_connection_window_size(4 * HTTP2_WINDOW)
-        .max_concurrent_streams(256);
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let task = match identity {
-        None => tokio::spawn(server.serve(service)),
+    let (open, task) = match identity {
+        None => plain(listener, router, shutdown).map_err(cannot)?,
         Some(identity) => {
             let config = identity.server_config(&[b"h2", b"http/1.1"])?;
             let config = RustlsConfig::from_config(Arc::new(config));
-            let acceptor = RustlsAcceptor::new(config).handshake_timeout(HANDSHAKE);
-            tokio::spawn(server.acceptor(acceptor).serve(service))
+            tls(listener, router, config, shutdown).map_err(cannot)?
         }
     };
+    Ok(HttpServer {
+        addr: bound,
+        open,
+        task,
+    })
+}
+
+type Running = (Open, JoinHandle<std::io::Result<()>>);
+
+fn plain(
+    listener: TcpListener,
+    router: Router,
+    shutdown: CancellationToken,
+) -> std::io::Result<Running> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let connections = TaskTracker::new();
+    let open = Open::Plain(connections.clone());
+    let task = tokio::spawn(async move {
+        run_plain(listener, router, connections, shutdown).await;
+        Ok(())
+    });
+    Ok((open, task))
+}
+
+fn tls(
+    listener: TcpListener,
+    router: Router,
+    config: RustlsConfig,
+    shutdown: CancellationToken,
+) -> std::io::Result<Running> {
+    let handle = Handle::new();
+    let mut server = axum_server::from_tcp(listener)?
+        .handle(handle.clone())
+        .first_request_timeout(HEAD);
+    tune(server.http_builder());
+    let acceptor = RustlsAcceptor::new(config).handshake_timeout(HANDSHAKE);
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let task = tokio::spawn(server.acceptor(acceptor).serve(service));
     let drain = handle.clone();
     tokio::spawn(async move {
         shutdown.cancelled().await;
         drain.graceful_shutdown(Some(DRAIN));
     });
-    Ok(HttpServer {
-        addr: bound,
-        handle,
-        task,
-    })
+    Ok((Open::Tls(handle), task))
+}
+
+/// Sets hyper's bounds to ours.
+pub(super) fn tune(http: &mut Builder<TokioExecutor>) {
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD);
+    http.http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(20))
+        .initial_stream_window_size(HTTP2_WINDOW)
+        .initial_connection_window_size(4 * HTTP2_WINDOW)
+        .max_concurrent_streams(256);
 }
 
 /// Adds `GET /health`, which answers as long as the process does, and `GET /readiness`, which asks

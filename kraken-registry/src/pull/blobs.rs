@@ -2,7 +2,8 @@
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use futures::stream::{self, StreamExt};
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt};
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -55,9 +56,13 @@ async fn whole<B: BlobSource, T>(
 ) -> Result<Response, RegistryError> {
     let body = open(state, repo, digest, 0..u64::MAX).await?;
     let total = body.total;
-    let body = guard(body, digest, total).await;
-    let body = body.map_err(|error| refuse(error, repo, digest))?;
-    Ok((describe(digest, total), body).into_response())
+    answer(
+        StatusCode::OK,
+        describe(digest, total),
+        body,
+        (repo, digest, total),
+    )
+    .await
 }
 
 async fn part<B: BlobSource, T>(
@@ -77,9 +82,24 @@ async fn part<B: BlobSource, T>(
         CONTENT_RANGE,
         value(format!("bytes {start}-{}/{total}", end - 1)),
     );
-    let body = guard(body, digest, end - start).await;
+    let status = StatusCode::PARTIAL_CONTENT;
+    answer(status, headers, body, (repo, digest, end - start)).await
+}
+
+async fn answer(
+    status: StatusCode,
+    headers: HeaderMap,
+    body: BlobBody,
+    (repo, digest, length): (&RepoName, Digest, u64),
+) -> Result<Response, RegistryError> {
+    let BlobBody { stream, file, .. } = body;
+    let body = guard(stream, digest, length).await;
     let body = body.map_err(|error| refuse(error, repo, digest))?;
-    Ok((StatusCode::PARTIAL_CONTENT, headers, body).into_response())
+    let mut response = (status, headers, body).into_response();
+    if let Some(file) = file {
+        response.extensions_mut().insert(file);
+    }
+    Ok(response)
 }
 
 async fn stat<B: BlobSource, T>(
@@ -113,10 +133,14 @@ fn refuse(error: SourceError, repo: &RepoName, digest: Digest) -> RegistryError 
 ///
 /// Waits for the first bytes. What fails before them becomes a status, which sends a runtime to
 /// the next host; a body that breaks off fails some runtimes' pull for good.
-async fn guard(body: BlobBody, digest: Digest, length: u64) -> Result<Body, SourceError> {
+async fn guard(
+    stream: BoxStream<'static, Result<Bytes, SourceError>>,
+    digest: Digest,
+    length: u64,
+) -> Result<Body, SourceError> {
     let wrong =
         |want, seen| SourceError::Unavailable(format!("{seen} bytes came instead of {want}"));
-    let mut stream = exact(body.stream, length, wrong).inspect(move |chunk| {
+    let mut stream = exact(stream, length, wrong).inspect(move |chunk| {
         if let Err(error) = chunk {
             tracing::warn!(%digest, %error, "a blob's body broke off");
         }

@@ -313,10 +313,7 @@ impl BlobSource for Breaking {
             chunks.push(Err(SourceError::Unavailable(reason)));
         }
         let stream = stream::iter(chunks).boxed();
-        Ok(BlobBody {
-            total: 100_000,
-            stream,
-        })
+        Ok(BlobBody::new(100_000, stream))
     }
 }
 
@@ -361,7 +358,7 @@ async fn a_manifest_whose_bytes_are_not_its_own_is_not_served() {
             _: Range<u64>,
         ) -> Result<BlobBody, SourceError> {
             let stream = stream::iter([Ok(Bytes::from("{}"))]).boxed();
-            Ok(BlobBody { total: 2, stream })
+            Ok(BlobBody::new(2, stream))
         }
     }
     let base = serve(pull::router(PullState::new(Lying, MemoryTags::default()))).await;

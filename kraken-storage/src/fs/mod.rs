@@ -43,7 +43,7 @@ use kraken_proto::{Bitfield, Digest, MetaInfo};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, Semaphore};
 use tokio::task::spawn_blocking;
 
-use self::cache::{Files, Slots, State};
+use self::cache::{Files, Part, Slots, State};
 use self::layout::Layout;
 use self::partial::Partial;
 use self::pool::Pool;
@@ -255,6 +255,22 @@ impl PieceStore for FsStore {
             },
             range,
         )
+        .await
+    }
+
+    async fn file(&self, digest: Digest) -> Result<Option<Arc<File>>, StoreError> {
+        let slot = self.loaded(digest).await?;
+        if !matches!(*slot, State::Sealed(_)) {
+            return Ok(None);
+        }
+        self.shared.ledger().touch(digest);
+        if let Some(file) = self.shared.files.opened(digest, Part::Data) {
+            return Ok(Some(file));
+        }
+        self.blocking(move |shared| {
+            let _slot = slot;
+            shared.sealed_file(digest).map(Some)
+        })
         .await
     }
 

@@ -1,0 +1,220 @@
+//! One connection, as long as it brings only plain requests.
+
+use std::future::pending;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use axum::Router;
+use axum::body::{Body, HttpBody as _};
+use axum::extract::ConnectInfo;
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures::{FutureExt as _, StreamExt as _};
+use http::{Method, Request, Response};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use super::file::{self, FileBody};
+use super::head::{self, Framing, Head};
+use super::rewound::Rewound;
+use crate::http::server::HEAD;
+
+/// Bytes of a body that go out with the head in one write: more would be copied for nothing.
+const TOGETHER: usize = 16 << 10;
+
+pub(super) struct Connection {
+    stream: TcpStream,
+    client: SocketAddr,
+    router: Router,
+    shutdown: CancellationToken,
+    /// What was read and belongs to no request yet.
+    read: BytesMut,
+}
+
+impl Connection {
+    pub(super) fn new(
+        stream: TcpStream,
+        client: SocketAddr,
+        router: Router,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            stream,
+            client,
+            router,
+            shutdown,
+            read: BytesMut::new(),
+        }
+    }
+
+    /// Answers plain requests until the connection ends, or until another one comes: then it gives
+    /// the connection, with that request unread.
+    pub(super) async fn run(mut self) -> io::Result<Option<Rewound>> {
+        loop {
+            match self.head().await? {
+                None => return Ok(None),
+                Some(Head::Plain { request, len, keep }) => {
+                    self.read.advance(len);
+                    if !self.answer(*request, keep).await? {
+                        return Ok(None);
+                    }
+                }
+                Some(Head::Part | Head::Other) => {
+                    let Self { stream, read, .. } = self;
+                    return Ok(Some(Rewound { read, stream }));
+                }
+            }
+        }
+    }
+
+    /// The next head; none when the client has gone, was silent for [`HEAD`], or this process ends.
+    async fn head(&mut self) -> io::Result<Option<Head>> {
+        let until = Instant::now() + HEAD;
+        loop {
+            match head::parse(&self.read) {
+                Head::Part => {}
+                head => return Ok(Some(head)),
+            }
+            self.read.reserve(4096);
+            let more = timeout_at(until, self.stream.read_buf(&mut self.read));
+            let more = tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return Ok(None),
+                more = more => more,
+            };
+            match more {
+                Ok(Ok(1..)) => {}
+                Ok(Ok(0)) | Err(_) => return Ok(None),
+                Ok(Err(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Answers one request and says whether the connection goes on.
+    async fn answer(&mut self, request: Request<()>, keep: bool) -> io::Result<bool> {
+        let method = request.method().clone();
+        let mut request = request.map(|()| Body::empty());
+        request.extensions_mut().insert(ConnectInfo(self.client));
+        let answered = self.router.clone().oneshot(request);
+        let Ok(response) = self.unless_gone(answered).await?;
+        let keep = keep && !self.shutdown.is_cancelled();
+        self.send(response, &method, keep).await?;
+        Ok(keep)
+    }
+
+    async fn send(
+        &mut self,
+        response: Response<Body>,
+        method: &Method,
+        keep: bool,
+    ) -> io::Result<()> {
+        let (mut parts, body) = response.into_parts();
+        let framing = Framing::choose(&mut parts, method, body.size_hint().exact());
+        let head = head::write(&parts, keep, SystemTime::now());
+        match (framing, parts.extensions.remove::<FileBody>()) {
+            (Framing::None, _) => self.stream.write_all(&head).await,
+            (Framing::Length(length), Some(file))
+                if length == file.range.end.saturating_sub(file.range.start) =>
+            {
+                drop(body);
+                self.stream.write_all(&head).await?;
+                file::send(&mut self.stream, &file).await
+            }
+            (framing, _) => self.send_body(head, body, framing).await,
+        }
+    }
+
+    async fn send_body(
+        &mut self,
+        mut head: BytesMut,
+        body: Body,
+        framing: Framing,
+    ) -> io::Result<()> {
+        let mut body = body.into_data_stream();
+        let mut sent = 0;
+        loop {
+            let chunk = match body.next().now_or_never() {
+                Some(chunk) => chunk,
+                None => {
+                    // What there is goes out before what may take long.
+                    self.stream.write_all(&head).await?;
+                    head.clear();
+                    self.unless_gone(body.next()).await?
+                }
+            };
+            let Some(chunk) = chunk.transpose().map_err(io::Error::other)? else {
+                break;
+            };
+            sent += chunk.len() as u64;
+            if matches!(framing, Framing::Length(length) if sent > length) {
+                return Err(io::Error::other("a body is longer than its head says"));
+            }
+            self.send_chunk(&mut head, chunk, framing).await?;
+        }
+        match framing {
+            Framing::Length(length) if sent < length => {
+                return Err(io::Error::other("a body is shorter than its head says"));
+            }
+            Framing::Chunks => head.extend_from_slice(b"0\r\n\r\n"),
+            _ => {}
+        }
+        self.stream.write_all(&head).await
+    }
+
+    /// Waits for `work`, which an error ends when the client has closed its side. What the client
+    /// sends instead is kept, as far as a head may reach; more waits in the socket.
+    async fn unless_gone<W: Future>(&mut self, work: W) -> io::Result<W::Output> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = gone(&self.stream, &mut self.read) => Err(ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
+    /// Sends a part of a body, with what is still to go out before it.
+    async fn send_chunk(
+        &mut self,
+        before: &mut BytesMut,
+        chunk: Bytes,
+        framing: Framing,
+    ) -> io::Result<()> {
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        let chunks = framing == Framing::Chunks;
+        if chunks {
+            before.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        }
+        if before.len() + chunk.len() <= TOGETHER {
+            before.extend_from_slice(&chunk);
+        } else {
+            self.stream.write_all(before).await?;
+            before.clear();
+            self.stream.write_all(&chunk).await?;
+        }
+        if chunks {
+            before.extend_from_slice(b"\r\n");
+        }
+        Ok(())
+    }
+}
+
+async fn gone(stream: &TcpStream, read: &mut BytesMut) {
+    loop {
+        if read.len() >= head::MAX {
+            return pending().await;
+        }
+        read.reserve(4096);
+        if stream.readable().await.is_err() {
+            return;
+        }
+        match stream.try_read_buf(read) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Serving without TLS, for clients of this host: bodies that lie in a file go from the page cache
+//! to the socket by `sendfile(2)`, without a copy through this process.
+//!
+//! A copy out of the page cache and one into the socket are most of what serving a cached blob
+//! costs, and an HTTP library that only knows bytes in memory can avoid neither. So a connection
+//! begins here, in a loop that answers plain `GET`s and `HEAD`s itself. Whatever else comes (a body,
+//! an upgrade, HTTP/2, a head that is odd or broken) goes to hyper with the connection and all that
+//! was read of it.
+
+mod connection;
+mod file;
+mod head;
+mod rewound;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+use self::connection::Connection;
+pub use self::file::FileBody;
+use self::rewound::Rewound;
+use super::server::{DRAIN, tune};
+
+/// How long accepting pauses after the system refused: it is out of descriptors, mostly.
+const REFUSED: Duration = Duration::from_millis(100);
+
+/// Accepts until `shutdown`, and waits until the requests are done, at most [`DRAIN`] longer.
+pub(super) async fn run(
+    listener: TcpListener,
+    router: Router,
+    connections: TaskTracker,
+    shutdown: CancellationToken,
+) {
+    let cut = CancellationToken::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                let served = serve(stream, client, router.clone(), shutdown.clone());
+                let cut = cut.clone();
+                connections.spawn(async move {
+                    tokio::select! {
+                        () = cut.cancelled() => {}
+                        () = served => {}
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(REFUSED).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(DRAIN, connections.wait())
+        .await
+        .is_err()
+    {
+        cut.cancel();
+        connections.wait().await;
+    }
+}
+
+/// One connection, until either side ends it.
+async fn serve(stream: TcpStream, client: SocketAddr, router: Router, shutdown: CancellationToken) {
+    // Heads and bodies are written whole; waiting for more to send would only delay them.
+    let _ = stream.set_nodelay(true);
+    let connection = Connection::new(stream, client, router.clone(), shutdown.clone());
+    let result = match connection.run().await {
+        Ok(Some(rewound)) => by_hyper(rewound, client, router, shutdown).await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = result {
+        tracing::debug!(%client, %error, "a connection ended early");
+    }
+}
+
+async fn by_hyper(
+    stream: Rewound,
+    client: SocketAddr,
+    router: Router,
+    shutdown: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(client));
+        router.clone().oneshot(request)
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    tune(&mut builder);
+    let served = builder.serve_connection(TokioIo::new(stream), service);
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        result = served.as_mut() => return result,
+        () = shutdown.cancelled() => {}
+    }
+    served.as_mut().graceful_shutdown();
+    served.await
+}
+
+#[cfg(test)]
+mod tests;
