@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -165,15 +166,22 @@ impl Backend for Capped {
         Ok(Some(self.length))
     }
 
-    async fn read(&self, _: &Namespace, _: Digest, from: u64) -> Result<ByteStream, BackendError> {
+    async fn read(
+        &self,
+        _: &Namespace,
+        _: Digest,
+        range: Range<u64>,
+    ) -> Result<ByteStream, BackendError> {
+        let Range { start: from, end } = range;
+        let end = end.min(self.length);
         let (backend, begun) = (self.clone(), tokio::time::Instant::now());
         let chunks = stream::try_unfold(from, move |at| {
             let backend = backend.clone();
             async move {
-                if at >= backend.length {
+                if at >= end {
                     return Ok(None);
                 }
-                let len = CHUNK.min(backend.length - at);
+                let len = CHUNK.min(end - at);
                 let due = Duration::from_secs_f64((at + len - from) as f64 / backend.rate);
                 tokio::time::sleep_until(begun + due).await;
                 let mut bytes = vec![0; usize::try_from(len).expect("a chunk fits")];

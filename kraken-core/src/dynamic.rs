@@ -14,7 +14,7 @@ use kraken_proto::{
     AnnounceReply, AnnounceRequest, Bitfield, Digest, MetaInfo, Namespace, PeerId, PeerInfo,
 };
 #[cfg(all(feature = "http", feature = "fs"))]
-use kraken_storage::{Backend, BackendError, ByteStream, UploadStore};
+use kraken_storage::UploadStore;
 use kraken_storage::{BlobStatus, PieceStore, StoreError};
 
 /// [`PieceStore`], boxed.
@@ -136,57 +136,6 @@ impl<T: UploadStore> DynUploadStore for T {
     }
     fn upload_abort<'a>(&'a self, upload: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
         UploadStore::upload_abort(self, upload).boxed()
-    }
-}
-
-/// [`Backend`], boxed.
-#[cfg(all(feature = "http", feature = "fs"))]
-pub(crate) trait DynBackend: Send + Sync + 'static {
-    fn stat<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-        digest: Digest,
-    ) -> BoxFuture<'a, Result<Option<u64>, BackendError>>;
-    fn read<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-        digest: Digest,
-        from: u64,
-    ) -> BoxFuture<'a, Result<ByteStream, BackendError>>;
-    fn write<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-        digest: Digest,
-        length: u64,
-        bytes: ByteStream,
-    ) -> BoxFuture<'a, Result<(), BackendError>>;
-}
-
-#[cfg(all(feature = "http", feature = "fs"))]
-impl<T: Backend> DynBackend for T {
-    fn stat<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-        digest: Digest,
-    ) -> BoxFuture<'a, Result<Option<u64>, BackendError>> {
-        Backend::stat(self, namespace, digest).boxed()
-    }
-    fn read<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-        digest: Digest,
-        from: u64,
-    ) -> BoxFuture<'a, Result<ByteStream, BackendError>> {
-        Backend::read(self, namespace, digest, from).boxed()
-    }
-    fn write<'a>(
-        &'a self,
-        namespace: &'a Namespace,
-        digest: Digest,
-        length: u64,
-        bytes: ByteStream,
-    ) -> BoxFuture<'a, Result<(), BackendError>> {
-        Backend::write(self, namespace, digest, length, bytes).boxed()
     }
 }
 

@@ -10,8 +10,9 @@ use kraken_core::net::MemNetwork;
 use kraken_core::net::http::{ApiError, HttpClient, HttpServer, serve};
 use kraken_core::net::origin::{OriginApi as _, OriginClient, OriginCluster, router};
 use kraken_core::origin::RingMember;
+use kraken_core::storage::backend::{Route, RoutedBackend};
 use kraken_core::storage::testkit::{FlakyBackend, blob};
-use kraken_core::storage::{DurableQueue, MemStore, OpendalBackend};
+use kraken_core::storage::{BoxBackend, DurableQueue, MemStore, OpendalBackend};
 use kraken_core::{Namespace, Origin, PeerId};
 use tokio_util::sync::CancellationToken;
 
@@ -25,20 +26,24 @@ struct Node {
 struct Group {
     dir: tempfile::TempDir,
     network: MemNetwork,
-    backend: FlakyBackend<OpendalBackend>,
+    backend: FlakyBackend<BoxBackend>,
     http: HttpClient,
     addrs: Vec<SocketAddr>,
 }
 
 impl Group {
     fn new(count: usize) -> Self {
+        Self::over(BoxBackend::new(OpendalBackend::memory()), count)
+    }
+
+    fn over(backend: BoxBackend, count: usize) -> Self {
         let held: Vec<_> = (0..count)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
             .collect();
         Self {
             dir: tempfile::tempdir().unwrap(),
             network: MemNetwork::new(),
-            backend: FlakyBackend::new(OpendalBackend::memory()),
+            backend: FlakyBackend::new(backend),
             http: HttpClient::new(None).unwrap(),
             addrs: held
                 .iter()
@@ -319,4 +324,32 @@ async fn wrong_uploads_leave_nothing() {
     for digest in [other, meta.digest()] {
         assert_eq!(node.origin.stat(&ns, digest, false).await.unwrap(), None);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_is_refused_where_nothing_is_written() {
+    let open = Route {
+        pattern: "^open/".parse().unwrap(),
+        backend: BoxBackend::new(OpendalBackend::memory()),
+        must_ready: false,
+    };
+    let group = Group::over(BoxBackend::new(RoutedBackend::new(vec![open])), 1);
+    let node = group.start(0, MemStore::new());
+    let (bytes, meta) = blob(400_000, 7);
+    let (open, closed): (Namespace, Namespace) =
+        ("open/a".parse().unwrap(), "closed/a".parse().unwrap());
+    let cluster = group.client();
+    let put = |ns| cluster.put(ns, meta.digest(), bytes.clone().into());
+    let refused = put(&closed).await;
+    assert!(
+        matches!(&refused, Err(ApiError::Forbidden(why)) if why.contains("closed/a")),
+        "{refused:?}"
+    );
+    let known = node
+        .origin
+        .upload_start_known(&closed, meta.digest(), 400_000);
+    assert!(matches!(known.await, Err(ApiError::Forbidden(_))));
+    assert_eq!(node.origin.queued().unwrap(), 0);
+    put(&open).await.unwrap();
+    eventually("written back", async || group.backend.writes() == 1).await;
 }

@@ -186,6 +186,7 @@ fn sink_error(error: ApiError) -> SinkError {
     match error {
         ApiError::NotFound | ApiError::BadRequest(_) => SinkError::Unknown,
         ApiError::RangeInvalid { len } => SinkError::OffsetWrong { len },
+        ApiError::Forbidden(why) => SinkError::Denied(why),
         ApiError::Full(_) => SinkError::Full,
         other => SinkError::Unavailable(other.to_string()),
     }

@@ -97,6 +97,9 @@ pub enum SinkError {
     /// The store could not be reached, or failed.
     #[error("the blob cannot be stored now, try again: {0}")]
     Unavailable(String),
+    /// Blobs of the namespace are only read.
+    #[error("{0}")]
+    Denied(String),
     /// There is no room.
     #[error("no space left for the blob: free some, or add an origin")]
     Full,

@@ -18,7 +18,7 @@ pub mod testkit;
 
 #[cfg(feature = "fs")]
 pub use backend::OpendalBackend;
-pub use backend::{Backend, BackendError, ByteStream};
+pub use backend::{Backend, BackendError, BoxBackend, ByteStream};
 #[cfg(feature = "fs")]
 pub use fs::FsStore;
 pub use mem::MemStore;

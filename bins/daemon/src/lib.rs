@@ -4,6 +4,7 @@
 //! and [`build_index`]. The binaries run one of them; `kraken dev` runs all of them in one process.
 
 pub mod agent;
+pub mod backends;
 pub mod build_index;
 pub mod config;
 pub mod limits;

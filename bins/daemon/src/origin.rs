@@ -9,11 +9,12 @@ use axum::routing::get;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_core::net::origin::router;
 use kraken_core::storage::queue::DurableQueue;
-use kraken_core::storage::{FsStore, OpendalBackend};
+use kraken_core::storage::{Backend as _, FsStore};
 use kraken_core::{Origin, Zone};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::backends::{BackendConfig, RouteConfig, backend};
 use crate::config::{self, OriginEntry, QuicMtu, StoreLimit, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
@@ -30,8 +31,13 @@ pub struct OriginConfig {
     /// absent.
     #[serde(default)]
     pub store_limit: Option<StoreLimit>,
-    /// The storage behind the origins.
-    pub backend: BackendConfig,
+    /// The storage behind the origins, when it is one for all namespaces.
+    #[serde(default)]
+    pub backend: Option<BackendConfig>,
+    /// The storage behind the origins by namespace: the first whose pattern matches. Instead of
+    /// `backend`.
+    #[serde(default)]
+    pub backends: Vec<RouteConfig>,
     /// Where peers connect to, over UDP and TCP.
     pub peer_listen: SocketAddr,
     /// How this host dials its peers.
@@ -61,14 +67,6 @@ pub struct OriginConfig {
     pub tls: Tls,
 }
 
-/// The storage behind the origins.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum BackendConfig {
-    /// A directory, shared by all origins.
-    LocalDisk(PathBuf),
-}
-
 /// An origin that runs.
 #[derive(Debug)]
 pub struct OriginService {
@@ -87,8 +85,8 @@ pub struct OriginService {
 pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
-    let BackendConfig::LocalDisk(dir) = &config.backend;
-    let backend = OpendalBackend::local_disk(dir)?;
+    let origins = config.origins.len();
+    let backend = backend(config.backend.as_ref(), &config.backends, origins)?;
     let ceiling = config::ceiling(config.store_limit, &config.store)?;
     let store = FsStore::open_within(config.store.join("blobs"), ceiling).await?;
     let shutdown = CancellationToken::new();
@@ -103,6 +101,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         &identity,
         (config.transport, config.quic_mtu),
     )?;
+    let storage = backend.clone();
     let mut builder = Origin::builder(config.name, store, transport, backend, queue)
         .ring(config::ring(&config.origins)?, http)
         .replicas(config.replicas)
@@ -123,7 +122,11 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let queue = origin.clone();
     let router = with_health(router, move || {
         let readable = queue.queued().map(drop).map_err(|error| error.to_string());
-        async move { readable }
+        let storage = storage.clone();
+        async move {
+            readable?;
+            storage.ready().await.map_err(|error| error.to_string())
+        }
     });
     let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;
     Ok(OriginService {

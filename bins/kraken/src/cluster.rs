@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use kraken_core::net::CertAuthority;
 use kraken_daemon::agent::{AgentConfig, AgentService};
+use kraken_daemon::backends::BackendConfig;
 use kraken_daemon::build_index::{BuildIndexConfig, BuildIndexService};
-use kraken_daemon::origin::{BackendConfig, OriginConfig, OriginService};
+use kraken_daemon::origin::{OriginConfig, OriginService};
 use kraken_daemon::process::Service as _;
 use kraken_daemon::proxy::{ProxyConfig, ProxyService};
 use kraken_daemon::tracker::{TrackerConfig, TrackerService};
@@ -79,7 +80,8 @@ impl Cluster {
                 name: entry.name.clone(),
                 store: options.dir.join(&entry.name),
                 store_limit: None,
-                backend: BackendConfig::LocalDisk(options.dir.join("backend")),
+                backend: Some(BackendConfig::LocalDisk(options.dir.join("backend"))),
+                backends: Vec::new(),
                 peer_listen: *peer_listen,
                 transport: Default::default(),
                 quic_mtu: Default::default(),

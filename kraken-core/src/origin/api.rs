@@ -8,6 +8,7 @@ use futures::StreamExt as _;
 use kraken_net::http::ApiError;
 use kraken_net::origin::{BlobRead, OriginApi, Prefetch};
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
+use kraken_storage::Backend as _;
 
 use super::Origin;
 use super::ingest::store_error;
@@ -121,6 +122,7 @@ impl OriginApi for Origin {
         digest: Digest,
         length: u64,
     ) -> Result<String, ApiError> {
+        self.inner.check_writable(namespace)?;
         match self.inner.known_start(namespace, digest, length).await? {
             Some(id) => Ok(id.to_string()),
             None => self.upload_start().await,
@@ -150,6 +152,7 @@ impl OriginApi for Origin {
         namespace: &Namespace,
         digest: Digest,
     ) -> Result<MetaInfo, ApiError> {
+        self.inner.check_writable(namespace)?;
         // In a task of its own: a client that hangs up must not leave a blob with too few copies.
         let (inner, id, namespace) = (self.inner.clone(), id.to_string(), namespace.clone());
         let (send, receive) = tokio::sync::oneshot::channel();

@@ -12,14 +12,14 @@ use kraken_proto::{
     PeerRole, Ring, Zone,
 };
 use kraken_storage::queue::DurableQueue;
-use kraken_storage::{Backend, UploadStore};
+use kraken_storage::{Backend, BoxBackend, UploadStore};
 use tokio::sync::Notify;
 
 use super::counts::Counts;
 use super::{Inner, Origin};
 use crate::agent::Limits;
 use crate::agent::driver::{self, Parts};
-use crate::dynamic::{DynBackend, DynStore, DynTransport, DynUploadStore};
+use crate::dynamic::{DynStore, DynTransport, DynUploadStore};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 
@@ -39,7 +39,7 @@ pub struct OriginBuilder {
     store: Arc<dyn DynUploadStore>,
     dyn_store: Arc<dyn DynStore>,
     transport: Arc<dyn DynTransport>,
-    backend: Arc<dyn DynBackend>,
+    backend: BoxBackend,
     queue: DurableQueue,
     ring: Vec<RingMember>,
     http: Option<HttpClient>,
@@ -64,7 +64,7 @@ impl OriginBuilder {
             dyn_store: store.clone(),
             store,
             transport: Arc::new(transport),
-            backend: Arc::new(backend),
+            backend: BoxBackend::new(backend),
             queue,
             ring: Vec::new(),
             http: None,

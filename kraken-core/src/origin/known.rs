@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use kraken_net::http::{ApiError, ByteStream};
 use kraken_proto::{Digest, MetaInfo, Namespace};
-use kraken_storage::BlobStatus;
+use kraken_storage::{Backend as _, BlobStatus};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, mpsc, watch};
 use tokio::time::timeout;
 

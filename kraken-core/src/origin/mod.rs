@@ -22,13 +22,14 @@ use std::time::Duration;
 
 use kraken_net::origin::OriginClient;
 use kraken_proto::{Digest, PeerInfo, Ring, SwarmStats};
+use kraken_storage::BoxBackend;
 use kraken_storage::queue::DurableQueue;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 pub use self::builder::{OriginBuilder, RingMember};
 use crate::agent::Limits;
 use crate::agent::driver::Note;
-use crate::dynamic::{DynBackend, DynTransport, DynUploadStore};
+use crate::dynamic::{DynTransport, DynUploadStore};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 use coming::Coming;
@@ -46,7 +47,7 @@ struct Inner {
     name: String,
     local: PeerInfo,
     store: Arc<dyn DynUploadStore>,
-    backend: Arc<dyn DynBackend>,
+    backend: BoxBackend,
     transport: Arc<dyn DynTransport>,
     queue: Arc<DurableQueue>,
     /// Something was queued.

@@ -11,7 +11,7 @@ use futures::future::join_all;
 use kraken_net::http::{ApiError, ByteStream};
 use kraken_net::origin::OriginClient;
 use kraken_proto::{Digest, Namespace};
-use kraken_storage::BackendError;
+use kraken_storage::{Backend as _, BackendError};
 
 use super::Inner;
 use super::replicate::STAGGER;
@@ -74,7 +74,7 @@ impl Inner {
         let length = self.backend.stat(namespace, digest).await;
         match length.map_err(unavailable)? {
             Some(length) => {
-                let stream = self.backend.read(namespace, digest, from).await;
+                let stream = self.backend.read(namespace, digest, from..u64::MAX).await;
                 let stream = stream.map_err(unavailable)?;
                 self.counts.backend_reads.inc();
                 let body = stream.map(|chunk| chunk.map_err(std::io::Error::other));

@@ -15,8 +15,8 @@ use kraken_net::http::ApiError;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Digest, MetaInfo, Namespace};
-use kraken_storage::StoreError;
 use kraken_storage::queue::{DurableQueue, QueueError, Task};
+use kraken_storage::{Backend as _, StoreError};
 
 use super::Inner;
 use crate::clock::unix_ms;
@@ -39,13 +39,24 @@ const COMMIT_ATTEMPTS: u32 = 10;
 const LOOK: Duration = Duration::from_millis(500);
 
 impl Inner {
-    /// Queues a blob's way to the backend; durable when this returns.
+    /// Whether blobs of the namespace are taken: those of one that is only read could never reach
+    /// their backend.
+    pub(super) fn check_writable(&self, namespace: &Namespace) -> Result<(), ApiError> {
+        let checked = self.backend.check_writable(namespace);
+        checked.map_err(|error| ApiError::Forbidden(error.to_string()))
+    }
+
+    /// Queues a blob's way to the backend, unless its namespace is only read; durable when this
+    /// returns.
     pub(super) async fn queue_write_back(
         &self,
         namespace: &Namespace,
         digest: Digest,
         delay: Duration,
     ) -> Result<(), ApiError> {
+        if self.backend.check_writable(namespace).is_err() {
+            return Ok(());
+        }
         let key = format!("{namespace} {digest}");
         self.push(WRITE_BACK, key, delay).await.map(drop)
     }

@@ -5,6 +5,7 @@
 mod uploads;
 
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -83,14 +84,24 @@ impl Backend for Tap {
         Ok((digest == self.digest).then_some(self.length))
     }
 
-    async fn read(&self, _: &Namespace, _: Digest, from: u64) -> Result<ByteStream, BackendError> {
+    async fn read(
+        &self,
+        _: &Namespace,
+        _: Digest,
+        range: Range<u64>,
+    ) -> Result<ByteStream, BackendError> {
+        let Range {
+            start: from,
+            end: stop,
+        } = range;
+        let whole = stop.min(self.length);
         self.reads.lock().unwrap().push(from);
         let (tap, end) = (self.clone(), self.breaks.lock().unwrap().take());
         let mut gate = self.gate.subscribe();
         gate.mark_changed();
         Ok(
             stream::try_unfold((tap, gate, from), move |(tap, mut gate, at)| async move {
-                if at >= tap.length {
+                if at >= whole {
                     return Ok(None);
                 }
                 if end.is_some_and(|end| at >= end) {
@@ -100,7 +111,7 @@ impl Backend for Tap {
                 let stop = open
                     .min(at + 10_000)
                     .min(end.unwrap_or(u64::MAX))
-                    .min(tap.length);
+                    .min(whole);
                 let mut chunk = tap.part(at, stop);
                 let stop = at + chunk.len() as u64;
                 if tap.damaged.load(Ordering::SeqCst) && (at..stop).contains(&(5 * PIECE)) {

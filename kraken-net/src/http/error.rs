@@ -21,6 +21,9 @@ pub enum ApiError {
     /// The request breaks a rule; the same request fails again (400).
     #[error("{0}")]
     BadRequest(String),
+    /// It is not allowed, whoever asks (403).
+    #[error("{0}")]
+    Forbidden(String),
     /// The state of things does not allow it: present already, or still needed (409).
     #[error("{0}")]
     Conflict(String),
@@ -62,6 +65,7 @@ impl ApiError {
         match self {
             Self::NotFound => (StatusCode::NOT_FOUND, "NOT_FOUND"),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "BAD_REQUEST"),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "FORBIDDEN"),
             Self::Conflict(_) => (StatusCode::CONFLICT, "CONFLICT"),
             Self::RangeInvalid { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
             Self::Damaged(_) => (StatusCode::BAD_GATEWAY, "DAMAGED"),
@@ -89,6 +93,7 @@ impl ApiError {
             ),
             (StatusCode::BAD_GATEWAY, Some(b"DAMAGED")) => Self::Damaged(message),
             (StatusCode::INSUFFICIENT_STORAGE, _) => Self::Full(message),
+            (StatusCode::FORBIDDEN, _) => Self::Forbidden(message),
             (StatusCode::CONFLICT, _) => Self::Conflict(message),
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => Self::RangeInvalid {
                 len: total_of(head).unwrap_or(0),

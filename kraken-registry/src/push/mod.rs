@@ -147,6 +147,7 @@ impl From<SinkError> for RegistryError {
             SinkError::DigestMismatch => Self::new(Code::DigestInvalid, message),
             SinkError::Body(BodyError::Length { .. }) => Self::new(Code::SizeInvalid, message),
             SinkError::Body(BodyError::Broken(_)) => Self::new(Code::BlobUploadInvalid, message),
+            SinkError::Denied(_) => Self::new(Code::Denied, message),
             SinkError::Unavailable(_) => Self::new(Code::Unavailable, message),
             SinkError::Full => {
                 Self::new(Code::Unavailable, message).with_status(StatusCode::INSUFFICIENT_STORAGE)

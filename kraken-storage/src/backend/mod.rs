@@ -1,16 +1,58 @@
 //! The storage behind the origins.
+//!
+//! | what | kept or read where |
+//! |---|---|
+//! | [`OpendalBackend`] | a directory, memory, S3, Google Cloud Storage, Azure Blob Storage |
+//! | [`web::HttpBackend`] | any HTTP server, by a template of URLs; read-only |
+//! | [`web::RegistryBackend`] | another registry's blobs; read-only |
+//! | [`web::WebHdfsBackend`] | HDFS over WebHDFS |
+//! | [`ShadowBackend`] | two backends at once, of which the first is read |
+//! | [`NoopBackend`] | nowhere |
+//! | [`RoutedBackend`] | one of several, chosen by the namespace |
+//! | [`LimitedBackend`] | another one, in bounded requests and bytes per second |
 
+mod boxed;
+#[cfg(feature = "fs")]
+mod layout;
+#[cfg(feature = "fs")]
+mod limited;
+mod noop;
 #[cfg(feature = "fs")]
 mod opendal;
+#[cfg(feature = "web")]
+mod pause;
+#[cfg(feature = "fs")]
+mod routed;
+mod secret;
+mod shadow;
+#[cfg(feature = "web")]
+pub mod web;
 
 use std::future::Future;
+use std::ops::Range;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use kraken_proto::{Digest, Namespace};
 
+pub use self::boxed::BoxBackend;
+#[cfg(feature = "fs")]
+pub use self::layout::Layout;
+#[cfg(feature = "fs")]
+pub use self::limited::{BackendLimits, LimitedBackend};
+pub use self::noop::NoopBackend;
 #[cfg(feature = "fs")]
 pub use self::opendal::OpendalBackend;
+#[cfg(feature = "azure")]
+pub use self::opendal::services::AzureOptions;
+#[cfg(feature = "gcs")]
+pub use self::opendal::services::GcsOptions;
+#[cfg(feature = "s3")]
+pub use self::opendal::services::S3Options;
+#[cfg(feature = "fs")]
+pub use self::routed::{Route, RoutedBackend};
+pub use self::secret::Secret;
+pub use self::shadow::ShadowBackend;
 
 /// A stream of a blob's bytes, in order.
 pub type ByteStream = BoxStream<'static, Result<Bytes, BackendError>>;
@@ -27,21 +69,22 @@ pub trait Backend: Send + Sync + 'static {
         digest: Digest,
     ) -> impl Future<Output = Result<Option<u64>, BackendError>> + Send;
 
-    /// Reads the blob from the byte `from` on.
+    /// Reads the bytes `range` of the blob, cut off at its end: `0..u64::MAX` is all of it.
     ///
     /// # Errors
-    /// [`BackendError::NotFound`], or the backend could not be asked.
+    /// [`BackendError::NotFound`], or the backend could not be asked. An error in the stream means
+    /// that the rest does not come.
     fn read(
         &self,
         namespace: &Namespace,
         digest: Digest,
-        from: u64,
+        range: Range<u64>,
     ) -> impl Future<Output = Result<ByteStream, BackendError>> + Send;
 
     /// Writes the blob of `length` bytes. It appears whole or not at all.
     ///
     /// # Errors
-    /// The backend refused, or the stream ended with an error or at another length.
+    /// [`BackendError::ReadOnly`], the backend refused, or the stream ended with an error or at another length.
     fn write(
         &self,
         namespace: &Namespace,
@@ -53,12 +96,44 @@ pub trait Backend: Send + Sync + 'static {
     /// Removes the blob. Not an error when it is not there.
     ///
     /// # Errors
-    /// The backend refused.
+    /// [`BackendError::ReadOnly`], or the backend refused.
     fn delete(
         &self,
         namespace: &Namespace,
         digest: Digest,
     ) -> impl Future<Output = Result<(), BackendError>> + Send;
+
+    /// The blobs behind `after` in the order of their digests: up to `most`, and fewer only when
+    /// there are no more. A layout that does not keep namespaces apart lists the blobs of all.
+    ///
+    /// # Errors
+    /// [`BackendError::Unlisted`] from one that cannot tell, or the backend could not be asked.
+    fn list(
+        &self,
+        namespace: &Namespace,
+        after: Option<Digest>,
+        most: usize,
+    ) -> impl Future<Output = Result<Vec<Digest>, BackendError>> + Send {
+        let _ = (namespace, after, most);
+        std::future::ready(Err(BackendError::Unlisted))
+    }
+
+    /// Whether blobs of the namespace can be written, as far as is known without asking.
+    ///
+    /// # Errors
+    /// [`BackendError::ReadOnly`] or [`BackendError::Unrouted`]: they cannot.
+    fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
+        let _ = namespace;
+        Ok(())
+    }
+
+    /// Whether the backend can be reached, if it is one that a host is of no use without.
+    ///
+    /// # Errors
+    /// It cannot.
+    fn ready(&self) -> impl Future<Output = Result<(), BackendError>> + Send {
+        std::future::ready(Ok(()))
+    }
 }
 
 /// Why a backend failed.
@@ -71,6 +146,15 @@ pub enum BackendError {
     /// The backend cannot be reached, is overloaded or timed out: try again later.
     #[error("the backend is not available: {0}")]
     Unavailable(String),
+    /// Blobs of the namespace are only read from here.
+    #[error("namespace {0} is read-only: its backend takes no blobs")]
+    ReadOnly(Namespace),
+    /// The backend cannot say what it holds.
+    #[error("the backend cannot list blobs")]
+    Unlisted,
+    /// No backend is configured for the namespace.
+    #[error("no backend is configured for namespace {0}: add one whose pattern it matches")]
+    Unrouted(Namespace),
     /// The backend refuses: credentials, permissions, configuration.
     #[error("the backend refuses: {0}")]
     Denied(String),
@@ -92,6 +176,13 @@ pub enum BackendError {
 impl BackendError {
     /// Whether the same call may succeed later.
     pub fn is_retryable(&self) -> bool {
-        !matches!(self, Self::NotFound(_) | Self::Denied(_))
+        match self {
+            Self::Unavailable(_) | Self::Length { .. } | Self::Other(_) => true,
+            Self::NotFound(_)
+            | Self::ReadOnly(_)
+            | Self::Unlisted
+            | Self::Unrouted(_)
+            | Self::Denied(_) => false,
+        }
     }
 }

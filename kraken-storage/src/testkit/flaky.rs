@@ -1,5 +1,6 @@
 //! A backend that fails when told to.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
@@ -126,10 +127,10 @@ impl<B: Backend> Backend for FlakyBackend<B> {
         &self,
         namespace: &Namespace,
         digest: Digest,
-        from: u64,
+        range: Range<u64>,
     ) -> Result<ByteStream, BackendError> {
         self.enter(|counts| &counts.reads)?;
-        let bytes = self.inner().read(namespace, digest, from).await?;
+        let bytes = self.inner().read(namespace, digest, range).await?;
         Ok(self.watch(bytes, |counts| &counts.bytes_read))
     }
 
@@ -148,6 +149,25 @@ impl<B: Backend> Backend for FlakyBackend<B> {
     async fn delete(&self, namespace: &Namespace, digest: Digest) -> Result<(), BackendError> {
         self.enter(|counts| &counts.deletes)?;
         self.inner().delete(namespace, digest).await
+    }
+
+    async fn list(
+        &self,
+        namespace: &Namespace,
+        after: Option<Digest>,
+        most: usize,
+    ) -> Result<Vec<Digest>, BackendError> {
+        self.shared.counts.check()?;
+        self.inner().list(namespace, after, most).await
+    }
+
+    fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
+        self.inner().check_writable(namespace)
+    }
+
+    async fn ready(&self) -> Result<(), BackendError> {
+        self.shared.counts.check()?;
+        self.inner().ready().await
     }
 }
 
@@ -186,14 +206,14 @@ mod tests {
             .unwrap();
         assert_eq!((backend.writes(), backend.bytes_written()), (1, length));
 
-        let mut read = backend.read(&name, digest, 0).await.unwrap();
+        let mut read = backend.read(&name, digest, 0..u64::MAX).await.unwrap();
         let first = read.try_next().await.unwrap().unwrap();
         backend.set_down(true);
         let rest = read.try_next().await;
         assert!(matches!(rest, Err(BackendError::Unavailable(_))));
         let results = [
             backend.stat(&name, digest).await.map(drop),
-            backend.read(&name, digest, 0).await.map(drop),
+            backend.read(&name, digest, 0..u64::MAX).await.map(drop),
             backend.write(&name, digest, length, stream()).await,
             backend.delete(&name, digest).await,
         ];

@@ -15,13 +15,17 @@
 mod backends;
 mod flaky;
 mod pieces;
+mod proxy;
 mod uploads;
 
 use kraken_proto::MetaInfo;
 
-pub use self::backends::backend_conforms;
+pub use self::backends::{
+    backend_conforms, backend_lists, backend_survives_faults, read_only_backend_conforms,
+};
 pub use self::flaky::FlakyBackend;
 pub use self::pieces::conforms;
+pub use self::proxy::{Fault, FaultyProxy};
 pub use self::uploads::uploads_conform;
 
 /// `len` bytes that `seed` chooses, of no pattern that a wrong offset would leave unseen.

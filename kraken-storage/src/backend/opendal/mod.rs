@@ -1,10 +1,16 @@
-//! Backends over OpenDAL's services: one file at `blobs/sha256/<2 hex>/<hex>/data` for each blob,
-//! as the registry of the Docker project lays them out.
+//! Backends over OpenDAL's services: one file or object for each blob, named by a [`Layout`].
 //!
 //! A namespace chooses the backend and nothing else, so blobs of all namespaces share one place.
 
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+pub(super) mod services;
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+mod transport;
+
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,21 +20,40 @@ use ::opendal::{Error, ErrorKind, Operator, Writer};
 use futures::{StreamExt, TryStreamExt};
 use kraken_proto::{Digest, Namespace};
 
-use super::{Backend, BackendError, ByteStream};
+use super::{Backend, BackendError, ByteStream, Layout};
 
 /// How much is read or written in one request: large enough that a request's latency does not
 /// count, small enough that a few fit in memory.
 const CHUNK: usize = 4 << 20;
-/// How many chunks of one stream are read ahead; with [`CHUNK`] this bounds a read's memory.
+/// How many chunks of one stream are under way at once; with [`CHUNK`] this bounds its memory.
 const AHEAD: usize = 4;
+/// Parts of one object, at most: S3 takes 10,000.
+const PARTS: u64 = 9_000;
+/// The answers of one request for names.
+const PAGE: usize = 1000;
+/// How long one request may take unless it is said, and one chunk.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A backend over one of OpenDAL's services. Clones share it.
 #[derive(Debug, Clone)]
 pub struct OpendalBackend {
     /// Made when it is first needed: a storage that is away must not keep an origin from starting.
     operator: Arc<OnceLock<Operator>>,
-    /// Where the files are, when they are on this host.
-    local: Option<PathBuf>,
+    place: Place,
+    layout: Layout,
+    timeout: Duration,
+    /// Whether the place was seen to exist. What lies in a place that does not exist is "not found"
+    /// just as a blob is.
+    seen: Arc<AtomicBool>,
+}
+
+/// Where the blobs are.
+#[derive(Debug, Clone)]
+enum Place {
+    Directory(PathBuf),
+    Memory,
+    #[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+    Remote,
 }
 
 impl OpendalBackend {
@@ -47,43 +72,139 @@ impl OpendalBackend {
                 "directory {dir}: the path must be UTF-8"
             )));
         }
-        let backend = Self {
-            operator: Arc::default(),
-            local: Some(dir),
-        };
+        let backend = Self::at(Place::Directory(dir), OnceLock::new());
         if let Err(error) = backend.operator() {
             tracing::error!(%error, "starting without the storage");
         }
         Ok(backend)
     }
 
-    /// Keeps blobs in memory, for tests.
+    /// Keeps blobs in memory: for tests, and for what need not outlive the process.
     pub fn memory() -> Self {
         let operator = Operator::new(Memory::default()).expect("needs no configuration");
+        Self::at(Place::Memory, OnceLock::from(guarded(operator, TIMEOUT)))
+    }
+
+    fn at(place: Place, operator: OnceLock<Operator>) -> Self {
         Self {
-            operator: Arc::new(OnceLock::from(guarded(operator))),
-            local: None,
+            operator: Arc::new(operator),
+            place,
+            layout: Layout::default(),
+            timeout: TIMEOUT,
+            seen: Arc::default(),
         }
     }
 
+    /// Names blobs by another layout.
+    #[must_use]
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
+        self
+    }
+
     fn operator(&self) -> Result<&Operator, BackendError> {
-        if let (None, Some(dir)) = (self.operator.get(), &self.local) {
+        if let (None, Place::Directory(dir)) = (self.operator.get(), &self.place) {
             let made = files(dir)?;
             // Whoever else made one at the same time made the same.
-            let _ = self.operator.set(guarded(made));
+            let _ = self.operator.set(guarded(made, self.timeout));
         }
         Ok(self.operator.get().expect("set above, or when made"))
     }
 
-    /// Nothing is found in a directory that is gone, and that says nothing of the blob.
-    fn check_present(&self) -> Result<(), BackendError> {
-        match &self.local {
-            Some(dir) if !temporary(dir).is_dir() => Err(BackendError::Unavailable(format!(
+    /// Nothing is found in a directory or a bucket that is gone, and that says nothing of the blob.
+    async fn check_present(&self) -> Result<(), BackendError> {
+        match &self.place {
+            Place::Memory => Ok(()),
+            Place::Directory(dir) if temporary(dir).is_dir() => Ok(()),
+            Place::Directory(dir) => Err(BackendError::Unavailable(format!(
                 "the directory {} is not what it was: is it mounted?",
                 dir.display()
             ))),
-            _ => Ok(()),
+            #[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+            Place::Remote if self.seen.load(Ordering::Relaxed) => Ok(()),
+            #[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+            Place::Remote => self.look().await,
         }
+    }
+
+    /// Asks for the place itself.
+    async fn look(&self) -> Result<(), BackendError> {
+        let mut options = self.operator()?.lister_with("/").limit(1).await;
+        if let Ok(lister) = &mut options {
+            match lister.try_next().await {
+                Ok(_) => {}
+                // Who may not list, learns of a missing object by a refusal as well.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+                Err(error) => return Err(unreachable(&error)),
+            }
+        }
+        self.seen.store(true, Ordering::Relaxed);
+        options.map(drop).map_err(|error| unreachable(&error))
+    }
+
+    /// Parts of one blob that are written at once.
+    fn writes_at_once(&self) -> usize {
+        match self.place {
+            Place::Directory(_) | Place::Memory => 1,
+            #[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+            Place::Remote => AHEAD,
+        }
+    }
+
+    /// Lists where names come in their order, from any on.
+    async fn list_sorted(
+        &self,
+        after: Option<Digest>,
+        most: usize,
+    ) -> Result<Vec<Digest>, BackendError> {
+        let names = self.operator()?.lister_with(self.layout.prefix());
+        let mut names = names.recursive(true).limit(PAGE.min(most.max(1)));
+        if let Some(after) = after {
+            names = names.start_after(&self.layout.path(after));
+        }
+        let mut names = names.await.map_err(|error| unreachable(&error))?;
+        let mut found = Vec::new();
+        while found.len() < most {
+            let name = names.try_next().await;
+            let Some(name) = name.map_err(|error| unreachable(&error))? else {
+                break;
+            };
+            let digest = self.layout.digest(name.path());
+            found.extend(digest.filter(|digest| after.is_none_or(|after| *digest > after)));
+        }
+        Ok(found)
+    }
+
+    /// Lists directory by directory, where names come in any order: holds one directory's names.
+    async fn list_by_shard(
+        &self,
+        after: Option<Digest>,
+        most: usize,
+    ) -> Result<Vec<Digest>, BackendError> {
+        let path = after.map(|after| self.layout.path(after));
+        let mut found = Vec::new();
+        for shard in self.layout.shards() {
+            let is_over = |path: &String| shard < *path && !path.starts_with(&shard);
+            if path.as_ref().is_some_and(is_over) {
+                continue;
+            }
+            let names = self.operator()?.lister_with(&shard).recursive(true);
+            let names = names.await.map_err(|error| unreachable(&error))?;
+            let digests = names.try_filter_map(async |name| Ok(self.layout.digest(name.path())));
+            let digests: Result<Vec<_>, _> = digests.try_collect().await;
+            let mut digests = match digests {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                other => other.map_err(|error| unreachable(&error))?,
+            };
+            digests.retain(|digest| after.is_none_or(|after| *digest > after));
+            digests.sort_unstable();
+            found.extend(digests);
+            if found.len() >= most {
+                found.truncate(most);
+                break;
+            }
+        }
+        Ok(found)
     }
 
     async fn copy_in(
@@ -114,10 +235,10 @@ impl OpendalBackend {
 
 impl Backend for OpendalBackend {
     async fn stat(&self, _: &Namespace, digest: Digest) -> Result<Option<u64>, BackendError> {
-        match self.operator()?.stat(&path(digest)).await {
+        match self.operator()?.stat(&self.layout.path(digest)).await {
             Ok(metadata) => Ok(Some(metadata.content_length())),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.check_present()?;
+                self.check_present().await?;
                 Ok(None)
             }
             Err(error) => Err(failed(digest)(error)),
@@ -128,17 +249,18 @@ impl Backend for OpendalBackend {
         &self,
         namespace: &Namespace,
         digest: Digest,
-        from: u64,
+        range: Range<u64>,
     ) -> Result<ByteStream, BackendError> {
         let length = self.stat(namespace, digest).await?;
         let length = length.ok_or(BackendError::NotFound(digest))?;
-        if from >= length {
+        let range = range.start..range.end.min(length);
+        if range.is_empty() {
             return Ok(futures::stream::empty().boxed());
         }
-        let path = path(digest);
+        let path = self.layout.path(digest);
         let reader = self.operator()?.reader_with(&path).chunk(CHUNK);
         let reader = reader.concurrent(AHEAD).await.map_err(failed(digest))?;
-        let stream = reader.into_stream(from..length).await;
+        let stream = reader.into_stream(range).await;
         let stream = stream.map_err(failed(digest))?;
         Ok(stream
             .map_ok(|buffer| buffer.to_bytes())
@@ -153,12 +275,15 @@ impl Backend for OpendalBackend {
         length: u64,
         bytes: ByteStream,
     ) -> Result<(), BackendError> {
-        let path = path(digest);
+        let path = self.layout.path(digest);
         // OpenDAL would make the directory anew, on whatever disk lies below.
         self.operator()?;
-        self.check_present()?;
-        let writer = self.operator()?.writer_with(&path).chunk(CHUNK);
-        let mut writer = writer.await.map_err(failed(digest))?;
+        self.check_present().await?;
+        let writer = self.operator()?.writer_with(&path).chunk(chunk(length));
+        let mut writer = writer
+            .concurrent(self.writes_at_once())
+            .await
+            .map_err(failed(digest))?;
         if let Err(error) = self.copy_in(&mut writer, digest, length, bytes).await {
             if let Err(why) = writer.abort().await {
                 tracing::warn!(%digest, %why, "an aborted write may have left a temporary file");
@@ -166,17 +291,46 @@ impl Backend for OpendalBackend {
             return Err(error);
         }
         writer.close().await.map_err(failed(digest))?;
-        match self.local.clone() {
-            Some(root) => sync_parents(root, path).await,
-            None => Ok(()),
+        match self.place.clone() {
+            Place::Directory(root) => sync_parents(root, path).await,
+            _ => Ok(()),
         }
     }
 
     async fn delete(&self, _: &Namespace, digest: Digest) -> Result<(), BackendError> {
         self.operator()?
-            .delete(&path(digest))
+            .delete(&self.layout.path(digest))
             .await
             .map_err(failed(digest))
+    }
+
+    async fn list(
+        &self,
+        _: &Namespace,
+        after: Option<Digest>,
+        most: usize,
+    ) -> Result<Vec<Digest>, BackendError> {
+        let capability = self.operator()?.info().capability();
+        let found = if capability.list_with_start_after {
+            self.list_sorted(after, most).await?
+        } else {
+            self.list_by_shard(after, most).await?
+        };
+        if found.is_empty() {
+            self.check_present().await?;
+        }
+        Ok(found)
+    }
+
+    async fn ready(&self) -> Result<(), BackendError> {
+        match &self.place {
+            #[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+            Place::Remote => self.look().await,
+            _ => {
+                self.operator()?;
+                self.check_present().await
+            }
+        }
     }
 }
 
@@ -202,17 +356,18 @@ fn temporary(dir: &Path) -> PathBuf {
     dir.join("tmp")
 }
 
-fn path(digest: Digest) -> String {
-    let hex = digest.hex();
-    format!("blobs/sha256/{}/{hex}/data", &hex[..2])
+/// Bytes in one part of an object of `length` bytes.
+fn chunk(length: u64) -> usize {
+    let least = length.div_ceil(PARTS).next_multiple_of(1 << 20);
+    usize::try_from(least).unwrap_or(usize::MAX).max(CHUNK)
 }
 
 /// Timeouts inside, retries outside: each attempt has its own deadline, and a writer keeps its
 /// state when one of its requests is made again.
-fn guarded(operator: Operator) -> Operator {
+fn guarded(operator: Operator, timeout: Duration) -> Operator {
     let timeout = TimeoutLayer::new()
-        .with_timeout(Duration::from_secs(20))
-        .with_io_timeout(Duration::from_secs(30));
+        .with_timeout(timeout)
+        .with_io_timeout(timeout);
     // Short and few: whoever calls has a queue or another origin to fall back on.
     let retry = RetryLayer::new()
         .with_min_delay(Duration::from_millis(100))
@@ -241,6 +396,14 @@ async fn sync_parents(root: PathBuf, path: String) -> Result<(), BackendError> {
 fn failed(digest: Digest) -> impl Fn(Error) -> BackendError {
     move |error| match error.kind() {
         ErrorKind::NotFound => BackendError::NotFound(digest),
+        _ => unreachable(&error),
+    }
+}
+
+/// What an error says of the place.
+fn unreachable(error: &Error) -> BackendError {
+    match error.kind() {
+        ErrorKind::NotFound => BackendError::Denied(error.to_string()),
         ErrorKind::PermissionDenied | ErrorKind::ConfigInvalid | ErrorKind::Unsupported => {
             BackendError::Denied(error.to_string())
         }

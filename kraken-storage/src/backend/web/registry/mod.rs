@@ -1,0 +1,237 @@
+//! Another registry's blobs, read-only: Docker Hub, ECR, Harbor, or any that speaks the OCI
+//! distribution protocol.
+
+mod challenge;
+mod login;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{FutureExt as _, StreamExt as _};
+use http::StatusCode;
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, RANGE};
+use kraken_proto::{Digest, Namespace};
+use reqwest::{Method, Response};
+use serde::Deserialize;
+
+pub use self::login::Credentials;
+use self::login::Logins;
+use super::requests::{Requests, length, refused};
+use super::{client, resume};
+use crate::backend::{Backend, BackendError, ByteStream};
+
+/// Which registry, and who reads there.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryOptions {
+    /// The registry, such as `https://registry-1.docker.io`.
+    pub url: String,
+    /// The repository that a namespace's blobs are in; `{namespace}` stands for the namespace.
+    #[serde(default = "own_name")]
+    pub repository: String,
+    /// Who reads; nobody in particular when absent.
+    #[serde(default)]
+    pub credentials: Option<Credentials>,
+    /// The authorities to trust instead of this host's: a PEM file.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+}
+
+fn own_name() -> String {
+    NAMESPACE.into()
+}
+
+const NAMESPACE: &str = "{namespace}";
+
+/// What a manifest may be. Registries answer 404 for a kind that the client does not name.
+const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
+
+/// Reads blobs, and manifests by their digest, from another registry. Clones share its connections
+/// and tokens.
+#[derive(Debug, Clone)]
+pub struct RegistryBackend(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    url: String,
+    repository: String,
+    requests: Requests,
+    logins: Logins,
+}
+
+impl RegistryBackend {
+    /// A request's answer, and each part of a body, may take `timeout`.
+    ///
+    /// # Errors
+    /// The URL is none, or the authorities cannot be read.
+    pub fn new(options: RegistryOptions, timeout: Duration) -> Result<Self, BackendError> {
+        let wrong = |why: &dyn std::fmt::Display| {
+            BackendError::Denied(format!("registry: the url {:?}: {why}", options.url))
+        };
+        let url = reqwest::Url::parse(&options.url).map_err(|error| wrong(&error))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(wrong(&"it begins with http:// or https://"));
+        }
+        let requests = Requests::new(client(options.ca.as_deref())?, timeout);
+        Ok(Self(Arc::new(Inner {
+            url: options.url.trim_end_matches('/').to_string(),
+            repository: options.repository,
+            requests,
+            logins: Logins::new(url, options.credentials),
+        })))
+    }
+}
+
+/// A blob as registries keep it: most are blobs, some are manifests.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Blob,
+    Manifest,
+}
+
+impl Kind {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Blob => "blobs",
+            Self::Manifest => "manifests",
+        }
+    }
+}
+
+impl Inner {
+    /// Asks for a blob, with a token if one is wanted.
+    async fn ask(
+        &self,
+        namespace: &Namespace,
+        (kind, digest): (Kind, Digest),
+        (method, range): (Method, Option<&Range<u64>>),
+    ) -> Result<Response, BackendError> {
+        let repository = self.repository.replace(NAMESPACE, namespace.as_str());
+        let url = format!("{}/v2/{repository}/{}/{digest}", self.url, kind.path());
+        let mut right = self.logins.known(&repository).await;
+        loop {
+            let make = |client: &reqwest::Client| {
+                let mut request = client.request(method.clone(), &url);
+                request = request.header(ACCEPT_ENCODING, "identity");
+                if let Some(right) = &right {
+                    request = request.header(AUTHORIZATION, right.header.clone());
+                }
+                if let Some(range) = range {
+                    request = request.header(RANGE, resume::header(range));
+                }
+                match kind {
+                    Kind::Blob => request,
+                    Kind::Manifest => request.header(ACCEPT, MANIFESTS),
+                }
+            };
+            let response = self.requests.send(make).await?;
+            // A token that was just made and is refused will not become better.
+            let fresh = right.as_ref().is_some_and(|right| right.is_new);
+            if response.status() != StatusCode::UNAUTHORIZED || fresh {
+                return Ok(response);
+            }
+            let asked = self.logins.answer(&self.requests, &repository, &response);
+            right = Some(asked.await?);
+        }
+    }
+
+    /// Asks for it as a blob, and if it is none as a manifest.
+    async fn find(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        what: (Method, Option<&Range<u64>>),
+    ) -> Result<Option<Response>, BackendError> {
+        for kind in [Kind::Blob, Kind::Manifest] {
+            let response = self.ask(namespace, (kind, digest), what.clone()).await?;
+            match response.status() {
+                StatusCode::NOT_FOUND => {}
+                status if status.is_success() => return Ok(Some(response)),
+                _ => return Err(refused(&response)),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn open(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        range: Range<u64>,
+    ) -> Result<ByteStream, BackendError> {
+        let found = self.find(namespace, digest, (Method::GET, Some(&range)));
+        let response = found.await?.ok_or(BackendError::NotFound(digest))?;
+        Ok(resume::from(&self.requests, response, range.start))
+    }
+}
+
+impl Backend for RegistryBackend {
+    async fn stat(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<Option<u64>, BackendError> {
+        let found = self.0.find(namespace, digest, (Method::HEAD, None)).await?;
+        let Some(response) = found else {
+            return Ok(None);
+        };
+        match length(response.headers()) {
+            Some(length) => Ok(Some(length)),
+            None => Err(BackendError::Other("the registry tells no length".into())),
+        }
+    }
+
+    async fn read(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        range: Range<u64>,
+    ) -> Result<ByteStream, BackendError> {
+        let length = self.stat(namespace, digest).await?;
+        let length = length.ok_or(BackendError::NotFound(digest))?;
+        let range = range.start..range.end.min(length);
+        if range.is_empty() {
+            return Ok(futures::stream::empty().boxed());
+        }
+        let (inner, namespace) = (Arc::clone(&self.0), namespace.clone());
+        let open = move |range| {
+            let (inner, namespace) = (Arc::clone(&inner), namespace.clone());
+            async move { inner.open(&namespace, digest, range).await }.boxed()
+        };
+        resume::resuming(range, Box::new(open)).await
+    }
+
+    async fn write(
+        &self,
+        namespace: &Namespace,
+        _: Digest,
+        _: u64,
+        _: ByteStream,
+    ) -> Result<(), BackendError> {
+        Err(BackendError::ReadOnly(namespace.clone()))
+    }
+
+    async fn delete(&self, namespace: &Namespace, _: Digest) -> Result<(), BackendError> {
+        Err(BackendError::ReadOnly(namespace.clone()))
+    }
+
+    fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
+        Err(BackendError::ReadOnly(namespace.clone()))
+    }
+
+    /// Whether the registry answers at all, be it to ask who we are.
+    async fn ready(&self) -> Result<(), BackendError> {
+        let url = format!("{}/v2/", self.0.url);
+        let response = self.0.requests.send(|client| client.get(&url)).await?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED => Ok(()),
+            status if status.is_success() => Ok(()),
+            _ => Err(refused(&response)),
+        }
+    }
+}

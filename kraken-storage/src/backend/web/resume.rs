@@ -1,0 +1,95 @@
+//! Bodies that go on where they broke off.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use http::StatusCode;
+use reqwest::Response;
+
+use super::requests::{Requests, waits};
+use crate::backend::{BackendError, ByteStream};
+
+/// Opens a stream of some bytes.
+pub(super) type Open =
+    Box<dyn Fn(Range<u64>) -> BoxFuture<'static, Result<ByteStream, BackendError>> + Send + Sync>;
+
+/// The bytes `range`, by as many streams as it takes: gives up when several in a row bring nothing.
+pub(super) async fn resuming(range: Range<u64>, open: Open) -> Result<ByteStream, BackendError> {
+    let state = Resuming {
+        stream: open(range.clone()).await?,
+        range,
+        open,
+    };
+    let next = async |mut state: Resuming| Ok(state.next().await?.map(|chunk| (chunk, state)));
+    Ok(futures::stream::try_unfold(state, next).boxed())
+}
+
+struct Resuming {
+    stream: ByteStream,
+    /// What is still to come.
+    range: Range<u64>,
+    open: Open,
+}
+
+impl Resuming {
+    async fn next(&mut self) -> Result<Option<Bytes>, BackendError> {
+        if self.range.is_empty() {
+            return Ok(None);
+        }
+        let mut waits = waits();
+        loop {
+            let error = match self.stream.next().await {
+                Some(Ok(chunk)) if chunk.is_empty() => continue,
+                Some(Ok(chunk)) => return self.took(chunk).map(Some),
+                Some(Err(error)) if !error.is_retryable() => return Err(error),
+                Some(Err(error)) => error,
+                None => {
+                    let left = self.range.end - self.range.start;
+                    let told = format!("the body ended {left} bytes early");
+                    BackendError::Unavailable(told)
+                }
+            };
+            let Some(wait) = waits.next() else {
+                return Err(error);
+            };
+            tracing::debug!(%error, from = self.range.start, "reading on");
+            tokio::time::sleep(wait).await;
+            self.stream = match (self.open)(self.range.clone()).await {
+                Ok(stream) => stream,
+                Err(error) if !error.is_retryable() => return Err(error),
+                Err(error) => futures::stream::iter([Err(error)]).boxed(),
+            };
+        }
+    }
+
+    fn took(&mut self, mut chunk: Bytes) -> Result<Bytes, BackendError> {
+        let left = usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX);
+        chunk.truncate(left);
+        self.range.start += chunk.len() as u64;
+        Ok(chunk)
+    }
+}
+
+/// The header that asks for `range`.
+pub(super) fn header(range: &Range<u64>) -> String {
+    format!("bytes={}-{}", range.start, range.end - 1)
+}
+
+/// The body of an answer to a request for the bytes from `start` on. A server that knows no ranges
+/// sends all: what comes before is skipped.
+pub(super) fn from(requests: &Requests, response: Response, start: u64) -> ByteStream {
+    let mut skip = match response.status() {
+        StatusCode::PARTIAL_CONTENT => 0,
+        _ => start,
+    };
+    let cut = move |chunk: Result<Bytes, BackendError>| {
+        chunk.map(|mut chunk| {
+            let cut = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+            skip -= cut as u64;
+            chunk.split_off(cut)
+        })
+    };
+    requests.body(response).map(cut).boxed()
+}
