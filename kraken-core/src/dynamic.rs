@@ -34,6 +34,7 @@ pub(crate) trait DynStore: Send + Sync + 'static {
         len: u32,
     ) -> BoxFuture<'_, Result<Bytes, StoreError>>;
     fn file(&self, digest: Digest) -> BoxFuture<'_, Result<Option<Arc<File>>, StoreError>>;
+    fn damaged(&self) -> BoxFuture<'_, Digest>;
     fn seal(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
     fn remove(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
     fn discard(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>>;
@@ -70,6 +71,9 @@ impl<T: PieceStore> DynStore for T {
     }
     fn file(&self, digest: Digest) -> BoxFuture<'_, Result<Option<Arc<File>>, StoreError>> {
         PieceStore::file(self, digest).boxed()
+    }
+    fn damaged(&self) -> BoxFuture<'_, Digest> {
+        PieceStore::damaged(self).boxed()
     }
     fn seal(&self, digest: Digest) -> BoxFuture<'_, Result<(), StoreError>> {
         PieceStore::seal(self, digest).boxed()

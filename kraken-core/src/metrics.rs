@@ -18,6 +18,7 @@ pub struct Metrics {
     stalled: Counter,
     completed: Counter,
     evicted: Counter,
+    damaged: Counter,
     links: Gauge,
     offload: Gauge,
 }
@@ -34,6 +35,7 @@ impl Metrics {
             stalled: Counter::default(),
             completed: Counter::default(),
             evicted: Counter::default(),
+            damaged: Counter::default(),
             links: Gauge::default(),
             offload: Gauge::default(),
         };
@@ -108,6 +110,15 @@ impl Metrics {
         self.evicted.get()
     }
 
+    /// Blobs that turned out damaged on disk, and were dropped.
+    pub fn blobs_damaged(&self) -> u64 {
+        self.damaged.get()
+    }
+
+    pub(crate) fn damaged(&self) {
+        self.damaged.inc();
+    }
+
     pub(crate) fn evicted(&self) {
         self.evicted.inc();
     }
@@ -167,6 +178,11 @@ impl Metrics {
                 "blobs_evicted",
                 "Blobs that were removed to make room for others",
                 &self.evicted,
+            ),
+            (
+                "blobs_damaged",
+                "Blobs that turned out damaged on disk, and were dropped to be fetched anew",
+                &self.damaged,
             ),
         ];
         for (name, help, counter) in counters {

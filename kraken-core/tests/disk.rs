@@ -152,6 +152,53 @@ async fn what_is_being_read_stays_and_what_cannot_fit_is_refused() {
     assert_eq!(held, [true, true, false, true]);
 }
 
+/// Changes a byte of a blob on the agent's disk.
+fn flip(dir: &Path, digest: Digest) {
+    let hex = digest.hex();
+    let path = dir.join("sealed").join(&hex[..2]).join(&hex);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[MIB / 2] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_rots_on_disk_is_fetched_anew_and_no_wrong_byte_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let lab = Lab::start(dir.path()).await;
+    lab.read(0).await;
+    lab.read(1).await;
+    for (round, index) in [(1, 0), (2, 1)] {
+        let (bytes, digest) = &lab.blobs[index];
+        flip(dir.path(), *digest);
+        let mut whole = false;
+        for _ in 0..200 {
+            let mut read = Vec::new();
+            let mut reader = lab.agent.open(*digest).await.unwrap();
+            whole = reader.read_to_end(&mut read).await.is_ok();
+            assert!(bytes.starts_with(&read), "no wrong byte");
+            if whole {
+                assert_eq!(read.len(), bytes.len());
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(whole, "it heals");
+        assert_eq!(lab.agent.metrics().blobs_damaged(), round);
+    }
+    // Nobody reads this one: it is found by looking.
+    lab.read(2).await;
+    flip(dir.path(), lab.blobs[2].1);
+    lab.store.verify(lab.blobs[2].1).await.unwrap();
+    for _ in 0..200 {
+        if lab.holds(2).await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(lab.holds(2).await, "it heals");
+    lab.read(2).await;
+}
+
 /// One origin whose disk is for four and a half blobs, over a directory that can be away.
 async fn origin(dir: &Path) -> (Origin, FsStore) {
     let ceiling = Some(Ceiling::of((4 * MIB + MIB / 2) as u64));

@@ -4,13 +4,14 @@
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use kraken_core::net::http::{ApiError, FileBody};
 use kraken_core::net::origin::OriginCluster;
-use kraken_core::{Agent, OpenError};
+use kraken_core::{Agent, OpenError, ReadError};
 use kraken_proto::{Digest, Namespace};
 
 use crate::sink::{BlobSink, BodyError, SinkError};
@@ -32,10 +33,19 @@ impl BlobSource for Agent {
         let range = range.start.min(total)..range.end.min(total);
         // What is wrong with the file is wrong with the stream, which says it.
         let file = reader.file().await.ok().flatten();
-        let stream = reader.stream(range.clone());
-        let stream =
-            stream.map(|chunk| chunk.map_err(|error| SourceError::Unavailable(error.to_string())));
-        let read = move |range| reader.stream(range).map_err(io::Error::other).boxed();
+        let (agent, namespace) = (self.clone(), ns.clone());
+        let read = move |range: Range<u64>| {
+            let reading = Reading {
+                agent: agent.clone(),
+                namespace: namespace.clone(),
+                digest,
+                stream: reader.stream(range.clone()).boxed(),
+                range,
+            };
+            reading.stream()
+        };
+        let stream = read(range.clone());
+        let read = move |range| read(range).map_err(io::Error::other).boxed();
         let file = file.map(|file| FileBody {
             file,
             range,
@@ -43,9 +53,57 @@ impl BlobSource for Agent {
         });
         Ok(BlobBody {
             total,
-            stream: stream.boxed(),
+            stream,
             file,
         })
+    }
+}
+
+/// A part of a blob that is read to its end, also when the blob goes meanwhile: evicted, or found
+/// damaged, it comes anew.
+struct Reading {
+    agent: Agent,
+    namespace: Namespace,
+    digest: Digest,
+    stream: BoxStream<'static, Result<Bytes, ReadError>>,
+    /// What is still to come.
+    range: Range<u64>,
+}
+
+impl Reading {
+    /// How often a reader is replaced before it gave a byte.
+    const READERS: u32 = 5;
+    /// The wait before each, until the blob's end has gone round.
+    const WAIT: Duration = Duration::from_millis(100);
+
+    fn stream(self) -> BoxStream<'static, Result<Bytes, SourceError>> {
+        let next = async |mut reading: Self| {
+            let chunk = reading.next().await;
+            let chunk = chunk.map_err(SourceError::Unavailable)?;
+            Ok(chunk.map(|chunk| (chunk, reading)))
+        };
+        futures::stream::try_unfold(self, next).boxed()
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, String> {
+        let mut tries = 0;
+        loop {
+            let error = match self.stream.try_next().await {
+                Ok(chunk) => {
+                    self.range.start += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+                    return Ok(chunk);
+                }
+                Err(error @ ReadError::Store(_)) if tries < Self::READERS => error,
+                Err(error) => return Err(error.to_string()),
+            };
+            tries += 1;
+            let digest = self.digest;
+            tracing::info!(%digest, %error, from = self.range.start, "a blob went while it was read");
+            tokio::time::sleep(Self::WAIT).await;
+            let reader = self.agent.open_in(&self.namespace, digest).await;
+            let reader = reader.map_err(|error| error.to_string())?;
+            self.stream = reader.stream(self.range.clone()).boxed();
+        }
     }
 }
 

@@ -11,6 +11,8 @@ pub mod backend;
 pub mod fs;
 pub mod mem;
 #[cfg(feature = "fs")]
+mod pace;
+#[cfg(feature = "fs")]
 pub mod queue;
 pub mod store;
 #[cfg(feature = "testkit")]
@@ -20,7 +22,7 @@ pub mod testkit;
 pub use backend::OpendalBackend;
 pub use backend::{Backend, BackendError, BoxBackend, ByteStream};
 #[cfg(feature = "fs")]
-pub use fs::FsStore;
+pub use fs::{FsStore, Verdict};
 pub use mem::MemStore;
 #[cfg(feature = "fs")]
 pub use queue::{DurableQueue, QueueError, Task};

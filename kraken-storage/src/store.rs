@@ -90,6 +90,12 @@ pub trait PieceStore: Send + Sync + 'static {
         std::future::ready(Ok(None))
     }
 
+    /// The next sealed blob whose bytes turned out to be wrong: the store no longer has it. For the
+    /// one who owns the store, to get it anew. A store that does not look waits for ever.
+    fn damaged(&self) -> impl Future<Output = Digest> + Send {
+        std::future::pending()
+    }
+
     /// Every piece is there: makes the blob durable under its name.
     ///
     /// # Errors

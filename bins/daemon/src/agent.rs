@@ -18,7 +18,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::config::{self, QuicMtu, StoreLimit, Tls, TransportConfig};
+use crate::config::{self, QuicMtu, ScrubRate, StoreLimit, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 
@@ -31,6 +31,10 @@ pub struct AgentConfig {
     /// How much of the disk they may take: bytes, or a part of the volume. No limit when absent.
     #[serde(default)]
     pub store_limit: Option<StoreLimit>,
+    /// How fast the blobs on disk are read back, one after the other, to find what rots: bytes per
+    /// second, or `off`. 20 MB/s when absent.
+    #[serde(default)]
+    pub scrub: ScrubRate,
     /// Where peers connect to, over UDP and TCP.
     pub peer_listen: SocketAddr,
     /// How this host dials its peers.
@@ -93,6 +97,8 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     )?;
     let ceiling = config::ceiling(config.store_limit, &config.store)?;
     let store = FsStore::open_within(&config.store, ceiling).await?;
+    let shutdown = CancellationToken::new();
+    config::scrub(store.clone(), config.scrub, &shutdown);
     let mut builder = Agent::builder(store, transport)
         .discovery(trackers)
         .limits(config.limits.into());
@@ -110,7 +116,6 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         .map_err(|error| StartError::Config(error.to_string()))?;
     let tags = TagClient::new(http.raw(), config.build_indexes);
     let router = router(agent.clone(), tags);
-    let shutdown = CancellationToken::new();
     let server = serve(config.registry_listen, router, None, shutdown.clone())?;
     let seeding = agent.clone();
     tokio::spawn(async move {

@@ -1,6 +1,7 @@
 //! Configuration files: YAML, every key checked.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
@@ -12,6 +13,7 @@ use kraken_core::proto::cache::ledger::Ceiling;
 use kraken_core::storage::FsStore;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 use crate::process::StartError;
 
@@ -199,6 +201,8 @@ pub enum StoreLimit {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Written {
+    /// What YAML makes of `off`.
+    Switch(bool),
     Number(u64),
     Text(String),
 }
@@ -211,6 +215,7 @@ impl TryFrom<Written> for StoreLimit {
             format!("store_limit is a size such as 200GiB, or 1% to 100% of the volume, not {text}")
         };
         let limit = match &written {
+            Written::Switch(_) => None,
             Written::Number(bytes) => Some(Self::Bytes(*bytes)),
             Written::Text(text) => match text.trim().strip_suffix('%') {
                 Some(percent) => percent.trim_end().parse().ok().map(Self::Percent),
@@ -225,9 +230,50 @@ impl TryFrom<Written> for StoreLimit {
                 Err("a store_limit of 0 keeps nothing: for no limit, leave the key out".into())
             }
             (Some(limit @ (Self::Bytes(_) | Self::Percent(1..=100))), _) => Ok(limit),
+            (_, Written::Switch(on)) => Err(wrong(&on.to_string())),
             (_, Written::Number(number)) => Err(wrong(&number.to_string())),
             (_, Written::Text(text)) => Err(wrong(text)),
         }
+    }
+}
+
+/// How fast blobs on disk are read back: `20MB`, a plain number of bytes per second, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Written")]
+pub struct ScrubRate(Option<NonZeroU64>);
+
+impl Default for ScrubRate {
+    fn default() -> Self {
+        Self(NonZeroU64::new(20_000_000))
+    }
+}
+
+impl TryFrom<Written> for ScrubRate {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        let text = match written {
+            Written::Switch(false) => return Ok(Self(None)),
+            Written::Text(text) if text == "off" => return Ok(Self(None)),
+            Written::Switch(true) => "on".to_string(),
+            Written::Number(bytes) => bytes.to_string(),
+            Written::Text(text) => text,
+        };
+        let bytes = text.parse::<ByteSize>().ok().map(|it| it.as_u64());
+        match bytes.and_then(NonZeroU64::new) {
+            Some(rate) => Ok(Self(Some(rate))),
+            None => Err(format!(
+                "scrub is bytes per second such as 20MB, or off, not {text}"
+            )),
+        }
+    }
+}
+
+/// Reads the store's blobs back until the token says otherwise.
+pub(crate) fn scrub(store: FsStore, ScrubRate(rate): ScrubRate, until: &CancellationToken) {
+    if let Some(rate) = rate {
+        let scrubbing = async move { store.scrub(rate).await };
+        tokio::spawn(until.clone().run_until_cancelled_owned(scrubbing));
     }
 }
 
@@ -319,6 +365,22 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
             "{half} of {whole}"
         );
         assert_eq!(of(StoreLimit::Bytes(7)), 7);
+    }
+
+    #[test]
+    fn the_scrub_has_a_rate_or_is_off() {
+        let with = |line: &str| {
+            let config = parse::<AgentConfig>(&format!("{AGENT}{line}\n"));
+            config.map(|config| config.scrub.0.map(NonZeroU64::get))
+        };
+        assert_eq!(with(""), Ok(Some(20_000_000)));
+        assert_eq!(with("scrub: 100MB"), Ok(Some(100_000_000)));
+        assert_eq!(with("scrub: 4096"), Ok(Some(4096)));
+        assert_eq!(with("scrub: off"), Ok(None));
+        for wrong in ["0", "-1", "fast"] {
+            let error = with(&format!("scrub: {wrong}")).unwrap_err();
+            assert!(error.contains("20MB, or off"), "{wrong}: {error}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::backends::{BackendConfig, RouteConfig, backend};
-use crate::config::{self, OriginEntry, QuicMtu, StoreLimit, Tls, TransportConfig};
+use crate::config::{self, OriginEntry, QuicMtu, ScrubRate, StoreLimit, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 
@@ -31,6 +31,10 @@ pub struct OriginConfig {
     /// absent.
     #[serde(default)]
     pub store_limit: Option<StoreLimit>,
+    /// How fast the blobs on disk are read back, one after the other, to find what rots: bytes per
+    /// second, or `off`. 20 MB/s when absent.
+    #[serde(default)]
+    pub scrub: ScrubRate,
     /// The storage behind the origins, when it is one for all namespaces.
     #[serde(default)]
     pub backend: Option<BackendConfig>,
@@ -90,6 +94,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let ceiling = config::ceiling(config.store_limit, &config.store)?;
     let store = FsStore::open_within(config.store.join("blobs"), ceiling).await?;
     let shutdown = CancellationToken::new();
+    config::scrub(store.clone(), config.scrub, &shutdown);
     tokio::spawn(
         shutdown
             .clone()

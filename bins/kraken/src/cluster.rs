@@ -80,6 +80,7 @@ impl Cluster {
                 name: entry.name.clone(),
                 store: options.dir.join(&entry.name),
                 store_limit: None,
+                scrub: Default::default(),
                 backend: Some(BackendConfig::LocalDisk(options.dir.join("backend"))),
                 backends: Vec::new(),
                 peer_listen: *peer_listen,
@@ -125,6 +126,7 @@ impl Cluster {
             let config = AgentConfig {
                 store: options.dir.join(&name),
                 store_limit: None,
+                scrub: Default::default(),
                 peer_listen: *peer_listen,
                 transport: Default::default(),
                 quic_mtu: Default::default(),

@@ -10,6 +10,7 @@ use kraken_proto::{Config, PeerInfo, PeerRole, Zone};
 use kraken_storage::PieceStore;
 
 use super::driver::{self, Parts};
+use super::mend::mend;
 use super::peers::PeersFile;
 use super::{Agent, Inner, Limits};
 use crate::dynamic::{DynDiscovery, DynStore, DynTransport};
@@ -155,9 +156,10 @@ impl AgentBuilder {
             patience: self.patience,
             lookup_patience: self.lookup_patience,
         };
-        Ok(Agent {
-            inner: Arc::new(inner),
-        })
+        let inner = Arc::new(inner);
+        let mending = mend(inner.store.clone(), Arc::downgrade(&inner));
+        inner.tasks.spawn(mending);
+        Ok(Agent { inner })
     }
 }
 

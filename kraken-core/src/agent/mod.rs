@@ -5,6 +5,7 @@ pub(crate) mod driver;
 mod follow;
 mod limits;
 mod link;
+mod mend;
 pub(crate) mod peers;
 mod reader;
 mod room;

@@ -16,6 +16,7 @@ use kraken_storage::{Backend, BoxBackend, UploadStore};
 use tokio::sync::Notify;
 
 use super::counts::Counts;
+use super::mend::mend;
 use super::{Inner, Origin};
 use crate::agent::Limits;
 use crate::agent::driver::{self, Parts};
@@ -194,6 +195,7 @@ impl OriginBuilder {
             tasks: tasks.clone(),
         });
         tasks.spawn(inner.clone().work());
+        tasks.spawn(mend(inner.store.clone(), Arc::downgrade(&inner)));
         Ok(Origin { inner })
     }
 }

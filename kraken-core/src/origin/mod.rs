@@ -11,6 +11,7 @@ mod copying;
 mod counts;
 mod ingest;
 mod known;
+mod mend;
 mod replicate;
 mod room;
 mod source;

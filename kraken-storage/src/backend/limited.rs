@@ -3,17 +3,15 @@
 use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use kraken_proto::limits::bucket::Bucket;
-use kraken_proto::{Digest, Namespace, Timestamp};
+use kraken_proto::{Digest, Namespace};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
 use super::{Backend, BackendError, ByteStream};
+use crate::pace::Pace;
 
 /// What one host may ask of a backend at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -150,43 +148,10 @@ fn paced(
     stream.then(each).boxed()
 }
 
-/// Bytes per second, shared by all streams.
-struct Pace {
-    started: Instant,
-    bucket: Mutex<Bucket>,
-}
-
-impl Pace {
-    /// What may pass at once: a tenth of a second's worth.
-    const BURST: Duration = Duration::from_millis(100);
-
-    fn new(rate: NonZeroU64) -> Self {
-        let burst = u128::from(rate.get()) * Self::BURST.as_millis() / 1000;
-        let burst = u64::try_from(burst).unwrap_or(u64::MAX);
-        Self {
-            started: Instant::now(),
-            bucket: Mutex::new(Bucket::new(rate, burst)),
-        }
-    }
-
-    /// Waits until `bytes` may go.
-    async fn pass(&self, bytes: u64) {
-        let now = self.started.elapsed();
-        let now = Timestamp::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
-        let may = {
-            let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-            bucket.take(now, bytes)
-        };
-        if let Some(may) = may {
-            let at = self.started + Duration::from_nanos(may.as_nanos());
-            tokio::time::sleep_until(at).await;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use futures::TryStreamExt as _;
+    use tokio::time::Instant;
 
     use super::super::OpendalBackend;
     use super::*;

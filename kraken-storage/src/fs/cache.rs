@@ -6,10 +6,11 @@ use std::fs::File;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kraken_proto::{Digest, MetaInfo};
+use kraken_proto::Digest;
 use tokio::sync::RwLock;
 
 use super::partial::Partial;
+use super::trust::Sealed;
 use crate::store::StoreError;
 
 /// What is known of one blob. Held for reading while its pieces are read and written, for writing
@@ -23,7 +24,7 @@ pub(super) enum State {
     Unknown,
     Absent,
     Partial(Arc<Partial>),
-    Sealed(MetaInfo),
+    Sealed(Arc<Sealed>),
 }
 
 /// The slots of the blobs in use. A partial blob keeps its slot, as its pieces would have to be

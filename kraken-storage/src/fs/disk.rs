@@ -105,6 +105,24 @@ pub(super) fn will_need(file: &File, offset: u64, len: u64) {
     );
 }
 
+/// Keeps the system from reading more than it is asked for: what comes unasked into the page cache
+/// was proven by nobody.
+pub(super) fn read_exactly(file: &File) {
+    // Where this is not known, less is found before it is served.
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::Random);
+}
+
+/// Lets go of what was read and will not be again.
+pub(super) fn wont_need(file: &File, offset: u64, len: u64) {
+    // It would only stay longer.
+    let _ = rustix::fs::fadvise(
+        file,
+        offset,
+        std::num::NonZeroU64::new(len),
+        Advice::DontNeed,
+    );
+}
+
 /// Writes a file whole under its name: a reader finds the old file or the new one. `durable` also
 /// syncs its data; the directory is the caller's to sync.
 pub(super) fn write_whole(

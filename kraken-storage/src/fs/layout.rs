@@ -9,6 +9,7 @@
 //! partial/<hex>.have         the journal of the pieces that are there
 //! uploads/<uuid>             the bytes of an upload
 //! damaged/<hex>              a sealed blob whose bytes turned out wrong, for inspection
+//! scrubbed                   the blob that was scrubbed last, while a round is under way
 //! tmp/<uuid>                 files on their way to a name; emptied at every start
 //! ```
 
@@ -120,8 +121,16 @@ impl Layout {
         self.uploads_dir().join(id.hyphenated().to_string())
     }
 
+    pub(super) fn damaged_dir(&self) -> PathBuf {
+        self.root.join("damaged")
+    }
+
     pub(super) fn damaged(&self, digest: Digest) -> PathBuf {
-        self.root.join("damaged").join(digest.hex())
+        self.damaged_dir().join(digest.hex())
+    }
+
+    pub(super) fn scrubbed(&self) -> PathBuf {
+        self.root.join("scrubbed")
     }
 
     /// A name that nobody has used yet.
@@ -161,7 +170,7 @@ impl Layout {
     /// The files that belong to no blob, and stay: uploads, and what turned out damaged.
     pub(super) fn others(&self) -> Result<Vec<PathBuf>, StoreError> {
         let mut found = Vec::new();
-        for dir in [self.uploads_dir(), self.root.join("damaged")] {
+        for dir in [self.uploads_dir(), self.damaged_dir()] {
             let names = disk::names(&dir)?;
             found.extend(names.into_iter().map(|name| dir.join(name)));
         }

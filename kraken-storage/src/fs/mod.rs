@@ -24,9 +24,13 @@ mod partial;
 mod pool;
 mod read;
 mod room;
+mod scrub;
 mod seal;
 #[cfg(test)]
 mod tests;
+mod trust;
+#[cfg(test)]
+mod trust_tests;
 mod upload;
 
 use std::collections::HashSet;
@@ -48,6 +52,8 @@ use self::layout::Layout;
 use self::partial::Partial;
 use self::pool::Pool;
 use self::read::Place;
+pub use self::scrub::Verdict;
+use self::trust::Damaged;
 use self::upload::Uploads;
 use crate::store::{BlobStatus, PieceStore, StoreError, check_bounds};
 
@@ -70,6 +76,7 @@ struct Shared {
     /// Whose turn it is to sync before a blob's end.
     early: Arc<Semaphore>,
     ledger: Mutex<Ledger>,
+    damaged: Damaged,
     _lock: File,
 }
 
@@ -101,6 +108,33 @@ impl FsStore {
         Ok(Self {
             shared: Arc::new(shared),
         })
+    }
+
+    async fn read_once(&self, digest: Digest, offset: u64, len: u32) -> Result<Bytes, StoreError> {
+        let slot = self.loaded(digest).await?;
+        let (length, sealed) = match &*slot {
+            State::Unknown | State::Absent => return Err(StoreError::Absent(digest)),
+            State::Sealed(sealed) => (sealed.meta.length(), Some(Arc::clone(sealed))),
+            State::Partial(partial) => {
+                let range = offset..offset.saturating_add(len.into());
+                match partial.first_missing(range) {
+                    Some(piece) => return Err(StoreError::Missing { digest, piece }),
+                    None => (partial.length(), None),
+                }
+            }
+        };
+        self.shared.ledger().touch(digest);
+        let range = offset..offset.saturating_add(len.into()).min(length);
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let place = Place {
+            digest,
+            slot,
+            length,
+            sealed,
+        };
+        self.read_range(place, range).await
     }
 
     /// Runs `work` where waiting for the disk harms nobody.
@@ -152,7 +186,9 @@ impl PieceStore for FsStore {
                 meta: partial.meta(),
                 have: partial.have(),
             },
-            State::Sealed(meta) => BlobStatus::Sealed { meta: meta.clone() },
+            State::Sealed(sealed) => BlobStatus::Sealed {
+                meta: sealed.meta.clone(),
+            },
         })
     }
 
@@ -206,7 +242,7 @@ impl PieceStore for FsStore {
         let slot = self.loaded(digest).await?;
         let partial = match &*slot {
             State::Unknown | State::Absent => return Err(StoreError::Absent(digest)),
-            State::Sealed(meta) => return check_bounds(meta, piece, data.len()),
+            State::Sealed(sealed) => return check_bounds(&sealed.meta, piece, data.len()),
             State::Partial(partial) => Arc::clone(partial),
         };
         check_bounds(&partial.meta(), piece, data.len())?;
@@ -230,48 +266,49 @@ impl PieceStore for FsStore {
     }
 
     async fn read(&self, digest: Digest, offset: u64, len: u32) -> Result<Bytes, StoreError> {
-        let slot = self.loaded(digest).await?;
-        let length = match &*slot {
-            State::Unknown | State::Absent => return Err(StoreError::Absent(digest)),
-            State::Sealed(meta) => meta.length(),
-            State::Partial(partial) => {
-                let range = offset..offset.saturating_add(len.into());
-                match partial.first_missing(range) {
-                    Some(piece) => return Err(StoreError::Missing { digest, piece }),
-                    None => partial.length(),
-                }
+        match self.read_once(digest, offset, len).await {
+            // It looks wrong. When it is not, the next read does not stumble over it.
+            Err(StoreError::Damaged { .. }) if self.examine(digest).await? => {
+                self.read_once(digest, offset, len).await
             }
-        };
-        self.shared.ledger().touch(digest);
-        let range = offset..offset.saturating_add(len.into()).min(length);
-        if range.is_empty() {
-            return Ok(Bytes::new());
+            read => read,
         }
-        self.read_range(
-            Place {
-                digest,
-                slot,
-                length,
-            },
-            range,
-        )
-        .await
     }
 
     async fn file(&self, digest: Digest) -> Result<Option<Arc<File>>, StoreError> {
         let slot = self.loaded(digest).await?;
-        if !matches!(*slot, State::Sealed(_)) {
+        let State::Sealed(sealed) = &*slot else {
             return Ok(None);
-        }
+        };
+        let sealed = Arc::clone(sealed);
         self.shared.ledger().touch(digest);
-        if let Some(file) = self.shared.files.opened(digest, Part::Data) {
+        let file = match self.shared.files.opened(digest, Part::Data) {
+            Some(file) => {
+                drop(slot);
+                file
+            }
+            None => {
+                let open = move |shared: &Shared| {
+                    let _slot = slot;
+                    shared.sealed_file(digest)
+                };
+                self.blocking(open).await?
+            }
+        };
+        if !sealed.is_touched(&file) {
             return Ok(Some(file));
         }
-        self.blocking(move |shared| {
-            let _slot = slot;
-            shared.sealed_file(digest).map(Some)
-        })
-        .await
+        match self.examine(digest).await? {
+            true => self
+                .blocking(move |shared| shared.sealed_file(digest))
+                .await
+                .map(Some),
+            false => Ok(None),
+        }
+    }
+
+    async fn damaged(&self) -> Digest {
+        self.shared.damaged.next().await
     }
 
     async fn seal(&self, digest: Digest) -> Result<(), StoreError> {
@@ -379,6 +416,7 @@ impl Shared {
             permits: Arc::new(Semaphore::new((2 * cores).max(4))),
             early: Arc::new(Semaphore::new(1)),
             ledger,
+            damaged: Damaged::default(),
             _lock: lock,
         })
     }
@@ -386,13 +424,15 @@ impl Shared {
     fn seal(&self, partial: &Partial, slot: &mut State) -> Result<(), StoreError> {
         let meta = partial.meta();
         let data = self.layout.partial_data(meta.digest());
-        self.publish(&data, &meta).inspect_err(|_| {
+        let sealed = self.publish(&data, &meta).inspect_err(|_| {
             // After the rename the blob is sealed, but perhaps not durably: the next call looks.
             if !data.exists() {
                 *slot = State::Unknown;
             }
         })?;
-        *slot = State::Sealed(meta);
+        *slot = State::Sealed(Arc::new(sealed));
+        // It is opened anew, as a sealed blob's.
+        self.files.forget(partial.digest());
         Ok(())
     }
 }
@@ -400,7 +440,7 @@ impl Shared {
 /// The pieces that are there, unless the blob has to be made or made anew.
 fn held(state: &State, meta: &MetaInfo) -> Option<Bitfield> {
     match state {
-        State::Sealed(_) => Some(Bitfield::full(meta.piece_count())),
+        State::Sealed(sealed) => Some(Bitfield::full(sealed.meta.piece_count())),
         // What is known here may be more than the caller knows.
         State::Partial(partial) if is_continued(partial, meta) => Some(partial.have()),
         _ => None,

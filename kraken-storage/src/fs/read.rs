@@ -15,6 +15,7 @@ use tokio::sync::OwnedRwLockReadGuard;
 
 use super::cache::{Part, State};
 use super::pool::Buffer;
+use super::trust::Sealed;
 use super::{FsStore, Shared, disk};
 use crate::store::StoreError;
 
@@ -29,6 +30,20 @@ pub(super) struct Place {
     pub(super) digest: Digest,
     pub(super) slot: OwnedRwLockReadGuard<State>,
     pub(super) length: u64,
+    /// What the bytes are proven by, when the blob is sealed.
+    pub(super) sealed: Option<Arc<Sealed>>,
+}
+
+impl Place {
+    /// Whether a sealed blob's file is still the one that was sealed.
+    fn check(&self, file: &File) -> Result<(), StoreError> {
+        match &self.sealed {
+            Some(sealed) if sealed.is_touched(file) => {
+                Err(sealed.damaged("its file has been changed"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl FsStore {
@@ -43,6 +58,7 @@ impl FsStore {
         let mut filled = 0;
         // A file that has to be opened first may need the disk for its name alone.
         if let Some(file) = self.shared.files.opened(place.digest, Part::Data) {
+            place.check(&file)?;
             filled = fill_cached(&file, buffer.bytes_mut(), range.start).await;
         }
         if filled == len {
@@ -79,8 +95,13 @@ impl Shared {
         filled: usize,
     ) -> Result<Bytes, StoreError> {
         let (file, path) = self.data_file(place)?;
-        let rest = &mut buffer.bytes_mut()[filled..];
+        place.check(&file)?;
         let start = offset + filled as u64;
+        if let Some(sealed) = &place.sealed {
+            let end = offset + buffer.bytes_mut().len() as u64;
+            return self.read_pieces(place, sealed, (offset..end, start));
+        }
+        let rest = &mut buffer.bytes_mut()[filled..];
         let end = (start + AHEAD.max(rest.len() as u64)).min(place.length);
         disk::will_need(&file, start, end - start);
         let read = disk::fill_at(&file, rest, start).map_err(disk::failed("read", &path))?;
@@ -93,7 +114,64 @@ impl Shared {
         })
     }
 
-    fn data_file(&self, place: &Place) -> Result<(Arc<File>, PathBuf), StoreError> {
+    /// Reads `range` of a sealed blob, of which the bytes from `cold` on come from the disk, by whole
+    /// pieces, and proves those.
+    fn read_pieces(
+        &self,
+        place: &Place,
+        sealed: &Sealed,
+        (range, cold): (Range<u64>, u64),
+    ) -> Result<Bytes, StoreError> {
+        let mut parts = Vec::new();
+        for piece in sealed.meta.pieces_of(range.clone()) {
+            let whole = sealed.meta.piece_range(piece);
+            let wanted = range.start.max(whole.start)..range.end.min(whole.end);
+            let proven = whole.end <= cold || sealed.was_proven(piece);
+            let (bytes, start) = match proven {
+                true => (self.read_plain(place, wanted.clone())?, wanted.start),
+                false => (self.read_proven(place, piece)?, whole.start),
+            };
+            let index = |at: u64| usize::try_from(at - start).expect("within a piece");
+            parts.push(bytes.slice(index(wanted.start)..index(wanted.end)));
+        }
+        match parts.len() {
+            1 => Ok(parts.remove(0)),
+            _ => Ok(parts.concat().into()),
+        }
+    }
+
+    /// A piece of a sealed blob, proven.
+    pub(super) fn read_proven(&self, place: &Place, piece: u32) -> Result<Bytes, StoreError> {
+        let Some(sealed) = &place.sealed else {
+            return Err(StoreError::Absent(place.digest));
+        };
+        let bytes = self.read_plain(place, sealed.meta.piece_range(piece))?;
+        match sealed.meta.verify(piece, &bytes) {
+            Ok(()) => {
+                sealed.proved(piece);
+                Ok(bytes)
+            }
+            Err(error) => Err(sealed.damaged(format!("piece {piece}: {error}"))),
+        }
+    }
+
+    fn read_plain(&self, place: &Place, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let (file, path) = self.data_file(place)?;
+        let len = usize::try_from(range.end - range.start).expect("a piece fits");
+        let mut buffer = self.pool.take(len);
+        disk::will_need(&file, range.start, range.end - range.start);
+        let read = disk::fill_at(&file, buffer.bytes_mut(), range.start);
+        let read = read.map_err(disk::failed("read", &path))?;
+        if read == len {
+            return Ok(buffer.freeze());
+        }
+        Err(StoreError::Damaged {
+            digest: place.digest,
+            what: format!("{} ends at {}", path.display(), range.start + read as u64),
+        })
+    }
+
+    pub(super) fn data_file(&self, place: &Place) -> Result<(Arc<File>, PathBuf), StoreError> {
         let digest = place.digest;
         Ok(match *place.slot {
             State::Sealed(_) => (self.sealed_file(digest)?, self.layout.sealed_data(digest)),

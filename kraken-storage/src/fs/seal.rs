@@ -18,6 +18,7 @@ use kraken_proto::{ChainHasher, Digest, MetaInfo};
 
 use super::cache::{Part, State};
 use super::partial::Partial;
+use super::trust::{self, Sealed, Stamp};
 use super::{Shared, disk, meta};
 use crate::store::StoreError;
 
@@ -35,16 +36,20 @@ impl Shared {
             .map_err(disk::failed("sync", &self.layout.partial_data(digest)))
     }
 
-    /// Steps 2 to 5 for the synced file `data`.
-    pub(super) fn publish(&self, data: &Path, meta: &MetaInfo) -> Result<(), StoreError> {
+    /// Steps 2 to 5 for the synced file `data`, which nobody writes to any more.
+    pub(super) fn publish(&self, data: &Path, meta: &MetaInfo) -> Result<Sealed, StoreError> {
         let digest = meta.digest();
-        meta::write(&self.layout, &self.layout.sealed_meta(digest), meta, true)?;
+        let stamp = File::open(data).and_then(|file| Stamp::of(&file));
+        let stamp = stamp.map_err(disk::failed("look at", data))?;
+        let path = self.layout.sealed_meta(digest);
+        meta::write_sealed(&self.layout, &path, meta, stamp)?;
         fs::rename(data, self.layout.sealed_data(digest)).map_err(disk::failed("seal", data))?;
         self.sync_sealed(digest)?;
         if let Some(dir) = data.parent() {
             disk::sync_dir(dir)?;
         }
-        self.remove_partial(digest)
+        self.remove_partial(digest)?;
+        Ok(Sealed::new(meta.clone(), stamp))
     }
 
     /// Step 4: also for a blob that an earlier process has sealed, as that one may have died
@@ -55,9 +60,9 @@ impl Shared {
 
     /// What the disk holds of a blob.
     pub(super) fn load(&self, digest: Digest) -> Result<State, StoreError> {
-        if let Some(meta) = self.load_sealed(digest)? {
+        if let Some(sealed) = self.load_sealed(digest)? {
             self.remove_partial(digest)?;
-            return Ok(State::Sealed(meta));
+            return Ok(State::Sealed(Arc::new(sealed)));
         }
         Ok(match self.load_partial(digest)? {
             Some(partial) => State::Partial(partial),
@@ -65,50 +70,24 @@ impl Shared {
         })
     }
 
-    fn load_sealed(&self, digest: Digest) -> Result<Option<MetaInfo>, StoreError> {
-        let data = self.layout.sealed_data(digest);
-        let Some(length) = disk::length(&data)? else {
+    fn load_sealed(&self, digest: Digest) -> Result<Option<Sealed>, StoreError> {
+        let Some(found) = trust::stamp(&self.layout.sealed_data(digest))? else {
             return Ok(None);
         };
-        let path = self.layout.sealed_meta(digest);
-        let meta = match meta::read(&path, digest)? {
-            Some(meta) if meta.is_whole() => meta,
-            _ => {
-                tracing::warn!(%digest, "computing the metainfo of a sealed blob anew");
-                let found = hash(&data)?.finish();
-                if found.digest() == digest {
-                    meta::write(&self.layout, &path, &found, true)?;
-                }
-                found
+        match meta::read_sealed(&self.layout.sealed_meta(digest), digest)? {
+            Some((meta, stamp)) if stamp == found && meta.is_whole() => {
+                Ok(Some(Sealed::new(meta, stamp)))
             }
-        };
-        if meta.digest() == digest && meta.length() == length {
-            return Ok(Some(meta));
+            _ => self.examined(digest),
         }
-        self.set_aside(digest)?;
-        Ok(None)
-    }
-
-    fn set_aside(&self, digest: Digest) -> Result<(), StoreError> {
-        let (from, to) = (self.layout.sealed_data(digest), self.layout.damaged(digest));
-        tracing::error!(%digest, to = %to.display(), "a sealed blob is damaged and is set aside");
-        self.files.forget(digest);
-        fs::rename(&from, to).map_err(disk::failed("set aside", &from))?;
-        {
-            // It takes as much as before, and nobody may remove it but a person.
-            let mut ledger = self.ledger();
-            let bytes = ledger.bytes_of(digest);
-            ledger.forget(digest);
-            ledger.hold(bytes);
-        }
-        disk::remove(&self.layout.sealed_meta(digest))?;
-        Ok(())
     }
 
     pub(super) fn sealed_file(&self, digest: Digest) -> Result<Arc<File>, StoreError> {
         let path = self.layout.sealed_data(digest);
         self.files.get(digest, Part::Data, || {
-            File::open(&path).map_err(disk::failed("open", &path))
+            let file = File::open(&path).map_err(disk::failed("open", &path))?;
+            disk::read_exactly(&file);
+            Ok(file)
         })
     }
 

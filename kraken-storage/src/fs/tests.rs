@@ -327,7 +327,8 @@ async fn a_seal_may_die_at_any_step() {
             meta::write(layout, &layout.temp(), &meta, true).unwrap();
         }
         if steps >= 2 {
-            meta::write(layout, &layout.sealed_meta(digest), &meta, true).unwrap();
+            let stamp = trust::stamp(&layout.partial_data(digest)).unwrap().unwrap();
+            meta::write_sealed(layout, &layout.sealed_meta(digest), &meta, stamp).unwrap();
         }
         if steps >= 3 {
             fs::rename(layout.partial_data(digest), layout.sealed_data(digest)).unwrap();

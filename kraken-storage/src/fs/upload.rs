@@ -278,10 +278,11 @@ impl Shared {
     }
 
     fn commit(&self, id: Uuid, mut guard: Guard, slot: &mut State) -> Result<MetaInfo, StoreError> {
-        if let State::Sealed(meta) = slot {
+        if let State::Sealed(sealed) = slot {
+            let meta = sealed.meta.clone();
             self.sync_sealed(meta.digest())?;
             self.drop_upload(id, &mut guard)?;
-            return Ok(meta.clone());
+            return Ok(meta);
         }
         let meta = guard.hasher().clone().finish();
         let path = self.layout.upload(id);
@@ -296,11 +297,14 @@ impl Shared {
             ledger.release(meta.length());
             ledger.keep(meta.digest(), meta.length());
         }
-        if let Err(error) = published {
-            *guard = Upload::Unread(early);
-            return Err(error);
-        }
-        *slot = State::Sealed(meta.clone());
+        let sealed = match published {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                *guard = Upload::Unread(early);
+                return Err(error);
+            }
+        };
+        *slot = State::Sealed(Arc::new(sealed));
         *guard = Upload::Gone;
         self.uploads.forget(id);
         Ok(meta)

@@ -21,8 +21,9 @@ pub struct FileBody {
     pub file: Arc<File>,
     /// The body's bytes within the file.
     pub range: Range<u64>,
-    /// Reads a part of the file as bytes: for what is not in the page cache, as a thread that waits
-    /// for a disk in `sendfile` could do nothing else.
+    /// Reads a part of the file as bytes: for what is not in the page cache. A thread that waits for
+    /// a disk in `sendfile` could do nothing else, and whoever has the file may want to look at what
+    /// comes from the disk.
     pub read: Arc<dyn Fn(Range<u64>) -> ByteStream + Send + Sync>,
 }
 
@@ -47,10 +48,14 @@ const PROBE: usize = 64 << 10;
 pub(super) async fn send(stream: &mut TcpStream, body: &FileBody) -> io::Result<()> {
     let Range { mut start, end } = body.range;
     while start < end {
-        let hot = cached(&body.file, start..end.min(start + STEP));
-        if hot > 0 {
-            start += send_cached(stream, &body.file, start, hot).await?;
-        } else {
+        let step = start..end.min(start + STEP);
+        let hot = start + cached(&body.file, step.clone());
+        while start < hot {
+            start += send_cached(stream, &body.file, start, hot - start).await?;
+        }
+        // A probe that finds nothing makes the system read there: asked again it would find a page
+        // that nobody has looked at, and others behind it that are not there.
+        if hot < step.end {
             let stop = end.min(start + COLD);
             send_read(stream, (body.read)(start..stop), stop - start).await?;
             start = stop;
