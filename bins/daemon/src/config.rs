@@ -203,7 +203,7 @@ pub enum StoreLimit {
 enum Written {
     /// What YAML makes of `off`.
     Switch(bool),
-    Number(u64),
+    Number(i64),
     Text(String),
 }
 
@@ -216,7 +216,7 @@ impl TryFrom<Written> for StoreLimit {
         };
         let limit = match &written {
             Written::Switch(_) => None,
-            Written::Number(bytes) => Some(Self::Bytes(*bytes)),
+            Written::Number(bytes) => u64::try_from(*bytes).ok().map(Self::Bytes),
             Written::Text(text) => match text.trim().strip_suffix('%') {
                 Some(percent) => percent.trim_end().parse().ok().map(Self::Percent),
                 None => text

@@ -1,7 +1,7 @@
 //! The calls to the file system that more than one file here makes.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, IoSliceMut, Write};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -9,6 +9,14 @@ use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::store::StoreError;
+
+/// Notes a call on the tape, where there is one.
+macro_rules! taped {
+    ($call:ident($($argument:expr),*)) => {
+        #[cfg(feature = "testkit")]
+        super::tape::$call($($argument),*);
+    };
+}
 
 /// Bytes are written in steps of 64 KiB: one call for a whole piece of some MiB is up to five
 /// times slower, as the kernel then copies into large folios.
@@ -28,21 +36,65 @@ pub(super) fn failed<'a>(
     }
 }
 
+/// Makes a file, or an empty one of what is there.
+pub(super) fn create(path: &Path) -> io::Result<File> {
+    let file = File::create(path)?;
+    taped!(created(path, &file));
+    Ok(file)
+}
+
+/// Makes a file that is not there.
+pub(super) fn create_new(path: &Path) -> io::Result<File> {
+    let file = File::create_new(path)?;
+    taped!(created(path, &file));
+    Ok(file)
+}
+
+pub(super) fn set_len(file: &File, length: u64) -> io::Result<()> {
+    file.set_len(length)?;
+    taped!(sized(file, length));
+    Ok(())
+}
+
+/// Makes the bytes of a file durable.
+pub(super) fn sync_data(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    taped!(synced(file));
+    Ok(())
+}
+
+pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    taped!(renamed(from, to));
+    Ok(())
+}
+
+/// Writes some bytes in one call.
+pub(super) fn write_small(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    file.write_all_at(bytes, offset)?;
+    taped!(written(file, offset, bytes));
+    Ok(())
+}
+
 /// Gives the file its length and its blocks, so that no later write finds the volume full.
 pub(super) fn preallocate(file: &File, length: u64) -> io::Result<()> {
     if length == 0 {
         return Ok(());
     }
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(length),
-        result => result.map_err(io::Error::from),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => set_len(file, length),
+        result => {
+            result?;
+            taped!(sized(file, length));
+            Ok(())
+        }
     }
 }
 
 /// Writes all of `data` at `offset`.
 pub(super) fn write_at(file: &File, data: &[u8], mut offset: u64) -> io::Result<()> {
     for step in data.chunks(STEP) {
-        file.write_all_at(step, offset)?;
+        write_small(file, step, offset)?;
         offset += step.len() as u64;
     }
     Ok(())
@@ -132,12 +184,13 @@ pub(super) fn write_whole(
     durable: bool,
 ) -> Result<(), StoreError> {
     let write = || {
-        let mut file = File::create(temp)?;
-        file.write_all(bytes)?;
+        let file = create(temp)?;
+        write_small(&file, bytes, 0)?;
         if durable {
             file.sync_all()?;
+            taped!(synced(&file));
         }
-        fs::rename(temp, path)
+        rename(temp, path)
     };
     write().map_err(|error| {
         // Left behind it would be swept at the next start; the error that counts is the first.
@@ -150,13 +203,18 @@ pub(super) fn write_whole(
 pub(super) fn sync_dir(path: &Path) -> Result<(), StoreError> {
     File::open(path)
         .and_then(|dir| dir.sync_all())
-        .map_err(failed("sync directory", path))
+        .map_err(failed("sync directory", path))?;
+    taped!(synced_dir(path));
+    Ok(())
 }
 
 /// Removes a file and says whether it was there.
 pub(super) fn remove(path: &Path) -> Result<bool, StoreError> {
     match fs::remove_file(path) {
-        Ok(()) => Ok(true),
+        Ok(()) => {
+            taped!(removed(path));
+            Ok(true)
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(failed("remove", path)(error)),
     }

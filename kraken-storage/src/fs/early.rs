@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::spawn_blocking;
 
 use super::FsStore;
+use super::disk;
 
 /// Bytes written between two syncs: what a disk of 500 MB/s takes 70 ms for.
 const EVERY: u64 = 32 << 20;
@@ -67,7 +68,7 @@ impl FsStore {
         let (shared, early) = (Arc::clone(&self.shared), Arc::clone(early));
         spawn_blocking(move || {
             let _held = (turn, shared);
-            if let Err(error) = early.sync(|| file.sync_data()) {
+            if let Err(error) = early.sync(|| disk::sync_data(&file)) {
                 tracing::error!(%error, "a blob that comes in cannot be written to the disk");
             }
         });

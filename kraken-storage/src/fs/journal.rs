@@ -7,9 +7,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use kraken_proto::Bitfield;
+
+use super::disk;
 
 const RECORD: usize = 4;
 
@@ -21,7 +22,7 @@ pub(super) struct JournalEnd(u64);
 impl JournalEnd {
     /// Adds `piece`; on an error the journal is as before.
     pub(super) fn append(&mut self, file: &File, piece: u32) -> io::Result<()> {
-        file.write_all_at(&piece.to_le_bytes(), self.0)?;
+        disk::write_small(file, &piece.to_le_bytes(), self.0)?;
         self.0 += RECORD as u64;
         Ok(())
     }
@@ -70,7 +71,7 @@ mod tests {
             }
             let read = |file: &mut File| {
                 let len = file.metadata().unwrap().len() as usize;
-                super::super::disk::read_at(file, 0, len).unwrap()
+                disk::read_at(file, 0, len).unwrap()
             };
             prop_assert_eq!(&claims(&read(&mut file), 64), &model);
 

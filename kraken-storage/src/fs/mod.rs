@@ -26,6 +26,8 @@ mod read;
 mod room;
 mod scrub;
 mod seal;
+#[cfg(feature = "testkit")]
+pub(crate) mod tape;
 #[cfg(test)]
 mod tests;
 mod trust;

@@ -115,11 +115,11 @@ impl Shared {
     fn make_partial(&self, meta: &MetaInfo) -> Result<(), StoreError> {
         let digest = meta.digest();
         let path = self.layout.partial_data(digest);
-        File::create(&path)
+        disk::create(&path)
             .and_then(|file| disk::preallocate(&file, meta.length()))
             .map_err(disk::failed("make room in", &path))?;
         let path = self.layout.partial_have(digest);
-        File::create(&path).map_err(disk::failed("create", &path))?;
+        disk::create(&path).map_err(disk::failed("create", &path))?;
         meta::write(&self.layout, &self.layout.partial_meta(digest), meta, false)
     }
 
@@ -188,7 +188,7 @@ impl Shared {
                 have.insert(piece);
             }
         }
-        file.set_len(meta.length())
+        disk::set_len(&file, meta.length())
             .and_then(|()| disk::preallocate(&file, meta.length()))
             .map_err(disk::failed("make room in", &path))?;
         let (journal, end) = journal::encode(&have);

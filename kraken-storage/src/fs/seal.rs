@@ -10,7 +10,7 @@
 //! 4. sync the directories;
 //! 5. remove what is left under `partial/`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ impl Shared {
         let file = self.partial_file(digest, Part::Data)?;
         partial
             .early()
-            .sync(|| file.sync_data())
+            .sync(|| disk::sync_data(&file))
             .map_err(disk::failed("sync", &self.layout.partial_data(digest)))
     }
 
@@ -43,7 +43,7 @@ impl Shared {
         let stamp = stamp.map_err(disk::failed("look at", data))?;
         let path = self.layout.sealed_meta(digest);
         meta::write_sealed(&self.layout, &path, meta, stamp)?;
-        fs::rename(data, self.layout.sealed_data(digest)).map_err(disk::failed("seal", data))?;
+        disk::rename(data, &self.layout.sealed_data(digest)).map_err(disk::failed("seal", data))?;
         self.sync_sealed(digest)?;
         if let Some(dir) = data.parent() {
             disk::sync_dir(dir)?;

@@ -159,7 +159,7 @@ impl Shared {
         tracing::error!(%digest, to = %to.display(), "a sealed blob is damaged and is set aside");
         self.files.forget(digest);
         let replaced = disk::length(&to)?.unwrap_or(0);
-        fs::rename(&from, &to).map_err(disk::failed("set aside", &from))?;
+        disk::rename(&from, &to).map_err(disk::failed("set aside", &from))?;
         {
             let mut ledger = self.ledger();
             let bytes = ledger.bytes_of(digest);

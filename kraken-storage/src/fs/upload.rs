@@ -64,7 +64,7 @@ impl UploadStore for FsStore {
         self.blocking(|shared| {
             let id = Uuid::now_v7();
             let path = shared.layout.upload(id);
-            File::create_new(&path).map_err(disk::failed("create", &path))?;
+            disk::create_new(&path).map_err(disk::failed("create", &path))?;
             let ready = Upload::Ready(Ready::default());
             let mut uploads = shared.uploads.lock();
             uploads.insert(id, Arc::new(AsyncMutex::new(ready)));
@@ -245,7 +245,7 @@ impl Shared {
         for step in data.chunks(disk::STEP) {
             if let Err(error) = disk::write_at(&file, step, hasher.length()) {
                 // The upload is Unread now: its hash is made anew from what the file has then.
-                let _ = file.set_len(before);
+                let _ = disk::set_len(&file, before);
                 return Err(disk::failed("write", &path)(error));
             }
             hasher.update(step);
@@ -269,7 +269,7 @@ impl Shared {
         }
         let file = self.upload_file(id)?;
         let early = Arc::clone(&guard.ready().early);
-        if let Err(error) = early.sync(|| file.sync_data()) {
+        if let Err(error) = early.sync(|| disk::sync_data(&file)) {
             // What the disk has of it nobody knows: a second attempt must not find it good.
             self.drop_upload(id, &mut guard)?;
             return Err(disk::failed("sync", &self.layout.upload(id))(error));

@@ -13,6 +13,8 @@
 //! ```
 
 mod backends;
+#[cfg(feature = "fs")]
+pub mod crash;
 mod flaky;
 mod pieces;
 mod proxy;
@@ -27,6 +29,8 @@ pub use self::flaky::FlakyBackend;
 pub use self::pieces::conforms;
 pub use self::proxy::{Fault, FaultyProxy};
 pub use self::uploads::uploads_conform;
+#[cfg(feature = "fs")]
+pub use crate::fs::tape::{Recording, Survival, Tape, Writes};
 
 /// `len` bytes that `seed` chooses, of no pattern that a wrong offset would leave unseen.
 pub fn bytes(len: usize, seed: u64) -> Vec<u8> {
