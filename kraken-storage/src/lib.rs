@@ -8,6 +8,8 @@
 
 pub mod backend;
 #[cfg(feature = "fs")]
+pub mod database;
+#[cfg(feature = "fs")]
 pub mod fs;
 pub mod mem;
 #[cfg(feature = "fs")]

@@ -23,6 +23,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 
 use self::record::{name_of, read_record};
 use self::tables::{Reading, Writing};
+use crate::database::make_once;
 
 /// The database's page cache, in bytes; its own default would be 1 GiB.
 const CACHE: usize = 16 << 20;
@@ -63,23 +64,9 @@ impl DurableQueue {
     /// [`QueueError::InUse`], or the file cannot be read or written, or is no queue.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, QueueError> {
         let path = path.as_ref();
-        let database = Database::builder()
-            .set_cache_size(CACHE)
-            .create(path)
-            .map_err(|error| match error {
-                redb::DatabaseError::DatabaseAlreadyOpen => {
-                    QueueError::InUse(path.display().to_string())
-                }
-                error => failed("open")(error),
-            })?;
-        let inner = Inner {
-            database,
-            taken: Mutex::default(),
-        };
-        // Makes the tables, so that readers find them.
-        inner.change(|_| Ok(()))?;
+        make_once(path, |new| Inner::open(new).map(drop)).map_err(failed("be made"))?;
         Ok(Self {
-            inner: Arc::new(inner),
+            inner: Arc::new(Inner::open(path)?),
         })
     }
 
@@ -294,6 +281,25 @@ fn failed<E: fmt::Display>(doing: &'static str) -> impl FnOnce(E) -> QueueError 
 }
 
 impl Inner {
+    fn open(path: &Path) -> Result<Self, QueueError> {
+        let database = Database::builder()
+            .set_cache_size(CACHE)
+            .create(path)
+            .map_err(|error| match error {
+                redb::DatabaseError::DatabaseAlreadyOpen => {
+                    QueueError::InUse(path.display().to_string())
+                }
+                error => failed("open")(error),
+            })?;
+        let inner = Self {
+            database,
+            taken: Mutex::default(),
+        };
+        // Makes the tables, so that readers find them.
+        inner.change(|_| Ok(()))?;
+        Ok(inner)
+    }
+
     fn taken(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         // The set changes in one step each, after the database: no half state is seen.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use kraken_core::storage::database::make_once;
 use kraken_proto::Digest;
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
@@ -41,7 +42,10 @@ impl TagStore {
     /// # Errors
     /// The file is in use, damaged beyond repair, or cannot be written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TagStoreError> {
-        let db = create(path.as_ref()).map_err(TagStoreError::database)?;
+        let path = path.as_ref();
+        let made = make_once(path, |new| create(new).map(drop));
+        made.map_err(|error| TagStoreError::database(error.into()))?;
+        let db = create(path).map_err(TagStoreError::database)?;
         Ok(Self { db: Arc::new(db) })
     }
 
