@@ -114,7 +114,7 @@ fn a_killed_process_loses_nothing_that_has_returned() {
 fn a_queue_whose_making_was_cut_short_is_made_anew() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("queue.redb");
-    fs::write(dir.path().join("queue.redb.new"), [0; 4096]).unwrap();
+    std::fs::write(dir.path().join("queue.redb.new"), [0; 4096]).unwrap();
     let queue = DurableQueue::open(&path).unwrap();
     queue.push("kind", "key", b"", 0).unwrap();
     assert!(path.exists() && !dir.path().join("queue.redb.new").exists());
