@@ -227,7 +227,9 @@ async fn push(origin: &Origin, bytes: &[u8], meta: &MetaInfo) -> Result<(), ApiE
         let part = Bytes::copy_from_slice(part);
         let at = number * MIB as u64 / 4;
         if let Err(error) = origin.upload_append(&id, at, part).await {
-            origin.upload_abort(&id).await?;
+            // One that cannot go on does not keep its room from others.
+            let left = origin.upload_len(&id).await;
+            assert!(matches!(left, Err(ApiError::NotFound)), "{left:?}");
             return Err(error);
         }
     }

@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use kraken_net::http::ApiError;
 use kraken_net::origin::{BlobRead, OriginApi, Prefetch};
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
-use kraken_storage::Backend as _;
+use kraken_storage::{Backend as _, StoreError};
 
 use super::Origin;
 use super::ingest::store_error;
@@ -143,6 +143,11 @@ impl OriginApi for Origin {
         let (store, more) = (&self.inner.store, bytes.len() as u64);
         let append = || store.upload_append(id, offset, bytes.clone());
         let appended = self.inner.with_room(more, append).await;
+        if let Err(StoreError::Full) = &appended {
+            // It cannot go on, and as long as it stays nothing else can either.
+            tracing::warn!(id, offset, "an upload is dropped, as the disk is full");
+            store.upload_abort(id).await.map_err(store_error)?;
+        }
         appended.map_err(store_error)
     }
 

@@ -61,7 +61,10 @@ impl Shared {
     /// What the disk holds of a blob.
     pub(super) fn load(&self, digest: Digest) -> Result<State, StoreError> {
         if let Some(sealed) = self.load_sealed(digest)? {
-            self.remove_partial(digest)?;
+            // A seal that died before its last step; without a metainfo the rest is swept at the start.
+            if disk::length(&self.layout.partial_meta(digest))?.is_some() {
+                self.remove_partial(digest)?;
+            }
             return Ok(State::Sealed(Arc::new(sealed)));
         }
         Ok(match self.load_partial(digest)? {
