@@ -12,7 +12,7 @@ use kraken_core::net::origin::{OriginApi as _, OriginClient, OriginCluster, rout
 use kraken_core::origin::RingMember;
 use kraken_core::storage::backend::{Route, RoutedBackend};
 use kraken_core::storage::testkit::{FlakyBackend, blob};
-use kraken_core::storage::{BoxBackend, DurableQueue, MemStore, OpendalBackend};
+use kraken_core::storage::{Backend as _, BoxBackend, DurableQueue, MemStore, OpendalBackend};
 use kraken_core::{Namespace, Origin, PeerId};
 use tokio_util::sync::CancellationToken;
 
@@ -81,6 +81,7 @@ impl Group {
             .ring(self.members(), self.http.clone())
             .replicas(3)
             .zone(format!("rack-{index}").parse().unwrap())
+            .retry(Duration::from_millis(100), Duration::from_secs(2))
             .spawn()
             .unwrap();
         let shutdown = CancellationToken::new();
@@ -352,4 +353,52 @@ async fn a_push_is_refused_where_nothing_is_written() {
     assert_eq!(node.origin.queued().unwrap(), 0);
     put(&open).await.unwrap();
     eventually("written back", async || group.backend.writes() == 1).await;
+}
+
+/// A thousand pushes while the backend is down, and two origins that are restarted meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_pushes_into_an_outage_are_each_written_once() {
+    const PUSHES: u64 = 1000;
+    let group = Group::new(3);
+    group.backend.set_down(true);
+    let mut nodes: Vec<_> = (0..3)
+        .map(|index| Some(group.start(index, MemStore::new())))
+        .collect();
+    let ns = Namespace::default();
+    for part in 0..3 {
+        let cluster = group.client();
+        let numbers = (0..PUSHES).filter(|number| number % 3 == part);
+        let pushes = numbers.map(|number| {
+            let (bytes, meta) = blob(2_000 + number as usize, number);
+            let (cluster, ns) = (&cluster, &ns);
+            async move { cluster.put(ns, meta.digest(), bytes.into()).await.unwrap() }
+        });
+        let pushed = futures::stream::iter(pushes).buffer_unordered(8);
+        assert!(pushed.count().await > 300);
+        if part < 2 {
+            let index = part as usize;
+            let store = nodes[index].take().unwrap().stop().await;
+            nodes[index] = Some(group.start(index, store));
+        }
+    }
+    assert_eq!(group.backend.writes(), 0);
+    group.backend.set_down(false);
+    // The other owners of each blob look later, and find it written.
+    eventually("written back", async || {
+        let listed = group.backend.inner().list(&ns, None, 2_000).await;
+        listed.unwrap().len() as u64 == PUSHES
+    })
+    .await;
+    for number in 0..PUSHES {
+        let (bytes, meta) = blob(2_000 + number as usize, number);
+        let length = group
+            .backend
+            .inner()
+            .stat(&ns, meta.digest())
+            .await
+            .unwrap();
+        assert_eq!(length, Some(bytes.len() as u64), "blob {number}");
+    }
+    let writes = group.backend.writes();
+    assert!(writes <= PUSHES + PUSHES / 100, "{writes} writes");
 }

@@ -187,6 +187,19 @@ impl DurableQueue {
         Ok(self.inner.current(&name_of(kind, key))?.is_some())
     }
 
+    /// Whether a task of this kind and key is taken, or was before.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn was_taken(&self, kind: &str, key: &str) -> Result<bool, QueueError> {
+        let taken = self.inner.taken();
+        let Some(id) = self.inner.current(&name_of(kind, key))? else {
+            return Ok(false);
+        };
+        let task = self.inner.look(|tables| tables.task(id))?;
+        Ok(taken.contains(&id) || task.is_some_and(|task| task.attempts > 0))
+    }
+
     /// How many tasks there are, waiting and taken.
     ///
     /// # Errors

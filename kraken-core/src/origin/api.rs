@@ -194,6 +194,10 @@ impl OriginApi for Origin {
         self.inner.store.upload_abort(id).await.map_err(store_error)
     }
 
+    async fn writes_back(&self, namespace: &Namespace, digest: Digest) -> Result<bool, ApiError> {
+        self.inner.writes_back(namespace, digest).await
+    }
+
     async fn remove(&self, digest: Digest) -> Result<(), ApiError> {
         if self.inner.sealed(digest).await?.is_none() {
             return Err(ApiError::NotFound);

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use super::counts::Counts;
 use super::mend::mend;
+use super::writeback::RETRY;
 use super::{Inner, Origin};
 use crate::agent::Limits;
 use crate::agent::driver::{self, Parts};
@@ -41,6 +42,7 @@ pub struct OriginBuilder {
     dyn_store: Arc<dyn DynStore>,
     transport: Arc<dyn DynTransport>,
     backend: BoxBackend,
+    retry: (Duration, Duration),
     queue: DurableQueue,
     ring: Vec<RingMember>,
     http: Option<HttpClient>,
@@ -66,6 +68,7 @@ impl OriginBuilder {
             store,
             transport: Arc::new(transport),
             backend: BoxBackend::new(backend),
+            retry: RETRY,
             queue,
             ring: Vec::new(),
             http: None,
@@ -114,6 +117,13 @@ impl OriginBuilder {
     /// tell it to agents, and hand out the owners of a blob alike wherever they are.
     pub fn zone(mut self, zone: Zone) -> Self {
         self.zone = Some(zone);
+        self
+    }
+
+    /// How long a write-back or a copy waits after its first failure, and at most: 1 s and 5 minutes
+    /// by default.
+    pub fn retry(mut self, first: Duration, longest: Duration) -> Self {
+        self.retry = (first, longest);
         self
     }
 
@@ -185,6 +195,7 @@ impl OriginBuilder {
             peers: peers.collect(),
             name: self.name,
             replicas: self.replicas,
+            retry: self.retry,
             fetching: Default::default(),
             known: Default::default(),
             copying: Default::default(),

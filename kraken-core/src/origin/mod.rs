@@ -49,6 +49,8 @@ struct Inner {
     local: PeerInfo,
     store: Arc<dyn DynUploadStore>,
     backend: BoxBackend,
+    /// The waits of tasks that failed: the first, and the longest.
+    retry: (Duration, Duration),
     transport: Arc<dyn DynTransport>,
     queue: Arc<DurableQueue>,
     /// Something was queued.

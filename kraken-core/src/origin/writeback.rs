@@ -2,8 +2,14 @@
 //! when a blob was committed.
 //!
 //! A task is in the queue before the commit that made it is acknowledged, and leaves it only when
-//! its work is done. It is tried again for ever, with growing waits: a backend that is away for a
-//! day loses nothing.
+//! its work is done. It is tried again with growing waits: a backend that is away for a day loses
+//! nothing. One that was in vain for a week is put aside as a dead letter, which is counted, and which
+//! a person sends on its way again or drops; until then its blob stays.
+//!
+//! Every owner of a blob has a task for it. The origin that took the push tries at once, the others
+//! look a minute later and find it written. When it is not, for the backend is away, the first in the
+//! blob's order that has tried goes on, and the others look whether it has; they take its place when it
+//! does not answer.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -29,9 +35,8 @@ const REPLICATE: &str = "replicate";
 const PARALLEL: usize = 4;
 /// Tasks read at once when the queue is searched.
 const PAGE: usize = 1024;
-/// The wait after a first failure, and the longest.
-const RETRY: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(300);
+/// The wait after a first failure, and the longest, unless it is said.
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// How often a write-back looks for a blob whose commit it precedes: with the waits above for
 /// some ten minutes.
 const COMMIT_ATTEMPTS: u32 = 10;
@@ -77,6 +82,19 @@ impl Inner {
     pub(super) async fn unqueue(&self, id: u64) -> Result<(), ApiError> {
         let done = self.on_queue(move |queue| queue.done(id)).await;
         done.map_err(|error| ApiError::Unavailable(error.to_string()))
+    }
+
+    /// Whether this origin tries to write the blob to the namespace's backend. One whose turn has
+    /// not come yet does not.
+    pub(super) async fn writes_back(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<bool, ApiError> {
+        let key = format!("{namespace} {digest}");
+        let queued = self.on_queue(move |queue| queue.was_taken(WRITE_BACK, &key));
+        let queued = queued.await;
+        queued.map_err(|error| ApiError::Unavailable(error.to_string()))
     }
 
     /// Whether a blob has not been written back yet.
@@ -164,7 +182,8 @@ impl Inner {
         let outcome = match self.run(&task).await {
             Ok(()) => self.on_queue(move |queue| queue.done(id)).await,
             Err(unfinished) => {
-                let mut backoff = Backoff::new(RETRY, RETRY_MAX, Jitter::Equal).resumed(attempts);
+                let (first, longest) = self.retry;
+                let mut backoff = Backoff::new(first, longest, Jitter::Equal).resumed(attempts);
                 let wait = backoff.delay(&mut Rng::seeded(id ^ u64::from(attempts) << 32));
                 let (kind, key) = (&task.kind, &task.key);
                 match unfinished {
@@ -218,6 +237,9 @@ impl Inner {
         if self.backend.stat(namespace, digest).await.map_err(said)? == Some(meta.length()) {
             return Ok(());
         }
+        if self.another_writes(namespace, digest).await {
+            return Err(Unfinished::Early("another owner writes it"));
+        }
         let bytes = self.stream(&meta, 0..meta.length(), None);
         let bytes = bytes
             .map(|chunk| {
@@ -230,6 +252,19 @@ impl Inner {
             .map_err(said)?;
         tracing::debug!(%digest, %namespace, "written back");
         Ok(())
+    }
+
+    /// Whether an owner that comes before this one is still going to write the blob.
+    async fn another_writes(&self, namespace: &Namespace, digest: Digest) -> bool {
+        for member in self.ring.ranked(&digest).iter().take(self.replicas) {
+            let Some(client) = self.peers.get(&member.name) else {
+                return false;
+            };
+            if client.writes_back(namespace, digest).await.unwrap_or(false) {
+                return true;
+            }
+        }
+        false
     }
 
     async fn repair(

@@ -158,6 +158,16 @@ pub trait OriginApi: Send + Sync + 'static {
     /// # Errors
     /// [`ApiError::Conflict`] while it is not written back; [`ApiError::NotFound`].
     fn remove(&self, digest: Digest) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Whether this origin tries to write the blob to the namespace's backend, or has tried in vain.
+    ///
+    /// # Errors
+    /// Its queue cannot be read.
+    fn writes_back(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> impl Future<Output = Result<bool, ApiError>> + Send;
 }
 
 /// A blob, or a part of it, on its way.

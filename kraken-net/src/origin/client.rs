@@ -85,6 +85,23 @@ impl OriginClient {
         }
     }
 
+    /// Whether the origin tries to write the blob to the namespace's backend, or has tried in vain.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub async fn writes_back(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<bool, ApiError> {
+        let path = format!("/internal{}/write-back", blob(namespace, digest));
+        match self.ask(Method::GET, &path).await {
+            Ok(_) => Ok(true),
+            Err(ApiError::NotFound) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A blob's metainfo.
     ///
     /// # Errors

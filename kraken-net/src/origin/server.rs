@@ -28,6 +28,7 @@ use crate::http::path::{self, Asked, Params};
 /// | POST `/namespace/{ns}/blobs/{digest}/prefetch` | 200 present, 202 started |
 /// | HEAD `/internal/namespace/{ns}/blobs/{digest}?local=` | its length |
 /// | GET `/internal/namespace/{ns}/blobs/{digest}/metainfo` | its metainfo, whole; with `?open=true`, as much as is known; with `&after=` more than so many states, or after a while |
+/// | GET `/internal/namespace/{ns}/blobs/{digest}/write-back` | 204 when this origin tries to write it to the backend, or has in vain, else 404 |
 /// | DELETE `/internal/blobs/{digest}` | 202 |
 /// | GET `/internal/peercontext` | the origin as a peer |
 /// | POST `/namespace/{ns}/uploads` | 202, `Location` and `Upload-Id` |
@@ -52,6 +53,10 @@ pub fn router<O: OriginApi>(api: Arc<O>) -> Router {
         .route(
             "/internal/namespace/{namespace}/blobs/{digest}/metainfo",
             get(metainfo::<O>),
+        )
+        .route(
+            "/internal/namespace/{namespace}/blobs/{digest}/write-back",
+            get(write_back::<O>),
         )
         .route("/internal/blobs/{digest}", delete(remove::<O>))
         .route("/internal/peercontext", get(peer_context::<O>))
@@ -164,6 +169,17 @@ async fn prefetch<O: OriginApi>(
         Prefetch::Present => StatusCode::OK,
         Prefetch::Started => StatusCode::ACCEPTED,
     })
+}
+
+async fn write_back<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    Params((namespace, digest)): Params<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
+    match api.writes_back(&namespace, digest).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(ApiError::NotFound),
+    }
 }
 
 async fn remove<O: OriginApi>(

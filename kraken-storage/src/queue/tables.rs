@@ -17,6 +17,7 @@ const NEXT_ID: &str = "next_id";
 
 pub(super) struct Reading {
     pub(super) tasks: redb::ReadOnlyTable<(u64, u64), &'static [u8]>,
+    due: redb::ReadOnlyTable<u64, u64>,
     pub(super) current: redb::ReadOnlyTable<&'static [u8], u64>,
 }
 
@@ -24,8 +25,20 @@ impl Reading {
     pub(super) fn new(begun: &ReadTransaction) -> Result<Self, QueueError> {
         Ok(Self {
             tasks: begun.open_table(TASKS)?,
+            due: begun.open_table(DUE)?,
             current: begun.open_table(CURRENT)?,
         })
+    }
+
+    /// The task of an id.
+    pub(super) fn task(&self, id: u64) -> Result<Option<Task>, QueueError> {
+        let Some(due_ms) = self.due.get(id)?.map(|due| due.value()) else {
+            return Ok(None);
+        };
+        let record = self.tasks.get((due_ms, id))?;
+        record
+            .map(|record| read_record((due_ms, id), record.value()))
+            .transpose()
     }
 
     pub(super) fn is_current(&self, task: &Task) -> Result<bool, QueueError> {

@@ -61,6 +61,10 @@ impl Fake {
 }
 
 impl OriginApi for Fake {
+    async fn writes_back(&self, _: &Namespace, digest: Digest) -> Result<bool, ApiError> {
+        Ok(digest == Digest::of(b"unwritten"))
+    }
+
     fn peer(&self) -> PeerInfo {
         PeerInfo {
             id: PeerId::from_bytes([9; 32]),
