@@ -29,6 +29,7 @@ struct Group {
     backend: FlakyBackend<BoxBackend>,
     http: HttpClient,
     addrs: Vec<SocketAddr>,
+    dead_after: Duration,
 }
 
 impl Group {
@@ -49,6 +50,7 @@ impl Group {
                 .iter()
                 .map(|listener| listener.local_addr().unwrap())
                 .collect(),
+            dead_after: Duration::from_secs(3600),
         }
     }
 
@@ -82,6 +84,7 @@ impl Group {
             .replicas(3)
             .zone(format!("rack-{index}").parse().unwrap())
             .retry(Duration::from_millis(100), Duration::from_secs(2))
+            .dead_after(self.dead_after)
             .spawn()
             .unwrap();
         let shutdown = CancellationToken::new();
@@ -401,4 +404,30 @@ async fn a_thousand_pushes_into_an_outage_are_each_written_once() {
     }
     let writes = group.backend.writes();
     assert!(writes <= PUSHES + PUSHES / 100, "{writes} writes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_vain_for_too_long_is_put_aside_and_its_blob_stays() {
+    let mut group = Group::new(1);
+    group.dead_after = Duration::from_millis(300);
+    group.backend.set_down(true);
+    let node = group.start(0, MemStore::new());
+    let (bytes, meta) = blob(400_000, 8);
+    let ns = Namespace::default();
+    let put = group.client();
+    put.put(&ns, meta.digest(), bytes.into()).await.unwrap();
+    let counts = async || node.origin.task_counts().await.unwrap();
+    eventually("given up", async || counts().await == (0, 1)).await;
+    let text = node.origin.metrics().text();
+    assert!(text.contains("kraken_tasks_dead 1"), "{text}");
+    let refused = node.origin.remove(meta.digest()).await;
+    assert!(matches!(refused, Err(ApiError::Conflict(_))), "{refused:?}");
+    group.backend.set_down(false);
+    let dead = node.origin.dead_tasks(None, 10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert!(node.origin.revive_task(dead[0].id).await.unwrap());
+    assert!(!node.origin.revive_task(dead[0].id).await.unwrap());
+    eventually("written back", async || group.backend.writes() == 1).await;
+    eventually("done", async || counts().await == (0, 0)).await;
+    node.origin.remove(meta.digest()).await.unwrap();
 }

@@ -43,6 +43,8 @@ pub struct Task {
     pub attempts: u32,
     /// When it is to be done, in milliseconds on the caller's clock.
     pub due_ms: u64,
+    /// When it was to be done first.
+    pub born_ms: u64,
 }
 
 /// A queue of [`Task`]s in a file. Clones share it. Synchronous: see the [module](self).
@@ -97,6 +99,7 @@ impl DurableQueue {
             payload: payload.to_vec(),
             attempts: 0,
             due_ms,
+            born_ms: due_ms,
         };
         self.inner.change(|tables| tables.add(task))
     }
@@ -160,6 +163,60 @@ impl DurableQueue {
         self.inner.change(|tables| tables.put_back(id, due_ms))?;
         taken.remove(&id);
         Ok(())
+    }
+
+    /// Puts a task aside as a dead letter: nobody takes it any more, until it is
+    /// [revived](DurableQueue::revive) or another of its kind and key is pushed. It goes instead when
+    /// that has happened since it was taken. Not an error when it is not there.
+    ///
+    /// # Errors
+    /// The file cannot be written; the task stays as it is then.
+    pub fn bury(&self, id: u64) -> Result<(), QueueError> {
+        let mut taken = self.inner.taken();
+        self.inner.change(|tables| tables.bury(id))?;
+        taken.remove(&id);
+        Ok(())
+    }
+
+    /// Up to `max` dead letters by their ids, from the one after `after` on.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn dead(&self, after: Option<u64>, max: usize) -> Result<Vec<Task>, QueueError> {
+        let from = after.map_or(0, |id| id.saturating_add(1));
+        self.inner.look(|tables| {
+            let mut page = Vec::new();
+            for entry in tables.dead.range(from..)?.take(max) {
+                let (id, letter) = entry?;
+                let (due_ms, record) = letter.value();
+                page.push(read_record((due_ms, id.value()), record)?);
+            }
+            Ok(page)
+        })
+    }
+
+    /// How many dead letters there are.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn dead_len(&self) -> Result<u64, QueueError> {
+        self.inner.look(|tables| Ok(tables.dead.len()?))
+    }
+
+    /// Makes a dead letter a task again, due at `due_ms`, and says whether there was one.
+    ///
+    /// # Errors
+    /// The file cannot be written; it stays a dead letter then.
+    pub fn revive(&self, id: u64, due_ms: u64) -> Result<bool, QueueError> {
+        self.inner.change(|tables| tables.revive(id, due_ms))
+    }
+
+    /// Forgets a dead letter, and says whether there was one.
+    ///
+    /// # Errors
+    /// The file cannot be written; it stays then.
+    pub fn drop_dead(&self, id: u64) -> Result<bool, QueueError> {
+        self.inner.change(|tables| Ok(tables.unbury(id)?.is_some()))
     }
 
     /// When the first task that waits is due, in milliseconds; `None` when none waits.

@@ -173,7 +173,7 @@ async fn blob_by_namespace(registry: Router, mut request: Request) -> axum::resp
         .replace("%2F", "/");
     match path.parse() {
         Ok(uri) => *request.uri_mut() = uri,
-        Err(_) => return axum::http::StatusCode::BAD_REQUEST.into_response(),
+        Err(_) => return http::StatusCode::BAD_REQUEST.into_response(),
     }
     match registry.oneshot(request).await {
         Ok(response) => response,

@@ -11,6 +11,7 @@ pub mod limits;
 pub mod origin;
 pub mod process;
 pub mod proxy;
+pub mod queue;
 pub mod tracker;
 
 pub use config::{ConfigError, OriginEntry, Tls};

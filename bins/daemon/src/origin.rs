@@ -18,6 +18,7 @@ use crate::backends::{BackendConfig, RouteConfig, backend};
 use crate::config::{self, OriginEntry, QuicMtu, ScrubRate, StoreLimit, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
+use crate::queue::with_queue;
 
 /// The configuration of an origin.
 #[derive(Debug, Clone, Deserialize)]
@@ -124,6 +125,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let router = router(Arc::new(origin.clone()))
         .route("/metrics", get(async move || metrics.metrics().text()));
     let router = with_live_limits(router, origin.clone());
+    let router = with_queue(router, origin.clone());
     let queue = origin.clone();
     let router = with_health(router, move || {
         let readable = queue.queued().map(drop).map_err(|error| error.to_string());

@@ -96,6 +96,67 @@ pub(crate) enum Command {
     /// Puts and gets single blobs.
     #[command(subcommand)]
     Blob(BlobCommand),
+    /// Shows the durable tasks of an origin, and what to do with those that it gave up.
+    Queue {
+        /// What to do.
+        #[command(subcommand)]
+        command: QueueCommand,
+        /// The origin, such as https://origin-1:7602.
+        #[arg(
+            long,
+            env = "KRAKEN_ORIGIN",
+            global = true,
+            default_value = "https://127.0.0.1:7900"
+        )]
+        origin: String,
+        /// A certificate of the cluster, with its chain.
+        #[arg(
+            long,
+            env = "KRAKEN_CERT",
+            global = true,
+            default_value = "kraken-dev/tls/origin-1.crt"
+        )]
+        cert: PathBuf,
+        /// Its private key.
+        #[arg(
+            long,
+            env = "KRAKEN_KEY",
+            global = true,
+            default_value = "kraken-dev/tls/origin-1.key"
+        )]
+        key: PathBuf,
+        /// The certificates of the cluster's authority.
+        #[arg(
+            long,
+            env = "KRAKEN_CA",
+            global = true,
+            default_value = "kraken-dev/tls/ca.crt"
+        )]
+        ca: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QueueCommand {
+    /// Lists the tasks that wait: write-backs, and copies for other origins.
+    Ls {
+        /// Those that were given up instead.
+        #[arg(long)]
+        dead: bool,
+        /// Prints one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tries what was given up again.
+    Retry {
+        /// Which task; all when it is not given.
+        id: Option<u64>,
+    },
+    /// Drops a task that was given up. Its blob may then be evicted without being in the backend.
+    Drop {
+        /// Which task.
+        id: u64,
+    },
 }
 
 /// A process of a cluster.
@@ -194,5 +255,7 @@ mod tests {
         let told = Cli::try_parse_from(plot).unwrap_err().to_string();
         assert!(told.contains("end its name in .svg or .png"), "{told}");
         assert!(Cli::try_parse_from(["kraken", "blob", "get", "sha256:12"]).is_err());
+        assert!(Cli::try_parse_from(["kraken", "queue", "ls", "--dead"]).is_ok());
+        assert!(Cli::try_parse_from(["kraken", "queue", "drop"]).is_err());
     }
 }

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod demo;
 pub mod image;
 pub mod layout;
+pub mod queue;
 pub mod simulate;
 
 /// What went wrong, for people.

@@ -13,12 +13,13 @@ use kraken::client::Registry;
 use kraken::cluster::{Cluster, ClusterOptions};
 use kraken::demo::{self, Bars, DemoOptions};
 use kraken::layout;
+use kraken::queue::{self, Queue};
 use kraken::simulate::Simulation;
-use kraken_daemon::process;
+use kraken_daemon::{Tls, process};
 use kraken_registry::name::split_tag;
 use kraken_sim::PlotFile;
 
-use args::{BlobCommand, Cli, Command, Role};
+use args::{BlobCommand, Cli, Command, QueueCommand, Role};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -120,6 +121,16 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             .await?;
             say(&format!("{source} is {digest}, in {}", layout.display()))?;
         }
+        Command::Queue {
+            command,
+            origin,
+            cert,
+            key,
+            ca,
+        } => {
+            let queue = Queue::new(&origin, &Tls { cert, key, ca })?;
+            work_on_queue(&queue, command).await?;
+        }
         Command::Run { role, config } => run_role(role, &config).await?,
         Command::Blob(command) => blob(command).await?,
     }
@@ -136,6 +147,28 @@ async fn run_role(role: Role, config: &Path) -> Result<(), Failure> {
         Role::BuildIndex => process::run_until_signal(config, build_index::start).await?,
     }
     Ok(())
+}
+
+async fn work_on_queue(queue: &Queue, command: QueueCommand) -> Result<(), Failure> {
+    match command {
+        QueueCommand::Ls { dead, json } => {
+            let list = queue.list(dead, None).await?;
+            if json {
+                let text = serde_json::to_string(&list);
+                return say(&text.map_err(|error| Failure::Argument(error.to_string()))?);
+            }
+            say(&queue::table(&list.tasks).to_string())?;
+            say(&format!("{} waiting, {} given up", list.waiting, list.dead))
+        }
+        QueueCommand::Retry { id } => {
+            let tasks = queue.retry(id).await?;
+            say(&format!("{tasks} will be tried again"))
+        }
+        QueueCommand::Drop { id } => {
+            queue.drop(id).await?;
+            say(&format!("{id} is dropped"))
+        }
+    }
 }
 
 async fn dev(options: ClusterOptions) -> Result<(), Failure> {

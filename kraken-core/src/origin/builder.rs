@@ -16,6 +16,7 @@ use kraken_storage::{Backend, BoxBackend, UploadStore};
 use tokio::sync::Notify;
 
 use super::counts::Counts;
+use super::letters::DEAD_AFTER;
 use super::mend::mend;
 use super::writeback::RETRY;
 use super::{Inner, Origin};
@@ -43,6 +44,7 @@ pub struct OriginBuilder {
     transport: Arc<dyn DynTransport>,
     backend: BoxBackend,
     retry: (Duration, Duration),
+    dead_after: Duration,
     queue: DurableQueue,
     ring: Vec<RingMember>,
     http: Option<HttpClient>,
@@ -69,6 +71,7 @@ impl OriginBuilder {
             transport: Arc::new(transport),
             backend: BoxBackend::new(backend),
             retry: RETRY,
+            dead_after: DEAD_AFTER,
             queue,
             ring: Vec::new(),
             http: None,
@@ -124,6 +127,13 @@ impl OriginBuilder {
     /// by default.
     pub fn retry(mut self, first: Duration, longest: Duration) -> Self {
         self.retry = (first, longest);
+        self
+    }
+
+    /// How long a write-back or a copy is tried before it is put aside as a dead letter, for a person
+    /// to look at: a week by default.
+    pub fn dead_after(mut self, age: Duration) -> Self {
+        self.dead_after = age;
         self
     }
 
@@ -196,6 +206,7 @@ impl OriginBuilder {
             name: self.name,
             replicas: self.replicas,
             retry: self.retry,
+            dead_after: self.dead_after,
             fetching: Default::default(),
             known: Default::default(),
             copying: Default::default(),
@@ -205,6 +216,10 @@ impl OriginBuilder {
             notes,
             tasks: tasks.clone(),
         });
+        // Those of an earlier process count as well. A queue that cannot be read says so when it is worked.
+        inner
+            .counts
+            .dead(inner.queue.dead_len().unwrap_or_default());
         tasks.spawn(inner.clone().work());
         tasks.spawn(mend(inner.store.clone(), Arc::downgrade(&inner)));
         Ok(Origin { inner })

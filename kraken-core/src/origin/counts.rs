@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
@@ -10,6 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 #[derive(Debug)]
 pub(super) struct Counts {
     pub(super) backend_reads: Counter,
+    dead: Gauge,
     commit_durable: Histogram,
     commit_copies: Histogram,
 }
@@ -19,6 +21,7 @@ impl Counts {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let counts = Self {
             backend_reads: Counter::default(),
+            dead: Gauge::default(),
             commit_durable: Histogram::new(buckets()),
             commit_copies: Histogram::new(buckets()),
         };
@@ -26,6 +29,11 @@ impl Counts {
             "backend_reads",
             "Blobs that this origin began to read from its backend",
             counts.backend_reads.clone(),
+        );
+        registry.register(
+            "tasks_dead",
+            "Write-backs and copies that were given up: see kraken queue ls --dead",
+            counts.dead.clone(),
         );
         registry.register_with_unit(
             "commit_durable",
@@ -40,6 +48,11 @@ impl Counts {
             counts.commit_copies.clone(),
         );
         counts
+    }
+
+    /// How many tasks were given up by now.
+    pub(super) fn dead(&self, tasks: u64) {
+        self.dead.set(i64::try_from(tasks).unwrap_or(i64::MAX));
     }
 
     /// A commit that was acknowledged.

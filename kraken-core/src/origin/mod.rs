@@ -11,6 +11,7 @@ mod copying;
 mod counts;
 mod ingest;
 mod known;
+mod letters;
 mod mend;
 mod replicate;
 mod room;
@@ -51,6 +52,8 @@ struct Inner {
     backend: BoxBackend,
     /// The waits of tasks that failed: the first, and the longest.
     retry: (Duration, Duration),
+    /// How long a task is tried before it is a dead letter.
+    dead_after: Duration,
     transport: Arc<dyn DynTransport>,
     queue: Arc<DurableQueue>,
     /// Something was queued.

@@ -99,41 +99,24 @@ impl Inner {
 
     /// Whether a blob has not been written back yet.
     pub(super) async fn waits_for_write_back(&self, digest: Digest) -> Result<bool, ApiError> {
-        let text = format!(" {digest}");
-        let waits = self.on_queue(move |queue| {
-            let mut last = None;
-            loop {
-                let page = queue.page(last.as_ref(), PAGE)?;
-                if page
-                    .iter()
-                    .any(|task| task.kind == WRITE_BACK && task.key.ends_with(&text))
-                {
-                    return Ok(true);
-                }
-                match page.into_iter().last() {
-                    Some(task) => last = Some(task),
-                    None => return Ok(false),
-                }
-            }
+        let found = self.on_queue(move |queue| {
+            let mut found = false;
+            each_task(queue, |task| {
+                found |= task.kind == WRITE_BACK && digest_of(task) == Some(digest);
+            })?;
+            Ok(found)
         });
-        waits
-            .await
-            .map_err(|error| ApiError::Unavailable(error.to_string()))
+        let found = found.await;
+        found.map_err(|error| ApiError::Unavailable(error.to_string()))
     }
 
-    /// The blobs that a task is about: they are not in the backend yet, or an owner lacks its copy.
+    /// The blobs that a task is about, dead letters among them: they are not in the backend yet, or
+    /// an owner lacks its copy.
     pub(super) async fn unfinished_blobs(&self) -> Result<HashSet<Digest>, StoreError> {
         let found = self.on_queue(|queue| {
-            let (mut found, mut last) = (HashSet::new(), None);
-            loop {
-                let page = queue.page(last.as_ref(), PAGE)?;
-                let digests = page.iter().filter_map(|task| task.key.split(' ').nth(1));
-                found.extend(digests.filter_map(|it| it.parse::<Digest>().ok()));
-                match page.into_iter().last() {
-                    Some(task) => last = Some(task),
-                    None => return Ok(found),
-                }
-            }
+            let mut found = HashSet::new();
+            each_task(queue, |task| found.extend(digest_of(task)))?;
+            Ok(found)
         });
         found.await.map_err(|error| StoreError::Io {
             doing: "read the queue of write-backs, to see what may go".into(),
@@ -178,29 +161,48 @@ impl Inner {
     }
 
     async fn attempt(&self, task: Task) {
-        let (id, attempts) = (task.id, task.attempts);
+        let id = task.id;
         let outcome = match self.run(&task).await {
             Ok(()) => self.on_queue(move |queue| queue.done(id)).await,
-            Err(unfinished) => {
-                let (first, longest) = self.retry;
-                let mut backoff = Backoff::new(first, longest, Jitter::Equal).resumed(attempts);
-                let wait = backoff.delay(&mut Rng::seeded(id ^ u64::from(attempts) << 32));
-                let (kind, key) = (&task.kind, &task.key);
-                match unfinished {
-                    Unfinished::Early(reason) => {
-                        tracing::debug!(kind, key, reason, ?wait, "will look again");
-                    }
-                    Unfinished::Failed(reason) => {
-                        tracing::warn!(kind, key, reason, ?wait, "will try again");
-                    }
-                }
-                let due = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                self.on_queue(move |queue| queue.retry(id, due)).await
-            }
+            Err(unfinished) => self.put_back(&task, unfinished).await,
         };
         if let Err(error) = outcome {
             tracing::error!(%error, "the queue of write-backs cannot be written");
         }
+    }
+
+    /// Lets a task wait for its next attempt, or gives it up when it was in vain for too long.
+    async fn put_back(&self, task: &Task, unfinished: Unfinished) -> Result<(), QueueError> {
+        let (id, attempts, kind, key) = (task.id, task.attempts, &task.kind, &task.key);
+        let (first, longest) = self.retry;
+        let mut backoff = Backoff::new(first, longest, Jitter::Equal).resumed(attempts);
+        let wait = backoff.delay(&mut Rng::seeded(id ^ u64::from(attempts) << 32));
+        match unfinished {
+            Unfinished::Early(reason) => {
+                tracing::debug!(kind, key, reason, ?wait, "will look again");
+            }
+            Unfinished::Failed(reason) => {
+                let age = Duration::from_millis(unix_ms().saturating_sub(task.born_ms));
+                if age > self.dead_after {
+                    tracing::error!(
+                        kind,
+                        key,
+                        reason,
+                        ?age,
+                        "given up: a dead letter from now on"
+                    );
+                    let buried = self.on_queue(move |queue| {
+                        queue.bury(id)?;
+                        queue.dead_len()
+                    });
+                    self.counts.dead(buried.await?);
+                    return Ok(());
+                }
+                tracing::warn!(kind, key, reason, ?wait, "will try again");
+            }
+        }
+        let due = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.on_queue(move |queue| queue.retry(id, due)).await
     }
 
     async fn run(&self, task: &Task) -> Result<(), Unfinished> {
@@ -294,7 +296,7 @@ impl Inner {
         sealed.map_err(|error| Unfinished::Failed(error.to_string()))
     }
 
-    async fn on_queue<T: Send + 'static>(
+    pub(super) async fn on_queue<T: Send + 'static>(
         &self,
         act: impl FnOnce(&DurableQueue) -> Result<T, QueueError> + Send + 'static,
     ) -> Result<T, QueueError> {
@@ -303,6 +305,33 @@ impl Inner {
             .await
             .expect("the queue does not panic")
     }
+}
+
+/// Shows every task, dead letters among them.
+fn each_task(queue: &DurableQueue, mut show: impl FnMut(&Task)) -> Result<(), QueueError> {
+    let mut last = None;
+    loop {
+        let page = queue.page(last.as_ref(), PAGE)?;
+        page.iter().for_each(&mut show);
+        match page.into_iter().last() {
+            Some(task) => last = Some(task),
+            None => break,
+        }
+    }
+    let mut after = None;
+    loop {
+        let page = queue.dead(after, PAGE)?;
+        page.iter().for_each(&mut show);
+        match page.last() {
+            Some(task) => after = Some(task.id),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// The blob that a task is about.
+fn digest_of(task: &Task) -> Option<Digest> {
+    task.key.split(' ').nth(1)?.parse().ok()
 }
 
 /// Why a task stays in the queue.

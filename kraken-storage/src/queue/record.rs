@@ -1,5 +1,5 @@
-//! A task's record: attempts, then kind and key with their lengths in front (all numbers 32-bit
-//! big-endian), then the payload. Id and due time are in the record's place.
+//! A task's record: when it was first due (64 bits), attempts (32), then kind and key with their
+//! lengths in front (32), all big-endian, then the payload. Id and due time are in the record's place.
 
 use super::{QueueError, Task};
 
@@ -12,8 +12,9 @@ pub(super) fn name_of(kind: &str, key: &str) -> Vec<u8> {
 }
 
 pub(super) fn write_record(task: &Task) -> Vec<u8> {
-    let len = 12 + task.kind.len() + task.key.len() + task.payload.len();
+    let len = 20 + task.kind.len() + task.key.len() + task.payload.len();
     let mut record = Vec::with_capacity(len);
+    record.extend_from_slice(&task.born_ms.to_be_bytes());
     record.extend_from_slice(&task.attempts.to_be_bytes());
     write_text(&mut record, &task.kind);
     write_text(&mut record, &task.key);
@@ -23,6 +24,10 @@ pub(super) fn write_record(task: &Task) -> Vec<u8> {
 
 pub(super) fn read_record((due_ms, id): (u64, u64), mut record: &[u8]) -> Result<Task, QueueError> {
     let damaged = |what| QueueError::Damaged { id, what };
+    let (born_ms, rest) = record
+        .split_first_chunk()
+        .ok_or_else(|| damaged("it ends in its time"))?;
+    record = rest;
     let attempts = read_number(&mut record).ok_or_else(|| damaged("it ends in its attempts"))?;
     let kind = read_text(&mut record).ok_or_else(|| damaged("it has no kind"))?;
     let key = read_text(&mut record).ok_or_else(|| damaged("it has no key"))?;
@@ -33,6 +38,7 @@ pub(super) fn read_record((due_ms, id): (u64, u64), mut record: &[u8]) -> Result
         payload: record.to_vec(),
         attempts,
         due_ms,
+        born_ms: u64::from_be_bytes(*born_ms),
     })
 }
 

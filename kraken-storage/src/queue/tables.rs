@@ -11,6 +11,10 @@ const TASKS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("task
 const DUE: TableDefinition<'_, u64, u64> = TableDefinition::new("due");
 /// Kind and key to the id of the current task.
 const CURRENT: TableDefinition<'_, &[u8], u64> = TableDefinition::new("current");
+/// The id of a dead letter to when it was due last, and its record.
+const DEAD: TableDefinition<'_, u64, (u64, &[u8])> = TableDefinition::new("dead");
+/// Kind and key to the id of the dead letter.
+const DEAD_NAMES: TableDefinition<'_, &[u8], u64> = TableDefinition::new("dead names");
 /// `NEXT_ID`: ids are not used twice, so that a late `done` cannot hit another task.
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 const NEXT_ID: &str = "next_id";
@@ -19,6 +23,7 @@ pub(super) struct Reading {
     pub(super) tasks: redb::ReadOnlyTable<(u64, u64), &'static [u8]>,
     due: redb::ReadOnlyTable<u64, u64>,
     pub(super) current: redb::ReadOnlyTable<&'static [u8], u64>,
+    pub(super) dead: redb::ReadOnlyTable<u64, (u64, &'static [u8])>,
 }
 
 impl Reading {
@@ -27,6 +32,7 @@ impl Reading {
             tasks: begun.open_table(TASKS)?,
             due: begun.open_table(DUE)?,
             current: begun.open_table(CURRENT)?,
+            dead: begun.open_table(DEAD)?,
         })
     }
 
@@ -52,6 +58,8 @@ pub(super) struct Writing<'txn> {
     due: redb::Table<'txn, u64, u64>,
     current: redb::Table<'txn, &'static [u8], u64>,
     counters: redb::Table<'txn, &'static str, u64>,
+    dead: redb::Table<'txn, u64, (u64, &'static [u8])>,
+    dead_names: redb::Table<'txn, &'static [u8], u64>,
 }
 
 impl<'txn> Writing<'txn> {
@@ -61,6 +69,8 @@ impl<'txn> Writing<'txn> {
             due: begun.open_table(DUE)?,
             current: begun.open_table(CURRENT)?,
             counters: begun.open_table(COUNTERS)?,
+            dead: begun.open_table(DEAD)?,
+            dead_names: begun.open_table(DEAD_NAMES)?,
         })
     }
 
@@ -68,8 +78,12 @@ impl<'txn> Writing<'txn> {
     pub(super) fn add(&mut self, mut task: Task) -> Result<u64, QueueError> {
         task.id = self.counters.get(NEXT_ID)?.map_or(1, |id| id.value());
         self.counters.insert(NEXT_ID, task.id + 1)?;
-        self.current
-            .insert(&*name_of(&task.kind, &task.key), task.id)?;
+        let name = name_of(&task.kind, &task.key);
+        // The new one makes up for it.
+        if let Some(dead) = self.dead_names.remove(&*name)?.map(|id| id.value()) {
+            self.dead.remove(dead)?;
+        }
+        self.current.insert(&*name, task.id)?;
         self.insert(&task)?;
         Ok(task.id)
     }
@@ -86,6 +100,44 @@ impl<'txn> Writing<'txn> {
         task.due_ms = due_ms;
         self.current.insert(&*name, id)?;
         self.insert(&task)
+    }
+
+    /// Puts a task aside. It goes instead when another of its name was added since it was taken.
+    pub(super) fn bury(&mut self, id: u64) -> Result<(), QueueError> {
+        let Some(mut task) = self.remove(id)? else {
+            return Ok(());
+        };
+        let name = name_of(&task.kind, &task.key);
+        if self.current.get(&*name)?.is_some() {
+            return Ok(());
+        }
+        task.attempts = task.attempts.saturating_add(1);
+        self.dead.insert(id, (task.due_ms, &*write_record(&task)))?;
+        self.dead_names.insert(&*name, id)?;
+        Ok(())
+    }
+
+    /// Takes a dead letter out.
+    pub(super) fn unbury(&mut self, id: u64) -> Result<Option<Task>, QueueError> {
+        let Some(entry) = self.dead.remove(id)? else {
+            return Ok(None);
+        };
+        let (due_ms, record) = entry.value();
+        let task = read_record((due_ms, id), record)?;
+        drop(entry);
+        self.dead_names.remove(&*name_of(&task.kind, &task.key))?;
+        Ok(Some(task))
+    }
+
+    /// Puts a dead letter among the others again, as if it were new.
+    pub(super) fn revive(&mut self, id: u64, due_ms: u64) -> Result<bool, QueueError> {
+        let Some(mut task) = self.unbury(id)? else {
+            return Ok(false);
+        };
+        (task.attempts, task.due_ms, task.born_ms) = (0, due_ms, due_ms);
+        self.current.insert(&*name_of(&task.kind, &task.key), id)?;
+        self.insert(&task)?;
+        Ok(true)
     }
 
     fn insert(&mut self, task: &Task) -> Result<(), QueueError> {

@@ -34,6 +34,7 @@ fn a_task_goes_its_way() {
         payload: b"1".into(),
         attempts: 0,
         due_ms: 10,
+        born_ms: 10,
     };
     assert_eq!(taken, [expected]);
     assert_eq!(queue.next_due(), Ok(Some(20)));
@@ -128,6 +129,48 @@ fn a_file_has_one_queue() {
 }
 
 #[test]
+fn a_dead_letter_rests_until_somebody_wants_it() {
+    let (queue, path, _dir) = queue();
+    let (a, b) = (
+        queue.push("k", "a", b"1", 1).unwrap(),
+        queue.push("k", "b", b"2", 1).unwrap(),
+    );
+    queue.retry(a, 5).unwrap();
+    assert_eq!(queue.take_due(9, 9).unwrap().len(), 2);
+    queue.bury(a).unwrap();
+    queue.bury(b).unwrap();
+    drop(queue);
+    let queue = DurableQueue::open(&path).unwrap();
+    assert_eq!(queue.take_due(99, 9), Ok(vec![]));
+    assert_eq!((queue.len(), queue.dead_len()), (Ok(0), Ok(2)));
+    assert_eq!(queue.contains("k", "a"), Ok(false));
+    let dead = queue.dead(None, 1).unwrap();
+    assert_eq!((dead[0].id, dead[0].attempts, dead[0].born_ms), (a, 2, 1));
+    assert_eq!(ids(&queue.dead(Some(a), 9).unwrap()), [b]);
+
+    assert_eq!(queue.revive(a, 50), Ok(true));
+    assert_eq!(queue.revive(a, 50), Ok(false));
+    let again = queue.take_due(50, 9).unwrap();
+    assert_eq!(
+        (again[0].id, again[0].attempts, again[0].born_ms),
+        (a, 0, 50)
+    );
+    assert_eq!(again[0].payload, b"1");
+    // One that was pushed while it was taken makes up for it.
+    let newer = queue.push("k", "a", b"3", 60).unwrap();
+    queue.bury(a).unwrap();
+    assert_eq!(ids(&queue.take_due(60, 9).unwrap()), [newer]);
+    assert_eq!(queue.dead_len(), Ok(1));
+    // And one that is pushed later takes its place.
+    queue.push("k", "b", b"4", 60).unwrap();
+    assert_eq!(queue.dead_len(), Ok(0));
+    assert_eq!(queue.drop_dead(b), Ok(false));
+    queue.bury(newer).unwrap();
+    assert_eq!(queue.drop_dead(newer), Ok(true));
+    assert_eq!(queue.dead_len(), Ok(0));
+}
+
+#[test]
 fn pages_go_through_all_in_order() {
     let (queue, _, _dir) = queue();
     for (index, due) in [3, 1, 2, 2, 5].into_iter().enumerate() {
@@ -154,6 +197,7 @@ fn a_damaged_record_is_an_error() {
         payload: vec![],
         attempts: 3,
         due_ms: 4,
+        born_ms: 1,
     });
     assert!(read_record((4, 1), &whole).is_ok());
     for cut in 0..whole.len() {
