@@ -15,6 +15,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -115,6 +116,9 @@ fn run(options: Options) -> Outcome<bool> {
             report.kills, report.cut_points, report.acknowledged, report.lost, report.wrong
         );
     }
+    if options.run.kills > 20 && report.acknowledged == 0 {
+        return Err("nothing was promised, so that nothing could be lost".into());
+    }
     Ok(report.lost == 0 && report.wrong == 0)
 }
 
@@ -151,7 +155,10 @@ async fn kill(run: &Run, report: &mut Report) -> Outcome<()> {
         let listener = std::thread::spawn(move || lines.lines().collect::<Result<Vec<_>, _>>());
         std::thread::sleep(Duration::from_millis(1 + rng.below(WORKS) as u64));
         child.kill()?;
-        child.wait()?;
+        let status = child.wait()?;
+        if status.signal() != Some(9) {
+            return Err(format!("a process ended by itself, {status}: nothing was killed").into());
+        }
         for line in listener.join().map_err(|_| "the listener panicked")?? {
             // The last line may have been cut off with the process; then it says nothing.
             promises.extend(line.parse::<Promise>().ok());

@@ -111,8 +111,12 @@ async fn measure(options: &Options) -> Outcome<Report> {
     read(&store, large, READS / 10).await?;
     let read_p99_us = at(read(&store, large, READS).await?, 99);
     let evicting = store.clone();
-    let evict = tokio::spawn(async move { evict(&evicting, large).await });
+    let most = (options.blobs * SMALL + 2 * LARGE) as u64;
+    let evict = tokio::spawn(async move { evict(&evicting, most, large).await });
     let read_p99_evicting_us = at(read(&store, large, READS).await?, 99);
+    if evict.is_finished() {
+        return Err("the eviction ended before the reads: take more blobs".into());
+    }
     evict.abort();
     let evicted = digests.len() + 1 - store.list().await?.len();
     Ok(Report {
@@ -184,15 +188,13 @@ async fn read(store: &FsStore, digest: Digest, reads: usize) -> Outcome<Vec<Dura
     Ok(times)
 }
 
-/// Makes room as if something large came, again and again.
-async fn evict(store: &FsStore, spared: Digest) {
+/// Makes room as if something came that does not fit, again and again.
+async fn evict(store: &FsStore, most: u64, spared: Digest) -> Outcome<()> {
     let spared = [spared].into();
-    // More than is ever free, so that something goes each time.
-    while let Ok(victims) = store.victims(2 * LARGE as u64, &spared).await {
-        for digest in victims {
-            if let Err(error) = store.remove(digest).await {
-                eprintln!("store: {error}");
-            }
+    loop {
+        let more = most.saturating_sub(store.used()) + (1 << 20);
+        for digest in store.victims(more, &spared).await? {
+            store.remove(digest).await?;
         }
     }
 }

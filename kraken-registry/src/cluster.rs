@@ -3,6 +3,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +34,10 @@ impl BlobSource for Agent {
         let range = range.start.min(total)..range.end.min(total);
         // What is wrong with the file is wrong with the stream, which says it.
         let file = reader.file().await.ok().flatten();
+        let reader = Arc::new(reader);
+        let replaced = Arc::new(AtomicBool::new(false));
+        let (first, seen) = (Arc::clone(&reader), Arc::clone(&replaced));
+        let valid = move || first.is_usable() && !seen.load(Ordering::Relaxed);
         let (agent, namespace) = (self.clone(), ns.clone());
         let read = move |range: Range<u64>| {
             let reading = Reading {
@@ -41,15 +46,25 @@ impl BlobSource for Agent {
                 digest,
                 stream: reader.stream(range.clone()).boxed(),
                 range,
+                replaced: Arc::clone(&replaced),
             };
             reading.stream()
         };
         let stream = read(range.clone());
-        let read = move |range| read(range).map_err(io::Error::other).boxed();
+        let read = move |range| {
+            let told = move |error: &SourceError| {
+                tracing::warn!(%digest, %error, "a blob's body broke off");
+            };
+            read(range)
+                .inspect_err(told)
+                .map_err(io::Error::other)
+                .boxed()
+        };
         let file = file.map(|file| FileBody {
             file,
             range,
             read: Arc::new(read),
+            valid: Arc::new(valid),
         });
         Ok(BlobBody {
             total,
@@ -68,13 +83,16 @@ struct Reading {
     stream: BoxStream<'static, Result<Bytes, ReadError>>,
     /// What is still to come.
     range: Range<u64>,
+    /// Whether the first reader had to be replaced: its file is not to be trusted then.
+    replaced: Arc<AtomicBool>,
 }
 
 impl Reading {
     /// How often a reader is replaced before it gave a byte.
-    const READERS: u32 = 5;
-    /// The wait before each, until the blob's end has gone round.
-    const WAIT: Duration = Duration::from_millis(100);
+    const READERS: u32 = 7;
+    /// The wait before the first one, which doubles: until a blob's end has gone round, or there is
+    /// room for it again.
+    const WAIT: Duration = Duration::from_millis(50);
 
     fn stream(self) -> BoxStream<'static, Result<Bytes, SourceError>> {
         let next = async |mut reading: Self| {
@@ -96,13 +114,21 @@ impl Reading {
                 Err(error @ ReadError::Store(_)) if tries < Self::READERS => error,
                 Err(error) => return Err(error.to_string()),
             };
-            tries += 1;
             let digest = self.digest;
             tracing::info!(%digest, %error, from = self.range.start, "a blob went while it was read");
-            tokio::time::sleep(Self::WAIT).await;
-            let reader = self.agent.open_in(&self.namespace, digest).await;
-            let reader = reader.map_err(|error| error.to_string())?;
-            self.stream = reader.stream(self.range.clone()).boxed();
+            self.replaced.store(true, Ordering::Relaxed);
+            self.stream = loop {
+                tokio::time::sleep(Self::WAIT * (1 << tries)).await;
+                tries += 1;
+                match self.agent.open_in(&self.namespace, digest).await {
+                    Ok(reader) => break reader.stream(self.range.clone()).boxed(),
+                    Err(error @ (OpenError::NotFound(_) | OpenError::Stopped)) => {
+                        return Err(error.to_string());
+                    }
+                    Err(error) if tries >= Self::READERS => return Err(error.to_string()),
+                    Err(_) => {}
+                }
+            };
         }
     }
 }

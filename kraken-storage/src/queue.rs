@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -192,6 +193,30 @@ impl DurableQueue {
                 page.push(read_record((due_ms, id.value()), record)?);
             }
             Ok(page)
+        })
+    }
+
+    /// Shows every task, waiting, taken and dead, as they are at one moment, until `show` says that it
+    /// is enough.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn each(&self, mut show: impl FnMut(&Task) -> ControlFlow<()>) -> Result<(), QueueError> {
+        self.inner.look(|tables| {
+            for entry in tables.tasks.iter()? {
+                let (at, record) = entry?;
+                if show(&read_record(at.value(), record.value())?).is_break() {
+                    return Ok(());
+                }
+            }
+            for entry in tables.dead.iter()? {
+                let (id, letter) = entry?;
+                let (due_ms, record) = letter.value();
+                if show(&read_record((due_ms, id.value()), record)?).is_break() {
+                    return Ok(());
+                }
+            }
+            Ok(())
         })
     }
 

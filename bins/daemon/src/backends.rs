@@ -1,5 +1,6 @@
 //! The storage behind the origins, as the configuration names it.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -87,9 +88,9 @@ pub struct BackendLimitsConfig {
     /// Bytes per second that are written.
     #[serde(default)]
     pub write: Option<Rate>,
-    /// Blobs that are read and written at once.
+    /// Blobs that are read and written at once; at least one by each origin.
     #[serde(default)]
-    pub at_once: Option<usize>,
+    pub at_once: Option<NonZeroUsize>,
 }
 
 /// A regular expression.
@@ -126,9 +127,14 @@ impl TryFrom<String> for Timeout {
         let wrong = || format!("timeout is a time such as 30s or 2m, not {text}");
         let parsed: SignedDuration = text.parse().map_err(|_| wrong())?;
         let time = Duration::try_from(parsed).map_err(|_| wrong())?;
-        match time >= Duration::from_secs(1) {
-            true => Ok(Self(time)),
-            false => Err(format!("a timeout of {text} is too short: 1s at least")),
+        match time {
+            time if time < Duration::from_secs(1) => {
+                Err(format!("a timeout of {text} is too short: 1s at least"))
+            }
+            time if time > Duration::from_secs(3600) => {
+                Err(format!("a timeout of {text} is too long: 1h at most"))
+            }
+            time => Ok(Self(time)),
         }
     }
 }
@@ -144,7 +150,16 @@ pub(crate) fn backend(
     origins: usize,
 ) -> Result<BoxBackend, StartError> {
     match (one, routes) {
-        (Some(one), []) => Ok(make(one, None, Timeout::default())?),
+        (Some(one), []) => {
+            let backend = make(one, None, Timeout::default())?;
+            let pattern = Regex::new("").expect("it matches everything");
+            let must_ready = false;
+            Ok(BoxBackend::new(RoutedBackend::new(vec![Route {
+                pattern,
+                backend,
+                must_ready,
+            }])))
+        }
         (None, [_, ..]) => {
             let made: Result<Vec<_>, _> = routes.iter().map(|it| route(it, origins)).collect();
             Ok(BoxBackend::new(RoutedBackend::new(made?)))
@@ -170,7 +185,7 @@ fn route(config: &RouteConfig, origins: usize) -> Result<Route, StartError> {
     let limits = BackendLimits {
         read: read.map(|rate| rate.0),
         write: write.map(|rate| rate.0),
-        at_once,
+        at_once: at_once.map(NonZeroUsize::get),
     };
     let backend = make(&config.backend, config.layout, config.timeout)?;
     Ok(Route {
@@ -342,5 +357,14 @@ mod tests {
             "{s3: {bucket: b, access_key_id: {text: hunter1}, secret_access_key: {text: hunter2}}}";
         let config: BackendConfig = parse(text).unwrap();
         assert!(!format!("{config:?}").contains("hunter"), "{config:?}");
+        for wrong in [
+            "{s3: {bucket: b, secret_access_key: {text: hunter2}, regoin: x}}",
+            "{s3: {bucket: b, secret_access_key: hunter2}}",
+            "{s3: {bucket: b, secret_access_key: {hunter2: x}}}",
+            "{s3: {bucket: b, secret_access_key: {file: a, text: hunter2}}}",
+        ] {
+            let error = crate::config::parse::<BackendConfig>(wrong).unwrap_err();
+            assert!(!error.contains("hunter"), "{error}");
+        }
     }
 }

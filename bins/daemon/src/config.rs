@@ -112,8 +112,10 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     })
 }
 
-fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_saphyr::from_str(text).map_err(|error| error.to_string())
+pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    // No lines of the file in the message, which is logged: a secret may be among them.
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
 }
 
 /// Why a configuration file was not taken.
@@ -204,6 +206,7 @@ enum Written {
     /// What YAML makes of `off`.
     Switch(bool),
     Number(i64),
+    Fraction(f64),
     Text(String),
 }
 
@@ -215,7 +218,7 @@ impl TryFrom<Written> for StoreLimit {
             format!("store_limit is a size such as 200GiB, or 1% to 100% of the volume, not {text}")
         };
         let limit = match &written {
-            Written::Switch(_) => None,
+            Written::Switch(_) | Written::Fraction(_) => None,
             Written::Number(bytes) => u64::try_from(*bytes).ok().map(Self::Bytes),
             Written::Text(text) => match text.trim().strip_suffix('%') {
                 Some(percent) => percent.trim_end().parse().ok().map(Self::Percent),
@@ -231,6 +234,7 @@ impl TryFrom<Written> for StoreLimit {
             }
             (Some(limit @ (Self::Bytes(_) | Self::Percent(1..=100))), _) => Ok(limit),
             (_, Written::Switch(on)) => Err(wrong(&on.to_string())),
+            (_, Written::Fraction(number)) => Err(wrong(&number.to_string())),
             (_, Written::Number(number)) => Err(wrong(&number.to_string())),
             (_, Written::Text(text)) => Err(wrong(text)),
         }
@@ -256,6 +260,7 @@ impl TryFrom<Written> for ScrubRate {
             Written::Switch(false) => return Ok(Self(None)),
             Written::Text(text) if text == "off" => return Ok(Self(None)),
             Written::Switch(true) => "on".to_string(),
+            Written::Fraction(number) => number.to_string(),
             Written::Number(bytes) => bytes.to_string(),
             Written::Text(text) => text,
         };
@@ -352,7 +357,17 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
         let percent = |percent| Ok(Some(StoreLimit::Percent(percent)));
         assert_eq!(with("store_limit: 80%"), percent(80));
         assert_eq!(with("store_limit: 100 %"), percent(100));
-        for wrong in ["0%", "101%", "-5", "half", "80 percent", "%", "''", "0"] {
+        for wrong in [
+            "0%",
+            "101%",
+            "-5",
+            "half",
+            "80 percent",
+            "'%'",
+            "''",
+            "0",
+            "0.8",
+        ] {
             let error = with(&format!("store_limit: {wrong}")).unwrap_err();
             assert!(error.contains("store_limit"), "{wrong}: {error}");
         }
@@ -377,7 +392,7 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
         assert_eq!(with("scrub: 100MB"), Ok(Some(100_000_000)));
         assert_eq!(with("scrub: 4096"), Ok(Some(4096)));
         assert_eq!(with("scrub: off"), Ok(None));
-        for wrong in ["0", "-1", "fast"] {
+        for wrong in ["0", "-1", "fast", "1.5", "true"] {
             let error = with(&format!("scrub: {wrong}")).unwrap_err();
             assert!(error.contains("20MB, or off"), "{wrong}: {error}");
         }

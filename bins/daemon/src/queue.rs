@@ -92,6 +92,10 @@ async fn list(
     Query(asked): Query<Asked>,
 ) -> Result<Json<TaskList>, ApiError> {
     let max = asked.max.unwrap_or(100).min(MOST);
+    if asked.state == TaskState::Waiting && asked.after.is_some() {
+        let what = "after is for dead letters: tasks that wait move, and have no page after one";
+        return Err(ApiError::BadRequest(what.into()));
+    }
     let tasks = match asked.state {
         TaskState::Waiting => origin.waiting_tasks(max).await,
         TaskState::Dead => origin.dead_tasks(asked.after, max).await,

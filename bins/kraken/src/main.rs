@@ -158,6 +158,10 @@ async fn work_on_queue(queue: &Queue, command: QueueCommand) -> Result<(), Failu
                 return say(&text.map_err(|error| Failure::Argument(error.to_string()))?);
             }
             say(&queue::table(&list.tasks).to_string())?;
+            let shown = list.tasks.len() as u64;
+            if shown < if dead { list.dead } else { list.waiting } {
+                say(&format!("the first {shown}"))?;
+            }
             say(&format!("{} waiting, {} given up", list.waiting, list.dead))
         }
         QueueCommand::Retry { id } => {

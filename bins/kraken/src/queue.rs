@@ -3,7 +3,7 @@
 use comfy_table::Table;
 use http::Request;
 use kraken_core::net::Identity;
-use kraken_core::net::http::{BaseUrl, HttpBody, HttpClient};
+use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient, HttpResponse};
 use kraken_daemon::Tls;
 use kraken_daemon::queue::{TaskInfo, TaskList};
 
@@ -40,29 +40,38 @@ impl Queue {
         let state = if dead { "dead" } else { "waiting" };
         let after = after.map_or_else(String::new, |id| format!("&after={id}"));
         let path = format!("/x/queue?state={state}&max=1000{after}");
-        let answer = self.send("GET", &path).await?;
+        let answer = self.send("GET", &path).await.map_err(failed)?;
         answer.json(LIST).await.map_err(failed)
     }
 
-    /// Tries one dead letter again, or all.
+    /// Tries one dead letter again, or all that there are.
     ///
     /// # Errors
     /// The origin does not answer, or has no such dead letter.
     pub async fn retry(&self, id: Option<u64>) -> Result<u64, Failure> {
         if let Some(id) = id {
-            self.send("POST", &format!("/x/queue/{id}/retry")).await?;
+            self.send("POST", &format!("/x/queue/{id}/retry"))
+                .await
+                .map_err(|error| gone(error, id))?;
             return Ok(1);
         }
-        let mut count = 0;
+        let (mut count, mut after) = (0, None);
         loop {
-            let dead = self.list(true, None).await?.tasks;
-            if dead.is_empty() {
+            let dead = self.list(true, after).await?.tasks;
+            let Some(last) = dead.last() else {
                 return Ok(count);
-            }
+            };
+            after = Some(last.id);
             for task in dead {
-                self.send("POST", &format!("/x/queue/{}/retry", task.id))
-                    .await?;
-                count += 1;
+                match self
+                    .send("POST", &format!("/x/queue/{}/retry", task.id))
+                    .await
+                {
+                    Ok(_) => count += 1,
+                    // Another was pushed for it meanwhile.
+                    Err(ApiError::NotFound) => {}
+                    Err(error) => return Err(failed(error)),
+                }
             }
         }
     }
@@ -72,27 +81,30 @@ impl Queue {
     /// # Errors
     /// The origin does not answer, or has no such dead letter.
     pub async fn drop(&self, id: u64) -> Result<(), Failure> {
-        self.send("DELETE", &format!("/x/queue/{id}"))
-            .await
-            .map(drop)
+        let dropped = self.send("DELETE", &format!("/x/queue/{id}")).await;
+        dropped.map(drop).map_err(|error| gone(error, id))
     }
 
-    async fn send(
-        &self,
-        method: &str,
-        path: &str,
-    ) -> Result<kraken_core::net::http::HttpResponse, Failure> {
+    async fn send(&self, method: &str, path: &str) -> Result<HttpResponse, ApiError> {
         let url = format!("{}{path}", self.origin);
         let request = Request::builder().method(method).uri(url);
         let request = request
             .body(HttpBody::Empty)
-            .map_err(|error| Failure::Argument(error.to_string()))?;
-        let answer = self.http.send(request).await.map_err(failed)?;
-        answer.successful().await.map_err(failed)
+            .map_err(|error| ApiError::BadRequest(error.to_string()))?;
+        self.http.send(request).await?.successful().await
     }
 }
 
-fn failed(error: kraken_core::net::http::ApiError) -> Failure {
+fn gone(error: ApiError, id: u64) -> Failure {
+    match error {
+        ApiError::NotFound => Failure::Argument(format!(
+            "the origin has given up no task {id}: see kraken queue ls --dead"
+        )),
+        error => failed(error),
+    }
+}
+
+fn failed(error: ApiError) -> Failure {
     Failure::Argument(format!("the origin: {error}"))
 }
 

@@ -106,6 +106,11 @@ impl BlobReader {
         })
     }
 
+    /// Whether what is here may be read: false once the blob was removed, evicted or found damaged.
+    pub fn is_usable(&self) -> bool {
+        self.shared.progress.borrow().failed.is_none()
+    }
+
     /// The file that the blob is in, when it is here whole and the store keeps it in one.
     ///
     /// # Errors

@@ -146,7 +146,9 @@ impl OriginApi for Origin {
         if let Err(StoreError::Full) = &appended {
             // It cannot go on, and as long as it stays nothing else can either.
             tracing::warn!(id, offset, "an upload is dropped, as the disk is full");
-            store.upload_abort(id).await.map_err(store_error)?;
+            if let Err(error) = store.upload_abort(id).await {
+                tracing::warn!(id, %error, "the upload cannot be dropped");
+            }
         }
         appended.map_err(store_error)
     }

@@ -1,8 +1,8 @@
 //! Putting an origin together.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use kraken_net::http::{BaseUrl, HttpClient};
 use kraken_net::origin::OriginClient;
@@ -207,6 +207,9 @@ impl OriginBuilder {
             replicas: self.replicas,
             retry: self.retry,
             dead_after: self.dead_after,
+            started: Instant::now(),
+            answers: Mutex::default(),
+            mending: Mutex::default(),
             fetching: Default::default(),
             known: Default::default(),
             copying: Default::default(),

@@ -1,15 +1,18 @@
-//! Blobs that rot in the store are taken in anew, from other origins or the backend.
+//! Blobs that rot in the store come anew, from other origins.
 
 use std::sync::{Arc, Weak};
 
-use kraken_proto::Namespace;
+use futures::StreamExt as _;
+use kraken_net::http::ApiError;
+use kraken_proto::{Digest, Namespace};
 
 use super::Inner;
+use super::ingest::store_error;
 use crate::dynamic::DynUploadStore;
 
-/// Stops seeding each blob that turns out damaged, as the store no longer has it, and takes it in
-/// again. The store knows of no namespace: a blob that no other origin has comes back when somebody
-/// asks for it by its own.
+/// Stops seeding each blob that turns out damaged, as the store no longer has it, and copies it from
+/// another origin. One that no other has comes from its backend when somebody asks for it: the store
+/// knows of no namespace.
 pub(super) async fn mend(store: Arc<dyn DynUploadStore>, inner: Weak<Inner>) {
     loop {
         let digest = store.damaged().await;
@@ -17,12 +20,43 @@ pub(super) async fn mend(store: Arc<dyn DynUploadStore>, inner: Weak<Inner>) {
             return;
         };
         inner.metrics.damaged();
+        inner.mending().insert(digest);
         inner.leave(digest).await;
-        let namespace = Namespace::default();
-        let (holder, _) = inner.find_at_peers(&namespace, digest).await;
-        match holder {
-            Some(_) => drop(inner.take_in(&namespace, digest)),
-            None => tracing::warn!(%digest, "no other origin has the damaged blob"),
+        match inner.copy_here(digest).await {
+            Ok(()) => tracing::info!(%digest, "a damaged blob is whole again"),
+            Err(error) => tracing::warn!(%digest, %error, "a damaged blob cannot be copied now"),
         }
+        inner.mending().remove(&digest);
+    }
+}
+
+impl Inner {
+    /// Copies a blob from another origin. Nothing is queued: what this copy is for was said when the
+    /// first one came.
+    async fn copy_here(&self, digest: Digest) -> Result<(), ApiError> {
+        // A copy is found by its digest alone.
+        let namespace = Namespace::default();
+        let (holder, _) = self.find_at_peers(&namespace, digest).await;
+        let holder = holder.ok_or(ApiError::NotFound)?;
+        let mut body = holder.read(&namespace, digest, None).await?.body;
+        let id = self.store.upload_start().await.map_err(store_error)?;
+        let copied = async {
+            let mut at = 0;
+            while let Some(bytes) = body.next().await {
+                let bytes = bytes.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+                let more = bytes.len() as u64;
+                let append = || self.store.upload_append(&id, at, bytes.clone());
+                at = self.with_room(more, append).await.map_err(store_error)?;
+            }
+            self.store
+                .upload_commit(&id, digest)
+                .await
+                .map_err(store_error)
+        };
+        let copied = copied.await;
+        if copied.is_err() {
+            self.store.upload_abort(&id).await.map_err(store_error)?;
+        }
+        copied.map(drop)
     }
 }

@@ -18,9 +18,9 @@ mod room;
 mod source;
 mod writeback;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kraken_net::origin::OriginClient;
 use kraken_proto::{Digest, PeerInfo, Ring, SwarmStats};
@@ -52,6 +52,12 @@ struct Inner {
     backend: BoxBackend,
     /// The waits of tasks that failed: the first, and the longest.
     retry: (Duration, Duration),
+    /// When this origin was started.
+    started: Instant,
+    /// Since when a backend answers, if it does.
+    answers: Mutex<Option<Instant>>,
+    /// The blobs that were found damaged and come anew.
+    mending: Mutex<HashSet<Digest>>,
     /// How long a task is tried before it is a dead letter.
     dead_after: Duration,
     transport: Arc<dyn DynTransport>,
@@ -154,6 +160,10 @@ impl std::fmt::Debug for Origin {
 }
 
 impl Inner {
+    fn mending(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.mending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn fetching(&self) -> MutexGuard<'_, HashMap<Digest, Coming>> {
         self.fetching.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -46,6 +46,8 @@ impl Inner {
                     spared.insert(victim);
                 }
             }
+            // The next round does not meet them again.
+            spared.extend(needed);
         }
     }
 

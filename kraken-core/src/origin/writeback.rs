@@ -9,11 +9,12 @@
 //! Every owner of a blob has a task for it. The origin that took the push tries at once, the others
 //! look a minute later and find it written. When it is not, for the backend is away, the first in the
 //! blob's order that has tried goes on, and the others look whether it has; they take its place when it
-//! does not answer.
+//! does not answer, or has not written it after some minutes in which the backend answers.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::ops::ControlFlow;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -33,8 +34,8 @@ const REPLICATE: &str = "replicate";
 
 /// Tasks under way at once.
 const PARALLEL: usize = 4;
-/// Tasks read at once when the queue is searched.
-const PAGE: usize = 1024;
+/// How often a task is tried at least before it is given up, however old it is.
+const TRIES: u32 = 10;
 /// The wait after a first failure, and the longest, unless it is said.
 pub(super) const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// How often a write-back looks for a blob whose commit it precedes: with the waits above for
@@ -101,8 +102,12 @@ impl Inner {
     pub(super) async fn waits_for_write_back(&self, digest: Digest) -> Result<bool, ApiError> {
         let found = self.on_queue(move |queue| {
             let mut found = false;
-            each_task(queue, |task| {
-                found |= task.kind == WRITE_BACK && digest_of(task) == Some(digest);
+            queue.each(|task| {
+                found = task.kind == WRITE_BACK && digest_of(task) == Some(digest);
+                match found {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
             })?;
             Ok(found)
         });
@@ -115,7 +120,10 @@ impl Inner {
     pub(super) async fn unfinished_blobs(&self) -> Result<HashSet<Digest>, StoreError> {
         let found = self.on_queue(|queue| {
             let mut found = HashSet::new();
-            each_task(queue, |task| found.extend(digest_of(task)))?;
+            queue.each(|task| {
+                found.extend(digest_of(task));
+                ControlFlow::Continue(())
+            })?;
             Ok(found)
         });
         found.await.map_err(|error| StoreError::Io {
@@ -183,7 +191,9 @@ impl Inner {
             }
             Unfinished::Failed(reason) => {
                 let age = Duration::from_millis(unix_ms().saturating_sub(task.born_ms));
-                if age > self.dead_after {
+                // After a long time in which this origin was off, the first failure says little.
+                let tried = attempts >= TRIES && self.started.elapsed() > 2 * longest;
+                if tried && age > self.dead_after {
                     tracing::error!(
                         kind,
                         key,
@@ -234,12 +244,18 @@ impl Inner {
     ) -> Result<(), Unfinished> {
         let said = |error: kraken_storage::BackendError| Unfinished::Failed(error.to_string());
         let Some(meta) = self.committed(digest).await? else {
-            return not_committed(attempts);
+            return self.not_committed(digest, attempts);
         };
-        if self.backend.stat(namespace, digest).await.map_err(said)? == Some(meta.length()) {
+        let stored = self.backend.stat(namespace, digest).await;
+        let answers_since = self.backend_answers(stored.is_ok());
+        if stored.map_err(said)? == Some(meta.length()) {
             return Ok(());
         }
-        if self.another_writes(namespace, digest).await {
+        // For a while: an owner that alone cannot reach the backend is not to hold up the others.
+        let patience = 2 * self.retry.1;
+        if answers_since.is_some_and(|since| since.elapsed() < patience)
+            && self.another_writes(namespace, digest).await
+        {
             return Err(Unfinished::Early("another owner writes it"));
         }
         let bytes = self.stream(&meta, 0..meta.length(), None);
@@ -254,6 +270,16 @@ impl Inner {
             .map_err(said)?;
         tracing::debug!(%digest, %namespace, "written back");
         Ok(())
+    }
+
+    /// Notes whether a backend has answered, and says since when they do.
+    fn backend_answers(&self, answered: bool) -> Option<Instant> {
+        let mut since = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = match answered {
+            true => Some(since.unwrap_or_else(Instant::now)),
+            false => None,
+        };
+        *since
     }
 
     /// Whether an owner that comes before this one is still going to write the blob.
@@ -277,7 +303,7 @@ impl Inner {
         attempts: u32,
     ) -> Result<(), Unfinished> {
         let Some(meta) = self.committed(digest).await? else {
-            return not_committed(attempts);
+            return self.not_committed(digest, attempts);
         };
         match self.peers.get(origin) {
             Some(_) => {
@@ -288,6 +314,18 @@ impl Inner {
             }
             // It left the ring: somebody else owns the blob now.
             None => Ok(()),
+        }
+    }
+
+    /// The task is older than the commit that it belongs to, or the commit failed, or the blob was
+    /// found damaged and comes anew.
+    fn not_committed(&self, digest: Digest, attempts: u32) -> Result<(), Unfinished> {
+        if self.mending().contains(&digest) {
+            return Err(Unfinished::Early("the blob comes anew"));
+        }
+        match attempts < COMMIT_ATTEMPTS {
+            true => Err(Unfinished::Early("the blob is not committed yet")),
+            false => Ok(()),
         }
     }
 
@@ -307,28 +345,6 @@ impl Inner {
     }
 }
 
-/// Shows every task, dead letters among them.
-fn each_task(queue: &DurableQueue, mut show: impl FnMut(&Task)) -> Result<(), QueueError> {
-    let mut last = None;
-    loop {
-        let page = queue.page(last.as_ref(), PAGE)?;
-        page.iter().for_each(&mut show);
-        match page.into_iter().last() {
-            Some(task) => last = Some(task),
-            None => break,
-        }
-    }
-    let mut after = None;
-    loop {
-        let page = queue.dead(after, PAGE)?;
-        page.iter().for_each(&mut show);
-        match page.last() {
-            Some(task) => after = Some(task.id),
-            None => return Ok(()),
-        }
-    }
-}
-
 /// The blob that a task is about.
 fn digest_of(task: &Task) -> Option<Digest> {
     task.key.split(' ').nth(1)?.parse().ok()
@@ -343,14 +359,4 @@ pub(super) enum Unfinished {
     /// What it is for did not work.
     #[error("{0}")]
     Failed(String),
-}
-
-/// The task is older than the commit that it belongs to, or the commit failed.
-fn not_committed(attempts: u32) -> Result<(), Unfinished> {
-    let waiting = attempts < COMMIT_ATTEMPTS;
-    if waiting {
-        Err(Unfinished::Early("the blob is not committed yet"))
-    } else {
-        Ok(())
-    }
 }

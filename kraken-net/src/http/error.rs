@@ -93,7 +93,7 @@ impl ApiError {
             ),
             (StatusCode::BAD_GATEWAY, Some(b"DAMAGED")) => Self::Damaged(message),
             (StatusCode::INSUFFICIENT_STORAGE, _) => Self::Full(message),
-            (StatusCode::FORBIDDEN, _) => Self::Forbidden(message),
+            (StatusCode::FORBIDDEN, Some(b"FORBIDDEN")) => Self::Forbidden(message),
             (StatusCode::CONFLICT, _) => Self::Conflict(message),
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => Self::RangeInvalid {
                 len: total_of(head).unwrap_or(0),
@@ -175,6 +175,7 @@ mod tests {
         let errors = [
             ApiError::NotFound,
             ApiError::BadRequest("a digest has 64 digits".into()),
+            ApiError::Forbidden("read-only".into()),
             ApiError::Conflict("present".into()),
             ApiError::RangeInvalid { len: 7 },
             ApiError::Damaged("the bytes have another digest".into()),

@@ -1,5 +1,6 @@
 //! Servers that say when they want to be asked again.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -7,25 +8,28 @@ use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-/// The moment before which a server wants no request, from its last `Retry-After` (RFC 9110,
-/// section 10.2.3). It holds for all requests to the server, not only for the one that was refused.
+/// The moments before which servers want no request, from their last `Retry-After` (RFC 9110,
+/// section 10.2.3). One holds for all requests to its server, not only for the one that was refused.
 #[derive(Debug)]
 pub(super) struct Pause {
-    until: Mutex<Option<Instant>>,
+    until: Mutex<HashMap<String, Instant>>,
     patience: Duration,
 }
+
+/// Servers that are remembered at once.
+const MOST: usize = 1024;
 
 impl Pause {
     /// A request waits for at most `patience`.
     pub(super) fn new(patience: Duration) -> Self {
         Self {
-            until: Mutex::new(None),
+            until: Mutex::default(),
             patience,
         }
     }
 
     /// Notes what an answer says.
-    pub(super) fn heed(&self, status: StatusCode, headers: &HeaderMap) {
+    pub(super) fn heed(&self, host: &str, status: StatusCode, headers: &HeaderMap) {
         let refused = [
             StatusCode::TOO_MANY_REQUESTS,
             StatusCode::SERVICE_UNAVAILABLE,
@@ -35,7 +39,12 @@ impl Pause {
         {
             let until = Instant::now() + wait;
             let mut known = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-            *known = Some(known.map_or(until, |known| known.max(until)));
+            if known.len() >= MOST {
+                let now = Instant::now();
+                known.retain(|_, until| *until > now);
+            }
+            let known = known.entry(host.to_string()).or_insert(until);
+            *known = until.max(*known);
         }
     }
 
@@ -43,17 +52,19 @@ impl Pause {
     ///
     /// # Errors
     /// How long it still wants to be left alone, when that is too long to wait for.
-    pub(super) async fn over(&self) -> Result<(), Duration> {
-        let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(until) = until else {
-            return Ok(());
-        };
-        let wait = until.saturating_duration_since(Instant::now());
-        if wait > self.patience {
-            return Err(wait);
+    pub(super) async fn over(&self, host: &str) -> Result<(), Duration> {
+        loop {
+            let until = {
+                let known = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+                known.get(host).copied()
+            };
+            let wait = until.map(|until| until.saturating_duration_since(Instant::now()));
+            match wait {
+                None | Some(Duration::ZERO) => return Ok(()),
+                Some(wait) if wait > self.patience => return Err(wait),
+                Some(wait) => tokio::time::sleep(wait).await,
+            }
         }
-        tokio::time::sleep(wait).await;
-        Ok(())
     }
 }
 
@@ -98,16 +109,17 @@ mod tests {
         let pause = Pause::new(Duration::from_secs(10));
         let mut headers = HeaderMap::new();
         headers.insert(RETRY_AFTER, "8".parse().unwrap());
-        pause.heed(StatusCode::OK, &headers);
+        pause.heed("a", StatusCode::OK, &headers);
         let started = Instant::now();
-        pause.over().await.unwrap();
+        pause.over("a").await.unwrap();
         assert_eq!(started.elapsed(), Duration::ZERO);
-        pause.heed(StatusCode::TOO_MANY_REQUESTS, &headers);
-        pause.over().await.unwrap();
+        pause.heed("a", StatusCode::TOO_MANY_REQUESTS, &headers);
+        pause.over("a").await.unwrap();
         assert!(started.elapsed() >= Duration::from_secs(8));
         headers.insert(RETRY_AFTER, "60".parse().unwrap());
-        pause.heed(StatusCode::SERVICE_UNAVAILABLE, &headers);
-        let left = pause.over().await.unwrap_err();
+        pause.heed("a", StatusCode::SERVICE_UNAVAILABLE, &headers);
+        let left = pause.over("a").await.unwrap_err();
         assert!(left > Duration::from_secs(50), "{left:?}");
+        assert_eq!(pause.over("b").await, Ok(()), "another server");
     }
 }

@@ -1,16 +1,18 @@
 //! Passwords and keys: where they come from, and that they are never printed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::BackendError;
 
 /// A secret, or where to find it. In a configuration `{file: PATH}`, `{env: NAME}` or
 /// `{text: SECRET}`. It prints as nothing but that.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(try_from = "Written")]
 pub enum Secret {
     /// In a file, without the white space around it.
     File(PathBuf),
@@ -19,6 +21,44 @@ pub enum Secret {
     /// Here.
     Text(String),
 }
+
+/// A secret as a configuration has it. Whatever stands there instead may be the secret itself: no
+/// error repeats it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Place {
+        file: Option<PathBuf>,
+        env: Option<String>,
+        text: Option<String>,
+        #[serde(flatten)]
+        more: BTreeMap<String, IgnoredAny>,
+    },
+    Other(IgnoredAny),
+}
+
+impl TryFrom<Written> for Secret {
+    type Error = &'static str;
+
+    fn try_from(written: Written) -> Result<Self, &'static str> {
+        match written {
+            Written::Place {
+                file,
+                env,
+                text,
+                more,
+            } if more.is_empty() => match (file, env, text) {
+                (Some(file), None, None) => Ok(Self::File(file)),
+                (None, Some(env), None) => Ok(Self::Env(env)),
+                (None, None, Some(text)) => Ok(Self::Text(text)),
+                _ => Err(HOW),
+            },
+            Written::Place { .. } | Written::Other(_) => Err(HOW),
+        }
+    }
+}
+
+const HOW: &str = "a secret is {file: PATH}, {env: NAME} or {text: SECRET}";
 
 impl Secret {
     /// The secret itself.

@@ -150,3 +150,29 @@ async fn copy(
         }
     }
 }
+
+#[cfg(all(test, feature = "fs"))]
+mod tests {
+    use super::super::OpendalBackend;
+    use super::*;
+    use crate::testkit;
+
+    #[tokio::test]
+    async fn both_are_written_and_a_difference_is_counted() {
+        let pair = async || ShadowBackend::new(OpendalBackend::memory(), OpendalBackend::memory());
+        testkit::backend_conforms(pair).await;
+        let (first, second) = (OpendalBackend::memory(), OpendalBackend::memory());
+        let both = ShadowBackend::new(first.clone(), second.clone());
+        let (name, digest) = (Namespace::default(), Digest::of(b"abc"));
+        let bytes = futures::stream::iter([Ok("abc".into())]).boxed();
+        both.write(&name, digest, 3, bytes).await.unwrap();
+        for each in [&first, &second] {
+            assert_eq!(each.stat(&name, digest).await.unwrap(), Some(3));
+        }
+        assert_eq!(both.stat(&name, digest).await.unwrap(), Some(3));
+        assert_eq!(both.differences(), 0);
+        second.delete(&name, digest).await.unwrap();
+        assert_eq!(both.stat(&name, digest).await.unwrap(), Some(3));
+        assert_eq!(both.differences(), 1);
+    }
+}

@@ -76,6 +76,15 @@ pub(super) fn write_small(file: &File, bytes: &[u8], offset: u64) -> io::Result<
     Ok(())
 }
 
+/// Whether the medium cannot give what it was given.
+pub(super) fn is_rotten(error: &StoreError) -> bool {
+    let StoreError::Io { source, .. } = error else {
+        return false;
+    };
+    let rotten = [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::ILSEQ];
+    Errno::from_io_error(source).is_some_and(|errno| rotten.contains(&errno))
+}
+
 /// Gives the file its length and its blocks, so that no later write finds the volume full.
 pub(super) fn preallocate(file: &File, length: u64) -> io::Result<()> {
     if length == 0 {

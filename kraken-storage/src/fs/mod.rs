@@ -55,7 +55,7 @@ use self::partial::Partial;
 use self::pool::Pool;
 use self::read::Place;
 pub use self::scrub::Verdict;
-use self::trust::Damaged;
+use self::trust::{Damaged, Sealed};
 use self::upload::Uploads;
 use crate::store::{BlobStatus, PieceStore, StoreError, check_bounds};
 
@@ -112,7 +112,13 @@ impl FsStore {
         })
     }
 
-    async fn read_once(&self, digest: Digest, offset: u64, len: u32) -> Result<Bytes, StoreError> {
+    /// Reads, and says by what the bytes were proven when the blob is sealed.
+    async fn read_once(
+        &self,
+        digest: Digest,
+        offset: u64,
+        len: u32,
+    ) -> Result<(Result<Bytes, StoreError>, Option<Arc<Sealed>>), StoreError> {
         let slot = self.loaded(digest).await?;
         let (length, sealed) = match &*slot {
             State::Unknown | State::Absent => return Err(StoreError::Absent(digest)),
@@ -128,15 +134,15 @@ impl FsStore {
         self.shared.ledger().touch(digest);
         let range = offset..offset.saturating_add(len.into()).min(length);
         if range.is_empty() {
-            return Ok(Bytes::new());
+            return Ok((Ok(Bytes::new()), sealed));
         }
         let place = Place {
             digest,
             slot,
             length,
-            sealed,
+            sealed: sealed.clone(),
         };
-        self.read_range(place, range).await
+        Ok((self.read_range(place, range).await, sealed))
     }
 
     /// Runs `work` where waiting for the disk harms nobody.
@@ -268,44 +274,43 @@ impl PieceStore for FsStore {
     }
 
     async fn read(&self, digest: Digest, offset: u64, len: u32) -> Result<Bytes, StoreError> {
-        match self.read_once(digest, offset, len).await {
+        let (read, sealed) = self.read_once(digest, offset, len).await?;
+        match (read, sealed) {
             // It looks wrong. When it is not, the next read does not stumble over it.
-            Err(StoreError::Damaged { .. }) if self.examine(digest).await? => {
-                self.read_once(digest, offset, len).await
+            (Err(StoreError::Damaged { .. }), Some(sealed)) if self.examine(&sealed).await? => {
+                self.read_once(digest, offset, len).await?.0
             }
-            read => read,
+            (read, _) => read,
         }
     }
 
     async fn file(&self, digest: Digest) -> Result<Option<Arc<File>>, StoreError> {
-        let slot = self.loaded(digest).await?;
-        let State::Sealed(sealed) = &*slot else {
-            return Ok(None);
-        };
-        let sealed = Arc::clone(sealed);
-        self.shared.ledger().touch(digest);
-        let file = match self.shared.files.opened(digest, Part::Data) {
-            Some(file) => {
-                drop(slot);
-                file
+        loop {
+            let slot = self.loaded(digest).await?;
+            let State::Sealed(sealed) = &*slot else {
+                return Ok(None);
+            };
+            let sealed = Arc::clone(sealed);
+            self.shared.ledger().touch(digest);
+            let file = match self.shared.files.opened(digest, Part::Data) {
+                Some(file) => {
+                    drop(slot);
+                    file
+                }
+                None => {
+                    let open = move |shared: &Shared| {
+                        let _slot = slot;
+                        shared.sealed_file(digest)
+                    };
+                    self.blocking(open).await?
+                }
+            };
+            if !sealed.is_touched(&file) {
+                return Ok(Some(file));
             }
-            None => {
-                let open = move |shared: &Shared| {
-                    let _slot = slot;
-                    shared.sealed_file(digest)
-                };
-                self.blocking(open).await?
+            if !self.examine(&sealed).await? {
+                return Ok(None);
             }
-        };
-        if !sealed.is_touched(&file) {
-            return Ok(Some(file));
-        }
-        match self.examine(digest).await? {
-            true => self
-                .blocking(move |shared| shared.sealed_file(digest))
-                .await
-                .map(Some),
-            false => Ok(None),
         }
     }
 

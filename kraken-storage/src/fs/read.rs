@@ -64,8 +64,14 @@ impl FsStore {
         if filled == len {
             return Ok(buffer.freeze());
         }
-        self.blocking(move |shared| shared.read_rest(&place, range.start, buffer, filled))
-            .await
+        // Of its own, and not to be given up: a probe has made the system read, and what comes has to
+        // be proven also when nobody waits for it any more.
+        let store = self.clone();
+        let reading = tokio::spawn(async move {
+            let read = move |shared: &Shared| shared.read_rest(&place, range.start, buffer, filled);
+            store.blocking(read).await
+        });
+        super::flatten(reading.await)
     }
 }
 
@@ -161,7 +167,15 @@ impl Shared {
         let mut buffer = self.pool.take(len);
         disk::will_need(&file, range.start, range.end - range.start);
         let read = disk::fill_at(&file, buffer.bytes_mut(), range.start);
-        let read = read.map_err(disk::failed("read", &path))?;
+        let read = match read.map_err(disk::failed("read", &path)) {
+            Err(error) if disk::is_rotten(&error) => {
+                return Err(StoreError::Damaged {
+                    digest: place.digest,
+                    what: error.to_string(),
+                });
+            }
+            read => read?,
+        };
         if read == len {
             return Ok(buffer.freeze());
         }

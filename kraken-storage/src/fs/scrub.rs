@@ -58,10 +58,12 @@ impl FsStore {
             .filter(|it| after.is_none_or(|after| *it > after));
         let (mut blobs, mut damaged) = (0_u64, 0_u64);
         for digest in rest {
-            match self.verify_at(digest, Some(pace)).await? {
-                Verdict::Damaged => damaged += 1,
-                Verdict::Right => blobs += 1,
-                Verdict::Absent => {}
+            match self.verify_at(digest, Some(pace)).await {
+                Ok(Verdict::Damaged) => damaged += 1,
+                Ok(Verdict::Right) => blobs += 1,
+                Ok(Verdict::Absent) => {}
+                // The others are to be looked at all the same.
+                Err(error) => tracing::error!(%digest, %error, "a blob cannot be scrubbed"),
             }
             self.blocking(move |shared| shared.set_scrubbed(Some(digest)))
                 .await?;
@@ -74,8 +76,12 @@ impl FsStore {
     }
 
     async fn verify_at(&self, digest: Digest, pace: Option<&Pace>) -> Result<Verdict, StoreError> {
-        let mut piece = 0;
+        let (mut piece, mut bytes) = (0, 0);
         loop {
+            // Before the blob is held: who waits to change it keeps others from reading it.
+            if let Some(pace) = pace {
+                pace.pass(bytes).await;
+            }
             // Held for one piece at a time, so that the blob can go meanwhile.
             let slot = self.loaded(digest).await?;
             let State::Sealed(sealed) = &*slot else {
@@ -85,9 +91,8 @@ impl FsStore {
             if piece >= sealed.meta.piece_count() {
                 return Ok(Verdict::Right);
             }
-            if let Some(pace) = pace {
-                pace.pass(sealed.meta.piece_size(piece).into()).await;
-            }
+            bytes = sealed.meta.piece_size(piece).into();
+            let suspect = std::sync::Arc::clone(&sealed);
             let place = Place {
                 digest,
                 length: sealed.meta.length(),
@@ -98,7 +103,7 @@ impl FsStore {
             match read.await {
                 Ok(()) => piece += 1,
                 Err(StoreError::Damaged { .. }) => {
-                    return Ok(match self.examine(digest).await? {
+                    return Ok(match self.examine(&suspect).await? {
                         true => Verdict::Right,
                         false => Verdict::Damaged,
                     });

@@ -6,11 +6,12 @@
 //! directory was synced as well, and of unsynced writes any may be missing, in whole pages.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::{self, File, FileTimes};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use kraken_proto::rng::Rng;
 
@@ -27,10 +28,12 @@ enum Call {
         file: FileId,
         offset: u64,
         bytes: Vec<u8>,
+        at: Option<SystemTime>,
     },
     SetLength {
         file: FileId,
         length: u64,
+        at: Option<SystemTime>,
     },
     SyncFile {
         file: FileId,
@@ -78,6 +81,12 @@ impl Reel {
     }
 }
 
+fn changed(file: &File) -> Option<SystemTime> {
+    file.metadata()
+        .and_then(|metadata| metadata.modified())
+        .ok()
+}
+
 pub(super) fn created(path: &Path, file: &File) {
     with(|reel| {
         let Ok(metadata) = file.metadata() else {
@@ -99,12 +108,14 @@ pub(super) fn created(path: &Path, file: &File) {
 
 pub(super) fn written(file: &File, offset: u64, bytes: &[u8]) {
     with(|reel| {
+        let at = changed(file);
         if let Some(file) = reel.file(file) {
             let bytes = bytes.to_vec();
             reel.calls.push(Call::Write {
                 file,
                 offset,
                 bytes,
+                at,
             });
         }
     });
@@ -112,8 +123,9 @@ pub(super) fn written(file: &File, offset: u64, bytes: &[u8]) {
 
 pub(super) fn sized(file: &File, length: u64) {
     with(|reel| {
+        let at = changed(file);
         if let Some(file) = reel.file(file) {
-            reel.calls.push(Call::SetLength { file, length });
+            reel.calls.push(Call::SetLength { file, length, at });
         }
     });
 }
@@ -224,6 +236,7 @@ pub struct Recording {
 struct Content {
     synced: Vec<u8>,
     unsynced: Vec<Call>,
+    changed: Option<SystemTime>,
 }
 
 impl Recording {
@@ -261,8 +274,9 @@ impl Recording {
                     names.insert(path.clone(), *file);
                     files.insert(*file, Content::default());
                 }
-                Call::Write { file, .. } | Call::SetLength { file, .. } => {
+                Call::Write { file, at, .. } | Call::SetLength { file, at, .. } => {
                     let content = files.entry(*file).or_default();
+                    content.changed = at.or(content.changed);
                     content.unsynced.push(call.clone());
                 }
                 Call::SyncFile { file } => files.entry(*file).or_default().sync(),
@@ -291,7 +305,14 @@ impl Recording {
                 fs::create_dir_all(parent)?;
             }
             let content = files.get(&file).cloned().unwrap_or_default();
-            fs::write(path, content.survived(survival.writes, file))?;
+            let changed = content.changed;
+            fs::write(&path, content.survived(survival.writes, file))?;
+            // The time of the last write, also where its bytes are lost: a store that trusts times is
+            // not to be helped.
+            if let Some(at) = changed {
+                let file = File::options().write(true).open(&path)?;
+                file.set_times(FileTimes::new().set_modified(at))?;
+            }
         }
         Ok(())
     }

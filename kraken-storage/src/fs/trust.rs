@@ -12,7 +12,8 @@
 
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use kraken_proto::{Digest, MetaInfo};
@@ -117,10 +118,14 @@ impl Sealed {
 impl FsStore {
     /// Hashes a blob that does not look right. Says whether it is: then it is trusted again;
     /// otherwise it is set aside.
-    pub(super) async fn examine(&self, digest: Digest) -> Result<bool, StoreError> {
+    pub(super) async fn examine(&self, suspect: &Arc<Sealed>) -> Result<bool, StoreError> {
+        let digest = suspect.meta.digest();
         let mut slot = self.loaded_mut(digest).await?;
-        if !matches!(*slot, State::Sealed(_)) {
-            return Ok(false);
+        match &*slot {
+            State::Sealed(sealed) if Arc::ptr_eq(sealed, suspect) => {}
+            // Another who read it was faster.
+            State::Sealed(_) => return Ok(true),
+            _ => return Ok(false),
         }
         self.blocking(move |shared| {
             *slot = State::Unknown;
@@ -143,12 +148,17 @@ impl Shared {
         let Some(before) = stamp(&data)? else {
             return Ok(None);
         };
-        let found = super::seal::hash(&data)?.finish();
         // Whoever writes into the file may still be at it: the older stamp is hashed again then.
-        if found.digest() != digest {
+        let found = match super::seal::hash(&data) {
+            Ok(hasher) => Some(hasher.finish()),
+            // What the disk cannot give is as lost as what it gives wrong.
+            Err(error) if disk::is_rotten(&error) => None,
+            Err(error) => return Err(error),
+        };
+        let Some(found) = found.filter(|found| found.digest() == digest) else {
             self.set_aside(digest)?;
             return Ok(None);
-        }
+        };
         let path = self.layout.sealed_meta(digest);
         meta::write_sealed(&self.layout, &path, &found, before)?;
         Ok(Some(Sealed::new(found, before)))
@@ -158,19 +168,23 @@ impl Shared {
         let (from, to) = (self.layout.sealed_data(digest), self.layout.damaged(digest));
         tracing::error!(%digest, to = %to.display(), "a sealed blob is damaged and is set aside");
         self.files.forget(digest);
+        // Somebody may be sending the file as it lies in the page cache: what was just read of it,
+        // and is wrong, is not to be there.
+        if let Ok(file) = File::open(&from) {
+            disk::wont_need(&file, 0, disk::length(&from)?.unwrap_or(0));
+        }
         let replaced = disk::length(&to)?.unwrap_or(0);
         disk::rename(&from, &to).map_err(disk::failed("set aside", &from))?;
+        self.damaged.tell(digest);
+        let kept = disk::length(&to)?.unwrap_or(0);
         {
             let mut ledger = self.ledger();
-            let bytes = ledger.bytes_of(digest);
             ledger.forget(digest);
             ledger.release(replaced);
-            ledger.hold(bytes);
+            ledger.hold(kept);
         }
         disk::remove(&self.layout.sealed_meta(digest))?;
-        self.forget_oldest_damaged()?;
-        self.damaged.tell(digest);
-        Ok(())
+        self.forget_oldest_damaged()
     }
 
     /// Keeps some damaged blobs for a person to look at, and not all that a failing disk makes.
@@ -181,7 +195,9 @@ impl Shared {
         for name in disk::names(&dir)? {
             let path = dir.join(name);
             if let Ok(metadata) = fs::metadata(&path) {
-                files.push((metadata.modified().ok(), metadata.len(), path));
+                // The time of the rename, which is none of the bytes'.
+                let since = (metadata.ctime(), metadata.ctime_nsec());
+                files.push((since, metadata.len(), path));
             }
         }
         files.sort_unstable();

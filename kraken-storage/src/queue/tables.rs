@@ -112,6 +112,9 @@ impl<'txn> Writing<'txn> {
             return Ok(());
         }
         task.attempts = task.attempts.saturating_add(1);
+        if let Some(older) = self.dead_names.remove(&*name)?.map(|id| id.value()) {
+            self.dead.remove(older)?;
+        }
         self.dead.insert(id, (task.due_ms, &*write_record(&task)))?;
         self.dead_names.insert(&*name, id)?;
         Ok(())

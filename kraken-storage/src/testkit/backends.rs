@@ -124,6 +124,10 @@ pub async fn backend_lists<B: Backend>(backend: &B, blobs: usize) {
         }
         assert!(found == wanted, "{most} at once: {} found", found.len());
     }
+    let gone = wanted.remove(blobs / 2);
+    backend.delete(&namespace, gone).await.expect("deletes");
+    let page = backend.list(&namespace, None, blobs).await.expect("lists");
+    assert!(page == wanted, "what is deleted is not listed");
     let end = wanted.last().copied();
     let page = backend.list(&namespace, end, 10).await.expect("lists");
     assert_eq!(page, []);

@@ -25,6 +25,8 @@ pub struct FileBody {
     /// a disk in `sendfile` could do nothing else, and whoever has the file may want to look at what
     /// comes from the disk.
     pub read: Arc<dyn Fn(Range<u64>) -> ByteStream + Send + Sync>,
+    /// Whether the file is still good. Once it is not, all the rest is read.
+    pub valid: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl fmt::Debug for FileBody {
@@ -48,24 +50,22 @@ const PROBE: usize = 64 << 10;
 pub(super) async fn send(stream: &mut TcpStream, body: &FileBody) -> io::Result<()> {
     let Range { mut start, end } = body.range;
     while start < end {
-        let step = start..end.min(start + STEP);
-        let hot = start + cached(&body.file, step.clone());
-        while start < hot {
-            start += send_cached(stream, &body.file, start, hot - start).await?;
-        }
-        // A probe that finds nothing makes the system read there: asked again it would find a page
-        // that nobody has looked at, and others behind it that are not there.
-        if hot < step.end {
-            let stop = end.min(start + COLD);
-            send_read(stream, (body.read)(start..stop), stop - start).await?;
-            start = stop;
-        }
+        let sent = match send_cached(stream, body, start..end.min(start + STEP)).await? {
+            Cached::Sent(sent) => sent,
+            Cached::Cold => {
+                let stop = end.min(start + COLD);
+                send_read(stream, (body.read)(start..stop), stop - start).await?
+            }
+            Cached::Invalid => send_read(stream, (body.read)(start..end), end - start).await?,
+        };
+        start += sent;
     }
     Ok(())
 }
 
 /// How many bytes from the beginning of `range` are in the page cache, as far as probes tell. None
-/// on a file system that cannot say.
+/// on a file system that cannot say. A probe that finds nothing makes the system read there: asked
+/// again it would find a page that nobody has looked at.
 fn cached(file: &File, range: Range<u64>) -> u64 {
     for at in range.clone().step_by(PROBE) {
         let mut byte = [0];
@@ -78,27 +78,40 @@ fn cached(file: &File, range: Range<u64>) -> u64 {
     range.end - range.start
 }
 
-/// One `sendfile` of at most `len` bytes, as soon as the socket takes any.
-async fn send_cached(stream: &TcpStream, file: &File, start: u64, len: u64) -> io::Result<u64> {
-    let len = usize::try_from(len).expect("at most STEP");
-    let sent = stream
-        .async_io(Interest::WRITABLE, || {
-            let mut offset = start;
-            match rustix::fs::sendfile(stream, file, Some(&mut offset), len) {
-                Err(Errno::INTR) => Err(ErrorKind::Interrupted.into()),
-                sent => Ok(sent?),
-            }
-        })
-        .await;
-    match sent {
-        Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
-        Ok(sent) => Ok(sent as u64),
-        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
-        Err(error) => Err(error),
-    }
+/// What came of sending a part by `sendfile`.
+enum Cached {
+    /// So many bytes are sent.
+    Sent(u64),
+    /// The page cache lacks the next byte.
+    Cold,
+    /// The file is no longer good.
+    Invalid,
 }
 
-async fn send_read(stream: &mut TcpStream, mut bytes: ByteStream, want: u64) -> io::Result<()> {
+/// One `sendfile` within `part`, as soon as the socket takes any. Only then the page cache is asked:
+/// while a client lets us wait, pages go.
+async fn send_cached(stream: &TcpStream, body: &FileBody, part: Range<u64>) -> io::Result<Cached> {
+    stream
+        .async_io(Interest::WRITABLE, || {
+            if !(body.valid)() {
+                return Ok(Cached::Invalid);
+            }
+            let hot = cached(&body.file, part.clone());
+            if hot == 0 {
+                return Ok(Cached::Cold);
+            }
+            let (mut offset, len) = (part.start, usize::try_from(hot).expect("at most STEP"));
+            match rustix::fs::sendfile(stream, &*body.file, Some(&mut offset), len) {
+                Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+                Ok(sent) => Ok(Cached::Sent(sent as u64)),
+                Err(Errno::INTR) => Ok(Cached::Sent(0)),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
+}
+
+async fn send_read(stream: &mut TcpStream, mut bytes: ByteStream, want: u64) -> io::Result<u64> {
     let mut sent = 0;
     while let Some(chunk) = bytes.next().await.transpose()? {
         sent += chunk.len() as u64;
@@ -108,7 +121,7 @@ async fn send_read(stream: &mut TcpStream, mut bytes: ByteStream, want: u64) -> 
         stream.write_all(&chunk).await?;
     }
     if sent == want {
-        return Ok(());
+        return Ok(sent);
     }
     let told = format!("{sent} bytes came instead of {want}");
     Err(io::Error::other(told))

@@ -99,12 +99,17 @@ impl Framing {
         let status = parts.status;
         let bodiless = status.is_informational()
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if bodiless {
+            // A length would be that of what a GET that changes nothing asks for.
+            parts.headers.remove(CONTENT_LENGTH);
+        }
         if *method == Method::HEAD || bodiless {
             return Self::None;
         }
         let declared = parts.headers.get(CONTENT_LENGTH);
         let declared = declared.and_then(|length| length.to_str().ok()?.parse().ok());
         if let Some(length) = declared.or(exact) {
+            parts.headers.remove(TRANSFER_ENCODING);
             parts.headers.insert(CONTENT_LENGTH, length.into());
             return Self::Length(length);
         }
@@ -221,7 +226,9 @@ mod tests {
         let (framing, parts) = framed(200, Method::HEAD, true, Some(0));
         assert_eq!(framing, Framing::None);
         assert_eq!(parts.headers[CONTENT_LENGTH], "7");
-        assert_eq!(framed(304, Method::GET, false, Some(0)).0, Framing::None);
+        let (framing, parts) = framed(304, Method::GET, true, Some(0));
+        assert_eq!(framing, Framing::None);
+        assert!(!parts.headers.contains_key(CONTENT_LENGTH));
         assert_eq!(framed(204, Method::GET, false, Some(0)).0, Framing::None);
     }
 

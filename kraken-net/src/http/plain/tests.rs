@@ -51,15 +51,20 @@ fn from_file(file: Arc<File>, range: Range<u64>, reads: Arc<AtomicU64>) -> Respo
         let bytes = &content()[range.start as usize..range.end as usize];
         Bytes::copy_from_slice(bytes)
     };
-    let mut response = Body::from(part(range.clone())).into_response();
+    // Other bytes, so that only the file can answer right.
+    let wrong = vec![0; (range.end - range.start) as usize];
+    let mut response = Body::from(wrong).into_response();
     let read = move |range: Range<u64>| {
         reads.fetch_add(range.end - range.start, Ordering::Relaxed);
         futures::stream::iter([Ok(part(range))]).boxed()
     };
     let read = Arc::new(read);
-    response
-        .extensions_mut()
-        .insert(FileBody { file, range, read });
+    response.extensions_mut().insert(FileBody {
+        file,
+        range,
+        read,
+        valid: Arc::new(|| true),
+    });
     response
 }
 
@@ -157,6 +162,60 @@ async fn what_is_read_from_the_cache_and_what_is_not_make_one_body() {
     let (_, body) = ask(&mut connect(&server).await, "GET /").await;
     assert!(body == content()[7..3_000_000]);
     assert_eq!(reads.load(Ordering::Relaxed), 3_000_000 - 7);
+}
+
+/// Parts that are in the page cache, and parts that are not, in one body.
+#[tokio::test]
+async fn hot_and_cold_parts_come_in_their_order() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&content()).unwrap();
+    file.sync_all().unwrap();
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
+    for start in [700_000, 2_000_000] {
+        let len = std::num::NonZeroU64::new(400_000);
+        rustix::fs::fadvise(&file, start, len, rustix::fs::Advice::DontNeed).unwrap();
+    }
+    let (file, reads) = (Arc::new(file), Arc::<AtomicU64>::default());
+    let counted = Arc::clone(&reads);
+    let whole = async move || from_file(file, 0..3_200_001, counted);
+    let (server, _shutdown) = start(Router::new().route("/", get(whole)));
+    let (_, body) = ask(&mut connect(&server).await, "GET /").await;
+    assert!(body == content());
+    assert!(reads.load(Ordering::Relaxed) <= 3_200_001);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_longer_good_is_not_sent() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&vec![9; 3_200_001]).unwrap();
+    let file = Arc::new(file);
+    let asked = Arc::<AtomicU64>::default();
+    let read = |range: Range<u64>| {
+        let bytes = &content()[range.start as usize..range.end as usize];
+        futures::stream::iter([Ok(Bytes::copy_from_slice(bytes))]).boxed()
+    };
+    let answer = async move || {
+        let mut response = Body::empty().into_response();
+        let count = Arc::clone(&asked);
+        response
+            .headers_mut()
+            .insert("content-length", 3_200_001.into());
+        response.extensions_mut().insert(FileBody {
+            file: Arc::clone(&file),
+            range: 0..3_200_001,
+            read: Arc::new(read),
+            // Good for a moment.
+            valid: Arc::new(move || count.fetch_add(1, Ordering::SeqCst) == 0),
+        });
+        response
+    };
+    let (server, _shutdown) = start(Router::new().route("/", get(answer)));
+    let (_, body) = ask(&mut connect(&server).await, "GET /").await;
+    let turn = body
+        .iter()
+        .zip(content())
+        .rposition(|(got, good)| *got != good);
+    assert!(turn.is_none_or(|turn| turn < 512 << 10), "{turn:?}");
 }
 
 #[tokio::test]

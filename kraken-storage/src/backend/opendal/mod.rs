@@ -109,7 +109,7 @@ impl OpendalBackend {
         if let (None, Place::Directory(dir)) = (self.operator.get(), &self.place) {
             let made = files(dir)?;
             // Whoever else made one at the same time made the same.
-            let _ = self.operator.set(guarded(made, self.timeout));
+            let _ = self.operator.set(unhurried(made, self.timeout));
         }
         Ok(self.operator.get().expect("set above, or when made"))
     }
@@ -130,17 +130,16 @@ impl OpendalBackend {
 
     /// Asks for the place itself.
     async fn look(&self) -> Result<(), BackendError> {
-        let mut options = self.operator()?.lister_with("/").limit(1).await;
-        if let Ok(lister) = &mut options {
-            match lister.try_next().await {
-                Ok(_) => {}
-                // Who may not list, learns of a missing object by a refusal as well.
-                Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
-                Err(error) => return Err(unreachable(&error)),
-            }
+        let names = self.operator()?.lister_with("/").limit(1).await;
+        let mut names = names.map_err(|error| unreachable(&error))?;
+        match names.try_next().await {
+            Ok(_) => {}
+            // Who may not list, learns of a missing object by a refusal as well.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(unreachable(&error)),
         }
         self.seen.store(true, Ordering::Relaxed);
-        options.map(drop).map_err(|error| unreachable(&error))
+        Ok(())
     }
 
     /// Parts of one blob that are written at once.
@@ -220,7 +219,8 @@ impl OpendalBackend {
             if found > length {
                 break;
             }
-            writer.write(chunk).await.map_err(failed(digest))?;
+            let written = writer.write(chunk).await;
+            written.map_err(|error| unreachable(&error))?;
         }
         if found == length {
             return Ok(());
@@ -285,12 +285,13 @@ impl Backend for OpendalBackend {
             .await
             .map_err(failed(digest))?;
         if let Err(error) = self.copy_in(&mut writer, digest, length, bytes).await {
-            if let Err(why) = writer.abort().await {
-                tracing::warn!(%digest, %why, "an aborted write may have left a temporary file");
-            }
+            abandon(&mut writer, digest).await;
             return Err(error);
         }
-        writer.close().await.map_err(failed(digest))?;
+        if let Err(error) = writer.close().await {
+            abandon(&mut writer, digest).await;
+            return Err(unreachable(&error));
+        }
         match self.place.clone() {
             Place::Directory(root) => sync_parents(root, path).await,
             _ => Ok(()),
@@ -324,7 +325,12 @@ impl Backend for OpendalBackend {
 
     async fn ready(&self) -> Result<(), BackendError> {
         match &self.place {
-            Place::Remote => self.look().await,
+            // Listing may be refused to one who may read: a question about a blob says it.
+            Place::Remote => {
+                self.look().await?;
+                let asked = self.stat(&Namespace::default(), Digest::of(b"")).await;
+                asked.map(drop)
+            }
             _ => {
                 self.operator()?;
                 self.check_present().await
@@ -359,6 +365,23 @@ fn temporary(dir: &Path) -> PathBuf {
 fn chunk(length: u64) -> usize {
     let least = length.div_ceil(PARTS).next_multiple_of(1 << 20);
     usize::try_from(least).unwrap_or(usize::MAX).max(CHUNK)
+}
+
+async fn abandon(writer: &mut Writer, digest: Digest) {
+    if let Err(why) = writer.abort().await {
+        let why = told(&why);
+        tracing::warn!(%digest, why, "an aborted write may have left a temporary file");
+    }
+}
+
+/// For files: a write that timed out may have reached the disk in part, so that none is made again
+/// but the whole blob's, and a sync of all of a large blob takes its time.
+fn unhurried(operator: Operator, timeout: Duration) -> Operator {
+    const SYNC: Duration = Duration::from_secs(3600);
+    let timeout = TimeoutLayer::new()
+        .with_timeout(timeout)
+        .with_io_timeout(SYNC);
+    operator.layer(timeout)
 }
 
 /// Timeouts inside, retries outside: each attempt has its own deadline, and a writer keeps its
@@ -399,19 +422,30 @@ fn failed(digest: Digest) -> impl Fn(Error) -> BackendError {
     }
 }
 
+/// An error without its context: a URL in it may carry a signature.
+fn told(error: &Error) -> String {
+    let mut text = format!("{}: {}", error.kind(), error.message());
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 /// What an error says of the place.
 fn unreachable(error: &Error) -> BackendError {
     match error.kind() {
-        ErrorKind::NotFound => BackendError::Denied(error.to_string()),
+        ErrorKind::NotFound => BackendError::Denied(told(error)),
         ErrorKind::PermissionDenied | ErrorKind::ConfigInvalid | ErrorKind::Unsupported => {
-            BackendError::Denied(error.to_string())
+            BackendError::Denied(told(error))
         }
-        ErrorKind::RateLimited => BackendError::Unavailable(error.to_string()),
+        ErrorKind::RateLimited => BackendError::Unavailable(told(error)),
         // Retried in vain, or worth another try: the trouble is not with the request.
         _ if error.is_temporary() || error.is_persistent() => {
-            BackendError::Unavailable(error.to_string())
+            BackendError::Unavailable(told(error))
         }
-        _ => BackendError::Other(error.to_string()),
+        _ => BackendError::Other(told(error)),
     }
 }
 

@@ -32,12 +32,15 @@ impl Transport {
 
 impl HttpTransport for Transport {
     async fn fetch(&self, request: Request<Buffer>) -> Result<Response<HttpBody>> {
-        self.pause.over().await.map_err(|wait| {
+        let host = request.uri().authority().map(ToString::to_string);
+        let host = host.unwrap_or_default();
+        self.pause.over(&host).await.map_err(|wait| {
             let wait = format!("the server wants no request for {} s", wait.as_secs());
             Error::new(ErrorKind::RateLimited, wait)
         })?;
         let response = self.inner.fetch(request).await?;
-        self.pause.heed(response.status(), response.headers());
+        self.pause
+            .heed(&host, response.status(), response.headers());
         Ok(response)
     }
 }

@@ -4,8 +4,8 @@
 //! redirect. Of several name nodes one is active; the others answer 403 or not at all.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
@@ -82,6 +82,28 @@ struct FileStatus {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RemoteAnswer {
+    remote_exception: RemoteException,
+}
+
+#[derive(Deserialize)]
+struct RemoteException {
+    exception: String,
+    message: String,
+}
+
+/// Why a name node refuses.
+enum Refusal {
+    /// Another is active.
+    Standby,
+    /// It will refuse again.
+    Denied(BackendError),
+    /// It may not later.
+    Passing(BackendError),
+}
+
+#[derive(Deserialize)]
 struct Done {
     boolean: bool,
 }
@@ -127,7 +149,8 @@ impl Inner {
 
     fn url(&self, namenode: &Url, path: &str, pairs: &[(&str, &str)]) -> Url {
         let mut url = namenode.clone();
-        url.set_path(&format!("/webhdfs/v1{path}"));
+        let base = namenode.path().trim_end_matches('/');
+        url.set_path(&format!("{base}/webhdfs/v1{path}"));
         let mut query = url.query_pairs_mut();
         query.extend_pairs(pairs);
         if let Some(user) = &self.user {
@@ -145,28 +168,45 @@ impl Inner {
         pairs: &[(&str, &str)],
     ) -> Result<Response, BackendError> {
         let first = self.active.load(Ordering::Relaxed);
-        let mut failed = BackendError::Unavailable("there is no name node".into());
+        let mut failed = None;
         for step in 0..self.namenodes.len() {
             let at = (first + step) % self.namenodes.len();
             let url = self.url(&self.namenodes[at], path, pairs);
             let make = |_: &reqwest::Client| client.request(method.clone(), url.clone());
             match self.requests.send(make).await {
-                // A standby, unless it is the last: then the refusal is about us.
                 Ok(response) if response.status() == StatusCode::FORBIDDEN => {
-                    let standby = is_standby(response).await;
-                    match standby {
-                        Err(denied) => return Err(denied),
-                        Ok(standby) => failed = standby,
+                    match self.told(response).await {
+                        Refusal::Standby => {}
+                        Refusal::Denied(error) => return Err(error),
+                        Refusal::Passing(error) => failed = failed.or(Some(error)),
                     }
                 }
                 Ok(response) => {
                     self.active.store(at, Ordering::Relaxed);
                     return Ok(response);
                 }
-                Err(error) => failed = error,
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Err(failed)
+        Err(failed
+            .unwrap_or_else(|| BackendError::Unavailable("all name nodes are standbys".into())))
+    }
+
+    /// What a 403 means: name nodes say so to nearly everything that is wrong with them.
+    async fn told(&self, response: Response) -> Refusal {
+        let bare = refused(&response);
+        let Ok(answer) = self.requests.json::<RemoteAnswer>(response).await else {
+            return Refusal::Denied(bare);
+        };
+        let RemoteException { exception, message } = answer.remote_exception;
+        let text = format!("{exception}: {message}");
+        match exception.as_str() {
+            "StandbyException" => Refusal::Standby,
+            "AccessControlException" | "AuthorizationException" | "SecurityException" => {
+                Refusal::Denied(BackendError::Denied(text))
+            }
+            _ => Refusal::Passing(BackendError::Unavailable(text)),
+        }
     }
 
     async fn command(
@@ -180,7 +220,7 @@ impl Inner {
         if !response.status().is_success() {
             return Err(refused(&response));
         }
-        let done: Done = read_json(response).await?;
+        let done: Done = self.requests.json(response).await?;
         Ok(done.boolean)
     }
 
@@ -191,7 +231,7 @@ impl Inner {
         match response.status() {
             StatusCode::NOT_FOUND => Ok(None),
             status if status.is_success() => {
-                let answer: StatusAnswer = read_json(response).await?;
+                let answer: StatusAnswer = self.requests.json(response).await?;
                 Ok(Some(answer.file_status))
             }
             _ => Err(refused(&response)),
@@ -205,7 +245,7 @@ impl Inner {
         match response.status() {
             StatusCode::NOT_FOUND => Ok(Vec::new()),
             status if status.is_success() => {
-                let answer: ListAnswer = read_json(response).await?;
+                let answer: ListAnswer = self.requests.json(response).await?;
                 Ok(answer.file_statuses.file_status)
             }
             _ => Err(refused(&response)),
@@ -250,13 +290,13 @@ impl Inner {
         let sent = self
             .requests
             .stream(request.body(reqwest::Body::wrap_stream(body)));
-        let sent = sent.await;
+        let sent = self.while_it_moves(sent, &seen).await;
         // What is wrong with the bytes counts, not that the connection broke for it.
         if let Some(error) = seen.failure() {
             return Err(error);
         }
-        let found = seen.bytes();
-        if found != length {
+        let (found, ended) = seen.so_far();
+        if found > length || (ended && found < length) {
             return Err(BackendError::Length {
                 digest,
                 expected: length,
@@ -267,6 +307,26 @@ impl Inner {
         match response.status().is_success() {
             true => Ok(()),
             false => Err(refused(&response)),
+        }
+    }
+
+    /// Waits for an upload as long as bytes are taken of it.
+    async fn while_it_moves(
+        &self,
+        sent: impl Future<Output = Result<Response, BackendError>>,
+        seen: &Seen,
+    ) -> Result<Response, BackendError> {
+        let mut sent = std::pin::pin!(sent);
+        loop {
+            let before = seen.so_far();
+            match tokio::time::timeout(self.requests.patience(), &mut sent).await {
+                Ok(sent) => return sent,
+                Err(_) if seen.so_far() != before => {}
+                Err(_) => {
+                    let told = "a data node takes no more bytes".to_string();
+                    return Err(BackendError::Unavailable(told));
+                }
+            }
         }
     }
 
@@ -298,41 +358,30 @@ impl Inner {
     }
 }
 
-/// Whether a refusal is a standby's; an error when it is not.
-async fn is_standby(response: Response) -> Result<BackendError, BackendError> {
-    let error = refused(&response);
-    let text = response.text().await.unwrap_or_default();
-    if text.contains("StandbyException") {
-        return Ok(BackendError::Unavailable(
-            "the name node is a standby".into(),
-        ));
-    }
-    Err(error)
-}
-
-async fn read_json<T: serde::de::DeserializeOwned>(response: Response) -> Result<T, BackendError> {
-    let answer = response.json().await;
-    answer.map_err(|_| BackendError::Other("the name node's answer makes no sense".into()))
-}
-
-/// What was sent of a body.
+/// What was taken of a body.
 #[derive(Debug, Default)]
-struct Seen(std::sync::Mutex<(u64, Option<BackendError>)>);
+struct Seen(Mutex<Taken>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    bytes: u64,
+    ended: bool,
+    failure: Option<BackendError>,
+}
 
 impl Seen {
-    fn with<T>(&self, act: impl FnOnce(&mut (u64, Option<BackendError>)) -> T) -> T {
-        act(&mut self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner))
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn bytes(&self) -> u64 {
-        self.with(|seen| seen.0)
+    /// How many bytes, and whether they are all that there are.
+    fn so_far(&self) -> (u64, bool) {
+        let taken = self.taken();
+        (taken.bytes, taken.ended)
     }
 
     fn failure(&self) -> Option<BackendError> {
-        self.with(|seen| seen.1.take())
+        self.taken().failure.take()
     }
 }
 
@@ -342,23 +391,29 @@ fn counted(
     length: u64,
     seen: Arc<Seen>,
 ) -> impl futures::Stream<Item = std::io::Result<bytes::Bytes>> + Send + 'static {
-    bytes.map(move |chunk| match chunk {
-        Ok(chunk) => {
-            let all = seen.with(|seen| {
-                seen.0 += chunk.len() as u64;
-                seen.0
-            });
-            if all > length {
-                return Err(std::io::Error::other("more bytes than were promised"));
+    let end = Arc::clone(&seen);
+    let bytes = bytes.map(move |chunk| {
+        let mut taken = seen.taken();
+        match chunk {
+            Ok(chunk) => {
+                taken.bytes += chunk.len() as u64;
+                match taken.bytes > length {
+                    true => Err(std::io::Error::other("more bytes than were promised")),
+                    false => Ok(chunk),
+                }
             }
-            Ok(chunk)
+            Err(error) => {
+                let told = error.to_string();
+                taken.failure = Some(error);
+                Err(std::io::Error::other(told))
+            }
         }
-        Err(error) => {
-            let told = error.to_string();
-            seen.with(|seen| seen.1 = Some(error));
-            Err(std::io::Error::other(told))
-        }
-    })
+    });
+    let ended = futures::stream::poll_fn(move |_| {
+        end.taken().ended = true;
+        std::task::Poll::Ready(None)
+    });
+    bytes.chain(ended)
 }
 
 impl Backend for WebHdfsBackend {
@@ -412,9 +467,16 @@ impl Backend for WebHdfsBackend {
     }
 
     async fn delete(&self, _: &Namespace, digest: Digest) -> Result<(), BackendError> {
-        self.0
-            .remove(&self.0.path(&self.0.layout.path(digest)))
-            .await
+        let path = self.0.path(&self.0.layout.path(digest));
+        self.0.remove(&path).await?;
+        if let (Some((dir, _)), true) = (path.rsplit_once('/'), self.0.layout != Layout::Identity) {
+            // Its own directory stands for it in lists. One that is not empty stays.
+            let removed = self.0.remove(dir).await;
+            if let Err(error @ BackendError::Unavailable(_)) = removed {
+                tracing::debug!(%error, dir, "a blob's directory stays");
+            }
+        }
+        Ok(())
     }
 
     async fn list(
@@ -454,6 +516,11 @@ impl Backend for WebHdfsBackend {
     }
 
     async fn ready(&self) -> Result<(), BackendError> {
-        self.0.status("/").await.map(drop)
+        match self.0.status("/").await? {
+            Some(_) => Ok(()),
+            None => Err(BackendError::Denied(
+                "nothing is at the name nodes' URLs: are they those of WebHDFS?".into(),
+            )),
+        }
     }
 }

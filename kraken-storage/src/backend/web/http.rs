@@ -12,7 +12,7 @@ use kraken_proto::{Digest, Namespace};
 use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 
-use super::requests::{Requests, length, refused};
+use super::requests::{Requests, length, ranged, refused};
 use super::{client, resume};
 use crate::backend::{Backend, BackendError, ByteStream, Secret};
 
@@ -123,7 +123,10 @@ impl Inner {
         match response.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
             // An empty blob has no first byte.
-            StatusCode::RANGE_NOT_SATISFIABLE => Ok(length(response.headers())),
+            StatusCode::RANGE_NOT_SATISFIABLE => match ranged(response.headers()) {
+                Some(length) => Ok(Some(length)),
+                None => Err(refused(&response)),
+            },
             status if status.is_success() => match length(response.headers()) {
                 Some(length) => Ok(Some(length)),
                 None => Err(BackendError::Other("the server tells no length".into())),
@@ -144,9 +147,7 @@ impl Inner {
         let response = self.requests.send(get).await?;
         match response.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => Err(BackendError::NotFound(digest)),
-            status if status.is_success() => {
-                Ok(resume::from(&self.requests, response, range.start))
-            }
+            status if status.is_success() => resume::from(&self.requests, response, range.start),
             _ => Err(refused(&response)),
         }
     }

@@ -8,6 +8,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap};
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use reqwest::{RequestBuilder, Response};
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use crate::backend::pause::Pause;
@@ -55,12 +56,11 @@ impl Requests {
         }
     }
 
-    /// Sends a request that cannot be made again, such as one with a stream for a body: then only
-    /// the answer's head is bounded, from when the body has been sent on `bounded`.
-    pub(super) async fn once(&self, request: RequestBuilder) -> Result<Response, BackendError> {
-        self.rested().await?;
-        match timeout(self.timeout, request.send()).await {
-            Ok(sent) => self.heard(sent),
+    /// Sends a request once.
+    async fn once(&self, request: RequestBuilder) -> Result<Response, BackendError> {
+        let sent = self.stream(request);
+        match timeout(self.timeout, sent).await {
+            Ok(sent) => sent,
             Err(_) => Err(BackendError::Unavailable(format!(
                 "no answer within {} s",
                 self.timeout.as_secs_f32()
@@ -70,22 +70,51 @@ impl Requests {
 
     /// Sends a request whose body may take any time.
     pub(super) async fn stream(&self, request: RequestBuilder) -> Result<Response, BackendError> {
-        self.rested().await?;
-        self.heard(request.send().await)
-    }
-
-    async fn rested(&self) -> Result<(), BackendError> {
-        let rested = self.pause.over().await;
+        let (client, request) = request.build_split();
+        let request = request.map_err(|error| unsent(&error))?;
+        let rested = self.pause.over(&host(request.url())).await;
         rested.map_err(|wait| {
             let wait = wait.as_secs();
             BackendError::Unavailable(format!("the server wants no request for {wait} s"))
-        })
+        })?;
+        let response = client
+            .execute(request)
+            .await
+            .map_err(|error| unsent(&error))?;
+        let from = host(response.url());
+        self.pause
+            .heed(&from, response.status(), response.headers());
+        Ok(response)
     }
 
-    fn heard(&self, sent: reqwest::Result<Response>) -> Result<Response, BackendError> {
-        let response = sent.map_err(|error| unsent(&error))?;
-        self.pause.heed(response.status(), response.headers());
-        Ok(response)
+    /// An answer's body as JSON, if it is not too long.
+    pub(super) async fn json<T: DeserializeOwned>(
+        &self,
+        response: Response,
+    ) -> Result<T, BackendError> {
+        let host = host(response.url());
+        let bytes = self.bytes(response).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|_| BackendError::Other(format!("the answer of {host} makes no sense")))
+    }
+
+    /// An answer's body, if it is not too long.
+    pub(super) async fn bytes(&self, response: Response) -> Result<Vec<u8>, BackendError> {
+        const MOST: usize = 64 << 20;
+        let mut bytes = Vec::new();
+        let mut body = self.body(response);
+        while let Some(chunk) = body.next().await.transpose()? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > MOST {
+                return Err(BackendError::Other("an answer is too long".into()));
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// How long something may take that is not bounded here.
+    pub(super) fn patience(&self) -> Duration {
+        self.timeout
     }
 
     /// An answer's body.
@@ -106,6 +135,12 @@ impl Requests {
         })
         .boxed()
     }
+}
+
+/// A server, as pauses tell them apart.
+fn host(url: &reqwest::Url) -> String {
+    let port = url.port_or_known_default().unwrap_or_default();
+    format!("{}:{port}", url.host_str().unwrap_or_default())
 }
 
 /// The waits before further attempts.
@@ -159,9 +194,20 @@ fn unsent(error: &reqwest::Error) -> BackendError {
 
 /// The length of the whole that an answer to `HEAD`, or to a request for a range, tells.
 pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
-    let text = |name| headers.get(name)?.to_str().ok();
-    match text(CONTENT_RANGE) {
-        Some(range) => range.rsplit_once('/')?.1.trim().parse().ok(),
-        None => text(CONTENT_LENGTH)?.trim().parse().ok(),
+    if headers.contains_key(CONTENT_RANGE) {
+        return ranged(headers);
     }
+    headers
+        .get(CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// The length of the whole that an answer about a range tells.
+pub(super) fn ranged(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    range.rsplit_once('/')?.1.trim().parse().ok()
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use http::StatusCode;
+use http::header::{CONTENT_RANGE, HeaderMap};
 use reqwest::Response;
 
 use super::requests::{Requests, waits};
@@ -79,9 +80,18 @@ pub(super) fn header(range: &Range<u64>) -> String {
 
 /// The body of an answer to a request for the bytes from `start` on. A server that knows no ranges
 /// sends all: what comes before is skipped.
-pub(super) fn from(requests: &Requests, response: Response, start: u64) -> ByteStream {
+pub(super) fn from(
+    requests: &Requests,
+    response: Response,
+    start: u64,
+) -> Result<ByteStream, BackendError> {
     let mut skip = match response.status() {
-        StatusCode::PARTIAL_CONTENT => 0,
+        StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), start) => 0,
+        StatusCode::PARTIAL_CONTENT => {
+            return Err(BackendError::Other(
+                "the server sends another range than the one that was asked for".into(),
+            ));
+        }
         _ => start,
     };
     let cut = move |chunk: Result<Bytes, BackendError>| {
@@ -91,5 +101,15 @@ pub(super) fn from(requests: &Requests, response: Response, start: u64) -> ByteS
             chunk.split_off(cut)
         })
     };
-    requests.body(response).map(cut).boxed()
+    Ok(requests.body(response).map(cut).boxed())
+}
+
+/// Whether a `Content-Range` is of bytes from `start` on.
+fn begins_at(headers: &HeaderMap, start: u64) -> bool {
+    let begins = || {
+        let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+        let (first, _) = range.trim().strip_prefix("bytes ")?.split_once('-')?;
+        first.trim().parse::<u64>().ok()
+    };
+    begins() == Some(start)
 }

@@ -12,7 +12,7 @@ use http::HeaderValue;
 use reqwest::{Response, Url};
 use serde::Deserialize;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::challenge::Challenge;
 use crate::backend::web::requests::{Requests, refused};
@@ -67,6 +67,8 @@ enum Login {
 const LIFETIME: Duration = Duration::from_secs(60);
 /// How long a password that worked is used without being asked for.
 const PASSWORD: Duration = Duration::from_secs(3600);
+/// How long a credential helper may take.
+const HELPER: Duration = Duration::from_secs(30);
 /// Rights that are remembered at once: one for each repository.
 const MOST: usize = 1024;
 
@@ -97,7 +99,7 @@ impl Logins {
         })
     }
 
-    /// Gets the right that an answer asks for. Those who ask at the same time get one token.
+    /// Gets the right that an answer asks for.
     pub(super) async fn answer(
         &self,
         requests: &Requests,
@@ -106,6 +108,10 @@ impl Logins {
     ) -> Result<Right, BackendError> {
         let challenge = Challenge::of(response.headers());
         let challenge = challenge.ok_or_else(|| refused(response))?;
+        // A host that the registry redirects to for its blobs has no business with our login.
+        if response.url().origin() != self.registry.origin() {
+            return Err(refused(response));
+        }
         let login = self.login().await?;
         let granted = match challenge {
             Challenge::Basic => basic(login.ok_or_else(|| refused(response))?)?,
@@ -172,6 +178,12 @@ impl Logins {
                 CredentialRetrievalError::NoCredentialConfigured
                 | CredentialRetrievalError::ConfigNotFound,
             ) => Ok(None),
+            // What helpers print when they have nothing for a server.
+            Err(CredentialRetrievalError::HelperFailure { stdout, .. })
+                if stdout.contains("credentials not found") =>
+            {
+                Ok(None)
+            }
             // Its text may hold what the helper printed.
             Err(CredentialRetrievalError::HelperFailure { helper, .. }) => {
                 let told = format!("the credential helper {helper} failed");
@@ -197,8 +209,11 @@ impl Logins {
     async fn look_up(&self, config: Vec<u8>) -> Result<DockerCredential, CredentialRetrievalError> {
         let server = self.server();
         let look = move || docker_credential::get_credential_from_reader(&*config, &server);
-        let looked = tokio::task::spawn_blocking(look).await;
-        looked.expect("it does not panic")
+        let looked = timeout(HELPER, tokio::task::spawn_blocking(look)).await;
+        match looked {
+            Ok(looked) => looked.expect("it does not panic"),
+            Err(_) => Err(CredentialRetrievalError::HelperCommunicationError),
+        }
     }
 }
 
@@ -218,7 +233,7 @@ fn granted(header: &str, lifetime: Duration) -> Result<Granted, BackendError> {
     Ok(Granted {
         header,
         // A token that runs out on its way is refused, and asked for again.
-        until: Instant::now() + lifetime * 9 / 10,
+        until: Instant::now() + lifetime.min(PASSWORD) * 9 / 10,
     })
 }
 
@@ -252,8 +267,7 @@ async fn token(
     if !response.status().is_success() {
         return Err(refused(&response));
     }
-    let wrong = |_| BackendError::Other("the token server's answer makes no sense".into());
-    let answer: Token = response.json().await.map_err(wrong)?;
+    let answer: Token = requests.json(response).await?;
     let text = answer.token.or(answer.access_token);
     let text = text.ok_or_else(|| BackendError::Other("the token server gave no token".into()))?;
     let lifetime = answer.expires_in.map(Duration::from_secs);

@@ -166,7 +166,7 @@ impl Inner {
     ) -> Result<ByteStream, BackendError> {
         let found = self.find(namespace, digest, (Method::GET, Some(&range)));
         let response = found.await?.ok_or(BackendError::NotFound(digest))?;
-        Ok(resume::from(&self.requests, response, range.start))
+        resume::from(&self.requests, response, range.start)
     }
 }
 
