@@ -431,16 +431,12 @@ impl Backend for WebHdfsBackend {
     ) -> Result<ByteStream, BackendError> {
         let length = self.stat(namespace, digest).await?;
         let length = length.ok_or(BackendError::NotFound(digest))?;
-        let range = range.start..range.end.min(length);
-        if range.is_empty() {
-            return Ok(futures::stream::empty().boxed());
-        }
         let inner = Arc::clone(&self.0);
         let open = move |range| {
             let inner = Arc::clone(&inner);
             async move { inner.open(digest, range).await }.boxed()
         };
-        resume::resuming(range, Box::new(open)).await
+        resume::resuming(range, length, Box::new(open)).await
     }
 
     async fn write(

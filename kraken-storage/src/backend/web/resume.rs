@@ -16,8 +16,17 @@ use crate::backend::{BackendError, ByteStream};
 pub(super) type Open =
     Box<dyn Fn(Range<u64>) -> BoxFuture<'static, Result<ByteStream, BackendError>> + Send + Sync>;
 
-/// The bytes `range`, by as many streams as it takes: gives up when several in a row bring nothing.
-pub(super) async fn resuming(range: Range<u64>, open: Open) -> Result<ByteStream, BackendError> {
+/// The bytes `range` of a blob of `length` bytes, by as many streams as it takes: gives up when
+/// several in a row bring nothing.
+pub(super) async fn resuming(
+    range: Range<u64>,
+    length: u64,
+    open: Open,
+) -> Result<ByteStream, BackendError> {
+    let range = range.start..range.end.min(length);
+    if range.is_empty() {
+        return Ok(futures::stream::empty().boxed());
+    }
     let state = Resuming {
         stream: open(range.clone()).await?,
         range,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt as _, StreamExt as _};
+use futures::FutureExt as _;
 use http::StatusCode;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, RANGE};
 use kraken_proto::{Digest, Namespace};
@@ -194,16 +194,12 @@ impl Backend for RegistryBackend {
     ) -> Result<ByteStream, BackendError> {
         let length = self.stat(namespace, digest).await?;
         let length = length.ok_or(BackendError::NotFound(digest))?;
-        let range = range.start..range.end.min(length);
-        if range.is_empty() {
-            return Ok(futures::stream::empty().boxed());
-        }
         let (inner, namespace) = (Arc::clone(&self.0), namespace.clone());
         let open = move |range| {
             let (inner, namespace) = (Arc::clone(&inner), namespace.clone());
             async move { inner.open(&namespace, digest, range).await }.boxed()
         };
-        resume::resuming(range, Box::new(open)).await
+        resume::resuming(range, length, Box::new(open)).await
     }
 
     async fn write(
