@@ -130,6 +130,11 @@ async fn a_token_is_asked_for_once_and_stays_with_its_registry() {
         assert_eq!(read(&backend).await.unwrap(), BLOB);
     }
     assert_eq!(hub.tokens(), 1);
+    let fresh = hub.backend(Some("bc"));
+    for read in futures::future::join_all((0..20).map(|_| read(&fresh))).await {
+        assert_eq!(read.unwrap(), BLOB);
+    }
+    assert_eq!(hub.tokens(), 2, "twenty at once ask once");
 }
 
 #[tokio::test]

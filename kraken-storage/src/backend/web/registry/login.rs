@@ -41,6 +41,8 @@ pub(super) struct Logins {
     registry: Url,
     credentials: Option<Credentials>,
     granted: Mutex<HashMap<String, Granted>>,
+    /// Whose turn it is to ask for one.
+    asking: Mutex<()>,
 }
 
 #[derive(Debug, Clone)]
@@ -85,6 +87,7 @@ impl Logins {
             registry,
             credentials,
             granted: Mutex::default(),
+            asking: Mutex::default(),
         }
     }
 
@@ -99,13 +102,20 @@ impl Logins {
         })
     }
 
-    /// Gets the right that an answer asks for.
+    /// Gets the right that an answer asks for, which refuses the one in hand. Those who ask at the same
+    /// time get one token.
     pub(super) async fn answer(
         &self,
         requests: &Requests,
-        repository: &str,
+        (repository, refused_right): (&str, Option<&Right>),
         response: &Response,
     ) -> Result<Right, BackendError> {
+        let _turn = self.asking.lock().await;
+        if let Some(known) = self.known(repository).await
+            && refused_right.is_none_or(|refused| refused.header != known.header)
+        {
+            return Ok(known);
+        }
         let challenge = Challenge::of(response.headers());
         let challenge = challenge.ok_or_else(|| refused(response))?;
         // A host that the registry redirects to for its blobs has no business with our login.

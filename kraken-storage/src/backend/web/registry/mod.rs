@@ -135,7 +135,9 @@ impl Inner {
             if response.status() != StatusCode::UNAUTHORIZED || fresh {
                 return Ok(response);
             }
-            let asked = self.logins.answer(&self.requests, &repository, &response);
+            let asked =
+                self.logins
+                    .answer(&self.requests, (&repository, right.as_ref()), &response);
             right = Some(asked.await?);
         }
     }
