@@ -427,6 +427,7 @@ async fn what_is_in_vain_for_too_long_is_put_aside_and_its_blob_stays() {
     assert_eq!(dead.len(), 1);
     assert!(node.origin.revive_task(dead[0].id).await.unwrap());
     assert!(!node.origin.revive_task(dead[0].id).await.unwrap());
+    assert!(node.origin.metrics().text().contains("kraken_tasks_dead 0"));
     eventually("written back", async || group.backend.writes() == 1).await;
     eventually("done", async || counts().await == (0, 0)).await;
     node.origin.remove(meta.digest()).await.unwrap();

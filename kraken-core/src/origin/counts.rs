@@ -55,6 +55,11 @@ impl Counts {
         self.dead.set(i64::try_from(tasks).unwrap_or(i64::MAX));
     }
 
+    /// Whether any task was given up.
+    pub(super) fn some_dead(&self) -> bool {
+        self.dead.get() > 0
+    }
+
     /// A commit that was acknowledged.
     pub(super) fn committed(&self, durable: Duration, copies: Duration) {
         self.commit_durable.observe(durable.as_secs_f64());

@@ -160,10 +160,18 @@ impl Inner {
         delay: Duration,
     ) -> Result<u64, ApiError> {
         let due = unix_ms().saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-        let pushed = self
-            .on_queue(move |queue| queue.push(kind, &key, &[], due))
-            .await;
-        let id = pushed.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+        let some_dead = self.counts.some_dead();
+        let push = move |queue: &DurableQueue| {
+            let id = queue.push(kind, &key, &[], due)?;
+            // It may have taken the place of a dead letter.
+            let dead = some_dead.then(|| queue.dead_len()).transpose()?;
+            Ok((id, dead))
+        };
+        let pushed = self.on_queue(push).await;
+        let (id, dead) = pushed.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+        if let Some(dead) = dead {
+            self.counts.dead(dead);
+        }
         self.queued.notify_one();
         Ok(id)
     }
