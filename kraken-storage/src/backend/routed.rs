@@ -91,7 +91,11 @@ impl Backend for RoutedBackend {
         for route in needed {
             route.backend.ready().await.map_err(|error| {
                 let pattern = route.pattern.as_str();
-                BackendError::Unavailable(format!("for namespaces {pattern:?}: {error}"))
+                let told = match error {
+                    BackendError::Unavailable(why) => why,
+                    error => error.to_string(),
+                };
+                BackendError::Unavailable(format!("that of the namespaces {pattern:?}: {told}"))
             })?;
         }
         Ok(())
