@@ -17,7 +17,7 @@ use clap::Parser;
 use kraken_core::proto::Digest;
 use kraken_core::proto::cache::ledger::Ceiling;
 use kraken_core::proto::rng::Rng;
-use kraken_core::storage::{FsStore, PieceStore as _, UploadStore as _};
+use kraken_core::storage::{FsOptions, FsStore, Need, PieceStore as _, UploadStore as _};
 use serde::Serialize;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -172,8 +172,12 @@ async fn push(store: &FsStore, seed: u64, len: usize) -> Outcome<Digest> {
 }
 
 async fn open(dir: &Path, ceiling: Option<Ceiling>) -> Outcome<(f64, FsStore)> {
+    let options = FsOptions {
+        ceiling,
+        ..FsOptions::default()
+    };
     let began = Instant::now();
-    let store = FsStore::open_within(dir, ceiling).await?;
+    let store = FsStore::open_with(dir, options).await?;
     Ok((began.elapsed().as_secs_f64(), store))
 }
 
@@ -192,8 +196,9 @@ async fn read(store: &FsStore, digest: Digest, reads: usize) -> Outcome<Vec<Dura
 async fn evict(store: &FsStore, most: u64, spared: Digest) -> Outcome<()> {
     let spared = [spared].into();
     loop {
-        let more = most.saturating_sub(store.used()) + (1 << 20);
-        for digest in store.victims(more, &spared).await? {
+        let used = store.usage().map_or(0, |usage| usage.bytes);
+        let more = most.saturating_sub(used) + (1 << 20);
+        for digest in store.victims(Need::blob(more), &spared).await? {
             store.remove(digest).await?;
         }
     }

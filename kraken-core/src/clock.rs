@@ -29,7 +29,6 @@ impl Clock {
 }
 
 /// Milliseconds since 1970: for what outlives the process.
-#[cfg(all(feature = "http", feature = "fs"))]
 pub(crate) fn unix_ms() -> u64 {
     use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

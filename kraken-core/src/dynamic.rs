@@ -10,12 +10,13 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use kraken_net::{Discovery, DiscoveryError, Frame, NetError, PeerConn, Throttle, Transport};
+use kraken_proto::cache::ledger::Kept;
 use kraken_proto::{
     AnnounceReply, AnnounceRequest, Bitfield, Digest, MetaInfo, Namespace, PeerId, PeerInfo,
 };
 #[cfg(all(feature = "http", feature = "fs"))]
 use kraken_storage::UploadStore;
-use kraken_storage::{BlobStatus, PieceStore, StoreError};
+use kraken_storage::{BlobStatus, Goal, Need, PieceStore, StoreError};
 
 /// [`PieceStore`], boxed.
 pub(crate) trait DynStore: Send + Sync + 'static {
@@ -41,9 +42,16 @@ pub(crate) trait DynStore: Send + Sync + 'static {
     fn list(&self) -> BoxFuture<'_, Result<Vec<Digest>, StoreError>>;
     fn victims<'a>(
         &'a self,
-        bytes: u64,
+        need: Need<'a>,
         spared: &'a HashSet<Digest>,
     ) -> BoxFuture<'a, Result<Vec<Digest>, StoreError>>;
+    fn surplus<'a>(
+        &'a self,
+        goal: Goal,
+        spared: &'a HashSet<Digest>,
+    ) -> BoxFuture<'a, Result<Vec<Digest>, StoreError>>;
+    fn kept(&self, digest: Digest) -> Option<Kept>;
+    fn note_uses(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
 impl<T: PieceStore> DynStore for T {
@@ -89,10 +97,23 @@ impl<T: PieceStore> DynStore for T {
     }
     fn victims<'a>(
         &'a self,
-        bytes: u64,
+        need: Need<'a>,
         spared: &'a HashSet<Digest>,
     ) -> BoxFuture<'a, Result<Vec<Digest>, StoreError>> {
-        PieceStore::victims(self, bytes, spared).boxed()
+        PieceStore::victims(self, need, spared).boxed()
+    }
+    fn surplus<'a>(
+        &'a self,
+        goal: Goal,
+        spared: &'a HashSet<Digest>,
+    ) -> BoxFuture<'a, Result<Vec<Digest>, StoreError>> {
+        PieceStore::surplus(self, goal, spared).boxed()
+    }
+    fn kept(&self, digest: Digest) -> Option<Kept> {
+        PieceStore::kept(self, digest)
+    }
+    fn note_uses(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        PieceStore::note_uses(self).boxed()
     }
 }
 

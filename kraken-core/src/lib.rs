@@ -7,6 +7,7 @@ pub mod error;
 pub mod metrics;
 #[cfg(all(feature = "http", feature = "fs"))]
 pub mod origin;
+pub mod sweep;
 mod tasks;
 #[cfg(feature = "http")]
 pub mod tracker;
@@ -20,5 +21,6 @@ pub use kraken_storage as storage;
 pub use metrics::Metrics;
 #[cfg(all(feature = "http", feature = "fs"))]
 pub use origin::Origin;
+pub use sweep::Swept;
 #[cfg(feature = "http")]
 pub use tracker::Tracker;

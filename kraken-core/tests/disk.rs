@@ -14,13 +14,13 @@ use kraken_core::net::http::{ApiError, HttpClient};
 use kraken_core::net::origin::OriginApi as _;
 use kraken_core::net::{MemNetwork, MemTransport};
 use kraken_core::origin::RingMember;
-use kraken_core::proto::cache::ledger::Ceiling;
+use kraken_core::proto::cache::ledger::{Ceiling, Lifetimes};
 use kraken_core::storage::testkit::blob;
 use kraken_core::storage::{
-    BlobStatus, DurableQueue, FsStore, MemStore, OpendalBackend, PieceStore as _, StoreError,
-    UploadStore as _,
+    BlobStatus, DurableQueue, FsOptions, FsStore, Goal, MemStore, OpendalBackend, PieceStore as _,
+    StoreError, UploadStore as _,
 };
-use kraken_core::{Agent, Digest, MetaInfo, Namespace, OpenError, Origin, PeerId};
+use kraken_core::{Agent, Digest, MetaInfo, Namespace, OpenError, Origin, PeerId, Swept};
 use tokio::io::AsyncReadExt as _;
 
 use common::Local;
@@ -30,6 +30,19 @@ const BLOBS: u64 = 20;
 
 fn transport(network: &MemNetwork, number: u8) -> MemTransport {
     network.transport(PeerId::from_bytes([number; 32]))
+}
+
+/// A store for four and a half blobs.
+async fn within(dir: &Path) -> FsStore {
+    let options = FsOptions {
+        ceiling: Some(Ceiling::of((4 * MIB + MIB / 2) as u64)),
+        ..FsOptions::default()
+    };
+    FsStore::open_with(dir, options).await.unwrap()
+}
+
+fn used(store: &FsStore) -> u64 {
+    store.usage().unwrap().bytes
 }
 
 /// Some blobs of a MiB at a seeder, and an agent whose disk is for four and a half of them.
@@ -56,8 +69,7 @@ impl Lab {
         let seeder = Agent::builder(from, transport(&network, 1)).discovery(discovery.clone());
         let seeder = seeder.spawn().unwrap();
         seeder.seed_all().await.unwrap();
-        let ceiling = Some(Ceiling::of((4 * MIB + MIB / 2) as u64));
-        let store = FsStore::open_within(dir, ceiling).await.unwrap();
+        let store = within(dir).await;
         let agent = Agent::builder(store.clone(), transport(&network, 2)).discovery(discovery);
         Self {
             blobs,
@@ -74,7 +86,7 @@ impl Lab {
         reader.read_to_end(&mut read).await.unwrap();
         assert!(read == *bytes, "blob {index}");
         reader.complete().await.unwrap();
-        assert!(self.store.used() <= (4 * MIB + MIB / 2) as u64);
+        assert!(used(&self.store) <= (4 * MIB + MIB / 2) as u64);
     }
 
     async fn holds(&self, index: usize) -> bool {
@@ -118,7 +130,7 @@ async fn many_pulls_at_once_stay_under_the_ceiling_and_none_finds_a_blob_half_go
             let mut read = Vec::new();
             reader.read_to_end(&mut read).await.unwrap();
             assert!(read == *bytes, "blob {index}");
-            assert!(lab.store.used() <= (4 * MIB + MIB / 2) as u64);
+            assert!(used(&lab.store) <= (4 * MIB + MIB / 2) as u64);
             return;
         }
         panic!("no room for blob {index} in six seconds and more");
@@ -199,12 +211,43 @@ async fn a_blob_that_rots_on_disk_is_fetched_anew_and_no_wrong_byte_is_read() {
     lab.read(2).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_lets_go_of_what_is_old_or_above_the_mark_but_not_of_what_is_read_or_pinned() {
+    let dir = tempfile::tempdir().unwrap();
+    let lab = Lab::start(dir.path()).await;
+    for index in 0..4 {
+        lab.read(index).await;
+    }
+    let digest = |index: usize| lab.blobs[index].1;
+    lab.store.pin(digest(0), true).await.unwrap();
+    let reader = lab.agent.open(digest(1)).await.unwrap();
+    let half = lab.agent.rehearse_sweep(Goal::Percent(50)).await.unwrap();
+    assert_eq!(half.blobs.len(), 2);
+    assert_eq!(used(&lab.store), 4 * MIB as u64, "nothing went yet");
+    let swept = lab.agent.sweep(Goal::Percent(50)).await.unwrap();
+    let gone: Vec<_> = swept.blobs.iter().map(|kept| kept.digest).collect();
+    assert_eq!(gone, [digest(2), digest(3)]);
+    assert_eq!((swept.bytes(), swept.errors), (2 * MIB as u64, 0));
+    let lifetimes = Lifetimes {
+        to_live: Some(Duration::from_secs(3600)),
+        to_idle: None,
+    };
+    let over = Goal::Lifetimes {
+        lifetimes,
+        now_ms: u64::MAX,
+    };
+    assert_eq!(lab.agent.sweep(over).await.unwrap(), Swept::default());
+    drop(reader);
+    let swept = lab.agent.sweep(over).await.unwrap();
+    assert_eq!(swept.blobs[0].digest, digest(1));
+    assert!(lab.holds(0).await && !lab.holds(1).await);
+    // What has gone comes again.
+    lab.read(1).await;
+}
+
 /// One origin whose disk is for four and a half blobs, over a directory that can be away.
 async fn origin(dir: &Path) -> (Origin, FsStore) {
-    let ceiling = Some(Ceiling::of((4 * MIB + MIB / 2) as u64));
-    let store = FsStore::open_within(dir.join("store"), ceiling)
-        .await
-        .unwrap();
+    let store = within(&dir.join("store")).await;
     let backend = OpendalBackend::local_disk(dir.join("backend")).unwrap();
     let queue = DurableQueue::open(dir.join("queue.redb")).unwrap();
     let network = transport(&MemNetwork::new(), 1);
@@ -267,11 +310,17 @@ async fn an_origin_lets_go_only_of_what_its_backend_has() {
             "nothing is lost"
         );
     }
+    let swept = origin.sweep(Goal::Percent(0)).await.unwrap();
+    assert_eq!(swept.blobs.len(), 0, "they are nowhere else");
+    let rehearsed = origin.rehearse_sweep(Goal::Percent(0)).await.unwrap();
+    assert_eq!(rehearsed.blobs.len(), 0);
     std::fs::remove_file(&away).unwrap();
     written_back(&origin).await;
+    let rehearsed = origin.rehearse_sweep(Goal::Percent(0)).await.unwrap();
+    assert_eq!(rehearsed.blobs.len(), 4);
     for (bytes, meta) in &blobs[4..] {
         push(&origin, bytes, meta).await.unwrap();
-        assert!(store.used() <= (4 * MIB + MIB / 2) as u64);
+        assert!(used(&store) <= (4 * MIB + MIB / 2) as u64);
         written_back(&origin).await;
     }
     assert!(origin.metrics().blobs_evicted() >= 4);
@@ -284,6 +333,6 @@ async fn an_origin_lets_go_only_of_what_its_backend_has() {
         let chunks: Vec<_> = read.unwrap().body.collect().await;
         let read: Vec<u8> = chunks.into_iter().flat_map(Result::unwrap).collect();
         assert!(read == *bytes);
-        assert!(store.used() <= (4 * MIB + MIB / 2) as u64);
+        assert!(used(&store) <= (4 * MIB + MIB / 2) as u64);
     }
 }

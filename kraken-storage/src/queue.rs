@@ -4,8 +4,8 @@
 //! changes the queue is durable when it returns, except [`DurableQueue::take_due`], which marks
 //! tasks as taken in memory only, so that a crash gives them back.
 //!
-//! Tasks are kept in the order of (due, id), and nothing holds more of them in memory than a call
-//! asks for, besides the ids of the taken ones. Always true: of the tasks with one kind and key, at
+//! Tasks are kept in the order of (priority, due, id), and nothing holds more of them in memory than a
+//! call asks for, besides the ids of the taken ones. Always true: of the tasks with one kind and key, at
 //! most one is the *current* one, the one pushed last; one that is not current was taken when the
 //! current one was pushed, and the current one makes up for it.
 
@@ -14,26 +14,47 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
+use redb::{Database, ReadableDatabase, ReadableTableMetadata};
 
 use self::record::{name_of, read_record};
-use self::tables::{Reading, Writing};
+use self::tables::{Place, Reading, Writing, place_of};
 use crate::database::make_once;
 
 /// The database's page cache, in bytes; its own default would be 1 GiB.
 const CACHE: usize = 16 << 20;
+
+/// Which of the tasks that are due is taken first. One in four is the one that has been due for the
+/// longest time, whatever its priority, so that none waits for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Priority {
+    /// Before all others.
+    High = 0,
+    /// Before those that can wait.
+    #[default]
+    Normal = 1,
+    /// When nothing else is due.
+    Low = 2,
+}
+
+impl Priority {
+    const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+}
+
+/// One in so many tasks is taken for its age, not its priority.
+const FOR_ITS_AGE: u64 = 4;
 
 /// A piece of work to do at or after a time, until it is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
     /// Names the task in this queue.
     pub id: u64,
+    /// How much it matters.
+    pub priority: Priority,
     /// What sort of work it is.
     pub kind: String,
     /// What it is about; kind and key together tell tasks apart.
@@ -56,8 +77,16 @@ pub struct DurableQueue {
 
 struct Inner {
     database: Database,
-    /// The tasks that were taken and are neither done nor put back. Locked over every call.
-    taken: Mutex<BTreeSet<u64>>,
+    /// Locked over every call.
+    taken: Mutex<Taken>,
+}
+
+#[derive(Default)]
+struct Taken {
+    /// The tasks that were taken and are neither done nor put back.
+    ids: BTreeSet<u64>,
+    /// How many were taken so far.
+    count: u64,
 }
 
 impl DurableQueue {
@@ -73,11 +102,7 @@ impl DurableQueue {
         })
     }
 
-    /// Adds a task and gives its id.
-    ///
-    /// When a task of this kind and key waits already, nothing is added: that task stays as it is,
-    /// with its payload and due time, and its id is given. A taken task does not count, as the work
-    /// on it may have missed what this one is about.
+    /// Adds a task of no particular priority: see [`DurableQueue::push_ranked`].
     ///
     /// # Errors
     /// The file cannot be written; the task is not there then.
@@ -88,13 +113,37 @@ impl DurableQueue {
         payload: &[u8],
         due_ms: u64,
     ) -> Result<u64, QueueError> {
+        self.push_ranked(Priority::Normal, kind, key, payload, due_ms)
+    }
+
+    /// Adds a task and gives its id.
+    ///
+    /// When a task of this kind and key waits already, nothing is added: that task stays as it is,
+    /// with its priority, payload and due time, and its id is given. A taken task does not count, as the work
+    /// on it may have missed what this one is about.
+    ///
+    /// # Errors
+    /// The file cannot be written; the task is not there then.
+    pub fn push_ranked(
+        &self,
+        priority: Priority,
+        kind: &str,
+        key: &str,
+        payload: &[u8],
+        due_ms: u64,
+    ) -> Result<u64, QueueError> {
         let taken = self.inner.taken();
         let name = name_of(kind, key);
-        if let Some(id) = self.inner.current(&name)?.filter(|id| !taken.contains(id)) {
+        if let Some(id) = self
+            .inner
+            .current(&name)?
+            .filter(|id| !taken.ids.contains(id))
+        {
             return Ok(id);
         }
         let task = Task {
             id: 0,
+            priority,
             kind: kind.to_string(),
             key: key.to_string(),
             payload: payload.to_vec(),
@@ -105,32 +154,35 @@ impl DurableQueue {
         self.inner.change(|tables| tables.add(task))
     }
 
-    /// Takes up to `max` tasks that are due at `now_ms`, the longest due first. Until
-    /// [`DurableQueue::done`] or [`DurableQueue::retry`] no other call takes them; when the process
-    /// ends before that, they wait again.
+    /// Takes up to `max` tasks that are due at `now_ms`: those that matter most, and of those the
+    /// longest due; see [`Priority`]. Until [`DurableQueue::done`] or [`DurableQueue::retry`] no other
+    /// call takes them; when the process ends before that, they wait again.
     ///
     /// # Errors
     /// The file cannot be read or written; nothing is taken then.
     pub fn take_due(&self, now_ms: u64, max: usize) -> Result<Vec<Task>, QueueError> {
         let mut taken = self.inner.taken();
-        let mut due = Vec::new();
         let mut stale = Vec::new();
-        self.inner.look(|tables| {
-            for entry in tables.tasks.range((0, 0)..=(now_ms, u64::MAX))? {
-                if due.len() == max {
-                    break;
-                }
-                let (at, record) = entry?;
-                if taken.contains(&at.value().1) {
-                    continue;
-                }
-                let task = read_record(at.value(), record.value())?;
-                match tables.is_current(&task)? {
-                    true => due.push(task),
-                    false => stale.push(task),
+        let levels = self.inner.look(|tables| {
+            let mut levels = Priority::ALL.map(|_| VecDeque::new());
+            for (level, priority) in levels.iter_mut().zip(0_u8..) {
+                let due = (priority, 0, 0)..=(priority, now_ms, u64::MAX);
+                for entry in tables.tasks.range(due)? {
+                    if level.len() == max {
+                        break;
+                    }
+                    let (at, record) = entry?;
+                    if taken.ids.contains(&at.value().2) {
+                        continue;
+                    }
+                    let task = read_record(at.value(), record.value())?;
+                    match tables.is_current(&task)? {
+                        true => level.push_back(task),
+                        false => stale.push(task),
+                    }
                 }
             }
-            Ok(())
+            Ok(levels)
         })?;
         if !stale.is_empty() {
             self.inner.change(|tables| {
@@ -139,7 +191,9 @@ impl DurableQueue {
                     .try_for_each(|task| tables.remove(task.id).map(drop))
             })?;
         }
-        taken.extend(due.iter().map(|task| task.id));
+        let due = chosen(levels, max, taken.count);
+        taken.count += due.len() as u64;
+        taken.ids.extend(due.iter().map(|task| task.id));
         Ok(due)
     }
 
@@ -150,7 +204,7 @@ impl DurableQueue {
     pub fn done(&self, id: u64) -> Result<(), QueueError> {
         let mut taken = self.inner.taken();
         self.inner.change(|tables| tables.remove(id).map(drop))?;
-        taken.remove(&id);
+        taken.ids.remove(&id);
         Ok(())
     }
 
@@ -162,7 +216,7 @@ impl DurableQueue {
     pub fn retry(&self, id: u64, due_ms: u64) -> Result<(), QueueError> {
         let mut taken = self.inner.taken();
         self.inner.change(|tables| tables.put_back(id, due_ms))?;
-        taken.remove(&id);
+        taken.ids.remove(&id);
         Ok(())
     }
 
@@ -175,7 +229,7 @@ impl DurableQueue {
     pub fn bury(&self, id: u64) -> Result<(), QueueError> {
         let mut taken = self.inner.taken();
         self.inner.change(|tables| tables.bury(id))?;
-        taken.remove(&id);
+        taken.ids.remove(&id);
         Ok(())
     }
 
@@ -189,34 +243,10 @@ impl DurableQueue {
             let mut page = Vec::new();
             for entry in tables.dead.range(from..)?.take(max) {
                 let (id, letter) = entry?;
-                let (due_ms, record) = letter.value();
-                page.push(read_record((due_ms, id.value()), record)?);
+                let (priority, due_ms, record) = letter.value();
+                page.push(read_record((priority, due_ms, id.value()), record)?);
             }
             Ok(page)
-        })
-    }
-
-    /// Shows every task, waiting, taken and dead, as they are at one moment, until `show` says that it
-    /// is enough.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn each(&self, mut show: impl FnMut(&Task) -> ControlFlow<()>) -> Result<(), QueueError> {
-        self.inner.look(|tables| {
-            for entry in tables.tasks.iter()? {
-                let (at, record) = entry?;
-                if show(&read_record(at.value(), record.value())?).is_break() {
-                    return Ok(());
-                }
-            }
-            for entry in tables.dead.iter()? {
-                let (id, letter) = entry?;
-                let (due_ms, record) = letter.value();
-                if show(&read_record((due_ms, id.value()), record)?).is_break() {
-                    return Ok(());
-                }
-            }
-            Ok(())
         })
     }
 
@@ -251,13 +281,18 @@ impl DurableQueue {
     pub fn next_due(&self) -> Result<Option<u64>, QueueError> {
         let taken = self.inner.taken();
         self.inner.look(|tables| {
-            for entry in tables.tasks.iter()? {
-                let (due_ms, id) = entry?.0.value();
-                if !taken.contains(&id) {
-                    return Ok(Some(due_ms));
+            let mut first = None;
+            for priority in 0..Priority::ALL.len() as u8 {
+                let level = (priority, 0, 0)..=(priority, u64::MAX, u64::MAX);
+                for entry in tables.tasks.range(level)? {
+                    let (_, due_ms, id) = entry?.0.value();
+                    if !taken.ids.contains(&id) {
+                        first = Some(first.map_or(due_ms, |first: u64| first.min(due_ms)));
+                        break;
+                    }
                 }
             }
-            Ok(None)
+            Ok(first)
         })
     }
 
@@ -267,6 +302,16 @@ impl DurableQueue {
     /// The file cannot be read.
     pub fn contains(&self, kind: &str, key: &str) -> Result<bool, QueueError> {
         Ok(self.inner.current(&name_of(kind, key))?.is_some())
+    }
+
+    /// Whether there is a task of this kind whose key begins with `prefix`: waiting, taken or a dead
+    /// letter. Takes as long for a million tasks as for one.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn contains_prefix(&self, kind: &str, prefix: &str) -> Result<bool, QueueError> {
+        let prefix = name_of(kind, prefix);
+        self.inner.look(|tables| tables.has_prefix(&prefix))
     }
 
     /// Whether a task of this kind and key is taken, or was before.
@@ -279,7 +324,7 @@ impl DurableQueue {
             return Ok(false);
         };
         let task = self.inner.look(|tables| tables.task(id))?;
-        Ok(taken.contains(&id) || task.is_some_and(|task| task.attempts > 0))
+        Ok(taken.ids.contains(&id) || task.is_some_and(|task| task.attempts > 0))
     }
 
     /// How many tasks there are, waiting and taken.
@@ -298,14 +343,18 @@ impl DurableQueue {
         Ok(self.len()? == 0)
     }
 
-    /// Up to `max` tasks in the order of (due, id), waiting and taken, from the one after `after`
+    /// Up to `max` tasks in the order of (priority, due, id), waiting and taken, from the one after `after`
     /// on. Give the last task of a page to get the next; tasks that move between the calls may be
     /// missed or seen twice.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn page(&self, after: Option<&Task>, max: usize) -> Result<Vec<Task>, QueueError> {
-        let from = after.map_or((0, 0), |task| (task.due_ms, task.id + 1));
+        let behind = |task| {
+            let (priority, due_ms, id) = place_of(task);
+            (priority, due_ms, id + 1)
+        };
+        let from: Place = after.map_or((0, 0, 0), behind);
         self.inner.look(|tables| {
             let mut page = Vec::new();
             for entry in tables.tasks.range(from..)?.take(max) {
@@ -315,6 +364,25 @@ impl DurableQueue {
             Ok(page)
         })
     }
+}
+
+/// Up to `max` of the due tasks, which are given by priority and then by their due times, after
+/// `before` others.
+fn chosen(mut levels: [VecDeque<Task>; 3], max: usize, before: u64) -> Vec<Task> {
+    let oldest = |levels: &[VecDeque<Task>; 3]| {
+        let heads = levels.iter().map(VecDeque::front).enumerate();
+        let heads = heads.filter_map(|(level, head)| Some((head?.due_ms, level)));
+        heads.min().map(|(_, level)| level)
+    };
+    let foremost = |levels: &[VecDeque<Task>; 3]| levels.iter().position(|it| !it.is_empty());
+    let pick = |count: u64| {
+        let level = match count % FOR_ITS_AGE == FOR_ITS_AGE - 1 {
+            true => oldest(&levels),
+            false => foremost(&levels),
+        };
+        levels[level?].pop_front()
+    };
+    (before..).take(max).map_while(pick).collect()
 }
 
 impl fmt::Debug for DurableQueue {
@@ -395,8 +463,8 @@ impl Inner {
         Ok(inner)
     }
 
-    fn taken(&self) -> MutexGuard<'_, BTreeSet<u64>> {
-        // The set changes in one step each, after the database: no half state is seen.
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        // It changes in one step each, after the database: no half state is seen.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

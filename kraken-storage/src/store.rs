@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kraken_proto::cache::ledger::{Ceiling, Kept, Lifetimes};
 use kraken_proto::{Bitfield, Digest, MetaInfo};
 
 /// What a store holds of one blob.
@@ -26,6 +28,63 @@ pub enum BlobStatus {
         /// The blob.
         meta: MetaInfo,
     },
+}
+
+/// What needs room in a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need<'a> {
+    /// So many bytes.
+    pub bytes: u64,
+    /// For this upload; for a new blob when it is `None`.
+    pub upload: Option<&'a str>,
+}
+
+impl Need<'_> {
+    /// A new blob of so many bytes.
+    pub const fn blob(bytes: u64) -> Self {
+        Self {
+            bytes,
+            upload: None,
+        }
+    }
+}
+
+/// How much of a store may go without need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// What is used above the ceiling's high mark, down to its low one.
+    Marks,
+    /// What is used above so many hundredths of the ceiling.
+    Percent(u8),
+    /// What is over.
+    Lifetimes {
+        /// How long blobs stay.
+        lifetimes: Lifetimes,
+        /// What time it is, in milliseconds since 1970.
+        now_ms: u64,
+    },
+}
+
+/// What a store takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of blobs and uploads.
+    pub bytes: u64,
+    /// How many blobs, whole and partial.
+    pub blobs: u64,
+    /// What it may take.
+    pub ceiling: Option<Ceiling>,
+}
+
+/// What [`PieceStore::verify`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// There is no such blob, or it is not whole.
+    Absent,
+    /// Its bytes are right.
+    Right,
+    /// Its bytes were wrong: it has been set aside.
+    Damaged,
 }
 
 /// Where an agent keeps blobs. Embedders may bring their own; `testkit` holds the suite that every
@@ -123,19 +182,95 @@ pub trait PieceStore: Send + Sync + 'static {
         }
     }
 
-    /// What is to be removed after [`StoreError::Full`] so that `bytes` more fit: the blobs that were
-    /// not used for the longest time, without those that are `spared`; at least one. A store without
-    /// a ceiling of its own knows of none.
+    /// What is to be removed after [`StoreError::Full`] so that what needs room gets it: the blobs that
+    /// go first in the store's order, without those that are pinned or `spared`; at least one. A store
+    /// without a ceiling of its own knows of none.
     ///
     /// # Errors
-    /// [`StoreError::Full`] when `bytes` would not fit then either.
+    /// [`StoreError::Full`] when there would be no room then either.
     fn victims(
         &self,
-        bytes: u64,
+        need: Need<'_>,
         spared: &HashSet<Digest>,
     ) -> impl Future<Output = Result<Vec<Digest>, StoreError>> + Send {
-        let _ = (bytes, spared);
+        let _ = (need, spared);
         std::future::ready(Err(StoreError::Full))
+    }
+
+    /// What may be removed although nothing needs its room, without what is pinned or `spared`. None
+    /// in a store without a ceiling.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn surplus(
+        &self,
+        goal: Goal,
+        spared: &HashSet<Digest>,
+    ) -> impl Future<Output = Result<Vec<Digest>, StoreError>> + Send {
+        let _ = (goal, spared);
+        std::future::ready(Ok(Vec::new()))
+    }
+
+    /// What the store takes and may take; `None` when it does not count.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
+
+    /// Up to `max` blobs, whole and partial, in the order of their digests, from the one after `after`
+    /// on. None in a store that does not count.
+    fn page(&self, after: Option<Digest>, max: usize) -> Vec<Kept> {
+        let _ = (after, max);
+        Vec::new()
+    }
+
+    /// A blob, whole or partial, as the store counts it.
+    fn kept(&self, digest: Digest) -> Option<Kept> {
+        let _ = digest;
+        None
+    }
+
+    /// Makes the times of the last uses survive the process; for the owner to call now and then.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    fn note_uses(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// From now on, durably, the blob stays whatever needs its room or how old it is, or does so no
+    /// more; also one that is not here yet. Only [`PieceStore::remove`] removes it then.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`], or the store cannot be written.
+    fn pin(
+        &self,
+        digest: Digest,
+        is_pinned: bool,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let _ = (digest, is_pinned);
+        std::future::ready(Err(StoreError::Unsupported("pins")))
+    }
+
+    /// Reads a sealed blob back, and sets it aside when it is not itself.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`], or the store cannot be read.
+    fn verify(&self, digest: Digest) -> impl Future<Output = Result<Verdict, StoreError>> + Send {
+        let _ = digest;
+        std::future::ready(Err(StoreError::Unsupported("verification")))
+    }
+
+    /// Where a sealed blob's file lies, for links to it. `None` when the blob is not sealed, and from a
+    /// store that keeps it in another way.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn path(
+        &self,
+        digest: Digest,
+    ) -> impl Future<Output = Result<Option<PathBuf>, StoreError>> + Send {
+        let _ = digest;
+        std::future::ready(Ok(None))
     }
 
     /// The sealed blobs, in order of their digests.
@@ -251,6 +386,9 @@ pub enum StoreError {
         /// What is wrong.
         what: String,
     },
+    /// This kind of store does not have that.
+    #[error("this store has no {0}")]
+    Unsupported(&'static str),
     /// The operating system refused.
     #[error("the store cannot {doing}: {source}")]
     Io {

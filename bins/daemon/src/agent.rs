@@ -5,22 +5,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Path, Request, State};
 use axum::response::IntoResponse as _;
-use axum::routing::get;
+use axum::routing::{get, post};
+use http::StatusCode;
 use kraken_core::net::announce::TrackerClient;
-use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
-use kraken_core::storage::FsStore;
-use kraken_core::{Agent, Zone};
+use kraken_core::net::http::{ApiError, HttpClient, HttpServer, serve, with_health};
+use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
+use kraken_core::{Agent, Digest, Namespace, OpenError, Zone};
 use kraken_registry::pull::{self, PullState};
 use kraken_registry::tags::client::TagClient;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::config::{self, QuicMtu, ScrubRate, StoreLimit, Tls, TransportConfig};
+use crate::config::{self, QuicMtu, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
+use crate::store::http::with_store;
+use crate::store::{self, Disks, EvictionConfig, Memory, ScrubRate, StoreLimit, VolumeConfig};
 
 /// The configuration of an agent.
 #[derive(Debug, Clone, Deserialize)]
@@ -31,6 +34,16 @@ pub struct AgentConfig {
     /// How much of the disk they may take: bytes, or a part of the volume. No limit when absent.
     #[serde(default)]
     pub store_limit: Option<StoreLimit>,
+    /// Directories for the blobs, each on a disk of its own, instead of `store`, which keeps the rest.
+    #[serde(default)]
+    pub volumes: Vec<VolumeConfig>,
+    /// When blobs go, and which.
+    #[serde(default)]
+    pub eviction: EvictionConfig,
+    /// Memory in front of the disks, for hosts whose disks are slower than their networks: what comes is
+    /// there when it is in memory, and written behind. None when absent.
+    #[serde(default)]
+    pub memory: Option<Memory>,
     /// How fast the blobs on disk are read back, one after the other, to find what rots: bytes per
     /// second, or `off`. 20 MB/s when absent.
     #[serde(default)]
@@ -95,12 +108,19 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         &identity,
         (config.transport, config.quic_mtu),
     )?;
-    let ceiling = config::ceiling(config.store_limit, &config.store)?;
-    let store = FsStore::open_within(&config.store, ceiling).await?;
+    let dir = config.store.clone();
+    config::make_dir(&config.store)?;
+    let (volumes, eviction) = (&config.volumes, &config.eviction);
+    let disks = store::open(dir, volumes, config.store_limit, eviction).await?;
     let shutdown = CancellationToken::new();
-    config::scrub(store.clone(), config.scrub, &shutdown);
-    let mut builder = Agent::builder(store, transport)
+    store::scrub(disks.clone(), config.scrub, &shutdown);
+    let builder = match config.memory {
+        Some(Memory(bytes)) => Agent::builder(MemoryTier::new(disks.clone(), bytes), transport),
+        None => Agent::builder(disks.clone(), transport),
+    };
+    let mut builder = builder
         .discovery(trackers)
+        .lifetimes(config.eviction.lifetimes())
         .limits(config.limits.into());
     if config.remember_peers {
         builder = builder.peers_file(config.store.join("peers.json"));
@@ -115,7 +135,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         .spawn()
         .map_err(|error| StartError::Config(error.to_string()))?;
     let tags = TagClient::new(http.raw(), config.build_indexes);
-    let router = router(agent.clone(), tags);
+    let router = router(agent.clone(), disks, tags);
     let server = serve(config.registry_listen, router, None, shutdown.clone())?;
     let seeding = agent.clone();
     tokio::spawn(async move {
@@ -142,15 +162,20 @@ impl Service for AgentService {
     }
 }
 
-fn router(agent: Agent, tags: TagClient) -> Router {
+fn router(agent: Agent, disks: Disks, tags: TagClient) -> Router {
     let registry = pull::router(PullState::mirror(agent.clone(), tags));
     let metrics = agent.clone();
     let blobs = registry.clone();
     let blob = move |request: Request| blob_by_namespace(blobs.clone(), request);
     let router = registry
         .route("/metrics", get(async move || metrics.metrics().text()))
-        .route("/namespace/{namespace}/blobs/{digest}", get(blob));
+        .route("/namespace/{namespace}/blobs/{digest}", get(blob))
+        .route(
+            "/namespace/{namespace}/blobs/{digest}/prefetch",
+            post(prefetch).with_state((agent.clone(), disks.clone())),
+        );
     let router = with_live_limits(router, agent.clone());
+    let router = with_store(router, disks, agent.clone());
     let agent = Arc::new(agent);
     with_health(router, move || {
         let agent = agent.clone();
@@ -164,6 +189,26 @@ fn router(agent: Agent, tags: TagClient) -> Router {
     })
 }
 
+/// 200 when the blob is here, whole; 202 when it is on its way.
+async fn prefetch(
+    State((agent, disks)): State<(Agent, Disks)>,
+    Path((namespace, digest)): Path<(String, Digest)>,
+) -> Result<StatusCode, ApiError> {
+    let namespace: Namespace = namespace
+        .parse()
+        .map_err(|error| ApiError::BadRequest(format!("{namespace:?}: {error}")))?;
+    let status = disks.status(digest).await;
+    let status = status.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+    if matches!(status, BlobStatus::Sealed { .. }) {
+        return Ok(StatusCode::OK);
+    }
+    match agent.open_in(&namespace, digest).await {
+        Ok(_) => Ok(StatusCode::ACCEPTED),
+        Err(OpenError::NotFound(_)) => Err(ApiError::NotFound),
+        Err(error) => Err(ApiError::Unavailable(error.to_string())),
+    }
+}
+
 /// Any blob under any namespace: the registry's blob endpoint under the path that other tools use.
 async fn blob_by_namespace(registry: Router, mut request: Request) -> axum::response::Response {
     let path = request
@@ -173,7 +218,7 @@ async fn blob_by_namespace(registry: Router, mut request: Request) -> axum::resp
         .replace("%2F", "/");
     match path.parse() {
         Ok(uri) => *request.uri_mut() = uri,
-        Err(_) => return http::StatusCode::BAD_REQUEST.into_response(),
+        Err(_) => return StatusCode::BAD_REQUEST.into_response(),
     }
     match registry.oneshot(request).await {
         Ok(response) => response,

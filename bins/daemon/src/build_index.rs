@@ -50,9 +50,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
     let origins = config::origin_cluster(&config.origins, config.replicas, &http)?;
-    std::fs::create_dir_all(&config.store).map_err(|error| {
-        StartError::Config(format!("cannot make {}: {error}", config.store.display()))
-    })?;
+    config::make_dir(&config.store)?;
     let tags = TagStore::open(config.store.join("tags.redb"))?;
     let router = with_health(router(tags, origins), || async { Ok(()) });
     let shutdown = CancellationToken::new();

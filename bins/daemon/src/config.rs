@@ -1,19 +1,14 @@
 //! Configuration files: YAML, every key checked.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use bytesize::ByteSize;
 use kraken_core::net::http::{BaseUrl, HttpClient};
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::net::{Dual, Identity, NetError, PathChoice, QuicOptions};
 use kraken_core::origin::RingMember;
-use kraken_core::proto::cache::ledger::Ceiling;
-use kraken_core::storage::FsStore;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio_util::sync::CancellationToken;
 
 use crate::process::StartError;
 
@@ -95,6 +90,15 @@ pub(crate) fn origin_cluster(
         .into_iter()
         .map(|member| (member.name, member.url));
     Ok(OriginCluster::new(members, http.clone(), replicas))
+}
+
+/// Makes a directory that is not there.
+///
+/// # Errors
+/// It cannot be made.
+pub(crate) fn make_dir(path: &Path) -> Result<(), StartError> {
+    std::fs::create_dir_all(path)
+        .map_err(|error| StartError::Config(format!("cannot make {}: {error}", path.display())))
 }
 
 /// Reads a configuration file.
@@ -190,116 +194,6 @@ impl Default for QuicMtu {
     }
 }
 
-/// How much of a disk to take: `200GiB`, a plain number of bytes, or `80%` of the volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Written")]
-pub enum StoreLimit {
-    /// So many bytes.
-    Bytes(u64),
-    /// So many hundredths of the volume, between 1 and 100.
-    Percent(u8),
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Written {
-    /// What YAML makes of `off`.
-    Switch(bool),
-    Number(i64),
-    Fraction(f64),
-    Text(String),
-}
-
-impl TryFrom<Written> for StoreLimit {
-    type Error = String;
-
-    fn try_from(written: Written) -> Result<Self, String> {
-        let wrong = |text: &str| {
-            format!("store_limit is a size such as 200GiB, or 1% to 100% of the volume, not {text}")
-        };
-        let limit = match &written {
-            Written::Switch(_) | Written::Fraction(_) => None,
-            Written::Number(bytes) => u64::try_from(*bytes).ok().map(Self::Bytes),
-            Written::Text(text) => match text.trim().strip_suffix('%') {
-                Some(percent) => percent.trim_end().parse().ok().map(Self::Percent),
-                None => text
-                    .parse::<ByteSize>()
-                    .ok()
-                    .map(|it| Self::Bytes(it.as_u64())),
-            },
-        };
-        match (limit, &written) {
-            (Some(Self::Bytes(0)), _) => {
-                Err("a store_limit of 0 keeps nothing: for no limit, leave the key out".into())
-            }
-            (Some(limit @ (Self::Bytes(_) | Self::Percent(1..=100))), _) => Ok(limit),
-            (_, Written::Switch(on)) => Err(wrong(&on.to_string())),
-            (_, Written::Fraction(number)) => Err(wrong(&number.to_string())),
-            (_, Written::Number(number)) => Err(wrong(&number.to_string())),
-            (_, Written::Text(text)) => Err(wrong(text)),
-        }
-    }
-}
-
-/// How fast blobs on disk are read back: `20MB`, a plain number of bytes per second, or `off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Written")]
-pub struct ScrubRate(Option<NonZeroU64>);
-
-impl Default for ScrubRate {
-    fn default() -> Self {
-        Self(NonZeroU64::new(20_000_000))
-    }
-}
-
-impl TryFrom<Written> for ScrubRate {
-    type Error = String;
-
-    fn try_from(written: Written) -> Result<Self, String> {
-        let text = match written {
-            Written::Switch(false) => return Ok(Self(None)),
-            Written::Text(text) if text == "off" => return Ok(Self(None)),
-            Written::Switch(true) => "on".to_string(),
-            Written::Fraction(number) => number.to_string(),
-            Written::Number(bytes) => bytes.to_string(),
-            Written::Text(text) => text,
-        };
-        let bytes = text.parse::<ByteSize>().ok().map(|it| it.as_u64());
-        match bytes.and_then(NonZeroU64::new) {
-            Some(rate) => Ok(Self(Some(rate))),
-            None => Err(format!(
-                "scrub is bytes per second such as 20MB, or off, not {text}"
-            )),
-        }
-    }
-}
-
-/// Reads the store's blobs back until the token says otherwise.
-pub(crate) fn scrub(store: FsStore, ScrubRate(rate): ScrubRate, until: &CancellationToken) {
-    if let Some(rate) = rate {
-        let scrubbing = async move { store.scrub(rate).await };
-        tokio::spawn(until.clone().run_until_cancelled_owned(scrubbing));
-    }
-}
-
-/// The ceiling of a store in `dir`.
-///
-/// # Errors
-/// The volume cannot be looked at.
-pub(crate) fn ceiling(
-    limit: Option<StoreLimit>,
-    dir: &Path,
-) -> Result<Option<Ceiling>, StartError> {
-    let bytes = match limit {
-        None => return Ok(None),
-        Some(StoreLimit::Bytes(bytes)) => bytes,
-        Some(StoreLimit::Percent(percent)) => {
-            FsStore::volume_bytes(dir)? / 100 * u64::from(percent)
-        }
-    };
-    Ok(Some(Ceiling::of(bytes)))
-}
-
 /// The sockets that peers connect to.
 pub(crate) fn bind(
     addr: SocketAddr,
@@ -311,11 +205,11 @@ pub(crate) fn bind(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::agent::AgentConfig;
 
-    const AGENT: &str = "
+    pub(crate) const AGENT: &str = "
 store: /var/lib/kraken
 peer_listen: 0.0.0.0:7610
 advertise: 10.0.0.1:7610
@@ -342,60 +236,6 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
         assert_eq!(PathChoice::from(auto), PathChoice::Auto);
         let error = with("transport: udp").unwrap_err();
         assert!(error.contains("quic, tcp, auto"), "{error}");
-    }
-
-    #[test]
-    fn a_limit_on_the_disk_is_a_size_or_a_part_of_the_volume() {
-        let with = |line: &str| {
-            let config = parse::<AgentConfig>(&format!("{AGENT}{line}\n"));
-            config.map(|config| config.store_limit)
-        };
-        assert_eq!(with(""), Ok(None));
-        let bytes = |bytes| Ok(Some(StoreLimit::Bytes(bytes)));
-        assert_eq!(with("store_limit: 200GiB"), bytes(200 << 30));
-        assert_eq!(with("store_limit: 4096"), bytes(4096));
-        let percent = |percent| Ok(Some(StoreLimit::Percent(percent)));
-        assert_eq!(with("store_limit: 80%"), percent(80));
-        assert_eq!(with("store_limit: 100 %"), percent(100));
-        for wrong in [
-            "0%",
-            "101%",
-            "-5",
-            "half",
-            "80 percent",
-            "'%'",
-            "''",
-            "0",
-            "0.8",
-        ] {
-            let error = with(&format!("store_limit: {wrong}")).unwrap_err();
-            assert!(error.contains("store_limit"), "{wrong}: {error}");
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let later = dir.path().join("not/there/yet");
-        let of = |limit| ceiling(Some(limit), &later).unwrap().unwrap().most();
-        let (whole, half) = (of(StoreLimit::Percent(100)), of(StoreLimit::Percent(50)));
-        assert!(
-            whole > 0 && half.abs_diff(whole / 2) <= 50,
-            "{half} of {whole}"
-        );
-        assert_eq!(of(StoreLimit::Bytes(7)), 7);
-    }
-
-    #[test]
-    fn the_scrub_has_a_rate_or_is_off() {
-        let with = |line: &str| {
-            let config = parse::<AgentConfig>(&format!("{AGENT}{line}\n"));
-            config.map(|config| config.scrub.0.map(NonZeroU64::get))
-        };
-        assert_eq!(with(""), Ok(Some(20_000_000)));
-        assert_eq!(with("scrub: 100MB"), Ok(Some(100_000_000)));
-        assert_eq!(with("scrub: 4096"), Ok(Some(4096)));
-        assert_eq!(with("scrub: off"), Ok(None));
-        for wrong in ["0", "-1", "fast", "1.5", "true"] {
-            let error = with(&format!("scrub: {wrong}")).unwrap_err();
-            assert!(error.contains("20MB, or off"), "{wrong}: {error}");
-        }
     }
 
     #[test]

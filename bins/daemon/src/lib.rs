@@ -12,6 +12,7 @@ pub mod origin;
 pub mod process;
 pub mod proxy;
 pub mod queue;
+pub mod store;
 pub mod tracker;
 
 pub use config::{ConfigError, OriginEntry, Tls};

@@ -8,17 +8,19 @@ use std::time::Duration;
 use axum::routing::get;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_core::net::origin::router;
+use kraken_core::storage::Backend as _;
 use kraken_core::storage::queue::DurableQueue;
-use kraken_core::storage::{Backend as _, FsStore};
 use kraken_core::{Origin, Zone};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::backends::{BackendConfig, RouteConfig, backend};
-use crate::config::{self, OriginEntry, QuicMtu, ScrubRate, StoreLimit, Tls, TransportConfig};
+use crate::config::{self, OriginEntry, QuicMtu, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::process::{Service, StartError};
 use crate::queue::with_queue;
+use crate::store::http::with_store;
+use crate::store::{self, Disks, EvictionConfig, ScrubRate, StoreLimit, VolumeConfig};
 
 /// The configuration of an origin.
 #[derive(Debug, Clone, Deserialize)]
@@ -32,6 +34,12 @@ pub struct OriginConfig {
     /// absent.
     #[serde(default)]
     pub store_limit: Option<StoreLimit>,
+    /// Directories for the blobs, each on a disk of its own, instead of `store`, which keeps the rest.
+    #[serde(default)]
+    pub volumes: Vec<VolumeConfig>,
+    /// When blobs go, and which.
+    #[serde(default)]
+    pub eviction: EvictionConfig,
     /// How fast the blobs on disk are read back, one after the other, to find what rots: bytes per
     /// second, or `off`. 20 MB/s when absent.
     #[serde(default)]
@@ -92,14 +100,16 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let http = HttpClient::new(Some(&identity))?;
     let origins = config.origins.len();
     let backend = backend(config.backend.as_ref(), &config.backends, origins)?;
-    let ceiling = config::ceiling(config.store_limit, &config.store)?;
-    let store = FsStore::open_within(config.store.join("blobs"), ceiling).await?;
+    let dir = config.store.join("blobs");
+    config::make_dir(&config.store)?;
+    let (volumes, eviction) = (&config.volumes, &config.eviction);
+    let disks = store::open(dir, volumes, config.store_limit, eviction).await?;
     let shutdown = CancellationToken::new();
-    config::scrub(store.clone(), config.scrub, &shutdown);
+    store::scrub(disks.clone(), config.scrub, &shutdown);
     tokio::spawn(
         shutdown
             .clone()
-            .run_until_cancelled_owned(expire_uploads(store.clone())),
+            .run_until_cancelled_owned(expire_uploads(disks.clone())),
     );
     let queue = DurableQueue::open(config.store.join("queue.redb"))?;
     let transport = config::bind(
@@ -108,9 +118,10 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         (config.transport, config.quic_mtu),
     )?;
     let storage = backend.clone();
-    let mut builder = Origin::builder(config.name, store, transport, backend, queue)
+    let mut builder = Origin::builder(config.name, disks.clone(), transport, backend, queue)
         .ring(config::ring(&config.origins)?, http)
         .replicas(config.replicas)
+        .lifetimes(config.eviction.lifetimes())
         .limits(config.limits.into());
     if let Some(addr) = config.advertise {
         builder = builder.advertise(addr);
@@ -126,6 +137,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         .route("/metrics", get(async move || metrics.metrics().text()));
     let router = with_live_limits(router, origin.clone());
     let router = with_queue(router, origin.clone());
+    let router = with_store(router, disks, origin.clone());
     let queue = origin.clone();
     let router = with_health(router, move || {
         let readable = queue.queued().map(drop).map_err(|error| error.to_string());
@@ -145,9 +157,9 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
 }
 
 /// Removes uploads that nobody went on with for a day.
-async fn expire_uploads(store: FsStore) {
+async fn expire_uploads(disks: Disks) {
     loop {
-        match store.uploads_expire(Duration::from_secs(24 * 3600)).await {
+        match disks.uploads_expire(Duration::from_secs(24 * 3600)).await {
             Ok(0) => {}
             Ok(uploads) => tracing::info!(uploads, "removed abandoned uploads"),
             Err(error) => tracing::warn!(%error, "abandoned uploads cannot be removed"),

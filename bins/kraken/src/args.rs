@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use kraken_core::Digest;
 use kraken_sim::PlotFile;
 
@@ -81,6 +81,9 @@ pub(crate) enum Command {
         source: String,
         /// The directory; made when it is not there.
         layout: PathBuf,
+        /// Shares the bytes with the agent's own files where the file system can do that.
+        #[arg(long)]
+        link: bool,
         /// The address of an agent's registry.
         #[arg(long, default_value = "127.0.0.1:7610", env = "KRAKEN_AGENT")]
         agent: String,
@@ -109,30 +112,101 @@ pub(crate) enum Command {
             default_value = "https://127.0.0.1:7900"
         )]
         origin: String,
-        /// A certificate of the cluster, with its chain.
+        #[command(flatten)]
+        tls: TlsFiles,
+    },
+    /// Shows what an agent or an origin keeps on its disks, verifies it, pins it, and makes room.
+    Store {
+        /// What to do.
+        #[command(subcommand)]
+        command: StoreCommand,
+        /// The process: an agent's registry, or an origin such as https://origin-1:7602.
         #[arg(
             long,
-            env = "KRAKEN_CERT",
+            env = "KRAKEN_PROCESS",
             global = true,
-            default_value = "kraken-dev/tls/origin-1.crt"
+            default_value = "http://127.0.0.1:7610"
         )]
-        cert: PathBuf,
-        /// Its private key.
-        #[arg(
-            long,
-            env = "KRAKEN_KEY",
-            global = true,
-            default_value = "kraken-dev/tls/origin-1.key"
-        )]
-        key: PathBuf,
-        /// The certificates of the cluster's authority.
-        #[arg(
-            long,
-            env = "KRAKEN_CA",
-            global = true,
-            default_value = "kraken-dev/tls/ca.crt"
-        )]
-        ca: PathBuf,
+        process: String,
+        #[command(flatten)]
+        tls: TlsFiles,
+    },
+}
+
+/// What a person shows to processes that speak TLS.
+#[derive(Debug, Args)]
+pub(crate) struct TlsFiles {
+    /// A certificate of the cluster, with its chain.
+    #[arg(
+        long,
+        env = "KRAKEN_CERT",
+        global = true,
+        default_value = "kraken-dev/tls/origin-1.crt"
+    )]
+    pub(crate) cert: PathBuf,
+    /// Its private key.
+    #[arg(
+        long,
+        env = "KRAKEN_KEY",
+        global = true,
+        default_value = "kraken-dev/tls/origin-1.key"
+    )]
+    pub(crate) key: PathBuf,
+    /// The certificates of the cluster's authority.
+    #[arg(
+        long,
+        env = "KRAKEN_CA",
+        global = true,
+        default_value = "kraken-dev/tls/ca.crt"
+    )]
+    pub(crate) ca: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Lists the blobs, by their digests.
+    Ls {
+        /// Prints one JSON object a line and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lets blobs go that nobody needs: by default what is above the high mark of the limit. What is
+    /// read, pinned or not yet in the backend stays.
+    #[command(group(ArgGroup::new("how").required(true).args(["dry_run", "now"])))]
+    Gc {
+        /// Only says what would go.
+        #[arg(long)]
+        dry_run: bool,
+        /// Does it.
+        #[arg(long)]
+        now: bool,
+        /// Until no more than so many hundredths of the limit are used.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100))]
+        percent: Option<u8>,
+        /// What was not used for so long, such as 6h or 7d.
+        #[arg(long)]
+        idle: Option<String>,
+        /// What came so long ago.
+        #[arg(long)]
+        age: Option<String>,
+        /// Prints one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Reads blobs back; what is damaged is set aside and fetched anew. Exits with 1 then.
+    Verify {
+        /// Which blob, as sha256:…; all when it is not given.
+        digest: Option<Digest>,
+    },
+    /// Lets a blob stay whatever needs its room; also one that is not there yet.
+    Pin {
+        /// The blob, as sha256:….
+        digest: Digest,
+    },
+    /// Lets a blob go again like all others.
+    Unpin {
+        /// The blob, as sha256:….
+        digest: Digest,
     },
 }
 
@@ -198,6 +272,10 @@ pub(crate) enum BlobCommand {
         /// The file; named like the digest when it is not given.
         #[arg(short, long)]
         output: Option<PathBuf>,
+        /// Shares the bytes with the agent's own file where the file system can do that: a reflink, or
+        /// a hard link, which nobody may write to. The agent is on this host.
+        #[arg(long)]
+        link: bool,
         /// What the blob belongs to.
         #[arg(long, default_value = "default")]
         namespace: String,
@@ -257,5 +335,10 @@ mod tests {
         assert!(Cli::try_parse_from(["kraken", "blob", "get", "sha256:12"]).is_err());
         assert!(Cli::try_parse_from(["kraken", "queue", "ls", "--dead"]).is_ok());
         assert!(Cli::try_parse_from(["kraken", "queue", "drop"]).is_err());
+        assert!(Cli::try_parse_from(["kraken", "store", "gc", "--now"]).is_ok());
+        assert!(Cli::try_parse_from(["kraken", "store", "gc"]).is_err());
+        assert!(Cli::try_parse_from(["kraken", "store", "gc", "--now", "--dry-run"]).is_err());
+        let percent = ["kraken", "store", "gc", "--now", "--percent", "101"];
+        assert!(Cli::try_parse_from(percent).is_err());
     }
 }

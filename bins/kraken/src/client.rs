@@ -24,6 +24,9 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// How often an agent is asked whether it has a blob.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// The longest manifest, in bytes.
 const MAX_MANIFEST: usize = 4 << 20;
 
@@ -215,6 +218,23 @@ impl Registry {
             .and_then(|text| text.parse().ok());
         let length = length.ok_or_else(|| Failure::Registry(format!("{path}: no length")))?;
         Ok((length, response.stream()))
+    }
+
+    /// Lets an agent fetch a blob to its end, without reading it.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn fetch(&self, namespace: &str, digest: Digest) -> Result<(), Failure> {
+        let namespace = namespace.replace('/', "%2F");
+        let path = format!("/namespace/{namespace}/blobs/{digest}/prefetch");
+        loop {
+            let answer = self.send(Method::POST, &path, HttpBody::Empty, &[]).await?;
+            match answer.status() {
+                StatusCode::OK => return Ok(()),
+                StatusCode::ACCEPTED => tokio::time::sleep(LOOK).await,
+                _ => return Err(self.refusal(answer).await),
+            }
+        }
     }
 
     async fn expect(

@@ -80,6 +80,8 @@ impl Cluster {
                 name: entry.name.clone(),
                 store: options.dir.join(&entry.name),
                 store_limit: None,
+                volumes: Vec::new(),
+                eviction: Default::default(),
                 scrub: Default::default(),
                 backend: Some(BackendConfig::LocalDisk(options.dir.join("backend"))),
                 backends: Vec::new(),
@@ -126,6 +128,9 @@ impl Cluster {
             let config = AgentConfig {
                 store: options.dir.join(&name),
                 store_limit: None,
+                volumes: Vec::new(),
+                eviction: Default::default(),
+                memory: None,
                 scrub: Default::default(),
                 peer_listen: *peer_listen,
                 transport: Default::default(),

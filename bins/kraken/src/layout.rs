@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use indicatif::ProgressBar;
 use kraken_core::Digest;
+use kraken_core::storage::link::Linked;
 use kraken_registry::Manifest;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
@@ -15,6 +16,9 @@ use tokio_util::io::ReaderStream;
 use crate::Failure;
 use crate::client::{Checked, Registry};
 use crate::demo::Bars;
+use crate::link::link_blob;
+use crate::operator::Operator;
+use crate::store::Store;
 
 /// Bytes read from a file at once.
 const CHUNK: usize = 1 << 20;
@@ -60,7 +64,7 @@ pub async fn push(
 /// # Errors
 /// The image is not there, a digest is wrong, or the directory cannot be written.
 pub async fn pull(
-    registry: &Registry,
+    source: &Source,
     repository: &str,
     reference: &str,
     dir: &Path,
@@ -68,10 +72,10 @@ pub async fn pull(
 ) -> Result<Digest, Failure> {
     let blobs = dir.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).map_err(Failure::io(format!("make {}", blobs.display())))?;
-    let (media_type, bytes) = registry.manifest(repository, reference).await?;
+    let (media_type, bytes) = source.registry.manifest(repository, reference).await?;
     let digest = Digest::of(&bytes);
     let size = bytes.len();
-    pull_manifest(registry, repository, bytes, dir, bars, MAX_DEPTH).await?;
+    pull_manifest(source, repository, bytes, dir, bars, MAX_DEPTH).await?;
     let index = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -88,28 +92,71 @@ pub async fn pull(
     Ok(digest)
 }
 
-/// Writes a blob to a file: under another name until its digest is known to be right.
-///
-/// # Errors
-/// The blob is not there, its bytes are wrong, or the file cannot be written.
-pub async fn save_blob(
-    registry: &Registry,
-    repository: &str,
-    digest: Digest,
-    path: &Path,
-    bars: &Bars,
-) -> Result<u64, Failure> {
-    let (length, stream) = registry.blob(repository, digest).await?;
-    let bar = bars.add(&digest.hex()[..10], length);
-    let part = path.with_extension("part");
-    let saved = save(stream, digest, &part, &bar).await;
-    bar.finish();
-    if saved.is_err() {
-        let _ = std::fs::remove_file(&part);
+/// An agent that blobs are saved from.
+#[derive(Debug)]
+pub struct Source {
+    registry: Registry,
+    /// The agent's store, to link to.
+    store: Option<Store>,
+}
+
+/// A blob that was saved.
+#[derive(Debug, Clone, Copy)]
+pub struct Saved {
+    /// Its length.
+    pub bytes: u64,
+    /// How its file got its bytes, when that was to be a link.
+    pub linked: Option<Linked>,
+}
+
+impl Source {
+    /// The agent whose registry is at `host:port`. With `link` it is on this host, and files share
+    /// their bytes with its own.
+    ///
+    /// # Errors
+    /// The address makes no sense.
+    pub fn new(agent: &str, link: bool) -> Result<Self, Failure> {
+        let store = link.then(|| Operator::plain(&format!("http://{agent}")));
+        Ok(Self {
+            registry: Registry::new(agent)?,
+            store: store.transpose()?.map(Store::new),
+        })
     }
-    let saved = saved?;
-    std::fs::rename(&part, path).map_err(Failure::io(format!("write {}", path.display())))?;
-    Ok(saved)
+
+    /// Writes a blob to a file: under another name until its digest is known to be right.
+    ///
+    /// # Errors
+    /// The blob is not there, its bytes are wrong, or the file cannot be written.
+    pub async fn save_blob(
+        &self,
+        repository: &str,
+        digest: Digest,
+        path: &Path,
+        bars: &Bars,
+    ) -> Result<Saved, Failure> {
+        let registry = &self.registry;
+        if let Some(store) = &self.store {
+            let linked = link_blob((registry, store), repository, digest, path).await?;
+            return Ok(Saved {
+                bytes: linked.1,
+                linked: Some(linked.0),
+            });
+        }
+        let (length, stream) = registry.blob(repository, digest).await?;
+        let bar = bars.add(&digest.hex()[..10], length);
+        let part = path.with_extension("part");
+        let saved = save(stream, digest, &part, &bar).await;
+        bar.finish();
+        if saved.is_err() {
+            let _ = std::fs::remove_file(&part);
+        }
+        let bytes = saved?;
+        std::fs::rename(&part, path).map_err(Failure::io(format!("write {}", path.display())))?;
+        Ok(Saved {
+            bytes,
+            linked: None,
+        })
+    }
 }
 
 /// Pushes a file as a blob, and gives its digest. With the digest that it is `known` to have, hosts can
@@ -227,7 +274,7 @@ async fn push_manifest(
 }
 
 async fn pull_manifest(
-    registry: &Registry,
+    source: &Source,
     repository: &str,
     bytes: Bytes,
     dir: &Path,
@@ -240,10 +287,11 @@ async fn pull_manifest(
         let depth = depth
             .checked_sub(1)
             .ok_or_else(|| Failure::Registry("the image's indexes nest too deep".into()))?;
-        let (_, bytes) = registry
+        let (_, bytes) = source
+            .registry
             .manifest(repository, &child.digest.to_string())
             .await?;
-        Box::pin(pull_manifest(registry, repository, bytes, dir, bars, depth)).await?;
+        Box::pin(pull_manifest(source, repository, bytes, dir, bars, depth)).await?;
     }
     // An image may list one layer twice.
     let wanted: BTreeSet<_> = manifest
@@ -254,9 +302,12 @@ async fn pull_manifest(
     let saves = wanted.into_iter().map(|blob| async move {
         let path = blob_path(dir, blob);
         if path.exists() {
-            return Ok(0);
+            return Ok(());
         }
-        save_blob(registry, repository, blob, &path, bars).await
+        source
+            .save_blob(repository, blob, &path, bars)
+            .await
+            .map(drop)
     });
     futures::future::try_join_all(saves).await?;
     write(&blob_path(dir, digest), &bytes)

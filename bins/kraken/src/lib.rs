@@ -6,8 +6,11 @@ pub mod cluster;
 pub mod demo;
 pub mod image;
 pub mod layout;
+pub mod link;
+pub mod operator;
 pub mod queue;
 pub mod simulate;
+pub mod store;
 
 /// What went wrong, for people.
 #[derive(Debug, thiserror::Error)]

@@ -7,19 +7,26 @@ use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
+use bytesize::ByteSize;
 use clap::Parser as _;
 use kraken::Failure;
 use kraken::client::Registry;
 use kraken::cluster::{Cluster, ClusterOptions};
 use kraken::demo::{self, Bars, DemoOptions};
 use kraken::layout;
+use kraken::layout::Source;
+use kraken::link;
+use kraken::operator::Operator;
 use kraken::queue::{self, Queue};
 use kraken::simulate::Simulation;
+use kraken::store::{self, Collect, Store};
+use kraken_core::Digest;
+use kraken_daemon::store::http::VerdictInfo;
 use kraken_daemon::{Tls, process};
 use kraken_registry::name::split_tag;
 use kraken_sim::PlotFile;
 
-use args::{BlobCommand, Cli, Command, QueueCommand, Role};
+use args::{BlobCommand, Cli, Command, QueueCommand, Role, StoreCommand, TlsFiles};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -108,11 +115,12 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             source,
             layout,
             agent,
+            link,
         } => {
             let (repository, reference) = named(&source)?;
-            let registry = Registry::new(&agent)?;
+            let source_of = Source::new(&agent, link)?;
             let digest = layout::pull(
-                &registry,
+                &source_of,
                 &repository,
                 &reference,
                 &layout,
@@ -124,12 +132,18 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Queue {
             command,
             origin,
-            cert,
-            key,
-            ca,
+            tls,
         } => {
-            let queue = Queue::new(&origin, &Tls { cert, key, ca })?;
+            let queue = Queue::new(operator(&origin, tls)?);
             work_on_queue(&queue, command).await?;
+        }
+        Command::Store {
+            command,
+            process,
+            tls,
+        } => {
+            let store = Store::new(operator(&process, tls)?);
+            return look_at_store(&store, command).await;
         }
         Command::Run { role, config } => run_role(role, &config).await?,
         Command::Blob(command) => blob(command).await?,
@@ -173,6 +187,127 @@ async fn work_on_queue(queue: &Queue, command: QueueCommand) -> Result<(), Failu
             say(&format!("{id} is dropped"))
         }
     }
+}
+
+fn operator(url: &str, TlsFiles { cert, key, ca }: TlsFiles) -> Result<Operator, Failure> {
+    Operator::new(url, &Tls { cert, key, ca })
+}
+
+async fn look_at_store(store: &Store, command: StoreCommand) -> Result<ExitCode, Failure> {
+    match command {
+        StoreCommand::Ls { json } => list_blobs(store, json).await?,
+        StoreCommand::Gc {
+            dry_run,
+            now: _,
+            percent,
+            idle,
+            age,
+            json,
+        } => {
+            let collect = Collect {
+                percent,
+                idle,
+                age,
+                dry_run,
+            };
+            let report = store.collect(&collect).await?;
+            if json {
+                let text = serde_json::to_string(&report);
+                say(&text.map_err(|error| Failure::Argument(error.to_string()))?)?;
+            } else {
+                say(&store::table(&report.blobs, unix_ms()).to_string())?;
+                let (count, bytes) = (report.deleted, ByteSize(report.bytes));
+                let done = if dry_run { "would go" } else { "went" };
+                say(&format!("{count} blobs with {bytes} {done}"))?;
+            }
+            if report.errors > 0 {
+                let errors = report.errors;
+                return Err(Failure::Argument(format!(
+                    "{errors} blobs cannot be removed: see the log"
+                )));
+            }
+        }
+        StoreCommand::Verify { digest } => return verify_blobs(store, digest).await,
+        StoreCommand::Pin { digest } => {
+            store.pin(digest, true).await?;
+            say(&format!("{digest} stays"))?;
+        }
+        StoreCommand::Unpin { digest } => {
+            store.pin(digest, false).await?;
+            say(&format!("{digest} may go"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list_blobs(store: &Store, json: bool) -> Result<(), Failure> {
+    let mut after = None;
+    loop {
+        let list = store.list(after).await?;
+        after = list.blobs.last().map(|blob| blob.digest);
+        if json {
+            for blob in &list.blobs {
+                let text = serde_json::to_string(blob);
+                say(&text.map_err(|error| Failure::Argument(error.to_string()))?)?;
+            }
+        } else if after.is_some() {
+            say(&store::table(&list.blobs, unix_ms()).to_string())?;
+        }
+        if after.is_none() {
+            if !json {
+                let (count, bytes) = (list.count, ByteSize(list.bytes));
+                let limit = list.limit.map(|limit| format!(" of {}", ByteSize(limit)));
+                say(&format!(
+                    "{count} blobs, {bytes}{} used",
+                    limit.unwrap_or_default()
+                ))?;
+            }
+            return Ok(());
+        }
+    }
+}
+
+async fn verify_blobs(store: &Store, digest: Option<Digest>) -> Result<ExitCode, Failure> {
+    let (mut right, mut damaged, mut after) = (0, 0, None);
+    loop {
+        let digests = match digest {
+            Some(digest) => vec![digest],
+            None => {
+                let list = store.list(after).await?;
+                list.blobs.into_iter().map(|blob| blob.digest).collect()
+            }
+        };
+        after = digests.last().copied();
+        for it in digests {
+            match store.verify(it).await? {
+                VerdictInfo::Right => right += 1,
+                VerdictInfo::Damaged => {
+                    damaged += 1;
+                    say(&format!("{it} is damaged"))?;
+                }
+                VerdictInfo::Absent if digest.is_some() => {
+                    return Err(Failure::Argument(format!(
+                        "the store does not have all of {it}"
+                    )));
+                }
+                VerdictInfo::Absent => {}
+            }
+        }
+        if after.is_none() || digest.is_some() {
+            break;
+        }
+    }
+    say(&format!("{right} blobs are right, {damaged} damaged"))?;
+    Ok(if damaged == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn unix_ms() -> u64 {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn dev(options: ClusterOptions) -> Result<(), Failure> {
@@ -289,12 +424,17 @@ async fn blob(command: BlobCommand) -> Result<(), Failure> {
             output,
             agent,
             namespace,
+            link,
         } => {
-            let registry = Registry::new(&agent)?;
+            let source = Source::new(&agent, link)?;
             let path = output.unwrap_or_else(|| digest.hex().into());
-            let bytes =
-                layout::save_blob(&registry, &namespace, digest, &path, &Bars::new(true)).await?;
-            say(&format!("{bytes} bytes in {}", path.display()))?;
+            let bars = Bars::new(true);
+            let saved = source.save_blob(&namespace, digest, &path, &bars).await?;
+            let how = saved
+                .linked
+                .map(|linked| format!(", which {}", link::said(linked)));
+            let (bytes, how) = (saved.bytes, how.unwrap_or_default());
+            say(&format!("{bytes} bytes in {}{how}", path.display()))?;
         }
     }
     Ok(())

@@ -1,35 +1,25 @@
 //! `kraken queue`: the durable tasks of an origin.
 
 use comfy_table::Table;
-use http::Request;
-use kraken_core::net::Identity;
-use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient, HttpResponse};
-use kraken_daemon::Tls;
+use kraken_core::net::http::ApiError;
 use kraken_daemon::queue::{TaskInfo, TaskList};
 
 use crate::Failure;
+use crate::operator::{Operator, failed};
 
-/// An origin, asked by somebody with a certificate of the cluster.
+/// The tasks of an origin.
 #[derive(Debug)]
 pub struct Queue {
-    origin: BaseUrl,
-    http: HttpClient,
+    origin: Operator,
 }
 
 /// The longest list of tasks that is read, in bytes.
 const LIST: usize = 4 << 20;
 
 impl Queue {
-    /// # Errors
-    /// The URL or the certificate makes no sense.
-    pub fn new(origin: &str, tls: &Tls) -> Result<Self, Failure> {
-        let wrong = |error: &dyn std::fmt::Display| Failure::Argument(error.to_string());
-        let identity = Identity::from_files(&tls.cert, &tls.key, &tls.ca);
-        let identity = identity.map_err(|error| wrong(&error))?;
-        Ok(Self {
-            origin: origin.parse().map_err(|error| wrong(&error))?,
-            http: HttpClient::new(Some(&identity)).map_err(|error| wrong(&error))?,
-        })
+    /// The queue of the origin that `operator` asks.
+    pub fn new(operator: Operator) -> Self {
+        Self { origin: operator }
     }
 
     /// The tasks that wait, or the dead letters behind `after`.
@@ -40,7 +30,7 @@ impl Queue {
         let state = if dead { "dead" } else { "waiting" };
         let after = after.map_or_else(String::new, |id| format!("&after={id}"));
         let path = format!("/x/queue?state={state}&max=1000{after}");
-        let answer = self.send("GET", &path).await.map_err(failed)?;
+        let answer = self.origin.send("GET", &path).await.map_err(failed)?;
         answer.json(LIST).await.map_err(failed)
     }
 
@@ -50,7 +40,8 @@ impl Queue {
     /// The origin does not answer, or has no such dead letter.
     pub async fn retry(&self, id: Option<u64>) -> Result<u64, Failure> {
         if let Some(id) = id {
-            self.send("POST", &format!("/x/queue/{id}/retry"))
+            self.origin
+                .send("POST", &format!("/x/queue/{id}/retry"))
                 .await
                 .map_err(|error| gone(error, id))?;
             return Ok(1);
@@ -64,6 +55,7 @@ impl Queue {
             after = Some(last.id);
             for task in dead {
                 match self
+                    .origin
                     .send("POST", &format!("/x/queue/{}/retry", task.id))
                     .await
                 {
@@ -81,17 +73,8 @@ impl Queue {
     /// # Errors
     /// The origin does not answer, or has no such dead letter.
     pub async fn drop(&self, id: u64) -> Result<(), Failure> {
-        let dropped = self.send("DELETE", &format!("/x/queue/{id}")).await;
+        let dropped = self.origin.send("DELETE", &format!("/x/queue/{id}")).await;
         dropped.map(drop).map_err(|error| gone(error, id))
-    }
-
-    async fn send(&self, method: &str, path: &str) -> Result<HttpResponse, ApiError> {
-        let url = format!("{}{path}", self.origin);
-        let request = Request::builder().method(method).uri(url);
-        let request = request
-            .body(HttpBody::Empty)
-            .map_err(|error| ApiError::BadRequest(error.to_string()))?;
-        self.http.send(request).await?.successful().await
     }
 }
 
@@ -102,10 +85,6 @@ fn gone(error: ApiError, id: u64) -> Failure {
         )),
         error => failed(error),
     }
-}
-
-fn failed(error: ApiError) -> Failure {
-    Failure::Argument(format!("the origin: {error}"))
 }
 
 /// The tasks as a table.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kraken_net::{Discovery, Transport};
+use kraken_proto::cache::ledger::Lifetimes;
 use kraken_proto::{Config, PeerInfo, PeerRole, Zone};
 use kraken_storage::PieceStore;
 
@@ -15,6 +16,7 @@ use super::peers::PeersFile;
 use super::{Agent, Inner, Limits};
 use crate::dynamic::{DynDiscovery, DynStore, DynTransport};
 use crate::metrics::Metrics;
+use crate::sweep;
 use crate::tasks::Tasks;
 
 /// The choices of an agent, those that most need first.
@@ -30,6 +32,7 @@ pub struct AgentBuilder {
     peers_file: Option<PathBuf>,
     patience: Duration,
     lookup_patience: Duration,
+    lifetimes: Lifetimes,
     seed: u64,
 }
 
@@ -46,6 +49,7 @@ impl AgentBuilder {
             peers_file: None,
             patience: Duration::from_secs(300),
             lookup_patience: Duration::from_secs(10),
+            lifetimes: Lifetimes::default(),
             seed: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8),
         }
     }
@@ -105,6 +109,13 @@ impl AgentBuilder {
         self
     }
 
+    /// How long blobs stay after they came and after they were used last, whatever room there is; for
+    /// ever by default. What is read stays, and what is pinned in the store.
+    pub fn lifetimes(mut self, lifetimes: Lifetimes) -> Self {
+        self.lifetimes = lifetimes;
+        self
+    }
+
     /// Seeds the scheduler's chance, for tests; random by default.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -159,6 +170,9 @@ impl AgentBuilder {
         let inner = Arc::new(inner);
         let mending = mend(inner.store.clone(), Arc::downgrade(&inner));
         inner.tasks.spawn(mending);
+        let weak = Arc::downgrade(&inner);
+        let agent = move || weak.upgrade().map(|inner| Agent { inner });
+        inner.tasks.spawn(sweep::keep(agent, self.lifetimes));
         Ok(Agent { inner })
     }
 }

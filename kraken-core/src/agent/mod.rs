@@ -45,7 +45,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     notes: mpsc::Sender<Note>,
     tasks: Tasks,
-    /// Whose turn it is to make room in the store.
+    /// Whose turn it is to remove blobs from the store.
     room: Mutex<()>,
     /// Held for writing while a blob goes for others, for reading while one is being opened: what is
     /// found in the store stays there until its reader is known.
@@ -262,6 +262,9 @@ impl Agent {
         tokio::time::sleep(Duration::from_millis(50)).await;
         self.inner.transport.close();
         self.inner.tasks.stop(DRAIN).await;
+        if let Err(error) = self.inner.store.note_uses().await {
+            tracing::warn!(%error, "the times of the last uses cannot be noted");
+        }
     }
 
     async fn leave(&self, digest: Digest) -> Result<(), OpenError> {

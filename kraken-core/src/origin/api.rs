@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use kraken_net::http::ApiError;
 use kraken_net::origin::{BlobRead, OriginApi, Prefetch};
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
-use kraken_storage::{Backend as _, StoreError};
+use kraken_storage::{Backend as _, Need, StoreError};
 
 use super::Origin;
 use super::ingest::store_error;
@@ -140,9 +140,13 @@ impl OriginApi for Origin {
         if let Ok(id) = id.parse() {
             return self.inner.known_append(id, offset, bytes).await;
         }
-        let (store, more) = (&self.inner.store, bytes.len() as u64);
+        let store = &self.inner.store;
+        let need = Need {
+            bytes: bytes.len() as u64,
+            upload: Some(id),
+        };
         let append = || store.upload_append(id, offset, bytes.clone());
-        let appended = self.inner.with_room(more, append).await;
+        let appended = self.inner.with_room(need, append).await;
         if let Err(StoreError::Full) = &appended {
             // It cannot go on, and as long as it stays nothing else can either.
             tracing::warn!(id, offset, "an upload is dropped, as the disk is full");

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use kraken_net::http::{BaseUrl, HttpClient};
 use kraken_net::origin::OriginClient;
 use kraken_net::{Discovery, DiscoveryError, Transport};
+use kraken_proto::cache::ledger::Lifetimes;
 use kraken_proto::{
     AnnounceReply, AnnounceRequest, Config, Digest, Member, MetaInfo, Namespace, PeerInfo,
     PeerRole, Ring, Zone,
@@ -14,6 +15,7 @@ use kraken_proto::{
 use kraken_storage::queue::DurableQueue;
 use kraken_storage::{Backend, BoxBackend, UploadStore};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::counts::Counts;
 use super::letters::DEAD_AFTER;
@@ -24,6 +26,7 @@ use crate::agent::Limits;
 use crate::agent::driver::{self, Parts};
 use crate::dynamic::{DynStore, DynTransport, DynUploadStore};
 use crate::metrics::Metrics;
+use crate::sweep;
 use crate::tasks::Tasks;
 
 /// One member of the origins' ring.
@@ -45,6 +48,7 @@ pub struct OriginBuilder {
     backend: BoxBackend,
     retry: (Duration, Duration),
     dead_after: Duration,
+    lifetimes: Lifetimes,
     queue: DurableQueue,
     ring: Vec<RingMember>,
     http: Option<HttpClient>,
@@ -72,6 +76,7 @@ impl OriginBuilder {
             backend: BoxBackend::new(backend),
             retry: RETRY,
             dead_after: DEAD_AFTER,
+            lifetimes: Lifetimes::default(),
             queue,
             ring: Vec::new(),
             http: None,
@@ -137,6 +142,13 @@ impl OriginBuilder {
         self
     }
 
+    /// How long blobs stay after they came and after they were used last, whatever room there is; for
+    /// ever by default. What is not in the backend yet stays, and what is pinned in the store.
+    pub fn lifetimes(mut self, lifetimes: Lifetimes) -> Self {
+        self.lifetimes = lifetimes;
+        self
+    }
+
     /// Starts the origin on the current tokio runtime.
     ///
     /// # Errors
@@ -196,6 +208,8 @@ impl OriginBuilder {
             transport: self.transport,
             queue: Arc::new(self.queue),
             queued: Notify::new(),
+            stopping: CancellationToken::new(),
+            drained: Notify::new(),
             ring: Ring::new(names.into_iter().map(Member::new)),
             urls: self
                 .ring
@@ -225,6 +239,8 @@ impl OriginBuilder {
             .dead(inner.queue.dead_len().unwrap_or_default());
         tasks.spawn(inner.clone().work());
         tasks.spawn(mend(inner.store.clone(), Arc::downgrade(&inner)));
+        let weak = Arc::downgrade(&inner);
+        tasks.spawn(sweep::keep(move || weak.upgrade(), self.lifetimes));
         Ok(Origin { inner })
     }
 }

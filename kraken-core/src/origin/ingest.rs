@@ -12,7 +12,7 @@ use kraken_net::http::{ApiError, ByteStream};
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Bitfield, Digest, MetaInfo, Namespace};
-use kraken_storage::{BlobStatus, StoreError};
+use kraken_storage::{BlobStatus, Need, StoreError};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::sleep;
@@ -189,7 +189,9 @@ impl<'a> Ingest<'a> {
         let open = MetaInfo::open(digest, length);
         let open = open.map_err(|error| ApiError::Damaged(error.to_string()))?;
         let store = &inner.store;
-        let have = inner.with_room(length, || store.open(open.clone())).await;
+        let have = inner
+            .with_room(Need::blob(length), || store.open(open.clone()))
+            .await;
         let have = have.map_err(store_error)?;
         let meta = match inner.store.status(digest).await.map_err(store_error)? {
             // The store may know more than its length.

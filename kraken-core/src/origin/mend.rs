@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use futures::StreamExt as _;
 use kraken_net::http::ApiError;
 use kraken_proto::{Digest, Namespace};
+use kraken_storage::Need;
 
 use super::Inner;
 use super::ingest::store_error;
@@ -44,9 +45,12 @@ impl Inner {
             let mut at = 0;
             while let Some(bytes) = body.next().await {
                 let bytes = bytes.map_err(|error| ApiError::Unavailable(error.to_string()))?;
-                let more = bytes.len() as u64;
+                let need = Need {
+                    bytes: bytes.len() as u64,
+                    upload: Some(&id),
+                };
                 let append = || self.store.upload_append(&id, at, bytes.clone());
-                at = self.with_room(more, append).await.map_err(store_error)?;
+                at = self.with_room(need, append).await.map_err(store_error)?;
             }
             self.store
                 .upload_commit(&id, digest)

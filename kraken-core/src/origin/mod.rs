@@ -27,6 +27,7 @@ use kraken_proto::{Digest, PeerInfo, Ring, SwarmStats};
 use kraken_storage::BoxBackend;
 use kraken_storage::queue::DurableQueue;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 pub use self::builder::{OriginBuilder, RingMember};
 use crate::agent::Limits;
@@ -64,6 +65,10 @@ struct Inner {
     queue: Arc<DurableQueue>,
     /// Something was queued.
     queued: Notify,
+    /// The origin ends: what is due is tried once more, then no task is begun.
+    stopping: CancellationToken,
+    /// The queue is not worked on any more.
+    drained: Notify,
     ring: Ring,
     /// The base URLs of all members, this one included.
     urls: BTreeMap<String, String>,
@@ -73,7 +78,7 @@ struct Inner {
     fetching: Mutex<HashMap<Digest, Coming>>,
     known: KnownUploads,
     copying: Copying,
-    /// Whose turn it is to make room in the store.
+    /// Whose turn it is to remove blobs from the store.
     room: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
     counts: Counts,
@@ -140,14 +145,23 @@ impl Origin {
         answer.await.ok().flatten()
     }
 
-    /// Ends in good order. Tasks that wait stay in the queue for the next start.
+    /// Ends in good order. Tasks that are due or under way get a few seconds; those that wait stay in
+    /// the queue for the next start.
     pub async fn shutdown(&self) {
+        self.inner.stopping.cancel();
+        let drained = self.inner.drained.notified();
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::info!("tasks under way go on after the next start");
+        }
         let (reply, answer) = oneshot::channel();
         if self.inner.notes.send(Note::Stop { reply }).await.is_ok() {
             let _ = tokio::time::timeout(DRAIN, answer).await;
         }
         self.inner.transport.close();
         self.inner.tasks.stop(DRAIN).await;
+        if let Err(error) = self.inner.store.note_uses().await {
+            tracing::warn!(%error, "the times of the last uses cannot be noted");
+        }
     }
 }
 

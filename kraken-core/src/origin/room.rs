@@ -1,57 +1,71 @@
 //! Room for what comes in: what has its place in the backend, or with other origins that bring it
-//! there, and was not used for the longest time goes.
+//! there, goes in the store's order.
 
 use std::collections::HashSet;
 use std::collections::hash_map::Entry;
 
 use kraken_proto::Digest;
-use kraken_storage::StoreError;
+use kraken_storage::{Goal, Need, StoreError};
 use tokio::sync::{oneshot, watch};
 
-use super::Inner;
 use super::coming::{Coming, Said};
+use super::{Inner, Origin};
 use crate::agent::driver::Note;
+use crate::dynamic::DynStore;
+use crate::sweep::{self, Keeper, Swept};
+
+impl Origin {
+    /// Removes blobs until `goal` is reached. What is not in the backend yet, what another owner
+    /// lacks, and what comes in stay.
+    ///
+    /// # Errors
+    /// The store or the queue cannot be read.
+    pub async fn sweep(&self, goal: Goal) -> Result<Swept, StoreError> {
+        sweep::sweep(&*self.inner, goal).await
+    }
+
+    /// What [`Origin::sweep`] would remove.
+    ///
+    /// # Errors
+    /// The store or the queue cannot be read.
+    pub async fn rehearse_sweep(&self, goal: Goal) -> Result<Swept, StoreError> {
+        sweep::rehearse(&*self.inner, goal).await
+    }
+}
 
 impl Inner {
-    /// Does what needs `bytes` in the store, after blobs have gone if there is no room for it.
+    /// Does what needs room in the store, after blobs have gone if there is none.
     ///
     /// # Errors
     /// Of `attempt`: [`StoreError::Full`] when nothing more may go.
     pub(super) async fn with_room<T, F>(
         &self,
-        bytes: u64,
+        need: Need<'_>,
         attempt: impl Fn() -> F,
     ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        match attempt().await {
-            Err(StoreError::Full) => {}
-            done => return done,
-        }
-        // One at a time: two who need room would each remove it all.
-        let _turn = self.room.lock().await;
-        let mut spared = HashSet::new();
-        loop {
-            match attempt().await {
-                Err(StoreError::Full) => {}
-                done => return done,
-            }
-            let victims = self.store.victims(bytes, &spared).await?;
-            // Looked at behind the victims: a blob's task is in the queue before the blob is in the
-            // store, so that none of them can be missed.
-            let needed = self.unfinished_blobs().await?;
-            for victim in victims {
-                if needed.contains(&victim) || !self.evict(victim).await? {
-                    spared.insert(victim);
-                }
-            }
-            // The next round does not meet them again.
-            spared.extend(needed);
-        }
+        sweep::with_room(self, need, None, attempt).await
     }
 
-    /// Removes a blob that does not come in at this moment; false when it does.
+    async fn leave_unread(&self, digest: Digest) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let note = Note::LeaveUnread { digest, reply };
+        self.notes.send(note).await.is_ok() && answer.await.unwrap_or(false)
+    }
+}
+
+impl Keeper for Inner {
+    fn store(&self) -> &dyn DynStore {
+        &*self.store
+    }
+
+    async fn needed(&self, blobs: &[Digest]) -> Result<HashSet<Digest>, StoreError> {
+        self.unfinished(blobs.to_vec()).await
+    }
+
+    /// Removes a blob that does not come in at this moment.
     async fn evict(&self, digest: Digest) -> Result<bool, StoreError> {
         let Some(_leaving) = Leaving::begin(self, digest) else {
             return Ok(false);
@@ -67,10 +81,8 @@ impl Inner {
         Ok(true)
     }
 
-    async fn leave_unread(&self, digest: Digest) -> bool {
-        let (reply, answer) = oneshot::channel();
-        let note = Note::LeaveUnread { digest, reply };
-        self.notes.send(note).await.is_ok() && answer.await.unwrap_or(false)
+    fn turn(&self) -> &tokio::sync::Mutex<()> {
+        &self.room
     }
 }
 

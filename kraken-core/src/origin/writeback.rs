@@ -12,7 +12,6 @@
 //! does not answer, or has not written it after some minutes in which the backend answers.
 
 use std::collections::HashSet;
-use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,7 @@ use kraken_net::http::ApiError;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Digest, MetaInfo, Namespace};
-use kraken_storage::queue::{DurableQueue, QueueError, Task};
+use kraken_storage::queue::{DurableQueue, Priority, QueueError, Task};
 use kraken_storage::{Backend as _, StoreError};
 
 use super::Inner;
@@ -63,8 +62,10 @@ impl Inner {
         if self.backend.check_writable(namespace).is_err() {
             return Ok(());
         }
-        let key = format!("{namespace} {digest}");
-        self.push(WRITE_BACK, key, delay).await.map(drop)
+        let key = format!("{digest} {namespace}");
+        self.push((Priority::Normal, WRITE_BACK), key, delay)
+            .await
+            .map(drop)
     }
 
     /// Queues a copy for another origin; durable when this returns. Gives the task's id.
@@ -75,8 +76,9 @@ impl Inner {
         digest: Digest,
         delay: Duration,
     ) -> Result<u64, ApiError> {
-        let key = format!("{namespace} {digest} {origin}");
-        self.push(REPLICATE, key, delay).await
+        let key = format!("{digest} {namespace} {origin}");
+        // A blob with too few copies is nearer to its loss than one that is in no backend yet.
+        self.push((Priority::High, REPLICATE), key, delay).await
     }
 
     /// A task's work has been done by somebody else.
@@ -92,7 +94,7 @@ impl Inner {
         namespace: &Namespace,
         digest: Digest,
     ) -> Result<bool, ApiError> {
-        let key = format!("{namespace} {digest}");
+        let key = format!("{digest} {namespace}");
         let queued = self.on_queue(move |queue| queue.was_taken(WRITE_BACK, &key));
         let queued = queued.await;
         queued.map_err(|error| ApiError::Unavailable(error.to_string()))
@@ -100,30 +102,28 @@ impl Inner {
 
     /// Whether a blob has not been written back yet.
     pub(super) async fn waits_for_write_back(&self, digest: Digest) -> Result<bool, ApiError> {
-        let found = self.on_queue(move |queue| {
-            let mut found = false;
-            queue.each(|task| {
-                found = task.kind == WRITE_BACK && digest_of(task) == Some(digest);
-                match found {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            })?;
-            Ok(found)
-        });
+        let found =
+            self.on_queue(move |queue| queue.contains_prefix(WRITE_BACK, &format!("{digest} ")));
         let found = found.await;
         found.map_err(|error| ApiError::Unavailable(error.to_string()))
     }
 
-    /// The blobs that a task is about, dead letters among them: they are not in the backend yet, or
-    /// an owner lacks its copy.
-    pub(super) async fn unfinished_blobs(&self) -> Result<HashSet<Digest>, StoreError> {
-        let found = self.on_queue(|queue| {
+    /// Of these blobs, those that a task is about, dead letters among them: they are not in the backend
+    /// yet, or an owner lacks its copy.
+    pub(super) async fn unfinished(
+        &self,
+        blobs: Vec<Digest>,
+    ) -> Result<HashSet<Digest>, StoreError> {
+        let found = self.on_queue(move |queue| {
             let mut found = HashSet::new();
-            queue.each(|task| {
-                found.extend(digest_of(task));
-                ControlFlow::Continue(())
-            })?;
+            for digest in blobs {
+                let prefix = format!("{digest} ");
+                if queue.contains_prefix(WRITE_BACK, &prefix)?
+                    || queue.contains_prefix(REPLICATE, &prefix)?
+                {
+                    found.insert(digest);
+                }
+            }
             Ok(found)
         });
         found.await.map_err(|error| StoreError::Io {
@@ -132,10 +132,12 @@ impl Inner {
         })
     }
 
-    /// Works off the queue until the origin stops. A task that hangs holds up only itself.
+    /// Works off the queue until the origin stops, and then what is due at that moment. A task that
+    /// hangs holds up only itself.
     pub(super) async fn work(self: Arc<Self>) {
         let mut running = FuturesUnordered::new();
         loop {
+            let is_stopping = self.stopping.is_cancelled();
             let free = PARALLEL - running.len();
             let due = self
                 .on_queue(move |queue| queue.take_due(unix_ms(), free))
@@ -145,9 +147,14 @@ impl Inner {
                 Vec::new()
             });
             running.extend(due.into_iter().map(|task| self.attempt(task)));
+            if is_stopping && running.is_empty() {
+                self.drained.notify_one();
+                return;
+            }
             tokio::select! {
                 Some(()) = running.next(), if !running.is_empty() => {}
                 () = self.queued.notified() => {}
+                () = self.stopping.cancelled(), if !is_stopping => {}
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
@@ -155,14 +162,14 @@ impl Inner {
 
     async fn push(
         &self,
-        kind: &'static str,
+        (priority, kind): (Priority, &'static str),
         key: String,
         delay: Duration,
     ) -> Result<u64, ApiError> {
         let due = unix_ms().saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
         let some_dead = self.counts.some_dead();
         let push = move |queue: &DurableQueue| {
-            let id = queue.push(kind, &key, &[], due)?;
+            let id = queue.push_ranked(priority, kind, &key, &[], due)?;
             // It may have taken the place of a dead letter.
             let dead = some_dead.then(|| queue.dead_len()).transpose()?;
             Ok((id, dead))
@@ -225,9 +232,9 @@ impl Inner {
 
     async fn run(&self, task: &Task) -> Result<(), Unfinished> {
         let mut words = task.key.split(' ');
-        let (Some(Ok(namespace)), Some(Ok(digest))) = (
-            words.next().map(str::parse::<Namespace>),
+        let (Some(Ok(digest)), Some(Ok(namespace))) = (
             words.next().map(str::parse::<Digest>),
+            words.next().map(str::parse::<Namespace>),
         ) else {
             tracing::error!(key = task.key, "a task that makes no sense is dropped");
             return Ok(());
@@ -351,11 +358,6 @@ impl Inner {
             .await
             .expect("the queue does not panic")
     }
-}
-
-/// The blob that a task is about.
-fn digest_of(task: &Task) -> Option<Digest> {
-    task.key.split(' ').nth(1)?.parse().ok()
 }
 
 /// Why a task stays in the queue.

@@ -100,6 +100,45 @@ pub(super) fn preallocate(file: &File, length: u64) -> io::Result<()> {
     }
 }
 
+/// Takes the right to write to a file away, as others may have links to it.
+pub(super) fn protect(path: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    // Where it does not work, the file's time tells who writes to it.
+    let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o444));
+}
+
+/// Opens a file to read. Its time of access stays what it is, where the system can do that: it is the
+/// store's to set.
+pub(super) fn open_quietly(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let quiet = rustix::fs::OFlags::NOATIME.bits().cast_signed();
+    match File::options().read(true).custom_flags(quiet).open(path) {
+        // For the owner of the file only.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => File::open(path),
+        opened => opened,
+    }
+}
+
+/// Sets when a file was used last, and says whether it is there.
+pub(super) fn set_accessed(path: &Path, unix_ms: u64) -> Result<bool, StoreError> {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, utimensat};
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(unix_ms % 1000 * 1_000_000).unwrap_or_default(),
+        },
+        last_modification: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+    };
+    match utimensat(CWD, path, &times, AtFlags::empty()) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(failed("set the time of", path)(error.into())),
+    }
+}
+
 /// Writes all of `data` at `offset`.
 pub(super) fn write_at(file: &File, data: &[u8], mut offset: u64) -> io::Result<()> {
     for step in data.chunks(STEP) {

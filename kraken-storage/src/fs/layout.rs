@@ -8,6 +8,7 @@
 //! partial/<hex>.meta         its metainfo; this file alone makes it partial
 //! partial/<hex>.have         the journal of the pieces that are there
 //! uploads/<uuid>             the bytes of an upload
+//! pins/<hex>                 an empty file for each blob that stays whatever happens
 //! damaged/<hex>              a sealed blob whose bytes turned out wrong, for inspection
 //! scrubbed                   the blob that was scrubbed last, while a round is under way
 //! tmp/<uuid>                 files on their way to a name; emptied at every start
@@ -33,7 +34,7 @@ impl Layout {
     /// Makes the directories that are missing.
     pub(super) fn create(root: PathBuf) -> Result<Self, StoreError> {
         let layout = Self { root };
-        for dir in ["sealed", "partial", "uploads", "damaged", "tmp"] {
+        for dir in ["sealed", "partial", "uploads", "pins", "damaged", "tmp"] {
             make_dir(&layout.root.join(dir))?;
         }
         // All at once, so that no seal has to make one and sync its parent.
@@ -127,6 +128,22 @@ impl Layout {
 
     pub(super) fn damaged(&self, digest: Digest) -> PathBuf {
         self.damaged_dir().join(digest.hex())
+    }
+
+    pub(super) fn pins_dir(&self) -> PathBuf {
+        self.root.join("pins")
+    }
+
+    /// The blobs that are pinned.
+    pub(super) fn pins(&self) -> Result<Vec<Digest>, StoreError> {
+        let mut found = Vec::new();
+        for name in disk::names(&self.pins_dir())? {
+            match Digest::from_hex(&name) {
+                Ok(digest) => found.push(digest),
+                Err(_) => disk::foreign(&self.pins_dir(), &name),
+            }
+        }
+        Ok(found)
     }
 
     pub(super) fn scrubbed(&self) -> PathBuf {

@@ -21,6 +21,7 @@ mod journal;
 mod layout;
 mod meta;
 mod partial;
+mod pins;
 mod pool;
 mod read;
 mod room;
@@ -44,7 +45,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::available_parallelism;
 
 use bytes::Bytes;
-use kraken_proto::cache::ledger::{Ceiling, Ledger};
+use kraken_proto::cache::ledger::{Ceiling, Kept, Ledger, Order};
 use kraken_proto::{Bitfield, Digest, MetaInfo};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, Semaphore};
 use tokio::task::spawn_blocking;
@@ -54,10 +55,9 @@ use self::layout::Layout;
 use self::partial::Partial;
 use self::pool::Pool;
 use self::read::Place;
-pub use self::scrub::Verdict;
 use self::trust::{Damaged, Sealed};
 use self::upload::Uploads;
-use crate::store::{BlobStatus, PieceStore, StoreError, check_bounds};
+use crate::store::{BlobStatus, Goal, Need, PieceStore, StoreError, Usage, Verdict, check_bounds};
 
 /// Keeps blobs in a directory. Clones share one store; it is closed when the last of them and
 /// every call under way are gone.
@@ -66,6 +66,15 @@ use crate::store::{BlobStatus, PieceStore, StoreError, check_bounds};
 #[derive(Clone)]
 pub struct FsStore {
     shared: Arc<Shared>,
+}
+
+/// The choices of an [`FsStore`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FsOptions {
+    /// How much all blobs and uploads together may take; no ceiling when it is `None`.
+    pub ceiling: Option<Ceiling>,
+    /// What goes first when others need room.
+    pub order: Order,
 }
 
 struct Shared {
@@ -92,7 +101,7 @@ impl FsStore {
     /// Another [`FsStore`] has the directory open, in this process or another, or the directory
     /// cannot be written.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        Self::open_within(path, None).await
+        Self::open_with(path, FsOptions::default()).await
     }
 
     /// As [`FsStore::open`], with a ceiling on the bytes of all blobs and uploads together. What
@@ -101,12 +110,12 @@ impl FsStore {
     ///
     /// # Errors
     /// As of [`FsStore::open`].
-    pub async fn open_within(
+    pub async fn open_with(
         path: impl Into<PathBuf>,
-        ceiling: Option<Ceiling>,
+        options: FsOptions,
     ) -> Result<Self, StoreError> {
         let path = path.into();
-        let shared = flatten(spawn_blocking(move || Shared::open(path, ceiling)).await)?;
+        let shared = flatten(spawn_blocking(move || Shared::open(path, options)).await)?;
         Ok(Self {
             shared: Arc::new(shared),
         })
@@ -131,7 +140,7 @@ impl FsStore {
                 }
             }
         };
-        self.shared.ledger().touch(digest);
+        self.shared.ledger().touch(digest, room::now_ms());
         let range = offset..offset.saturating_add(len.into()).min(length);
         if range.is_empty() {
             return Ok((Ok(Bytes::new()), sealed));
@@ -291,7 +300,7 @@ impl PieceStore for FsStore {
                 return Ok(None);
             };
             let sealed = Arc::clone(sealed);
-            self.shared.ledger().touch(digest);
+            self.shared.ledger().touch(digest, room::now_ms());
             let file = match self.shared.files.opened(digest, Part::Data) {
                 Some(file) => {
                     drop(slot);
@@ -391,10 +400,54 @@ impl PieceStore for FsStore {
 
     async fn victims(
         &self,
-        bytes: u64,
+        need: Need<'_>,
         spared: &HashSet<Digest>,
     ) -> Result<Vec<Digest>, StoreError> {
-        self.shared.victims(bytes, spared)
+        self.shared.victims(need.bytes, spared)
+    }
+
+    async fn surplus(
+        &self,
+        goal: Goal,
+        spared: &HashSet<Digest>,
+    ) -> Result<Vec<Digest>, StoreError> {
+        Ok(self.shared.surplus(goal, spared))
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let ledger = self.shared.ledger();
+        Some(Usage {
+            bytes: ledger.used(),
+            blobs: ledger.len() as u64,
+            ceiling: ledger.ceiling(),
+        })
+    }
+
+    fn page(&self, after: Option<Digest>, max: usize) -> Vec<Kept> {
+        self.shared.ledger().page(after, max)
+    }
+
+    fn kept(&self, digest: Digest) -> Option<Kept> {
+        self.shared.ledger().get(digest)
+    }
+
+    async fn note_uses(&self) -> Result<(), StoreError> {
+        self.blocking(Shared::note_uses).await
+    }
+
+    async fn pin(&self, digest: Digest, is_pinned: bool) -> Result<(), StoreError> {
+        self.blocking(move |shared| shared.pin(digest, is_pinned))
+            .await
+    }
+
+    async fn verify(&self, digest: Digest) -> Result<Verdict, StoreError> {
+        self.verify_at(digest, None).await
+    }
+
+    async fn path(&self, digest: Digest) -> Result<Option<PathBuf>, StoreError> {
+        let slot = self.loaded(digest).await?;
+        let is_sealed = matches!(&*slot, State::Sealed(_));
+        Ok(is_sealed.then(|| self.shared.layout.sealed_data(digest)))
     }
 }
 
@@ -407,11 +460,11 @@ impl fmt::Debug for FsStore {
 }
 
 impl Shared {
-    fn open(path: PathBuf, ceiling: Option<Ceiling>) -> Result<Self, StoreError> {
+    fn open(path: PathBuf, options: FsOptions) -> Result<Self, StoreError> {
         let layout = Layout::create(path)?;
         let lock = layout.lock()?;
         layout.sweep()?;
-        let ledger = Mutex::new(room::count(&layout, ceiling)?);
+        let ledger = Mutex::new(room::count(&layout, options.ceiling, options.order)?);
         let cores = available_parallelism().map_or(1, usize::from);
         Ok(Self {
             layout,

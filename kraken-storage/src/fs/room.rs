@@ -5,17 +5,17 @@
 //! piece. What is there is counted anew at every start.
 
 use std::collections::HashSet;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::path::Path;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use kraken_proto::Digest;
-use kraken_proto::cache::ledger::{Ceiling, Ledger, Room};
+use kraken_proto::cache::ledger::{Ceiling, Ledger, Order, Room};
 
 use super::layout::Layout;
 use super::{FsStore, Shared, disk};
-use crate::store::StoreError;
+use crate::store::{Goal, StoreError};
 
 impl FsStore {
     /// The size of the volume that `path` is or will be on, in bytes: for a ceiling as a part of it.
@@ -29,12 +29,10 @@ impl FsStore {
         let volume = volume.map_err(disk::failed("look at", path))?;
         Ok(volume.f_blocks.saturating_mul(volume.f_frsize))
     }
-
-    /// What the store takes, in bytes.
-    pub fn used(&self) -> u64 {
-        self.shared.ledger().used()
-    }
 }
+
+/// Blobs that are looked at under one lock.
+const PAGE: usize = 1000;
 
 impl Shared {
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -49,7 +47,7 @@ impl Shared {
         if more > 0 && ledger.room_for(more, |_| false) != Room::Free {
             return Err(StoreError::Full);
         }
-        ledger.keep(blob, bytes);
+        ledger.keep(blob, bytes, now_ms());
         Ok(())
     }
 
@@ -82,12 +80,76 @@ impl Shared {
             _ => Err(StoreError::Full),
         }
     }
+
+    /// What may go without need.
+    pub(super) fn surplus(&self, goal: Goal, spared: &HashSet<Digest>) -> Vec<Digest> {
+        let may_go = |blob| !spared.contains(&blob);
+        match goal {
+            Goal::Marks => self.ledger().surplus(may_go),
+            Goal::Percent(percent) => {
+                let ledger = self.ledger();
+                let most = ledger.ceiling().map_or(u64::MAX, Ceiling::most);
+                ledger.down_to(most / 100 * u64::from(percent), may_go)
+            }
+            Goal::Lifetimes { lifetimes, now_ms } => {
+                let (mut over, mut after) = (Vec::new(), None);
+                loop {
+                    let page = self.ledger().expired(lifetimes, now_ms, after, PAGE);
+                    over.extend(page.0.into_iter().filter(|blob| may_go(*blob)));
+                    after = page.1;
+                    if after.is_none() {
+                        return over;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes the times of the last uses into the files.
+    pub(super) fn note_uses(&self) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let (used, next) = self.ledger().take_used(after, PAGE);
+            for (digest, used_ms) in used {
+                self.note_use(digest, used_ms)?;
+            }
+            after = next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn note_use(&self, digest: Digest, used_ms: u64) -> Result<(), StoreError> {
+        let sealed = self.layout.sealed_data(digest);
+        if !disk::set_accessed(&sealed, used_ms)? {
+            // Neither, when it has gone meanwhile.
+            disk::set_accessed(&self.layout.partial_data(digest), used_ms)?;
+        }
+        Ok(())
+    }
 }
 
-/// Counts what an earlier process left. What was used last is taken from the files' times: most
-/// systems note a read only when the last one is a day old, so that this is the order by days.
-pub(super) fn count(layout: &Layout, ceiling: Option<Ceiling>) -> Result<Ledger, StoreError> {
-    let mut ledger = Ledger::new(ceiling);
+/// The wall clock, in milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    ms_of(SystemTime::now())
+}
+
+fn ms_of(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// Counts what an earlier process left. When a blob came is when its file was written, when it was
+/// used last is noted in its file by [`Shared::note_uses`].
+pub(super) fn count(
+    layout: &Layout,
+    ceiling: Option<Ceiling>,
+    order: Order,
+) -> Result<Ledger, StoreError> {
+    let mut ledger = Ledger::new(ceiling, order);
     let mut blobs = Vec::new();
     let sealed = layout.sealed()?;
     let sealed = sealed.into_iter().map(|it| (it, layout.sealed_data(it)));
@@ -95,21 +157,20 @@ pub(super) fn count(layout: &Layout, ceiling: Option<Ceiling>) -> Result<Ledger,
     let partial = partial.into_iter().map(|it| (it, layout.partial_data(it)));
     for (digest, path) in sealed.chain(partial) {
         if let Ok(metadata) = fs::metadata(&path) {
-            blobs.push((last_use(&metadata), digest, metadata.len()));
+            let born_ms = metadata.modified().map_or(0, ms_of);
+            let used_ms = metadata.accessed().map_or(0, ms_of).max(born_ms);
+            blobs.push((used_ms, digest, born_ms, metadata.len()));
         }
     }
     blobs.sort_unstable();
-    for (_, digest, bytes) in blobs {
-        ledger.keep(digest, bytes);
+    for (used_ms, digest, born_ms, bytes) in blobs {
+        ledger.restore(digest, bytes, born_ms, used_ms);
+    }
+    for digest in layout.pins()? {
+        ledger.pin(digest, true);
     }
     for path in layout.others()? {
         ledger.hold(disk::length(&path)?.unwrap_or(0));
     }
     Ok(ledger)
-}
-
-fn last_use(metadata: &Metadata) -> SystemTime {
-    let times = [metadata.accessed(), metadata.modified()];
-    let latest = times.into_iter().filter_map(Result::ok).max();
-    latest.unwrap_or(SystemTime::UNIX_EPOCH)
 }

@@ -9,34 +9,12 @@ use super::cache::State;
 use super::read::Place;
 use super::{FsStore, Shared, disk};
 use crate::pace::Pace;
-use crate::store::StoreError;
-
-/// What [`FsStore::verify`] found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// There is no such blob, or it is not whole.
-    Absent,
-    /// Its bytes are right.
-    Right,
-    /// Its bytes were wrong: it has been set aside.
-    Damaged,
-}
+use crate::store::{StoreError, Verdict};
 
 /// The wait between two rounds, and after an error.
 const REST: Duration = Duration::from_secs(60);
 
 impl FsStore {
-    /// Reads a sealed blob back, and sets it aside when it is not itself.
-    ///
-    /// What lies in the page cache is read from there, as it is what would be served; what does not
-    /// is read from the disk, and not kept in the cache.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn verify(&self, digest: Digest) -> Result<Verdict, StoreError> {
-        self.verify_at(digest, None).await
-    }
-
     /// Verifies all sealed blobs for ever, one after the other, at `rate` bytes per second at most.
     /// A restart goes on where it was.
     pub async fn scrub(&self, rate: NonZeroU64) {
@@ -75,7 +53,15 @@ impl FsStore {
         Ok(())
     }
 
-    async fn verify_at(&self, digest: Digest, pace: Option<&Pace>) -> Result<Verdict, StoreError> {
+    /// Reads a blob back, no faster than `pace`.
+    ///
+    /// What lies in the page cache is read from there, as it is what would be served; what does not
+    /// is read from the disk, and not kept in the cache.
+    pub(super) async fn verify_at(
+        &self,
+        digest: Digest,
+        pace: Option<&Pace>,
+    ) -> Result<Verdict, StoreError> {
         let (mut piece, mut bytes) = (0, 0);
         loop {
             // Before the blob is held: who waits to change it keeps others from reading it.

@@ -44,6 +44,7 @@ impl Shared {
         let path = self.layout.sealed_meta(digest);
         meta::write_sealed(&self.layout, &path, meta, stamp)?;
         disk::rename(data, &self.layout.sealed_data(digest)).map_err(disk::failed("seal", data))?;
+        disk::protect(&self.layout.sealed_data(digest));
         self.sync_sealed(digest)?;
         if let Some(dir) = data.parent() {
             disk::sync_dir(dir)?;
@@ -88,7 +89,7 @@ impl Shared {
     pub(super) fn sealed_file(&self, digest: Digest) -> Result<Arc<File>, StoreError> {
         let path = self.layout.sealed_data(digest);
         self.files.get(digest, Part::Data, || {
-            let file = File::open(&path).map_err(disk::failed("open", &path))?;
+            let file = disk::open_quietly(&path).map_err(disk::failed("open", &path))?;
             disk::read_exactly(&file);
             Ok(file)
         })
@@ -107,7 +108,7 @@ impl Shared {
 
 /// Hashes a file from its first byte.
 pub(super) fn hash(path: &Path) -> Result<ChainHasher, StoreError> {
-    let file = File::open(path).map_err(disk::failed("open", path))?;
+    let file = disk::open_quietly(path).map_err(disk::failed("open", path))?;
     let mut hasher = ChainHasher::new();
     loop {
         let bytes = disk::read_at(&file, hasher.length(), CHUNK);

@@ -2,6 +2,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use kraken_proto::cache::ledger::Lifetimes;
 use tempfile::TempDir;
 
 use super::*;
@@ -53,10 +54,24 @@ async fn assert_sealed(store: &FsStore, bytes: &[u8], meta: &MetaInfo) {
     assert_eq!(partial.count(), 0, "nothing is left under partial/");
 }
 
+/// Without a high mark: nothing goes before the ceiling, and a twentieth more than must.
+async fn within(dir: &Path, ceiling: Option<Ceiling>) -> FsStore {
+    let ceiling = ceiling.and_then(|it| it.with_marks(it.most(), it.most() - it.most() / 20));
+    let options = FsOptions {
+        ceiling,
+        ..FsOptions::default()
+    };
+    FsStore::open_with(dir, options).await.unwrap()
+}
+
+fn used(store: &FsStore) -> u64 {
+    store.usage().unwrap().bytes
+}
+
 /// A store for three of the test's blobs and a quarter.
 async fn narrow(dir: &Path) -> FsStore {
     let ceiling = Some(Ceiling::of((3 * LEN + LEN / 4) as u64));
-    FsStore::open_within(dir, ceiling).await.unwrap()
+    within(dir, ceiling).await
 }
 
 async fn fill(store: &FsStore, seed: u8) -> Digest {
@@ -68,7 +83,7 @@ async fn fill(store: &FsStore, seed: u8) -> Digest {
 
 async fn victims(store: &FsStore, spared: &[Digest]) -> Result<Vec<Digest>, StoreError> {
     let spared = spared.iter().copied().collect();
-    store.victims(LEN as u64, &spared).await
+    store.victims(Need::blob(LEN as u64), &spared).await
 }
 
 #[tokio::test]
@@ -93,18 +108,18 @@ async fn what_would_pass_the_ceiling_is_refused_and_the_longest_unused_is_to_go(
     // Somebody was refused, if only an empty blob: something goes, or nothing can be done.
     let none = all.into_iter().collect();
     assert!(matches!(
-        store.victims(0, &none).await,
+        store.victims(Need::blob(0), &none).await,
         Err(StoreError::Full)
     ));
-    let empty = store.victims(0, &HashSet::new()).await.unwrap();
+    let empty = store.victims(Need::blob(0), &HashSet::new()).await.unwrap();
     assert_eq!(empty, [second]);
     store.remove(second).await.unwrap();
     write(&store, &bytes, &fourth, &[0, 1, 2, 3]).await;
     store.seal(fourth.digest()).await.unwrap();
-    assert_eq!(store.used(), 3 * LEN as u64);
+    assert_eq!(used(&store), 3 * LEN as u64);
     // A partial blob gives its room back, too.
     store.discard(third.digest()).await.unwrap();
-    assert_eq!(store.used(), 2 * LEN as u64);
+    assert_eq!(used(&store), 2 * LEN as u64);
 }
 
 #[tokio::test]
@@ -126,26 +141,100 @@ async fn uploads_count_as_they_grow_and_one_that_is_refused_goes_on_later() {
         store.upload_len(&upload).await.unwrap() as usize,
         head.len()
     );
-    assert_eq!(store.used() as usize, 3 * LEN - 1000);
+    assert_eq!(used(&store) as usize, 3 * LEN - 1000);
     append(head.len(), tail).await.unwrap();
     assert_eq!(
         store.upload_commit(&upload, meta.digest()).await.unwrap(),
         meta
     );
-    assert_eq!(store.used(), 3 * LEN as u64, "counted once");
+    assert_eq!(used(&store), 3 * LEN as u64, "counted once");
 
     let given_up = store.upload_start().await.unwrap();
     let some = Bytes::from_static(&[1; 900]);
     store.upload_append(&given_up, 0, some).await.unwrap();
-    assert_eq!(store.used(), 3 * LEN as u64 + 900);
+    assert_eq!(used(&store), 3 * LEN as u64 + 900);
     store.upload_abort(&given_up).await.unwrap();
-    assert_eq!(store.used(), 3 * LEN as u64);
+    assert_eq!(used(&store), 3 * LEN as u64);
     // The same bytes again take nothing more.
     store.remove(first).await.unwrap();
     let again = store.upload_start().await.unwrap();
     store.upload_append(&again, 0, bytes.into()).await.unwrap();
     store.upload_commit(&again, meta.digest()).await.unwrap();
-    assert_eq!(store.used(), 2 * LEN as u64);
+    assert_eq!(used(&store), 2 * LEN as u64);
+}
+
+#[tokio::test]
+async fn the_order_of_use_and_pins_survive_a_restart_and_looking_is_no_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = narrow(dir.path()).await;
+    let (first, second) = (fill(&store, 1).await, fill(&store, 2).await);
+    let third = fill(&store, 3).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    store.read(first, 0, 1).await.unwrap();
+    store.note_uses().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(store.verify(second).await.unwrap(), Verdict::Right);
+    store.pin(third, true).await.unwrap();
+    let kept = store.kept(first).unwrap();
+    drop(store);
+    let store = narrow(dir.path()).await;
+    let now = store.kept(first).unwrap();
+    assert_eq!(now.used_ms, kept.used_ms);
+    // A file's time is that of the kernel's last tick.
+    assert!(
+        kept.born_ms.abs_diff(now.born_ms) < 1000,
+        "{kept:?} {now:?}"
+    );
+    assert!(store.kept(third).unwrap().is_pinned);
+    assert_eq!(victims(&store, &[]).await.unwrap(), [second]);
+    assert_eq!(victims(&store, &[second]).await.unwrap(), [first]);
+    store.pin(third, false).await.unwrap();
+    drop(store);
+    let store = narrow(dir.path()).await;
+    assert!(!store.kept(third).unwrap().is_pinned);
+    assert_eq!(victims(&store, &[second]).await.unwrap(), [third]);
+}
+
+#[tokio::test]
+async fn what_is_over_or_above_a_goal_may_go_without_need() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = narrow(dir.path()).await;
+    let (first, second) = (fill(&store, 1).await, fill(&store, 2).await);
+    let none = HashSet::new();
+    let hour = Goal::Lifetimes {
+        lifetimes: Lifetimes {
+            to_live: None,
+            to_idle: Some(Duration::from_secs(3600)),
+        },
+        now_ms: room::now_ms() + 3_601_000,
+    };
+    let mut over = store.surplus(hour, &none).await.unwrap();
+    over.sort_unstable();
+    let mut both = [first, second];
+    both.sort_unstable();
+    assert_eq!(over, both);
+    store.pin(second, true).await.unwrap();
+    assert_eq!(store.surplus(hour, &none).await.unwrap(), [first]);
+    let spared = HashSet::from([first]);
+    assert_eq!(store.surplus(hour, &spared).await.unwrap(), []);
+    assert_eq!(store.surplus(Goal::Marks, &none).await.unwrap(), []);
+    assert_eq!(store.surplus(Goal::Percent(70), &none).await.unwrap(), []);
+    let half = store.surplus(Goal::Percent(50), &none).await.unwrap();
+    assert_eq!(half, [first]);
+}
+
+#[tokio::test]
+async fn a_sealed_file_is_not_to_be_written_to() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let store = narrow(dir.path()).await;
+    let digest = fill(&store, 1).await;
+    let path = store.path(digest).await.unwrap().unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o444);
+    let (bytes, partial) = blob(2);
+    write(&store, &bytes, &partial, &[0]).await;
+    assert_eq!(store.path(partial.digest()).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -162,23 +251,23 @@ async fn a_restart_counts_what_is_there() {
     let day = Duration::from_secs(24 * 3600);
     for (digest, days) in [(first, 2), (second, 1)] {
         let path = store.shared.layout.sealed_data(digest);
-        let file = File::options().write(true).open(path).unwrap();
+        let file = File::open(path).unwrap();
         let time = std::time::SystemTime::now() - day * days;
         let times = fs::FileTimes::new().set_accessed(time).set_modified(time);
         file.set_times(times).unwrap();
     }
-    let used = store.used();
-    assert_eq!(used, 3 * LEN as u64 + 700);
+    let taken = used(&store);
+    assert_eq!(taken, 3 * LEN as u64 + 700);
     drop(store);
     let store = narrow(dir.path()).await;
-    assert_eq!(store.used(), used);
+    assert_eq!(used(&store), taken);
     assert_eq!(victims(&store, &[]).await.unwrap(), [first]);
     assert_eq!(victims(&store, &[first]).await.unwrap(), [second]);
     // A lower ceiling removes nothing by itself.
     drop(store);
     let ceiling = Some(Ceiling::of(LEN as u64));
-    let store = FsStore::open_within(dir.path(), ceiling).await.unwrap();
-    assert_eq!(store.used(), used);
+    let store = within(dir.path(), ceiling).await;
+    assert_eq!(used(&store), taken);
     let refused = store.open(blob(4).1).await;
     assert!(matches!(refused, Err(StoreError::Full)), "{refused:?}");
     write(&store, &bytes, &third, &[0, 1, 3]).await;

@@ -175,5 +175,5 @@ async fn few_damaged_blobs_are_kept_and_their_room_is_counted() {
         .unwrap()
         .count();
     assert_eq!(kept, 4);
-    assert_eq!(store.used(), 4 * each);
+    assert_eq!(store.usage().unwrap().bytes, 4 * each);
 }

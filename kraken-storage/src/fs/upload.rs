@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::cache::State;
 use super::early::EarlySync;
 use super::layout::upload_id;
-use super::{FsStore, Shared, disk, seal};
+use super::{FsStore, Shared, disk, room, seal};
 use crate::store::{StoreError, UploadStore};
 
 /// The uploads in use. An upload's mutex is held over every operation on it.
@@ -295,7 +295,7 @@ impl Shared {
         if !path.exists() {
             let mut ledger = self.ledger();
             ledger.release(meta.length());
-            ledger.keep(meta.digest(), meta.length());
+            ledger.keep(meta.digest(), meta.length(), room::now_ms());
         }
         let sealed = match published {
             Ok(sealed) => sealed,

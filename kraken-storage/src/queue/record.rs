@@ -1,7 +1,8 @@
 //! A task's record: when it was first due (64 bits), attempts (32), then kind and key with their
-//! lengths in front (32), all big-endian, then the payload. Id and due time are in the record's place.
+//! lengths in front (32), all big-endian, then the payload. Priority, due time and id are in the record's place.
 
-use super::{QueueError, Task};
+use super::tables::Place;
+use super::{Priority, QueueError, Task};
 
 /// Kind and key as one name; the length in front keeps `("a", "bc")` and `("ab", "c")` apart.
 pub(super) fn name_of(kind: &str, key: &str) -> Vec<u8> {
@@ -22,8 +23,11 @@ pub(super) fn write_record(task: &Task) -> Vec<u8> {
     record
 }
 
-pub(super) fn read_record((due_ms, id): (u64, u64), mut record: &[u8]) -> Result<Task, QueueError> {
+pub(super) fn read_record(place: Place, mut record: &[u8]) -> Result<Task, QueueError> {
+    let (priority, due_ms, id) = place;
     let damaged = |what| QueueError::Damaged { id, what };
+    let priority = Priority::ALL.get(usize::from(priority));
+    let priority = *priority.ok_or_else(|| damaged("it has a priority that is not known"))?;
     let (born_ms, rest) = record
         .split_first_chunk()
         .ok_or_else(|| damaged("it ends in its time"))?;
@@ -33,6 +37,7 @@ pub(super) fn read_record((due_ms, id): (u64, u64), mut record: &[u8]) -> Result
     let key = read_text(&mut record).ok_or_else(|| damaged("it has no key"))?;
     Ok(Task {
         id,
+        priority,
         kind,
         key,
         payload: record.to_vec(),

@@ -5,25 +5,33 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use super::record::{name_of, read_record, write_record};
 use super::{QueueError, Task};
 
-/// (due, id) to the task's record.
-const TASKS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("tasks");
-/// The id of a task to when it is due.
-const DUE: TableDefinition<'_, u64, u64> = TableDefinition::new("due");
+/// (priority, due, id) to the task's record.
+const TASKS: TableDefinition<'_, Place, &[u8]> = TableDefinition::new("tasks");
+/// The id of a task to its priority and when it is due.
+const DUE: TableDefinition<'_, u64, (u8, u64)> = TableDefinition::new("due");
 /// Kind and key to the id of the current task.
 const CURRENT: TableDefinition<'_, &[u8], u64> = TableDefinition::new("current");
-/// The id of a dead letter to when it was due last, and its record.
-const DEAD: TableDefinition<'_, u64, (u64, &[u8])> = TableDefinition::new("dead");
+/// The id of a dead letter to its priority, when it was due last, and its record.
+const DEAD: TableDefinition<'_, u64, (u8, u64, &[u8])> = TableDefinition::new("dead");
 /// Kind and key to the id of the dead letter.
 const DEAD_NAMES: TableDefinition<'_, &[u8], u64> = TableDefinition::new("dead names");
 /// `NEXT_ID`: ids are not used twice, so that a late `done` cannot hit another task.
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 const NEXT_ID: &str = "next_id";
 
+/// Where a task stands: its priority, when it is due, and its id.
+pub(super) type Place = (u8, u64, u64);
+
+pub(super) fn place_of(task: &Task) -> Place {
+    (task.priority as u8, task.due_ms, task.id)
+}
+
 pub(super) struct Reading {
-    pub(super) tasks: redb::ReadOnlyTable<(u64, u64), &'static [u8]>,
-    due: redb::ReadOnlyTable<u64, u64>,
+    pub(super) tasks: redb::ReadOnlyTable<Place, &'static [u8]>,
+    due: redb::ReadOnlyTable<u64, (u8, u64)>,
     pub(super) current: redb::ReadOnlyTable<&'static [u8], u64>,
-    pub(super) dead: redb::ReadOnlyTable<u64, (u64, &'static [u8])>,
+    pub(super) dead: redb::ReadOnlyTable<u64, (u8, u64, &'static [u8])>,
+    dead_names: redb::ReadOnlyTable<&'static [u8], u64>,
 }
 
 impl Reading {
@@ -33,17 +41,31 @@ impl Reading {
             due: begun.open_table(DUE)?,
             current: begun.open_table(CURRENT)?,
             dead: begun.open_table(DEAD)?,
+            dead_names: begun.open_table(DEAD_NAMES)?,
         })
+    }
+
+    /// Whether a task, also a dead letter, has a name that begins so.
+    pub(super) fn has_prefix(&self, prefix: &[u8]) -> Result<bool, QueueError> {
+        for names in [&self.current, &self.dead_names] {
+            if let Some(first) = names.range(prefix..)?.next()
+                && first?.0.value().starts_with(prefix)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The task of an id.
     pub(super) fn task(&self, id: u64) -> Result<Option<Task>, QueueError> {
-        let Some(due_ms) = self.due.get(id)?.map(|due| due.value()) else {
+        let Some((priority, due_ms)) = self.due.get(id)?.map(|due| due.value()) else {
             return Ok(None);
         };
-        let record = self.tasks.get((due_ms, id))?;
+        let place = (priority, due_ms, id);
+        let record = self.tasks.get(place)?;
         record
-            .map(|record| read_record((due_ms, id), record.value()))
+            .map(|record| read_record(place, record.value()))
             .transpose()
     }
 
@@ -54,11 +76,11 @@ impl Reading {
 }
 
 pub(super) struct Writing<'txn> {
-    tasks: redb::Table<'txn, (u64, u64), &'static [u8]>,
-    due: redb::Table<'txn, u64, u64>,
+    tasks: redb::Table<'txn, Place, &'static [u8]>,
+    due: redb::Table<'txn, u64, (u8, u64)>,
     current: redb::Table<'txn, &'static [u8], u64>,
     counters: redb::Table<'txn, &'static str, u64>,
-    dead: redb::Table<'txn, u64, (u64, &'static [u8])>,
+    dead: redb::Table<'txn, u64, (u8, u64, &'static [u8])>,
     dead_names: redb::Table<'txn, &'static [u8], u64>,
 }
 
@@ -115,7 +137,9 @@ impl<'txn> Writing<'txn> {
         if let Some(older) = self.dead_names.remove(&*name)?.map(|id| id.value()) {
             self.dead.remove(older)?;
         }
-        self.dead.insert(id, (task.due_ms, &*write_record(&task)))?;
+        let record = write_record(&task);
+        self.dead
+            .insert(id, (task.priority as u8, task.due_ms, &*record))?;
         self.dead_names.insert(&*name, id)?;
         Ok(())
     }
@@ -125,8 +149,8 @@ impl<'txn> Writing<'txn> {
         let Some(entry) = self.dead.remove(id)? else {
             return Ok(None);
         };
-        let (due_ms, record) = entry.value();
-        let task = read_record((due_ms, id), record)?;
+        let (priority, due_ms, record) = entry.value();
+        let task = read_record((priority, due_ms, id), record)?;
         drop(entry);
         self.dead_names.remove(&*name_of(&task.kind, &task.key))?;
         Ok(Some(task))
@@ -144,18 +168,18 @@ impl<'txn> Writing<'txn> {
     }
 
     fn insert(&mut self, task: &Task) -> Result<(), QueueError> {
-        let at = (task.due_ms, task.id);
-        self.tasks.insert(at, &*write_record(task))?;
-        self.due.insert(task.id, task.due_ms)?;
+        self.tasks.insert(place_of(task), &*write_record(task))?;
+        self.due
+            .insert(task.id, (task.priority as u8, task.due_ms))?;
         Ok(())
     }
 
     /// Takes the task out, and its name if it is the current one.
     pub(super) fn remove(&mut self, id: u64) -> Result<Option<Task>, QueueError> {
-        let Some(due_ms) = self.due.remove(id)?.map(|due| due.value()) else {
+        let Some((priority, due_ms)) = self.due.remove(id)?.map(|due| due.value()) else {
             return Ok(None);
         };
-        let at = (due_ms, id);
+        let at = (priority, due_ms, id);
         let task = match self.tasks.remove(at)? {
             Some(record) => read_record(at, record.value())?,
             None => return Ok(None),

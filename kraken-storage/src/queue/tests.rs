@@ -29,6 +29,7 @@ fn a_task_goes_its_way() {
     let taken = queue.take_due(20, 1).unwrap();
     let expected = Task {
         id: soon,
+        priority: Priority::Normal,
         kind: "write-back".into(),
         key: "a".into(),
         payload: b"1".into(),
@@ -50,6 +51,46 @@ fn a_task_goes_its_way() {
     assert_eq!((again[0].attempts, again[0].due_ms), (1, 50));
     queue.done(soon).unwrap();
     assert_eq!(queue.is_empty(), Ok(true));
+}
+
+#[test]
+fn what_matters_goes_first_and_nothing_waits_for_ever() {
+    let (queue, _, _dir) = queue();
+    let push = |priority, key: &str, due| queue.push_ranked(priority, "k", key, b"", due);
+    let low = push(Priority::Low, "low", 1).unwrap();
+    let normal = queue.push("k", "normal", b"", 2).unwrap();
+    let high: Vec<_> = (3..9)
+        .map(|due| push(Priority::High, &due.to_string(), due).unwrap())
+        .collect();
+    assert_eq!(queue.next_due(), Ok(Some(1)));
+    let first = ids(&queue.take_due(9, 3).unwrap());
+    assert_eq!(
+        first,
+        high[..3],
+        "the longest due of those that matter most"
+    );
+    // The turn of age goes on over calls.
+    let next = ids(&queue.take_due(9, 4).unwrap());
+    assert_eq!(next, [low, high[3], high[4], high[5]]);
+    assert_eq!(ids(&queue.take_due(9, 4).unwrap()), [normal]);
+    queue.retry(low, 5).unwrap();
+    let page = queue.page(None, 9).unwrap();
+    assert_eq!(page.last().map(|task| task.priority), Some(Priority::Low));
+}
+
+#[test]
+fn what_is_known_of_a_beginning_is_known_of_all_its_tasks() {
+    let (queue, _, _dir) = queue();
+    let id = queue.push("copy", "blob-1 there", b"", 1).unwrap();
+    let asks = |kind, prefix| queue.contains_prefix(kind, prefix).unwrap();
+    assert!(asks("copy", "blob-1 "));
+    assert!(!asks("copy", "blob-2 ") && !asks("cop", "yblob-1 ") && !asks("copy", "blob-1 x"));
+    queue.take_due(1, 1).unwrap();
+    assert!(asks("copy", "blob-1 "), "while it is under way");
+    queue.bury(id).unwrap();
+    assert!(asks("copy", "blob-1 "), "as a dead letter");
+    queue.drop_dead(id).unwrap();
+    assert!(!asks("copy", "blob-1 "));
 }
 
 #[test]
@@ -191,6 +232,7 @@ fn pages_go_through_all_in_order() {
 #[test]
 fn a_damaged_record_is_an_error() {
     let whole = write_record(&Task {
+        priority: Priority::Normal,
         id: 1,
         kind: "kind".into(),
         key: "key".into(),
@@ -199,9 +241,9 @@ fn a_damaged_record_is_an_error() {
         due_ms: 4,
         born_ms: 1,
     });
-    assert!(read_record((4, 1), &whole).is_ok());
+    assert!(read_record((1, 4, 1), &whole).is_ok());
     for cut in 0..whole.len() {
-        let read = read_record((4, 1), &whole[..cut]);
+        let read = read_record((1, 4, 1), &whole[..cut]);
         assert!(matches!(read, Err(QueueError::Damaged { id: 1, .. })));
     }
 }

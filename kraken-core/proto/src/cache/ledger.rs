@@ -1,12 +1,14 @@
 //! The bytes that blobs take on a disk of bounded size, and which go when others need the room.
 //!
 //! Invariant: what is used is the sum of the entries, and it passes the ceiling only by what was
-//! there before the ledger was opened or the ceiling lowered. The blob that was not used for the
-//! longest time goes first: to fetch a byte again costs the same whatever blob it is of, so that
-//! only the time until it is needed counts, and the past is the best guess at that (Sleator and
-//! Tarjan, Communications of the ACM 28(2), 1985).
+//! there before the ledger was opened or the ceiling lowered. What is pinned never goes.
+//!
+//! Two orders to go in, see [`Order`]. The time is the wall clock's, in milliseconds since 1970: it goes
+//! on while the process does not run. A clock that is set back makes nothing older.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::time::Duration;
 
 use crate::blob::digest::Digest;
 
@@ -14,12 +16,25 @@ use crate::blob::digest::Digest;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ceiling {
     most: u64,
+    high: u64,
+    low: u64,
 }
 
 impl Ceiling {
-    /// At most so many bytes.
+    /// At most so many bytes. From 95 % of them on there is a [surplus](Ledger::surplus), and once
+    /// something has to go, so much goes that 90 % are used.
     pub const fn of(most: u64) -> Self {
-        Self { most }
+        Self {
+            most,
+            high: most - most / 20,
+            low: most - most / 10,
+        }
+    }
+
+    /// With other marks, in bytes; `None` unless `low` ≤ `high` ≤ the most.
+    pub fn with_marks(self, high: u64, low: u64) -> Option<Self> {
+        let fits = low <= high && high <= self.most;
+        fits.then_some(Self { high, low, ..self })
     }
 
     /// The most that is ever used.
@@ -27,10 +42,61 @@ impl Ceiling {
         self.most
     }
 
-    /// Where it ends once something has to go: a twentieth lower, so that a full disk does not
-    /// have to look for room at every blob.
-    const fn low(self) -> u64 {
-        self.most - self.most / 20
+    /// From where on something goes without need.
+    pub const fn high(self) -> u64 {
+        self.high
+    }
+
+    /// Where it ends once something goes.
+    pub const fn low(self) -> u64 {
+        self.low
+    }
+}
+
+/// What goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// What was not used for the longest time: to fetch a byte again costs the same whatever blob it
+    /// is of, so that only the time until it is needed counts, and the past is the best guess at that
+    /// (Sleator and Tarjan, Communications of the ACM 28(2), 1985).
+    #[default]
+    Recent,
+    /// What costs the least to lose for its bytes: uses so far, times what a fetch costs, by size, on
+    /// top of the cost of what went last, so that the unused grow old (GreedyDual-Size with frequency:
+    /// Cherkasova, HPL-98-69, 1998). Small blobs, such as manifests, and those that are used often
+    /// stay; for where many small blobs are pulled beside a few large ones.
+    Cost,
+}
+
+/// What a fetch costs besides the bytes of the blob, in bytes: to look it up and find peers takes
+/// some 40 ms, in which 4 MiB come at 100 MB/s.
+const FETCH: u64 = 4 << 20;
+/// Costs are counted in parts of this size.
+const UNIT: u64 = 1024;
+/// No more uses are counted than these.
+const MOST_USES: u64 = 1 << 16;
+
+/// How long blobs stay whatever room there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lifetimes {
+    /// Since they came.
+    pub to_live: Option<Duration>,
+    /// Since they were used last.
+    pub to_idle: Option<Duration>,
+}
+
+impl Lifetimes {
+    /// Whether any is set.
+    pub const fn is_bounded(&self) -> bool {
+        self.to_live.is_some() || self.to_idle.is_some()
+    }
+
+    /// Whether what came and was used last at these times is over at `now_ms`.
+    pub fn are_over(&self, born_ms: u64, used_ms: u64, now_ms: u64) -> bool {
+        let over = |limit: Option<Duration>, since: u64| {
+            limit.is_some_and(|limit| u128::from(now_ms.saturating_sub(since)) > limit.as_millis())
+        };
+        over(self.to_live, born_ms) || over(self.to_idle, used_ms)
     }
 }
 
@@ -38,34 +104,61 @@ impl Ceiling {
 ///
 /// ```
 /// use kraken_proto::Digest;
-/// use kraken_proto::cache::ledger::{Ceiling, Ledger, Room};
+/// use kraken_proto::cache::ledger::{Ceiling, Ledger, Order, Room};
 ///
 /// let [old, new] = [Digest::of(b"old"), Digest::of(b"new")];
-/// let mut ledger = Ledger::new(Some(Ceiling::of(100)));
-/// ledger.keep(old, 60);
-/// ledger.keep(new, 30);
+/// let mut ledger = Ledger::new(Some(Ceiling::of(100)), Order::Recent);
+/// ledger.keep(old, 60, 1000);
+/// ledger.keep(new, 30, 2000);
 /// assert_eq!(ledger.room_for(10, |_| true), Room::Free);
 /// assert_eq!(ledger.room_for(40, |_| true), Room::After(vec![old]));
-/// ledger.touch(old);
+/// ledger.touch(old, 3000);
 /// assert_eq!(ledger.room_for(40, |_| true), Room::After(vec![new, old]));
 /// assert_eq!(ledger.room_for(101, |_| true), Room::None);
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     ceiling: Option<Ceiling>,
+    order: Order,
     entries: BTreeMap<Digest, Entry>,
-    /// The blobs by their last use.
-    order: BTreeMap<u64, Digest>,
+    /// The blobs in the order in which they go.
+    ranks: BTreeMap<Rank, Digest>,
+    pinned: BTreeSet<Digest>,
     uses: u64,
     used: u64,
     /// What belongs to no blob, as part of `used`.
     held: u64,
+    /// The cost of what went last.
+    gone: u64,
 }
+
+/// By cost, and what costs the same by its last use.
+type Rank = (u64, u64);
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     bytes: u64,
-    used_at: u64,
+    born_ms: u64,
+    used_ms: u64,
+    uses: u64,
+    rank: Rank,
+    /// Whether [`Ledger::take_used`] has told its last use, or need not.
+    is_noted: bool,
+}
+
+/// A blob as the ledger knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// The blob.
+    pub digest: Digest,
+    /// What it takes, in bytes.
+    pub bytes: u64,
+    /// When it came, in milliseconds since 1970.
+    pub born_ms: u64,
+    /// When it was used last.
+    pub used_ms: u64,
+    /// Whether it stays whatever happens.
+    pub is_pinned: bool,
 }
 
 /// Whether there is room.
@@ -73,7 +166,7 @@ struct Entry {
 pub enum Room {
     /// There is.
     Free,
-    /// There is when these are gone, the one that was not used for the longest time first.
+    /// There is when these are gone, the first of the order first.
     After(Vec<Digest>),
     /// There would not be when all went that may.
     None,
@@ -81,9 +174,10 @@ pub enum Room {
 
 impl Ledger {
     /// A ledger of nothing yet; without a ceiling everything fits.
-    pub fn new(ceiling: Option<Ceiling>) -> Self {
+    pub fn new(ceiling: Option<Ceiling>, order: Order) -> Self {
         Self {
             ceiling,
+            order,
             ..Self::default()
         }
     }
@@ -98,32 +192,73 @@ impl Ledger {
         self.ceiling
     }
 
-    /// A blob takes so many bytes from now on, whatever it took before. That is its last use.
-    pub fn keep(&mut self, blob: Digest, bytes: u64) {
-        self.forget(blob);
-        self.uses += 1;
-        let used_at = self.uses;
-        self.entries.insert(blob, Entry { bytes, used_at });
-        self.order.insert(used_at, blob);
+    /// How many blobs there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no blob.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// A blob takes so many bytes from now on, whatever it took before. That is its last use; it came
+    /// when it took something first.
+    pub fn keep(&mut self, blob: Digest, bytes: u64, now_ms: u64) {
+        let born_ms = self.entries.get(&blob).map_or(now_ms, |it| it.born_ms);
+        self.restore(blob, bytes, born_ms, now_ms);
+    }
+
+    /// As [`Ledger::keep`] for a blob of an earlier process, which came and was used at these times.
+    pub fn restore(&mut self, blob: Digest, bytes: u64, born_ms: u64, used_ms: u64) {
+        let before = self.entries.remove(&blob);
+        if let Some(before) = before {
+            self.ranks.remove(&before.rank);
+            self.used -= before.bytes;
+        }
+        let uses = before.map_or(1, |before| before.uses);
+        let rank = self.next_rank(bytes, uses);
+        let entry = Entry {
+            bytes,
+            born_ms,
+            used_ms,
+            uses,
+            rank,
+            is_noted: true,
+        };
         self.used += bytes;
+        self.ranks.insert(rank, blob);
+        self.entries.insert(blob, entry);
         self.check();
     }
 
     /// A blob is used.
-    pub fn touch(&mut self, blob: Digest) {
+    pub fn touch(&mut self, blob: Digest, now_ms: u64) {
+        let Some(entry) = self.entries.get_mut(&blob) else {
+            return;
+        };
+        entry.used_ms = now_ms.max(entry.used_ms);
+        entry.is_noted = false;
+        entry.uses = (entry.uses + 1).min(MOST_USES);
+        let (before, bytes, uses) = (entry.rank, entry.bytes, entry.uses);
+        let rank = self.next_rank(bytes, uses);
+        self.ranks.remove(&before);
+        self.ranks.insert(rank, blob);
         if let Some(entry) = self.entries.get_mut(&blob) {
-            self.uses += 1;
-            self.order.remove(&entry.used_at);
-            entry.used_at = self.uses;
-            self.order.insert(self.uses, blob);
+            entry.rank = rank;
         }
     }
 
     /// A blob takes nothing any more.
     pub fn forget(&mut self, blob: Digest) {
+        let is_first = self.ranks.values().next() == Some(&blob);
         if let Some(entry) = self.entries.remove(&blob) {
-            self.order.remove(&entry.used_at);
+            self.ranks.remove(&entry.rank);
             self.used -= entry.bytes;
+            // One that goes out of turn says nothing of what the others are worth.
+            if is_first {
+                self.gone = entry.rank.0;
+            }
         }
     }
 
@@ -140,9 +275,64 @@ impl Ledger {
         self.used -= bytes;
     }
 
+    /// A blob stays whatever happens, or does not any more; also one that is not here yet.
+    pub fn pin(&mut self, blob: Digest, is_pinned: bool) {
+        match is_pinned {
+            true => self.pinned.insert(blob),
+            false => self.pinned.remove(&blob),
+        };
+    }
+
+    /// Whether a blob stays whatever happens.
+    pub fn is_pinned(&self, blob: Digest) -> bool {
+        self.pinned.contains(&blob)
+    }
+
     /// What a blob takes.
     pub fn bytes_of(&self, blob: Digest) -> u64 {
         self.entries.get(&blob).map_or(0, |entry| entry.bytes)
+    }
+
+    /// A blob that is kept.
+    pub fn get(&self, blob: Digest) -> Option<Kept> {
+        let entry = self.entries.get(&blob)?;
+        Some(self.kept(blob, entry))
+    }
+
+    /// Up to `max` blobs in the order of their digests, from the one after `after` on.
+    pub fn page(&self, after: Option<Digest>, max: usize) -> Vec<Kept> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let page = self.entries.range((from, Bound::Unbounded)).take(max);
+        page.map(|(digest, entry)| self.kept(*digest, entry))
+            .collect()
+    }
+
+    fn kept(&self, digest: Digest, entry: &Entry) -> Kept {
+        Kept {
+            digest,
+            bytes: entry.bytes,
+            born_ms: entry.born_ms,
+            used_ms: entry.used_ms,
+            is_pinned: self.is_pinned(digest),
+        }
+    }
+
+    /// Of up to `max` blobs from the one after `after` on, those that were used since this was asked
+    /// last, with the time; and the last blob that was looked at, if there may be more behind it.
+    pub fn take_used(
+        &mut self,
+        after: Option<Digest>,
+        max: usize,
+    ) -> (Vec<(Digest, u64)>, Option<Digest>) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let (mut used, mut seen, mut last) = (Vec::new(), 0, None);
+        for (digest, entry) in self.entries.range_mut((from, Bound::Unbounded)).take(max) {
+            (seen, last) = (seen + 1, Some(*digest));
+            if !std::mem::replace(&mut entry.is_noted, true) {
+                used.push((*digest, entry.used_ms));
+            }
+        }
+        (used, last.filter(|_| seen == max))
     }
 
     /// Whether `bytes` more fit, perhaps after some of those have gone that `may_go`. If any must go,
@@ -156,8 +346,8 @@ impl Ledger {
             return Room::Free;
         }
         // A blob that fits only without the reserve gets that, too.
-        let goal = ceiling.low().max(bytes.min(ceiling.most));
-        let (going, gone) = self.oldest(wanted - goal, may_go);
+        let goal = ceiling.low.max(bytes.min(ceiling.most));
+        let (going, gone) = self.first(wanted - goal, may_go);
         if wanted - gone <= ceiling.most {
             Room::After(going)
         } else {
@@ -168,17 +358,49 @@ impl Ledger {
     /// What is to go so that `bytes` become free, whatever the ceiling says: for a volume that is full
     /// although there is room by this ledger.
     pub fn making_room(&self, bytes: u64, may_go: impl Fn(Digest) -> bool) -> Room {
-        match self.oldest(bytes, may_go) {
+        match self.first(bytes, may_go) {
             (going, gone) if gone >= bytes => Room::After(going),
             _ => Room::None,
         }
     }
 
-    /// The blobs that were not used for the longest time and take `bytes` together, if there are so
-    /// many, and what they take.
-    fn oldest(&self, bytes: u64, may_go: impl Fn(Digest) -> bool) -> (Vec<Digest>, u64) {
+    /// What may go although nothing needs its room: all that is used passes the high mark. Until the
+    /// low mark, if that many may go.
+    pub fn surplus(&self, may_go: impl Fn(Digest) -> bool) -> Vec<Digest> {
+        match self.ceiling {
+            Some(ceiling) if self.used > ceiling.high => self.down_to(ceiling.low, may_go),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What is to go so that no more than `goal` bytes are used, if that many may.
+    pub fn down_to(&self, goal: u64, may_go: impl Fn(Digest) -> bool) -> Vec<Digest> {
+        self.first(self.used.saturating_sub(goal), may_go).0
+    }
+
+    /// Of up to `max` blobs from the one after `after` on, those whose time is over; and the last blob
+    /// that was looked at, if there may be more behind it.
+    pub fn expired(
+        &self,
+        lifetimes: Lifetimes,
+        now_ms: u64,
+        after: Option<Digest>,
+        max: usize,
+    ) -> (Vec<Digest>, Option<Digest>) {
+        let page = self.page(after, max);
+        let last = page.last().map(|kept| kept.digest);
+        let is_over = |kept: &&Kept| {
+            !kept.is_pinned && lifetimes.are_over(kept.born_ms, kept.used_ms, now_ms)
+        };
+        let over = page.iter().filter(is_over).map(|kept| kept.digest);
+        (over.collect(), last.filter(|_| page.len() == max))
+    }
+
+    /// The first blobs of the order that take `bytes` together, if there are so many, and what they
+    /// take.
+    fn first(&self, bytes: u64, may_go: impl Fn(Digest) -> bool) -> (Vec<Digest>, u64) {
         let (mut going, mut gone) = (Vec::new(), 0);
-        for blob in self.order.values().copied().filter(|blob| may_go(*blob)) {
+        for blob in self.going(may_go) {
             if gone >= bytes {
                 break;
             }
@@ -188,12 +410,34 @@ impl Ledger {
         (going, gone)
     }
 
+    fn going(&self, may_go: impl Fn(Digest) -> bool) -> impl Iterator<Item = Digest> {
+        let unpinned = self
+            .ranks
+            .values()
+            .copied()
+            .filter(|it| !self.is_pinned(*it));
+        unpinned.filter(move |blob| may_go(*blob))
+    }
+
+    /// The rank of a blob that is used now.
+    fn next_rank(&mut self, bytes: u64, uses: u64) -> Rank {
+        self.uses += 1;
+        let cost = match self.order {
+            Order::Recent => 0,
+            Order::Cost => {
+                let fetch = UNIT + FETCH * UNIT / bytes.max(1);
+                self.gone.saturating_add(uses * fetch)
+            }
+        };
+        (cost, self.uses)
+    }
+
     /// Recounts, where that is cheap beside the call.
     fn check(&self) {
         let few = self.entries.len() < 1000;
         let sum = || self.entries.values().map(|it| it.bytes).sum::<u64>() + self.held;
         debug_assert!(!few || self.used == sum());
-        debug_assert_eq!(self.order.len(), self.entries.len());
+        debug_assert_eq!(self.ranks.len(), self.entries.len());
     }
 }
 
@@ -207,10 +451,17 @@ mod tests {
         Digest::from_bytes([number; 32])
     }
 
+    /// With a low mark of 95 % and nothing above it.
+    fn ceiling(most: u64) -> Ceiling {
+        Ceiling::of(most)
+            .with_marks(most, most - most / 20)
+            .unwrap()
+    }
+
     fn ledger(most: u64, sizes: &[u64]) -> Ledger {
-        let mut ledger = Ledger::new(Some(Ceiling::of(most)));
+        let mut ledger = Ledger::new(Some(ceiling(most)), Order::Recent);
         for (number, bytes) in (0..).zip(sizes) {
-            ledger.keep(blob(number), *bytes);
+            ledger.keep(blob(number), *bytes, 0);
         }
         ledger
     }
@@ -218,7 +469,7 @@ mod tests {
     #[test]
     fn what_was_not_used_for_the_longest_time_goes_first_and_some_more_than_must() {
         let mut ledger = ledger(1000, &[100; 10]);
-        ledger.touch(blob(0));
+        ledger.touch(blob(0), 0);
         let going = vec![blob(1), blob(2)];
         assert_eq!(ledger.room_for(100, |_| true), Room::After(going.clone()));
         assert_eq!(ledger.room_for(1, |_| true), Room::After(vec![blob(1)]));
@@ -268,22 +519,132 @@ mod tests {
     }
 
     #[test]
+    fn there_is_a_surplus_above_the_high_mark_until_the_low_one() {
+        let mut ledger = Ledger::new(Some(Ceiling::of(1000)), Order::Recent);
+        for number in 0..9 {
+            ledger.keep(blob(number), 105, 0);
+        }
+        assert_eq!(ledger.surplus(|_| true), [], "945 of 950");
+        ledger.hold(10);
+        assert_eq!(ledger.surplus(|_| true), [blob(0)], "down to 900");
+        assert_eq!(ledger.surplus(|it| it != blob(0)), [blob(1)]);
+        let all = (0..9).map(blob).collect::<Vec<_>>();
+        assert_eq!(ledger.down_to(0, |_| true), all, "as far as it goes");
+        assert_eq!(ledger.down_to(5000, |_| true), []);
+    }
+
+    #[test]
+    fn marks_that_contradict_each_other_are_refused() {
+        let ceiling = Ceiling::of(100);
+        assert_eq!(ceiling.with_marks(101, 50), None);
+        assert_eq!(ceiling.with_marks(50, 51), None);
+        let marked = ceiling.with_marks(80, 40).unwrap();
+        assert_eq!((marked.most(), marked.high(), marked.low()), (100, 80, 40));
+    }
+
+    #[test]
+    fn what_is_pinned_stays() {
+        let mut ledger = ledger(100, &[40, 40]);
+        ledger.pin(blob(0), true);
+        assert_eq!(ledger.room_for(30, |_| true), Room::After(vec![blob(1)]));
+        assert_eq!(ledger.down_to(0, |_| true), [blob(1)]);
+        let second = Lifetimes {
+            to_live: Some(Duration::from_secs(1)),
+            to_idle: None,
+        };
+        assert_eq!(ledger.expired(second, 5000, None, 9), (vec![blob(1)], None));
+        ledger.pin(blob(0), false);
+        assert_eq!(ledger.room_for(30, |_| true), Room::After(vec![blob(0)]));
+    }
+
+    #[test]
+    fn what_is_over_is_found_page_by_page() {
+        let mut ledger = Ledger::new(None, Order::Recent);
+        for number in 0..5 {
+            ledger.restore(blob(number), 1, 1000 * u64::from(number), 10_000);
+        }
+        let secs = |secs| Some(Duration::from_secs(secs));
+        let to_live = Lifetimes {
+            to_live: secs(9),
+            to_idle: None,
+        };
+        let page = ledger.expired(to_live, 12_000, None, 2);
+        assert_eq!(page, (vec![blob(0), blob(1)], Some(blob(1))));
+        let page = ledger.expired(to_live, 12_000, page.1, 9);
+        assert_eq!(
+            page,
+            (vec![blob(2)], None),
+            "exactly its time is not over it"
+        );
+        let to_idle = Lifetimes {
+            to_live: None,
+            to_idle: secs(5),
+        };
+        ledger.touch(blob(4), 13_000);
+        let (over, _) = ledger.expired(to_idle, 16_000, None, 9);
+        assert_eq!(over, [blob(0), blob(1), blob(2), blob(3)]);
+        let none = Lifetimes::default();
+        assert_eq!(ledger.expired(none, u64::MAX, None, 9), (vec![], None));
+        // The clock was set back.
+        assert_eq!(ledger.expired(to_idle, 0, None, 9), (vec![], None));
+    }
+
+    #[test]
+    fn what_was_used_is_told_once() {
+        let mut ledger = ledger(100, &[1, 1, 1]);
+        assert_eq!(ledger.take_used(None, 9), (vec![], None));
+        ledger.touch(blob(0), 7);
+        ledger.touch(blob(2), 9);
+        assert_eq!(
+            ledger.take_used(None, 2),
+            (vec![(blob(0), 7)], Some(blob(1)))
+        );
+        let rest = ledger.take_used(Some(blob(1)), 2);
+        assert_eq!(rest, (vec![(blob(2), 9)], None));
+        assert_eq!(ledger.take_used(None, 9), (vec![], None));
+    }
+
+    #[test]
+    fn by_cost_small_and_busy_blobs_outlive_large_ones_but_not_for_ever() {
+        const MIB: u64 = 1 << 20;
+        let mut ledger = Ledger::new(Some(ceiling(100 * MIB)), Order::Cost);
+        let (small, busy, large) = (blob(0), blob(1), blob(2));
+        ledger.keep(small, MIB, 0);
+        ledger.keep(busy, 40 * MIB, 0);
+        ledger.touch(busy, 0);
+        ledger.keep(large, 40 * MIB, 0);
+        let order: Vec<_> = ledger.down_to(0, |_| true);
+        assert_eq!(order, [large, busy, small]);
+        // Each that goes makes what comes new dearer than what is not used any more.
+        let mut rounds = 0;
+        while ledger.bytes_of(small) > 0 {
+            rounds += 1;
+            ledger.keep(blob(3), 40 * MIB, 0);
+            for blob in ledger.down_to(0, |_| true).into_iter().take(1) {
+                ledger.forget(blob);
+            }
+            assert!(rounds < 20, "the small one never goes");
+        }
+        assert!(rounds > 3, "{rounds}");
+    }
+
+    #[test]
     fn without_a_ceiling_everything_fits() {
-        let mut ledger = Ledger::new(None);
-        ledger.keep(blob(1), u64::MAX / 2);
+        let mut ledger = Ledger::new(None, Order::Recent);
+        ledger.keep(blob(1), u64::MAX / 2, 0);
         assert_eq!(ledger.room_for(u64::MAX, |_| false), Room::Free);
     }
 
     #[test]
     fn a_blob_is_counted_once() {
         let mut ledger = ledger(100, &[40]);
-        ledger.keep(blob(0), 50);
+        ledger.keep(blob(0), 50, 0);
         assert_eq!(ledger.used(), 50);
         ledger.forget(blob(0));
         ledger.forget(blob(0));
-        ledger.touch(blob(0));
+        ledger.touch(blob(0), 0);
         assert_eq!(ledger.used(), 0);
-        assert!(ledger.order.is_empty());
+        assert!(ledger.ranks.is_empty());
     }
 
     proptest! {
@@ -292,7 +653,7 @@ mod tests {
         fn the_order_is_that_of_a_naive_list(
             steps in proptest::collection::vec((0..4_u8, 0..8_u8, 0..400_u64), 1..200)
         ) {
-            let mut ledger = Ledger::new(Some(Ceiling::of(1000)));
+            let mut ledger = Ledger::new(Some(ceiling(1000)), Order::Recent);
             let mut list: Vec<(Digest, u64)> = Vec::new();
             for (step, number, bytes) in steps {
                 let (id, at) = (blob(number), list.iter().position(|it| it.0 == blob(number)));
@@ -302,12 +663,12 @@ mod tests {
                             list.remove(at);
                         }
                         list.push((id, bytes));
-                        ledger.keep(id, bytes);
+                        ledger.keep(id, bytes, 0);
                     }
                     (1, Some(at)) => {
                         let entry = list.remove(at);
                         list.push(entry);
-                        ledger.touch(id);
+                        ledger.touch(id, 0);
                     }
                     (2, Some(at)) => {
                         list.remove(at);

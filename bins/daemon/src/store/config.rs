@@ -1,0 +1,362 @@
+//! What a configuration says about where blobs are kept.
+
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use jiff::{Span, SpanRelativeTo};
+use kraken_core::proto::cache::ledger::{Lifetimes, Order};
+use serde::Deserialize;
+
+/// One of several directories for blobs, each on a disk of its own.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeConfig {
+    /// The directory. Its text places the blobs: keep it.
+    pub path: PathBuf,
+    /// Its share of the blobs relative to the others; 0 takes no new ones.
+    #[serde(default = "one")]
+    pub weight: Weight,
+    /// How much of the disk they may take; as `store_limit` when absent.
+    #[serde(default)]
+    pub limit: Option<StoreLimit>,
+}
+
+fn one() -> Weight {
+    Weight(1.0)
+}
+
+/// A share: a number, 0 or more.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Weight(pub(super) f64);
+
+impl TryFrom<f64> for Weight {
+    type Error = String;
+
+    fn try_from(weight: f64) -> Result<Self, String> {
+        match weight.is_finite() && weight >= 0.0 {
+            true => Ok(Self(weight)),
+            false => Err(format!("weight is a number, 0 or more, not {weight}")),
+        }
+    }
+}
+
+/// When blobs go, and which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvictionConfig {
+    /// From which part of the limit on blobs go although nothing needs their room; 95 % when absent.
+    #[serde(default)]
+    pub high: Option<Percent>,
+    /// Until which part; 90 % when absent.
+    #[serde(default)]
+    pub low: Option<Percent>,
+    /// Which blobs go first.
+    #[serde(default)]
+    pub order: OrderConfig,
+    /// How long a blob stays after it came; for ever when absent.
+    #[serde(default)]
+    pub time_to_live: Option<Age>,
+    /// How long a blob stays after it was used last; for ever when absent.
+    #[serde(default)]
+    pub time_to_idle: Option<Age>,
+}
+
+impl EvictionConfig {
+    pub(crate) fn lifetimes(&self) -> Lifetimes {
+        Lifetimes {
+            to_live: self.time_to_live.map(|age| age.0),
+            to_idle: self.time_to_idle.map(|age| age.0),
+        }
+    }
+}
+
+/// Which blobs go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OrderConfig {
+    /// Those that were not used for the longest time.
+    #[default]
+    Recent,
+    /// Those that are cheap to fetch again for the room they take, and seldom used.
+    Cost,
+}
+
+impl From<OrderConfig> for Order {
+    fn from(config: OrderConfig) -> Self {
+        match config {
+            OrderConfig::Recent => Self::Recent,
+            OrderConfig::Cost => Self::Cost,
+        }
+    }
+}
+
+/// A part in hundredths: `90%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Percent(pub(super) u8);
+
+impl TryFrom<String> for Percent {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let number = text.trim().strip_suffix('%').map(str::trim_end);
+        match number.and_then(|number| number.parse().ok()) {
+            Some(percent @ 1..=100) => Ok(Self(percent)),
+            _ => Err(format!(
+                "high and low are parts such as 90%, 1% to 100%, not {text}"
+            )),
+        }
+    }
+}
+
+/// A time such as `12h` or `30d`, a minute or more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Age(pub(crate) Duration);
+
+impl TryFrom<String> for Age {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("a lifetime is a time such as 12h or 30d, not {text}");
+        let span: Span = text.parse().map_err(|_| wrong())?;
+        let time = span.to_duration(SpanRelativeTo::days_are_24_hours());
+        let time = time.ok().and_then(|time| Duration::try_from(time).ok());
+        match time.ok_or_else(wrong)? {
+            time if time < Duration::from_secs(60) => {
+                Err(format!("a lifetime of {text} is too short: 1m at least"))
+            }
+            time => Ok(Self(time)),
+        }
+    }
+}
+
+/// How much of a disk to take: `200GiB`, a plain number of bytes, or `80%` of the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Written")]
+pub enum StoreLimit {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many hundredths of the volume, between 1 and 100.
+    Percent(u8),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    /// What YAML makes of `off`.
+    Switch(bool),
+    Number(i64),
+    Fraction(f64),
+    Text(String),
+}
+
+impl TryFrom<Written> for StoreLimit {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        let wrong = |text: &str| {
+            format!("store_limit is a size such as 200GiB, or 1% to 100% of the volume, not {text}")
+        };
+        let limit = match &written {
+            Written::Switch(_) | Written::Fraction(_) => None,
+            Written::Number(bytes) => u64::try_from(*bytes).ok().map(Self::Bytes),
+            Written::Text(text) => match text.trim().strip_suffix('%') {
+                Some(percent) => percent.trim_end().parse().ok().map(Self::Percent),
+                None => text
+                    .parse::<ByteSize>()
+                    .ok()
+                    .map(|it| Self::Bytes(it.as_u64())),
+            },
+        };
+        match (limit, &written) {
+            (Some(Self::Bytes(0)), _) => {
+                Err("a store_limit of 0 keeps nothing: for no limit, leave the key out".into())
+            }
+            (Some(limit @ (Self::Bytes(_) | Self::Percent(1..=100))), _) => Ok(limit),
+            (_, Written::Switch(on)) => Err(wrong(&on.to_string())),
+            (_, Written::Fraction(number)) => Err(wrong(&number.to_string())),
+            (_, Written::Number(number)) => Err(wrong(&number.to_string())),
+            (_, Written::Text(text)) => Err(wrong(text)),
+        }
+    }
+}
+
+/// How fast blobs on disk are read back: `20MB`, a plain number of bytes per second, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Written")]
+pub struct ScrubRate(pub(super) Option<NonZeroU64>);
+
+impl Default for ScrubRate {
+    fn default() -> Self {
+        Self(NonZeroU64::new(20_000_000))
+    }
+}
+
+impl TryFrom<Written> for ScrubRate {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        let text = match written {
+            Written::Switch(false) => return Ok(Self(None)),
+            Written::Text(text) if text == "off" => return Ok(Self(None)),
+            Written::Switch(true) => "on".to_string(),
+            Written::Fraction(number) => number.to_string(),
+            Written::Number(bytes) => bytes.to_string(),
+            Written::Text(text) => text,
+        };
+        let bytes = text.parse::<ByteSize>().ok().map(|it| it.as_u64());
+        match bytes.and_then(NonZeroU64::new) {
+            Some(rate) => Ok(Self(Some(rate))),
+            None => Err(format!(
+                "scrub is bytes per second such as 20MB, or off, not {text}"
+            )),
+        }
+    }
+}
+
+/// Memory in front of the disks: `2GiB`, or a plain number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(from = "ByteSize")]
+pub struct Memory(pub(crate) u64);
+
+impl From<ByteSize> for Memory {
+    fn from(size: ByteSize) -> Self {
+        Self(size.as_u64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::AgentConfig;
+    use crate::config::parse;
+    use crate::config::tests::AGENT;
+    use crate::store::ceiling;
+
+    #[test]
+    fn a_limit_on_the_disk_is_a_size_or_a_part_of_the_volume() {
+        let with = |line: &str| {
+            let config = parse::<AgentConfig>(&format!("{AGENT}{line}\n"));
+            config.map(|config| config.store_limit)
+        };
+        assert_eq!(with(""), Ok(None));
+        let bytes = |bytes| Ok(Some(StoreLimit::Bytes(bytes)));
+        assert_eq!(with("store_limit: 200GiB"), bytes(200 << 30));
+        assert_eq!(with("store_limit: 4096"), bytes(4096));
+        let percent = |percent| Ok(Some(StoreLimit::Percent(percent)));
+        assert_eq!(with("store_limit: 80%"), percent(80));
+        assert_eq!(with("store_limit: 100 %"), percent(100));
+        for wrong in [
+            "0%",
+            "101%",
+            "-5",
+            "half",
+            "80 percent",
+            "'%'",
+            "''",
+            "0",
+            "0.8",
+        ] {
+            let error = with(&format!("store_limit: {wrong}")).unwrap_err();
+            assert!(error.contains("store_limit"), "{wrong}: {error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let later = dir.path().join("not/there/yet");
+        let none = EvictionConfig::default();
+        let of = |limit| ceiling(Some(limit), &none, &later).unwrap().unwrap().most();
+        let (whole, half) = (of(StoreLimit::Percent(100)), of(StoreLimit::Percent(50)));
+        assert!(
+            whole > 0 && half.abs_diff(whole / 2) <= 50,
+            "{half} of {whole}"
+        );
+        assert_eq!(of(StoreLimit::Bytes(7)), 7);
+    }
+
+    #[test]
+    fn the_scrub_has_a_rate_or_is_off() {
+        let with = |line: &str| {
+            let config = parse::<AgentConfig>(&format!("{AGENT}{line}\n"));
+            config.map(|config| config.scrub.0.map(NonZeroU64::get))
+        };
+        assert_eq!(with(""), Ok(Some(20_000_000)));
+        assert_eq!(with("scrub: 100MB"), Ok(Some(100_000_000)));
+        assert_eq!(with("scrub: 4096"), Ok(Some(4096)));
+        assert_eq!(with("scrub: off"), Ok(None));
+        for wrong in ["0", "-1", "fast", "1.5", "true"] {
+            let error = with(&format!("scrub: {wrong}")).unwrap_err();
+            assert!(error.contains("20MB, or off"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn eviction_has_marks_an_order_and_lifetimes() {
+        let with = |line: &str| {
+            let config = parse::<AgentConfig>(&format!("{AGENT}eviction: {line}\n"));
+            config.map(|config| config.eviction)
+        };
+        let text = "{high: 80%, low: 60 %, order: cost, time_to_live: 30d, time_to_idle: 12h}";
+        let config = with(text).unwrap();
+        assert_eq!(
+            (config.high, config.low),
+            (Some(Percent(80)), Some(Percent(60)))
+        );
+        assert_eq!(Order::from(config.order), Order::Cost);
+        let days = |days: u64| Some(Duration::from_secs(days * 24 * 3600));
+        assert_eq!(config.lifetimes().to_live, days(30));
+        assert_eq!(
+            config.lifetimes().to_idle,
+            Some(Duration::from_secs(12 * 3600))
+        );
+        assert_eq!(with("{}"), Ok(EvictionConfig::default()));
+        for (wrong, says) in [
+            ("{high: 0.9}", "such as 90%"),
+            ("{high: 101%}", "1% to 100%"),
+            ("{order: oldest}", "recent"),
+            ("{time_to_live: 30}", "such as 12h"),
+            ("{time_to_live: 5s}", "1m at least"),
+            ("{time_to_live: -5h}", "such as 12h"),
+            ("{ttl: 5h}", "time_to_live"),
+        ] {
+            let error = with(wrong).unwrap_err();
+            assert!(error.contains(says), "{wrong}: {error}");
+        }
+        let limit = Some(StoreLimit::Bytes(1000));
+        let marked = ceiling(limit, &config, "/".as_ref()).unwrap().unwrap();
+        assert_eq!((marked.high(), marked.low()), (800, 600));
+        let only_low = with("{low: 97%}").unwrap();
+        let error = ceiling(limit, &only_low, "/".as_ref())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("low") && error.contains("97%"), "{error}");
+        let only_high = with("{high: 50%}").unwrap();
+        let marked = ceiling(limit, &only_high, "/".as_ref()).unwrap().unwrap();
+        assert_eq!((marked.high(), marked.low()), (500, 450));
+    }
+
+    #[test]
+    fn volumes_have_weights_and_limits() {
+        let with = |line: &str| {
+            let config = parse::<AgentConfig>(&format!("{AGENT}volumes: {line}\n"));
+            config.map(|config| config.volumes)
+        };
+        let volumes =
+            with("[{path: /a}, {path: /b, weight: 2.5, limit: 50%}, {path: /c, weight: 0}]");
+        let volumes = volumes.unwrap();
+        let weights: Vec<_> = volumes.iter().map(|volume| volume.weight.0).collect();
+        assert_eq!(weights, [1.0, 2.5, 0.0]);
+        assert_eq!(volumes[1].limit, Some(StoreLimit::Percent(50)));
+        for (wrong, says) in [
+            ("[{path: /a, weight: -1}]", "0 or more"),
+            ("[{path: /a, weight: .nan}]", "0 or more"),
+            ("[{paths: /a}]", "path"),
+            ("[{weight: 1}]", "path"),
+        ] {
+            let error = with(wrong).unwrap_err();
+            assert!(error.contains(says), "{wrong}: {error}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The disks of a process: where blobs are kept, how much they may take, and what goes.
+
+pub mod config;
+pub mod http;
+
+use std::path::{Path, PathBuf};
+
+use kraken_core::proto::cache::ledger::Ceiling;
+use kraken_core::storage::{FsOptions, FsStore, Volumes};
+use tokio_util::sync::CancellationToken;
+
+pub use self::config::{
+    Age, EvictionConfig, Memory, OrderConfig, Percent, ScrubRate, StoreLimit, VolumeConfig, Weight,
+};
+use crate::process::StartError;
+
+/// The blobs of a process, on one disk or several.
+pub(crate) type Disks = Volumes<FsStore>;
+
+/// Opens the volumes, or `dir` when none are named.
+///
+/// # Errors
+/// A limit makes no sense, or a directory cannot be used.
+pub(crate) async fn open(
+    dir: PathBuf,
+    volumes: &[VolumeConfig],
+    limit: Option<StoreLimit>,
+    eviction: &EvictionConfig,
+) -> Result<Disks, StartError> {
+    let alone = VolumeConfig {
+        path: dir,
+        weight: Weight(1.0),
+        limit: None,
+    };
+    let volumes = if volumes.is_empty() {
+        std::slice::from_ref(&alone)
+    } else {
+        volumes
+    };
+    if volumes.iter().all(|volume| volume.weight.0 == 0.0) {
+        let what = "volumes: one of them needs a weight above 0, or no blob is taken";
+        return Err(StartError::Config(what.into()));
+    }
+    let mut stores = Vec::<(String, f64, FsStore)>::new();
+    for volume in volumes {
+        let options = FsOptions {
+            ceiling: ceiling(volume.limit.or(limit), eviction, &volume.path)?,
+            order: eviction.order.into(),
+        };
+        let name = volume.path.to_string_lossy().into_owned();
+        if stores.iter().any(|(known, ..)| *known == name) {
+            return Err(StartError::Config(format!(
+                "volumes: {name} is there twice"
+            )));
+        }
+        let store = FsStore::open_with(&volume.path, options).await?;
+        stores.push((name, volume.weight.0, store));
+    }
+    Ok(Volumes::new(stores))
+}
+
+/// The ceiling of a store in `dir`.
+///
+/// # Errors
+/// The volume cannot be looked at, or the marks contradict each other.
+pub(crate) fn ceiling(
+    limit: Option<StoreLimit>,
+    eviction: &EvictionConfig,
+    dir: &Path,
+) -> Result<Option<Ceiling>, StartError> {
+    let bytes = match limit {
+        None => return Ok(None),
+        Some(StoreLimit::Bytes(bytes)) => bytes,
+        Some(StoreLimit::Percent(percent)) => {
+            FsStore::volume_bytes(dir)? / 100 * u64::from(percent)
+        }
+    };
+    let high = eviction.high.map_or(95, |percent| percent.0);
+    // With a high mark alone, as far below it as by default.
+    let low = eviction
+        .low
+        .map_or_else(|| high.saturating_sub(5), |percent| percent.0);
+    let part = |percent: u8| u64::try_from(u128::from(bytes) * u128::from(percent) / 100);
+    let marks = part(high).ok().zip(part(low).ok());
+    let marked = marks.and_then(|(high, low)| Ceiling::of(bytes).with_marks(high, low));
+    let wrong = || {
+        let what = format!("eviction: low ({low}%) is to be no more than high ({high}%)");
+        StartError::Config(what)
+    };
+    marked.map(Some).ok_or_else(wrong)
+}
+
+/// Reads the store's blobs back until the token says otherwise.
+pub(crate) fn scrub(disks: Disks, ScrubRate(rate): ScrubRate, until: &CancellationToken) {
+    if let Some(rate) = rate {
+        let scrubbing = async move { disks.scrub(rate).await };
+        tokio::spawn(until.clone().run_until_cancelled_owned(scrubbing));
+    }
+}

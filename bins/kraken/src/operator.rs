@@ -1,0 +1,66 @@
+//! A process of a cluster, asked by the person who runs it.
+
+use http::Request;
+use kraken_core::net::Identity;
+use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient, HttpResponse};
+use kraken_daemon::Tls;
+
+use crate::Failure;
+
+/// A client of one process.
+#[derive(Debug)]
+pub struct Operator {
+    base: BaseUrl,
+    http: HttpClient,
+}
+
+impl Operator {
+    /// A client of the process at a base URL: over TLS with a certificate of the cluster when that is
+    /// `https://…`.
+    ///
+    /// # Errors
+    /// The URL or the certificate makes no sense.
+    pub fn new(url: &str, tls: &Tls) -> Result<Self, Failure> {
+        let wrong = |error: &dyn std::fmt::Display| Failure::Argument(error.to_string());
+        let base: BaseUrl = url.parse().map_err(|error| wrong(&error))?;
+        let identity = if url.starts_with("https://") {
+            let identity = Identity::from_files(&tls.cert, &tls.key, &tls.ca);
+            Some(identity.map_err(|error| wrong(&error))?)
+        } else {
+            None
+        };
+        Ok(Self {
+            base,
+            http: HttpClient::new(identity.as_ref()).map_err(|error| wrong(&error))?,
+        })
+    }
+
+    /// A client of the process at a base URL without TLS.
+    ///
+    /// # Errors
+    /// The URL makes no sense.
+    pub fn plain(url: &str) -> Result<Self, Failure> {
+        let wrong = |error: &dyn std::fmt::Display| Failure::Argument(error.to_string());
+        Ok(Self {
+            base: url.parse().map_err(|error| wrong(&error))?,
+            http: HttpClient::new(None).map_err(|error| wrong(&error))?,
+        })
+    }
+
+    /// Asks, and gives an answer that says it worked.
+    ///
+    /// # Errors
+    /// What the process says, or that it does not answer.
+    pub async fn send(&self, method: &str, path: &str) -> Result<HttpResponse, ApiError> {
+        let url = format!("{}{path}", self.base);
+        let request = Request::builder().method(method).uri(url);
+        let request = request
+            .body(HttpBody::Empty)
+            .map_err(|error| ApiError::BadRequest(error.to_string()))?;
+        self.http.send(request).await?.successful().await
+    }
+}
+
+pub(crate) fn failed(error: ApiError) -> Failure {
+    Failure::Argument(format!("the process: {error}"))
+}
