@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use http::StatusCode;
 use kraken_core::net::announce::TrackerClient;
-use kraken_core::net::http::{ApiError, HttpClient, HttpServer, serve, with_health};
+use kraken_core::net::http::{ApiError, HttpClient, HttpServer, Params, serve, with_health};
 use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
 use kraken_core::{Agent, Digest, Namespace, OpenError, Zone};
 use kraken_registry::pull::{self, PullState};
@@ -192,7 +192,7 @@ fn router(agent: Agent, disks: Disks, tags: TagClient) -> Router {
 /// 200 when the blob is here, whole; 202 when it is on its way.
 async fn prefetch(
     State((agent, disks)): State<(Agent, Disks)>,
-    Path((namespace, digest)): Path<(String, Digest)>,
+    Params((namespace, digest)): Params<(String, Digest)>,
 ) -> Result<StatusCode, ApiError> {
     let namespace: Namespace = namespace
         .parse()

@@ -1,11 +1,11 @@
 //! The durable tasks of an origin over HTTP: look, try again, give up.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use kraken_core::Origin;
-use kraken_core::net::http::ApiError;
+use kraken_core::net::http::{ApiError, Asked, Params};
 use kraken_core::storage::{QueueError, Task};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ pub enum TaskState {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct Which {
     #[serde(default)]
     state: TaskState,
     after: Option<u64>,
@@ -89,7 +89,7 @@ pub(crate) fn with_queue(router: Router, origin: Origin) -> Router {
 
 async fn list(
     State(origin): State<Origin>,
-    Query(asked): Query<Asked>,
+    Asked(asked): Asked<Which>,
 ) -> Result<Json<TaskList>, ApiError> {
     let max = asked.max.unwrap_or(100).min(MOST);
     if asked.state == TaskState::Waiting && asked.after.is_some() {
@@ -112,13 +112,16 @@ async fn list(
     }))
 }
 
-async fn retry(State(origin): State<Origin>, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
+async fn retry(
+    State(origin): State<Origin>,
+    Params(id): Params<u64>,
+) -> Result<StatusCode, ApiError> {
     found(origin.revive_task(id).await)
 }
 
 async fn give_up(
     State(origin): State<Origin>,
-    Path(id): Path<u64>,
+    Params(id): Params<u64>,
 ) -> Result<StatusCode, ApiError> {
     found(origin.drop_task(id).await)
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use http::{Method, Request, StatusCode};
 use kraken_core::Digest;
-use kraken_core::net::http::{ByteStream, HttpBody, HttpClient, HttpResponse};
+use kraken_core::net::http::{ByteStream, HttpBody, HttpClient, HttpResponse, segment};
 use sha2::{Digest as _, Sha256};
 
 use crate::Failure;
@@ -225,7 +225,7 @@ impl Registry {
     /// # Errors
     /// It is not there.
     pub async fn fetch(&self, namespace: &str, digest: Digest) -> Result<(), Failure> {
-        let namespace = namespace.replace('/', "%2F");
+        let namespace = segment(namespace);
         let path = format!("/namespace/{namespace}/blobs/{digest}/prefetch");
         loop {
             let answer = self.send(Method::POST, &path, HttpBody::Empty, &[]).await?;

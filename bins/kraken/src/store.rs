@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use comfy_table::Table;
 use kraken_core::Digest;
-use kraken_core::net::http::ApiError;
+use kraken_core::net::http::{ApiError, segment};
 use kraken_daemon::store::http::{
     BlobFile, BlobInfo, BlobList, SweepReport, VerdictInfo, Verified,
 };
@@ -61,10 +61,9 @@ impl Store {
         let mut query = vec![format!("dry_run={}", collect.dry_run)];
         query.extend(collect.percent.map(|percent| format!("percent={percent}")));
         for (name, time) in [("idle", &collect.idle), ("age", &collect.age)] {
-            // A time may be written with spaces.
             query.extend(
                 time.as_ref()
-                    .map(|time| format!("{name}={}", time.replace(' ', "%20"))),
+                    .map(|time| format!("{name}={}", segment(time))),
             );
         }
         let path = format!("/x/store/gc?{}", query.join("&"));

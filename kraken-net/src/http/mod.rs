@@ -14,6 +14,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+pub use self::path::{Asked, Params, segment};
 pub use client::{HttpBody, HttpClient, HttpResponse};
 pub use error::ApiError;
 pub use plain::FileBody;

@@ -11,7 +11,7 @@ use super::error::ApiError;
 
 /// `text` as one segment of a path: everything but RFC 3986's unreserved characters is escaped,
 /// the slash included.
-pub(crate) fn segment(text: &str) -> String {
+pub fn segment(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~:".contains(&byte) {
@@ -24,7 +24,8 @@ pub(crate) fn segment(text: &str) -> String {
 }
 
 /// The parts of a path, with errors of our shape.
-pub(crate) struct Params<T>(pub(crate) T);
+#[derive(Debug)]
+pub struct Params<T>(pub T);
 
 impl<S, T> FromRequestParts<S> for Params<T>
 where
@@ -42,7 +43,8 @@ where
 }
 
 /// The query of a URL, with errors of our shape.
-pub(crate) struct Asked<T>(pub(crate) T);
+#[derive(Debug)]
+pub struct Asked<T>(pub T);
 
 impl<S, T> FromRequestParts<S> for Asked<T>
 where

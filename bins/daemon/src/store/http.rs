@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use http::StatusCode;
-use kraken_core::net::http::ApiError;
+use kraken_core::net::http::{ApiError, Asked, Params};
 use kraken_core::proto::cache::ledger::{Kept, Lifetimes};
 use kraken_core::storage::{Goal, PieceStore as _, StoreError, Verdict};
 use kraken_core::{Agent, Digest, Origin, Swept};
@@ -175,7 +175,7 @@ struct Page {
 
 async fn list<S: Sweeps>(
     State(store): State<Store<S>>,
-    Query(page): Query<Page>,
+    Asked(page): Asked<Page>,
 ) -> Result<Json<BlobList>, ApiError> {
     let usage = store.disks.usage();
     let usage = usage.ok_or_else(|| ApiError::Internal("the store does not count".into()))?;
@@ -191,7 +191,7 @@ async fn list<S: Sweeps>(
 
 async fn file<S: Sweeps>(
     State(store): State<Store<S>>,
-    Path(digest): Path<Digest>,
+    Params(digest): Params<Digest>,
 ) -> Result<Json<BlobFile>, ApiError> {
     let path = store.disks.path(digest).await.map_err(failed)?;
     let path = path.ok_or(ApiError::NotFound)?;
@@ -203,7 +203,7 @@ async fn file<S: Sweeps>(
 
 async fn verify<S: Sweeps>(
     State(store): State<Store<S>>,
-    Path(digest): Path<Digest>,
+    Params(digest): Params<Digest>,
 ) -> Result<Json<Verified>, ApiError> {
     let verdict = match store.disks.verify(digest).await.map_err(failed)? {
         Verdict::Absent => VerdictInfo::Absent,
@@ -215,7 +215,7 @@ async fn verify<S: Sweeps>(
 
 async fn pin<S: Sweeps>(
     State(store): State<Store<S>>,
-    Path(digest): Path<Digest>,
+    Params(digest): Params<Digest>,
 ) -> Result<StatusCode, ApiError> {
     store.disks.pin(digest, true).await.map_err(failed)?;
     Ok(StatusCode::NO_CONTENT)
@@ -223,7 +223,7 @@ async fn pin<S: Sweeps>(
 
 async fn unpin<S: Sweeps>(
     State(store): State<Store<S>>,
-    Path(digest): Path<Digest>,
+    Params(digest): Params<Digest>,
 ) -> Result<StatusCode, ApiError> {
     store.disks.pin(digest, false).await.map_err(failed)?;
     Ok(StatusCode::NO_CONTENT)
@@ -243,7 +243,7 @@ struct Collect {
 
 async fn collect<S: Sweeps>(
     State(store): State<Store<S>>,
-    Query(asked): Query<Collect>,
+    Asked(asked): Asked<Collect>,
 ) -> Result<Json<SweepReport>, ApiError> {
     let lifetimes = Lifetimes {
         to_live: asked.age.map(|age| age.0),
@@ -270,7 +270,7 @@ struct Hours {
 /// As in the API that operators know: what came more than so many hours ago goes.
 async fn clean_old<S: Sweeps>(
     State(store): State<Store<S>>,
-    Query(Hours { ttl_hr }): Query<Hours>,
+    Asked(Hours { ttl_hr }): Asked<Hours>,
 ) -> Result<Json<SweepReport>, ApiError> {
     let lifetimes = Lifetimes {
         to_live: Some(Duration::from_secs(u64::from(ttl_hr) * 3600)),
@@ -287,7 +287,7 @@ struct Target {
 
 async fn clean_to<S: Sweeps>(
     State(store): State<Store<S>>,
-    Query(target): Query<Target>,
+    Asked(target): Asked<Target>,
 ) -> Result<Json<SweepReport>, ApiError> {
     let goal = store.part(target.target_util_percent)?;
     store.run(&[goal], false).await
@@ -332,4 +332,185 @@ fn over(lifetimes: Lifetimes) -> Result<Goal, ApiError> {
 
 fn failed(error: StoreError) -> ApiError {
     ApiError::Unavailable(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use kraken_core::MetaInfo;
+    use kraken_core::storage::{FsStore, UploadStore as _};
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::store::{EvictionConfig, StoreLimit};
+
+    /// Writes down what it was asked for.
+    #[derive(Clone, Default)]
+    struct Asks(Arc<Mutex<Vec<(bool, Goal)>>>);
+
+    impl Sweeps for Asks {
+        async fn sweep(&self, goal: Goal) -> Result<Swept, StoreError> {
+            self.0.lock().unwrap().push((true, goal));
+            Ok(Swept::default())
+        }
+        async fn rehearse(&self, goal: Goal) -> Result<Swept, StoreError> {
+            self.0.lock().unwrap().push((false, goal));
+            Ok(Swept::default())
+        }
+    }
+
+    struct Lab {
+        disks: Disks,
+        asks: Asks,
+        router: Router,
+    }
+
+    impl Lab {
+        async fn new(dir: &Path, limit: Option<StoreLimit>) -> Self {
+            let eviction = EvictionConfig::default();
+            let disks = crate::store::open(dir.join("store"), &[], limit, &eviction)
+                .await
+                .unwrap();
+            let asks = Asks::default();
+            let router = with_store(Router::new(), disks.clone(), asks.clone());
+            Self {
+                disks,
+                asks,
+                router,
+            }
+        }
+
+        async fn call(&self, method: &str, path: &str) -> (StatusCode, String) {
+            let request = Request::builder().method(method).uri(path);
+            let request = request.body(Body::empty()).unwrap();
+            let answer = self.router.clone().oneshot(request).await.unwrap();
+            let status = answer.status();
+            let body = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+            (status, String::from_utf8(body.to_vec()).unwrap())
+        }
+
+        async fn push(&self, bytes: &'static [u8]) -> Digest {
+            let digest = MetaInfo::of(bytes).digest();
+            let id = self.disks.upload_start().await.unwrap();
+            self.disks
+                .upload_append(&id, 0, bytes.into())
+                .await
+                .unwrap();
+            self.disks.upload_commit(&id, digest).await.unwrap();
+            digest
+        }
+    }
+
+    #[tokio::test]
+    async fn blobs_are_listed_pinned_verified_and_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = Lab::new(dir.path(), None).await;
+        let digest = lab.push(b"some bytes").await;
+        let pin = format!("/x/store/pins/{digest}");
+        assert_eq!(lab.call("PUT", &pin).await.0, StatusCode::NO_CONTENT);
+        let (_, body) = lab.call("GET", "/x/store?max=5").await;
+        let list: BlobList = serde_saphyr::from_str(&body).unwrap();
+        assert_eq!((list.bytes, list.count, list.limit), (10, 1, None));
+        assert!(list.blobs[0].digest == digest && list.blobs[0].pinned);
+        assert_eq!(lab.call("DELETE", &pin).await.0, StatusCode::NO_CONTENT);
+        let (_, body) = lab.call("GET", &format!("/x/store?after={digest}")).await;
+        assert!(body.contains(r#""blobs":[]"#), "{body}");
+        let (_, body) = lab.call("GET", &format!("/x/store/blobs/{digest}")).await;
+        let file: BlobFile = serde_saphyr::from_str(&body).unwrap();
+        assert_eq!(std::fs::read(&file.path).unwrap(), b"some bytes");
+        let verify = format!("/x/store/blobs/{digest}/verify");
+        assert!(lab.call("POST", &verify).await.1.contains("right"));
+        let other = Digest::of(b"other");
+        let (status, _) = lab.call("GET", &format!("/x/store/blobs/{other}")).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        let absent = lab
+            .call("POST", &format!("/x/store/blobs/{other}/verify"))
+            .await;
+        assert!(absent.1.contains("absent"));
+    }
+
+    #[tokio::test]
+    async fn what_is_to_go_is_said_in_parts_and_times() {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = Lab::new(dir.path(), Some(StoreLimit::Bytes(1000))).await;
+        for path in [
+            "/x/store/gc?dry_run=true",
+            "/x/store/gc?idle=6h&percent=50",
+            "/forcecleanup?ttl_hr=0",
+            "/forcecleanup/v2?target_util_percent=0",
+        ] {
+            let (status, body) = lab.call("POST", path).await;
+            assert_eq!(status, StatusCode::OK, "{body}");
+        }
+        let asked = lab.asks.0.lock().unwrap().clone();
+        let kinds = asked.iter().map(|(done, goal)| {
+            let kind = match goal {
+                Goal::Marks => "marks".to_string(),
+                Goal::Percent(percent) => percent.to_string(),
+                Goal::Lifetimes { lifetimes, .. } => format!("{lifetimes:?}"),
+            };
+            (*done, kind)
+        });
+        let kinds: Vec<_> = kinds.collect();
+        assert_eq!(kinds[0], (false, "marks".to_string()));
+        assert!(
+            kinds[1].0 && kinds[1].1.contains("to_idle: Some(21600s)"),
+            "{kinds:?}"
+        );
+        assert_eq!(kinds[2], (true, "50".to_string()));
+        assert!(kinds[3].1.contains("to_live: Some(0ns)"), "{kinds:?}");
+        assert_eq!(kinds[4], (true, "0".to_string()));
+    }
+
+    #[tokio::test]
+    async fn what_makes_no_sense_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = Lab::new(dir.path(), None).await;
+        for (method, path, says) in [
+            ("POST", "/x/store/gc?percent=50", "set store_limit"),
+            ("POST", "/x/store/gc?percent=101", "more than all"),
+            ("POST", "/x/store/gc?keep=3", "dry_run"),
+            ("POST", "/x/store/gc?idle=soon", "such as 12h"),
+            ("POST", "/forcecleanup", "ttl_hr"),
+            ("POST", "/forcecleanup/v2?target_util_percent=-1", "invalid"),
+            ("PUT", "/x/store/pins/sha256:12", "64 hexadecimal digits"),
+            ("GET", "/x/store?before=1", "after"),
+        ] {
+            let (status, body) = lab.call(method, path).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {body}");
+            assert!(
+                body.contains(says) && body.contains("BAD_REQUEST"),
+                "{path}: {body}"
+            );
+        }
+        assert!(lab.asks.0.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_volume_is_named_once_and_one_takes_blobs() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = |name: &str, weight: f64| crate::store::VolumeConfig {
+            path: dir.path().join(name),
+            weight: weight.try_into().unwrap(),
+            limit: None,
+        };
+        let eviction = EvictionConfig::default();
+        let open = async |volumes: &[crate::store::VolumeConfig]| {
+            let opened = crate::store::open("/nowhere".into(), volumes, None, &eviction).await;
+            opened
+                .map(|disks| disks.each().map(FsStore::clone).count())
+                .map_err(|it| it.to_string())
+        };
+        assert_eq!(open(&[volume("a", 1.0), volume("b", 0.0)]).await, Ok(2));
+        let twice = open(&[volume("a", 1.0), volume("a", 1.0)])
+            .await
+            .unwrap_err();
+        assert!(twice.contains("twice"), "{twice}");
+        let none = open(&[volume("c", 0.0)]).await.unwrap_err();
+        assert!(none.contains("weight above 0"), "{none}");
+    }
 }
