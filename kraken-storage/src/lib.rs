@@ -16,7 +16,7 @@ pub mod fs;
 pub mod link;
 pub mod mem;
 #[cfg(feature = "fs")]
-mod pace;
+pub mod pace;
 #[cfg(feature = "fs")]
 pub mod queue;
 pub mod store;

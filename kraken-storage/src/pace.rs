@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 /// A rate that all who share this keep together.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub struct Pace {
     started: Instant,
     bucket: Mutex<Bucket>,
 }
@@ -19,7 +19,8 @@ impl Pace {
     /// What may pass at once: a tenth of a second's worth.
     const BURST: Duration = Duration::from_millis(100);
 
-    pub(crate) fn new(rate: NonZeroU64) -> Self {
+    /// A rate in bytes per second.
+    pub fn new(rate: NonZeroU64) -> Self {
         let burst = u128::from(rate.get()) * Self::BURST.as_millis() / 1000;
         let burst = u64::try_from(burst).unwrap_or(u64::MAX);
         Self {
@@ -29,7 +30,7 @@ impl Pace {
     }
 
     /// Waits until `bytes` may go.
-    pub(crate) async fn pass(&self, bytes: u64) {
+    pub async fn pass(&self, bytes: u64) {
         let now = self.started.elapsed();
         let now = Timestamp::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
         let may = {

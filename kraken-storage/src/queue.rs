@@ -314,6 +314,19 @@ impl DurableQueue {
         self.inner.look(|tables| tables.has_prefix(&prefix))
     }
 
+    /// The keys that begin with `prefix` of the tasks of this kind: waiting, taken and dead letters.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn keys(&self, kind: &str, prefix: &str) -> Result<Vec<String>, QueueError> {
+        let (names, kind) = (name_of(kind, prefix), name_of(kind, ""));
+        let names = self.inner.look(|tables| tables.with_prefix(&names))?;
+        let keys = names
+            .iter()
+            .map(|name| String::from_utf8_lossy(&name[kind.len()..]));
+        Ok(keys.map(Into::into).collect())
+    }
+
     /// Whether a task of this kind and key is taken, or was before.
     ///
     /// # Errors

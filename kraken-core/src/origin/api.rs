@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use kraken_net::http::ApiError;
-use kraken_net::origin::{BlobRead, OriginApi, Prefetch};
+use kraken_net::origin::{BlobRead, Holdings, HoldingsAsked, OriginApi, Prefetch};
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 use kraken_storage::{Backend as _, Need, StoreError};
 
@@ -19,11 +19,11 @@ impl OriginApi for Origin {
     }
 
     async fn locations(&self, digest: Digest) -> Result<Vec<String>, ApiError> {
-        let owners = self.inner.ring.owners(&digest, self.inner.replicas);
-        Ok(owners
+        let owners = self.inner.members.owners(digest);
+        let urls = owners
             .iter()
-            .filter_map(|name| self.inner.urls.get(*name).cloned())
-            .collect())
+            .filter_map(|name| self.inner.members.url(name));
+        Ok(urls.collect())
     }
 
     async fn stat(
@@ -198,6 +198,18 @@ impl OriginApi for Origin {
             return self.inner.known_abort(id).await;
         }
         self.inner.store.upload_abort(id).await.map_err(store_error)
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.inner.members.is_leaving()
+    }
+
+    async fn holdings(&self, asked: HoldingsAsked) -> Result<Holdings, ApiError> {
+        self.inner.holdings(asked).await
+    }
+
+    async fn holds(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, ApiError> {
+        self.inner.holds(digests).await
     }
 
     async fn writes_back(&self, namespace: &Namespace, digest: Digest) -> Result<bool, ApiError> {

@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kraken_net::http::{BaseUrl, HttpClient};
-use kraken_net::origin::OriginClient;
+use kraken_net::http::HttpClient;
+use kraken_net::origin::RingMember;
+use kraken_net::origin::members::Members;
 use kraken_net::{Discovery, DiscoveryError, Transport};
 use kraken_proto::cache::ledger::Lifetimes;
+use kraken_proto::ring::health::HealthConfig;
 use kraken_proto::{
-    AnnounceReply, AnnounceRequest, Config, Digest, Member, MetaInfo, Namespace, PeerInfo,
-    PeerRole, Ring, Zone,
+    AnnounceReply, AnnounceRequest, Config, Digest, MetaInfo, Namespace, PeerInfo, PeerRole, Zone,
 };
 use kraken_storage::queue::DurableQueue;
 use kraken_storage::{Backend, BoxBackend, UploadStore};
@@ -20,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::counts::Counts;
 use super::letters::DEAD_AFTER;
 use super::mend::mend;
+use super::rebalance::HealConfig;
+use super::replicate::STAGGER;
 use super::writeback::RETRY;
 use super::{Inner, Origin};
 use crate::agent::Limits;
@@ -28,15 +31,6 @@ use crate::dynamic::{DynStore, DynTransport, DynUploadStore};
 use crate::metrics::Metrics;
 use crate::sweep;
 use crate::tasks::Tasks;
-
-/// One member of the origins' ring.
-#[derive(Debug, Clone)]
-pub struct RingMember {
-    /// The name that places its share; stays when it moves.
-    pub name: String,
-    /// Where its HTTP face is.
-    pub url: BaseUrl,
-}
 
 /// The choices of an origin.
 #[must_use]
@@ -48,11 +42,14 @@ pub struct OriginBuilder {
     backend: BoxBackend,
     retry: (Duration, Duration),
     dead_after: Duration,
+    stagger: Duration,
     lifetimes: Lifetimes,
     queue: DurableQueue,
     ring: Vec<RingMember>,
     http: Option<HttpClient>,
     replicas: usize,
+    health: HealthConfig,
+    heal: HealConfig,
     config: Config,
     limits: Limits,
     advertise: Option<SocketAddr>,
@@ -76,11 +73,14 @@ impl OriginBuilder {
             backend: BoxBackend::new(backend),
             retry: RETRY,
             dead_after: DEAD_AFTER,
+            stagger: STAGGER,
             lifetimes: Lifetimes::default(),
             queue,
             ring: Vec::new(),
             http: None,
             replicas: 3,
+            health: HealthConfig::default(),
+            heal: HealConfig::default(),
             config: Config::origin(),
             limits: Limits::NONE,
             advertise: None,
@@ -99,6 +99,19 @@ impl OriginBuilder {
     /// How many origins own each blob; 3 by default.
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.replicas = replicas.max(1);
+        self
+    }
+
+    /// When the others count as down, and when their shares go to those behind them;
+    /// [`HealthConfig::default`] by default.
+    pub fn health(mut self, health: HealthConfig) -> Self {
+        self.health = health;
+        self
+    }
+
+    /// How lost copies are made again; [`HealConfig::default`] by default.
+    pub fn heal(mut self, heal: HealConfig) -> Self {
+        self.heal = heal;
         self
     }
 
@@ -135,6 +148,13 @@ impl OriginBuilder {
         self
     }
 
+    /// How much later than the owner before it each owner of a blob looks whether it is in the backend:
+    /// a minute by default. The first one writes at once, and the others seldom have to.
+    pub fn stagger(mut self, wait: Duration) -> Self {
+        self.stagger = wait;
+        self
+    }
+
     /// How long a write-back or a copy is tried before it is put aside as a dead letter, for a person
     /// to look at: a week by default.
     pub fn dead_after(mut self, age: Duration) -> Self {
@@ -164,20 +184,13 @@ impl OriginBuilder {
         if addr.ip().is_unspecified() {
             return Err(OriginSpawnError::NoAddress(addr));
         }
-        let names = self.ring.iter().map(|member| member.name.clone());
-        let names: Vec<_> = if alone {
-            vec![self.name.clone()]
-        } else {
-            names.collect()
-        };
-        let peers = self
-            .ring
-            .iter()
-            .filter(|member| member.name != self.name)
-            .filter_map(|member| {
-                let client = OriginClient::new(member.url.clone(), self.http.clone()?);
-                Some((member.name.clone(), client))
-            });
+        let http = self.http.clone();
+        let members = Members::new(
+            Some(&self.name),
+            &self.ring,
+            http,
+            (self.replicas, self.health),
+        );
         let local = PeerInfo {
             id: self.transport.local_id(),
             addr,
@@ -210,17 +223,12 @@ impl OriginBuilder {
             queued: Notify::new(),
             stopping: CancellationToken::new(),
             drained: Notify::new(),
-            ring: Ring::new(names.into_iter().map(Member::new)),
-            urls: self
-                .ring
-                .iter()
-                .map(|it| (it.name.clone(), it.url.to_string()))
-                .collect(),
-            peers: peers.collect(),
+            members,
+            let_go: Default::default(),
             name: self.name,
-            replicas: self.replicas,
             retry: self.retry,
             dead_after: self.dead_after,
+            stagger: self.stagger,
             started: Instant::now(),
             answers: Mutex::default(),
             mending: Mutex::default(),
@@ -238,6 +246,11 @@ impl OriginBuilder {
             .counts
             .dead(inner.queue.dead_len().unwrap_or_default());
         tasks.spawn(inner.clone().work());
+        if !alone {
+            let probing = inner.clone();
+            tasks.spawn(async move { probing.members.probe().await });
+            tasks.spawn(inner.clone().rebalance(self.heal));
+        }
         tasks.spawn(mend(inner.store.clone(), Arc::downgrade(&inner)));
         let weak = Arc::downgrade(&inner);
         tasks.spawn(sweep::keep(move || weak.upgrade(), self.lifetimes));

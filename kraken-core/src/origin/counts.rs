@@ -12,6 +12,9 @@ use prometheus_client::registry::{Registry, Unit};
 pub(super) struct Counts {
     pub(super) backend_reads: Counter,
     dead: Gauge,
+    healed: Counter,
+    healed_bytes: Counter,
+    handed_over: Counter,
     commit_durable: Histogram,
     commit_copies: Histogram,
 }
@@ -22,6 +25,9 @@ impl Counts {
         let counts = Self {
             backend_reads: Counter::default(),
             dead: Gauge::default(),
+            healed: Counter::default(),
+            healed_bytes: Counter::default(),
+            handed_over: Counter::default(),
             commit_durable: Histogram::new(buckets()),
             commit_copies: Histogram::new(buckets()),
         };
@@ -34,6 +40,22 @@ impl Counts {
             "tasks_dead",
             "Write-backs and copies that were given up: see kraken queue ls --dead",
             counts.dead.clone(),
+        );
+        registry.register(
+            "blobs_healed",
+            "Blobs of its share that this origin lacked and copied from others",
+            counts.healed.clone(),
+        );
+        registry.register_with_unit(
+            "blobs_healed",
+            "What it copied so",
+            Unit::Bytes,
+            counts.healed_bytes.clone(),
+        );
+        registry.register(
+            "blobs_handed_over",
+            "Blobs of others' shares that it let go when those had them",
+            counts.handed_over.clone(),
         );
         registry.register_with_unit(
             "commit_durable",
@@ -58,6 +80,17 @@ impl Counts {
     /// Whether any task was given up.
     pub(super) fn some_dead(&self) -> bool {
         self.dead.get() > 0
+    }
+
+    /// A blob of so many bytes was copied here, as this origin is to have it.
+    pub(super) fn healed(&self, bytes: u64) {
+        self.healed.inc();
+        self.healed_bytes.inc_by(bytes);
+    }
+
+    /// A blob went that others own.
+    pub(super) fn handed_over(&self) {
+        self.handed_over.inc();
     }
 
     /// A commit that was acknowledged.

@@ -4,8 +4,10 @@ use std::sync::{Arc, Weak};
 
 use futures::StreamExt as _;
 use kraken_net::http::ApiError;
+use kraken_net::origin::OriginClient;
 use kraken_proto::{Digest, Namespace};
 use kraken_storage::Need;
+use kraken_storage::pace::Pace;
 
 use super::Inner;
 use super::ingest::store_error;
@@ -39,12 +41,26 @@ impl Inner {
         let namespace = Namespace::default();
         let (holder, _) = self.find_at_peers(&namespace, digest).await;
         let holder = holder.ok_or(ApiError::NotFound)?;
+        self.copy_from(&holder, digest, None).await
+    }
+
+    /// Copies a blob from another origin that has it whole, no faster than `pace`.
+    pub(super) async fn copy_from(
+        &self,
+        holder: &OriginClient,
+        digest: Digest,
+        pace: Option<&Pace>,
+    ) -> Result<(), ApiError> {
+        let namespace = Namespace::default();
         let mut body = holder.read(&namespace, digest, None).await?.body;
         let id = self.store.upload_start().await.map_err(store_error)?;
         let copied = async {
             let mut at = 0;
             while let Some(bytes) = body.next().await {
                 let bytes = bytes.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+                if let Some(pace) = pace {
+                    pace.pass(bytes.len() as u64).await;
+                }
                 let need = Need {
                     bytes: bytes.len() as u64,
                     upload: Some(&id),

@@ -13,23 +13,24 @@ mod ingest;
 mod known;
 mod letters;
 mod mend;
+mod rebalance;
 mod replicate;
 mod room;
 mod source;
 mod writeback;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use kraken_net::origin::OriginClient;
-use kraken_proto::{Digest, PeerInfo, Ring, SwarmStats};
+use kraken_net::origin::members::Members;
+use kraken_proto::{Digest, PeerInfo, SwarmStats};
 use kraken_storage::BoxBackend;
 use kraken_storage::queue::DurableQueue;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-pub use self::builder::{OriginBuilder, RingMember};
+pub use self::builder::{OriginBuilder, OriginSpawnError};
 use crate::agent::Limits;
 use crate::agent::driver::Note;
 use crate::dynamic::{DynTransport, DynUploadStore};
@@ -39,6 +40,9 @@ use coming::Coming;
 use copying::Copying;
 use counts::Counts;
 use known::KnownUploads;
+pub use kraken_net::origin::RingMember;
+pub use rebalance::HealConfig;
+use rebalance::LetGo;
 
 /// A seeder in front of the storage. Cheap to clone; [`Origin::shutdown`] ends it.
 #[derive(Clone)]
@@ -59,6 +63,8 @@ struct Inner {
     answers: Mutex<Option<Instant>>,
     /// The blobs that were found damaged and come anew.
     mending: Mutex<HashSet<Digest>>,
+    /// How much later than the one before it each owner looks whether a blob is in the backend.
+    stagger: Duration,
     /// How long a task is tried before it is a dead letter.
     dead_after: Duration,
     transport: Arc<dyn DynTransport>,
@@ -69,12 +75,8 @@ struct Inner {
     stopping: CancellationToken,
     /// The queue is not worked on any more.
     drained: Notify,
-    ring: Ring,
-    /// The base URLs of all members, this one included.
-    urls: BTreeMap<String, String>,
-    /// The other members.
-    peers: BTreeMap<String, OriginClient>,
-    replicas: usize,
+    members: Members,
+    let_go: LetGo,
     fetching: Mutex<HashMap<Digest, Coming>>,
     known: KnownUploads,
     copying: Copying,
@@ -143,6 +145,42 @@ impl Origin {
             .await
             .ok()?;
         answer.await.ok().flatten()
+    }
+
+    /// From now on these are the members of the ring, this one among them; the copies that others are
+    /// to have now are made by them, bit by bit.
+    ///
+    /// # Errors
+    /// [`OriginSpawnError::NotInRing`]; nothing changes then.
+    pub fn set_ring(
+        &self,
+        members: impl IntoIterator<Item = RingMember>,
+    ) -> Result<(), OriginSpawnError> {
+        let members: Vec<_> = members.into_iter().collect();
+        if members.iter().all(|member| member.name != self.inner.name) {
+            return Err(OriginSpawnError::NotInRing(self.inner.name.clone()));
+        }
+        self.inner.members.set(&members);
+        Ok(())
+    }
+
+    /// Hands its share over to the others and lets go of what they have, or takes it back. It goes on
+    /// to serve what it has. [`Origin::left_to_hand_over`] says when it can be stopped for good.
+    pub fn leave_ring(&self, is_leaving: bool) {
+        self.inner.members.leave(is_leaving);
+    }
+
+    /// How many blobs it holds that it does not own, as it leaves or others have come.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn left_to_hand_over(&self) -> Result<usize, kraken_storage::StoreError> {
+        let shares = self.inner.members.ring();
+        let held = self.inner.store.list().await?;
+        let strays = held
+            .into_iter()
+            .filter(|it| !shares.owns(&self.inner.name, *it));
+        Ok(strays.count())
     }
 
     /// Ends in good order. Tasks that are due or under way get a few seconds; those that wait stay in

@@ -16,7 +16,7 @@ use super::copying::Copy;
 use super::ingest::store_error;
 
 /// A replica writes a blob back only when the first holder has not done so after this time per
-/// rank: one upload per blob, and none lost.
+/// rank, unless another one is chosen: one upload per blob, and none lost.
 pub(super) const STAGGER: Duration = Duration::from_secs(60);
 
 /// What a commit usually takes: a write-back that looks earlier looks twice.
@@ -27,7 +27,7 @@ const REPAIR_AFTER: Duration = Duration::from_secs(2);
 impl Inner {
     /// How many copies a commit needs before it is acknowledged: a majority of the owners.
     pub(super) fn quorum(&self) -> usize {
-        self.replicas.min(self.ring.members().len()) / 2 + 1
+        self.members.replicas() / 2 + 1
     }
 
     /// Makes a blob of an upload and brings it to its owners.
@@ -45,12 +45,12 @@ impl Inner {
         self.queue_write_back(namespace, digest, COMMIT_TIME)
             .await?;
         let mut repairs = BTreeMap::new();
-        for name in self.ring.owners(&digest, self.replicas) {
+        for name in self.members.owners(digest) {
             if name != self.name {
                 let id = self
-                    .queue_replica(name, namespace, digest, REPAIR_AFTER)
+                    .queue_replica(&name, namespace, digest, REPAIR_AFTER)
                     .await?;
-                repairs.insert(name.to_string(), id);
+                repairs.insert(name, id);
             }
         }
         let meta = match upload.parse() {
@@ -88,27 +88,29 @@ impl Inner {
         repairs: &BTreeMap<String, u64>,
     ) -> Result<(), ApiError> {
         let digest = meta.digest();
-        let ranked = self.ring.ranked(&digest);
-        let owners = self.replicas.min(ranked.len());
-        let own = ranked
-            .iter()
-            .take(owners)
-            .any(|member| member.name == self.name);
-        let mut others = ranked
-            .iter()
-            .map(|it| it.name.as_str())
-            .filter(|name| *name != self.name);
+        let order = self.members.order(digest);
+        let owners = self.members.replicas();
+        let own = order.iter().take(owners).any(|name| *name == self.name);
+        let mut others = order.iter().filter(|name| **name != self.name);
         let (mut copies, mut rank) = (usize::from(own), 0);
         let mut sending = FuturesUnordered::new();
         loop {
             while copies + sending.len() < owners {
                 let Some(name) = others.next() else { break };
                 rank += 1;
-                let delay = STAGGER * rank;
+                let delay = self.stagger * rank;
                 sending.push(async move {
-                    // A repair may be faster than a commit that is repeated.
-                    let copy = self.copying.turn(digest, name).await;
-                    (name, self.copy_to(copy, namespace, meta, delay).await)
+                    let copied = async {
+                        // A repair may be faster than a commit that is repeated.
+                        let copy = self.copying.turn(digest, name).await;
+                        self.copy_to(copy, namespace, meta, delay).await
+                    };
+                    let copied = tokio::select! {
+                        copied = copied => copied,
+                        // Its task goes on when it is there again.
+                        () = self.members.until_down(name) => Err("it does not answer any more".into()),
+                    };
+                    (name, copied)
                 });
             }
             match sending.next().await {
@@ -144,7 +146,7 @@ impl Inner {
         write_back_delay: Duration,
     ) -> Result<(), String> {
         let said = |error: ApiError| error.to_string();
-        let client = self.peers.get(copy.origin());
+        let client = self.members.client(copy.origin());
         let client = client.ok_or("not a member of the ring")?;
         let digest: Digest = meta.digest();
         if client

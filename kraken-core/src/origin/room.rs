@@ -75,6 +75,7 @@ impl Keeper for Inner {
         }
         self.store.remove(digest).await?;
         self.metrics.evicted();
+        self.let_go.note(digest);
         tracing::debug!(%digest, "evicted");
         // A peer may have asked for it in between, and found it in the store.
         self.leave_unread(digest).await;

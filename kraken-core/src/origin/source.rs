@@ -14,7 +14,6 @@ use kraken_proto::{Digest, Namespace};
 use kraken_storage::{Backend as _, BackendError};
 
 use super::Inner;
-use super::replicate::STAGGER;
 
 /// The bytes of a blob from somewhere on.
 pub(super) struct Source {
@@ -39,22 +38,29 @@ impl Inner {
         let (holder, unreachable) = self.find_at_peers(namespace, digest).await;
         if let Some(client) = holder {
             // The copy here will count as one of the blob's: it must reach the backend as well.
-            self.queue_write_back(namespace, digest, STAGGER).await?;
+            self.queue_write_back(namespace, digest, self.stagger)
+                .await?;
             match read(&client, namespace, digest, rest.clone()).await {
                 Ok(source) => return Ok(source),
                 Err(error) => tracing::warn!(%digest, %error, "another origin cannot send a blob"),
             }
         }
-        for member in self.ring.ranked(&digest) {
-            let Some(client) = self.peers.get(&member.name) else {
+        for name in self.members.order(digest) {
+            let Some(client) = self.members.client(&name) else {
                 break;
             };
-            match read(client, namespace, digest, rest.clone()).await {
+            let came = tokio::select! {
+                came = read(&client, namespace, digest, rest.clone()) => came,
+                () = self.members.until_down(&name) => {
+                    Err(ApiError::Unavailable("it does not answer any more".into()))
+                }
+            };
+            match came {
                 Ok(source) => return Ok(source),
                 // It has looked everywhere.
                 Err(error @ (ApiError::NotFound | ApiError::Damaged(_))) => return Err(error),
                 Err(error) => {
-                    tracing::info!(origin = member.name, %error, "a blob's first origin is away");
+                    tracing::info!(origin = name, %error, "a blob's first origin is away");
                 }
             }
         }
@@ -96,21 +102,30 @@ impl Inner {
         namespace: &Namespace,
         digest: Digest,
     ) -> (Option<OriginClient>, usize) {
-        let ranked = self.ring.ranked(&digest);
-        let clients = ranked.iter().filter_map(|it| self.peers.get(&it.name));
-        let asks = clients.map(|client| async move {
-            let length = client.stat(namespace, digest, true).await;
+        let order = self.members.order(digest);
+        let others = order
+            .iter()
+            .filter_map(|name| Some((name, self.members.client(name)?)));
+        let (there, away): (Vec<_>, Vec<_>) =
+            others.partition(|(name, _)| self.members.is_up(name));
+        let asks = there.into_iter().map(|(name, client)| async move {
+            let length = tokio::select! {
+                length = client.stat(namespace, digest, true) => length,
+                () = self.members.until_down(name) => {
+                    Err(ApiError::Unavailable("it does not answer any more".into()))
+                }
+            };
             (client, length)
         });
-        let (mut holder, mut unreachable) = (None, 0);
+        let (mut holder, mut unreachable) = (None, away.len());
         for (client, length) in join_all(asks).await {
             match length {
-                Ok(Some(_)) => drop(holder.get_or_insert(client)),
+                Ok(Some(_)) => holder = holder.or(Some(client)),
                 Ok(None) => {}
                 Err(_) => unreachable += 1,
             }
         }
-        (holder.cloned(), unreachable)
+        (holder, unreachable)
     }
 }
 

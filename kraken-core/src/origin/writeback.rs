@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use kraken_net::http::ApiError;
+use kraken_net::origin::Held;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Digest, MetaInfo, Namespace};
@@ -130,6 +131,26 @@ impl Inner {
             doing: "read the queue of write-backs, to see what may go".into(),
             source: std::io::Error::other(error),
         })
+    }
+
+    /// These blobs, with the namespaces under which they are not in the backend yet.
+    pub(super) async fn with_unwritten(&self, blobs: Vec<Digest>) -> Result<Vec<Held>, ApiError> {
+        let found = self.on_queue(move |queue| {
+            let with = |digest: Digest| {
+                let keys = queue.keys(WRITE_BACK, &format!("{digest} "))?;
+                let namespaces = keys
+                    .iter()
+                    .filter_map(|key| key.split_once(' ')?.1.parse().ok());
+                Ok(Held {
+                    digest,
+                    unwritten: namespaces.collect(),
+                })
+            };
+            blobs.into_iter().map(with).collect()
+        });
+        found
+            .await
+            .map_err(|error: QueueError| ApiError::Unavailable(error.to_string()))
     }
 
     /// Works off the queue until the origin stops, and then what is due at that moment. A task that
@@ -299,8 +320,8 @@ impl Inner {
 
     /// Whether an owner that comes before this one is still going to write the blob.
     async fn another_writes(&self, namespace: &Namespace, digest: Digest) -> bool {
-        for member in self.ring.ranked(&digest).iter().take(self.replicas) {
-            let Some(client) = self.peers.get(&member.name) else {
+        for name in self.members.owners(digest) {
+            let Some(client) = self.members.client(&name) else {
                 return false;
             };
             if client.writes_back(namespace, digest).await.unwrap_or(false) {
@@ -320,15 +341,16 @@ impl Inner {
         let Some(meta) = self.committed(digest).await? else {
             return self.not_committed(digest, attempts);
         };
-        match self.peers.get(origin) {
-            Some(_) => {
+        match self.members.is_in(origin) {
+            true => {
                 let busy = Unfinished::Early("a copy is on its way there");
                 let copy = self.copying.begin(digest, origin).ok_or(busy)?;
                 let copied = self.copy_to(copy, namespace, &meta, Duration::ZERO).await;
                 copied.map_err(Unfinished::Failed)
             }
-            // It left the ring: somebody else owns the blob now.
-            None => Ok(()),
+            // It is not in the ring any more: somebody else owns the blob now, and if it comes back, it
+            // asks for what it lacks.
+            false => Ok(()),
         }
     }
 

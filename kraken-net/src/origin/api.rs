@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 
+use super::holdings::{Holdings, HoldingsAsked};
 use crate::http::{ApiError, ByteStream};
 
 /// The calls behind an origin's HTTP face ([`super::router`]). Every call may also fail with
@@ -158,6 +159,29 @@ pub trait OriginApi: Send + Sync + 'static {
     /// # Errors
     /// [`ApiError::Conflict`] while it is not written back; [`ApiError::NotFound`].
     fn remove(&self, digest: Digest) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Whether it hands its share over and leaves.
+    fn is_leaving(&self) -> bool {
+        false
+    }
+
+    /// What it holds of another origin's share.
+    ///
+    /// # Errors
+    /// Its store or its queue cannot be read.
+    fn holdings(
+        &self,
+        asked: HoldingsAsked,
+    ) -> impl Future<Output = Result<Holdings, ApiError>> + Send;
+
+    /// Which of these blobs it holds whole, or had and let go, as they are in the backend.
+    ///
+    /// # Errors
+    /// Its store cannot be read.
+    fn holds(
+        &self,
+        digests: Vec<Digest>,
+    ) -> impl Future<Output = Result<Vec<Digest>, ApiError>> + Send;
 
     /// Whether this origin tries to write the blob to the namespace's backend, or has tried in vain.
     ///

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::api::{BlobRead, Prefetch};
-use super::{LOCATIONS, UPLOAD_ID, UPLOAD_OFFSET};
+use super::holdings::{Digests, Holdings, HoldingsAsked};
+use super::{LEAVING, LOCATIONS, UPLOAD_ID, UPLOAD_OFFSET};
 use crate::announce::client::read_metainfo;
 use crate::announce::server::MetaInfoQuery;
 use crate::http::client::{READ_IDLE, request, request_with};
@@ -21,6 +24,10 @@ const COMMIT_PATIENCE: Duration = Duration::from_mins(15);
 /// How long an origin may fetch a blob from its backend before it answers. Going to another origin
 /// sooner would have that one fetch it as well.
 pub(crate) const FETCH_PATIENCE: Duration = Duration::from_mins(15);
+/// How long an origin may look through all that it holds.
+const HOLDINGS_PATIENCE: Duration = Duration::from_secs(60);
+/// The longest answer about what is held: a thousand blobs with some namespaces each.
+const MAX_HOLDINGS: usize = 8 << 20;
 /// The longest description of a peer, in bytes.
 const MAX_PEER: usize = 4 << 10;
 
@@ -50,6 +57,50 @@ impl OriginClient {
     pub async fn peer(&self) -> Result<PeerInfo, ApiError> {
         let answer = self.ask(Method::GET, "/internal/peercontext").await?;
         answer.json(MAX_PEER).await
+    }
+
+    /// Whether the origin answers, and says that it hands its share over and leaves.
+    ///
+    /// # Errors
+    /// It does not answer within `patience`.
+    pub async fn is_leaving(&self, patience: Duration) -> Result<bool, ApiError> {
+        let path = "/internal/peercontext";
+        let answer = tokio::time::timeout(patience, self.ask(Method::GET, path)).await;
+        let too_slow = |_| ApiError::Unavailable("no answer in time".into());
+        Ok(answer.map_err(too_slow)??.header(LEAVING).is_some())
+    }
+
+    /// What the origin holds of another one's share.
+    ///
+    /// # Errors
+    /// It cannot be asked, or cannot read its store.
+    pub async fn holdings(&self, asked: &HoldingsAsked) -> Result<Holdings, ApiError> {
+        self.post("/internal/ring/holdings", asked).await
+    }
+
+    /// Which of these blobs the origin holds whole, or had and let go, as they are in the backend.
+    ///
+    /// # Errors
+    /// It cannot be asked, or cannot read its store.
+    pub async fn holds(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, ApiError> {
+        let held: Digests = self
+            .post("/internal/ring/holds", &Digests { digests })
+            .await?;
+        Ok(held.digests)
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        let body = serde_json::to_vec(body).expect("what is asked has string keys only");
+        let url = self.url.join(path);
+        let mut post = request_with(Method::POST, url, HttpBody::Bytes(body.into()))?;
+        let json = HeaderValue::from_static("application/json");
+        post.headers_mut().insert(header::CONTENT_TYPE, json);
+        let answer = self.http.send_within(post, HOLDINGS_PATIENCE).await?;
+        answer.successful().await?.json(MAX_HOLDINGS).await
     }
 
     /// The base URLs of a blob's owners.

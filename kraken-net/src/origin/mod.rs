@@ -4,6 +4,8 @@ pub mod api;
 mod body;
 pub mod client;
 pub mod cluster;
+pub mod holdings;
+pub mod members;
 mod range;
 pub mod server;
 mod uploads;
@@ -11,6 +13,8 @@ mod uploads;
 pub use api::{BlobRead, OriginApi, Prefetch};
 pub use client::OriginClient;
 pub use cluster::OriginCluster;
+pub use holdings::{Digests, Held, Holdings, HoldingsAsked, Listed};
+pub use members::RingMember;
 pub use server::router;
 
 /// The header with an upload's id.
@@ -19,6 +23,8 @@ pub(crate) const UPLOAD_ID: &str = "upload-id";
 pub(crate) const UPLOAD_OFFSET: &str = "upload-offset";
 /// The header with the owners of a blob, comma separated.
 pub(crate) const LOCATIONS: &str = "origin-locations";
+/// The header that says that an origin hands its share over and leaves.
+pub(crate) const LEAVING: &str = "origin-leaving";
 /// The header with a blob's digest, as registries write it.
 pub(crate) const CONTENT_DIGEST: &str = "docker-content-digest";
 

@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use kraken_proto::{Digest, PeerInfo};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::api::{OriginApi, Prefetch};
+use super::holdings::{Digests, Holdings, MOST};
 use super::range::Asked as AskedRange;
-use super::{CONTENT_DIGEST, LOCATIONS, uploads};
+use super::{CONTENT_DIGEST, LEAVING, LOCATIONS, uploads};
 use crate::announce::server::{MetaInfoQuery, metainfo_response};
 use crate::http::ApiError;
 use crate::http::error::{unknown_method, unknown_path};
@@ -30,7 +33,9 @@ use crate::http::path::{self, Asked, Params};
 /// | GET `/internal/namespace/{ns}/blobs/{digest}/metainfo` | its metainfo, whole; with `?open=true`, as much as is known; with `&after=` more than so many states, or after a while |
 /// | GET `/internal/namespace/{ns}/blobs/{digest}/write-back` | 204 when this origin tries to write it to the backend, or has in vain, else 404 |
 /// | DELETE `/internal/blobs/{digest}` | 202 |
-/// | GET `/internal/peercontext` | the origin as a peer |
+/// | GET `/internal/peercontext` | the origin as a peer; with the header `Origin-Leaving` when it hands its share over |
+/// | POST `/internal/ring/holdings` | what it holds of another origin's share: [`HoldingsAsked`](super::HoldingsAsked) to [`Holdings`] |
+/// | POST `/internal/ring/holds` | [`Digests`] to those of them that it holds |
 /// | POST `/namespace/{ns}/uploads` | 202, `Location` and `Upload-Id` |
 /// | PATCH, GET, DELETE `/namespace/{ns}/uploads/{id}` | `Upload-Offset` |
 /// | PUT `/namespace/{ns}/uploads/{id}?digest=` | 201, the metainfo |
@@ -60,6 +65,8 @@ pub fn router<O: OriginApi>(api: Arc<O>) -> Router {
         )
         .route("/internal/blobs/{digest}", delete(remove::<O>))
         .route("/internal/peercontext", get(peer_context::<O>))
+        .route("/internal/ring/holdings", post(holdings::<O>))
+        .route("/internal/ring/holds", post(holds::<O>))
         .merge(uploads::routes::<O>())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
@@ -190,6 +197,39 @@ async fn remove<O: OriginApi>(
     Ok(StatusCode::ACCEPTED)
 }
 
-async fn peer_context<O: OriginApi>(State(api): State<Arc<O>>) -> Json<PeerInfo> {
-    Json(api.peer())
+async fn peer_context<O: OriginApi>(State(api): State<Arc<O>>) -> Response {
+    let peer: Json<PeerInfo> = Json(api.peer());
+    match api.is_leaving() {
+        true => ([(LEAVING, "true")], peer).into_response(),
+        false => peer.into_response(),
+    }
+}
+
+async fn holdings<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Holdings>, ApiError> {
+    api.holdings(asked(body)?).await.map(Json)
+}
+
+async fn holds<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Digests>, ApiError> {
+    let Digests { digests } = asked(body)?;
+    if digests.len() > MOST {
+        let what = format!(
+            "a question names at most {MOST} blobs, this one {}",
+            digests.len()
+        );
+        return Err(ApiError::BadRequest(what));
+    }
+    let digests = api.holds(digests).await?;
+    Ok(Json(Digests { digests }))
+}
+
+fn asked<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiError> {
+    let body = body.map_err(|error| ApiError::BadRequest(error.body_text()))?;
+    let wrong = |error| ApiError::BadRequest(format!("this is no such question: {error}"));
+    serde_json::from_slice(&body).map_err(wrong)
 }

@@ -57,6 +57,21 @@ impl Reading {
         Ok(false)
     }
 
+    /// The names that begin so, of dead letters too.
+    pub(super) fn with_prefix(&self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, QueueError> {
+        let mut found = Vec::new();
+        for names in [&self.current, &self.dead_names] {
+            for entry in names.range(prefix..)? {
+                let name = entry?.0.value().to_vec();
+                if !name.starts_with(prefix) {
+                    break;
+                }
+                found.push(name);
+            }
+        }
+        Ok(found)
+    }
+
     /// The task of an id.
     pub(super) fn task(&self, id: u64) -> Result<Option<Task>, QueueError> {
         let Some((priority, due_ms)) = self.due.get(id)?.map(|due| due.value()) else {

@@ -89,8 +89,13 @@ fn what_is_known_of_a_beginning_is_known_of_all_its_tasks() {
     assert!(asks("copy", "blob-1 "), "while it is under way");
     queue.bury(id).unwrap();
     assert!(asks("copy", "blob-1 "), "as a dead letter");
+    queue.push("copy", "blob-1 elsewhere", b"", 1).unwrap();
+    queue.push("copy", "blob-10 elsewhere", b"", 1).unwrap();
+    let mut keys = queue.keys("copy", "blob-1 ").unwrap();
+    keys.sort_unstable();
+    assert_eq!(keys, ["blob-1 elsewhere", "blob-1 there"]);
     queue.drop_dead(id).unwrap();
-    assert!(!asks("copy", "blob-1 "));
+    assert_eq!(queue.keys("copy", "blob-1 t").unwrap(), [""; 0]);
 }
 
 #[test]

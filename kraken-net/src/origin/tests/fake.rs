@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use kraken_proto::ring::compare::Prints;
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerId, PeerInfo, PeerRole};
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{ApiError, BaseUrl, HttpClient, HttpServer, serve};
-use crate::origin::{BlobRead, OriginApi, OriginClient, Prefetch, router};
+use crate::origin::{BlobRead, Holdings, HoldingsAsked, OriginApi, OriginClient, Prefetch, router};
 
 #[derive(Default)]
 pub(super) struct Fake {
@@ -63,6 +64,22 @@ impl Fake {
 impl OriginApi for Fake {
     async fn writes_back(&self, _: &Namespace, digest: Digest) -> Result<bool, ApiError> {
         Ok(digest == Digest::of(b"unwritten"))
+    }
+
+    async fn holdings(&self, asked: HoldingsAsked) -> Result<Holdings, ApiError> {
+        let digests = asked.members.iter().map(|it| Digest::of(it.as_bytes()));
+        Ok(Holdings {
+            prints: Prints::of(digests),
+            strays: 3,
+            blobs: Vec::new(),
+        })
+    }
+
+    async fn holds(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, ApiError> {
+        let held = digests
+            .into_iter()
+            .filter(|digest| self.blob(*digest).is_ok());
+        Ok(held.collect())
     }
 
     fn peer(&self) -> PeerInfo {

@@ -1,0 +1,357 @@
+//! Lost copies are made again, and copies too many go.
+//!
+//! Each origin looks after its own share. It asks the others, one after the other, what they hold of
+//! it: prints of what both own, which are a few kilobytes and equal when nothing is to do, and the
+//! blobs that the other one holds without owning them. What it lacks it copies, first what is not in
+//! the backend yet, at no more than a given rate. A blob that is in the backend is not worth the room
+//! of another one, nor is it copied back where it was let go.
+//!
+//! A blob that an origin holds and does not own goes when all of its owners have it and it is in the
+//! backend, and only while every origin is there, so that all count the same shares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kraken_net::http::ApiError;
+use kraken_net::origin::holdings::MOST;
+use kraken_net::origin::members::Shares;
+use kraken_net::origin::{Held, Holdings, HoldingsAsked, Listed, OriginClient};
+use kraken_proto::ring::compare::{Prints, bucket_of};
+use kraken_proto::{Digest, Namespace};
+use kraken_storage::pace::Pace;
+use tokio::time::sleep;
+
+use super::Inner;
+use super::ingest::store_error;
+use crate::sweep::Keeper as _;
+
+/// How an origin looks after its share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealConfig {
+    /// Bytes per second that it copies from others.
+    pub rate: NonZeroU64,
+    /// How often it compares when nothing changes.
+    pub every: Duration,
+}
+
+impl Default for HealConfig {
+    /// 100 MB/s, every minute.
+    fn default() -> Self {
+        Self {
+            rate: NonZeroU64::new(100_000_000).expect("not zero"),
+            every: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Blobs that were let go and are not copied back are remembered up to this number.
+const MAX_LET_GO: usize = 1 << 20;
+/// Copies under way at once.
+const PARALLEL: usize = 2;
+/// Changes come together, as when several origins start.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// What an origin has let go because it needed the room, or the time was over.
+#[derive(Debug, Default)]
+pub(super) struct LetGo(Mutex<BTreeSet<Digest>>);
+
+impl LetGo {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn note(&self, digest: Digest) {
+        let mut gone = self.lock();
+        if gone.len() >= MAX_LET_GO {
+            // They are copied back once, and let go again.
+            gone.clear();
+        }
+        gone.insert(digest);
+    }
+
+    fn forget(&self, digest: Digest) {
+        self.lock().remove(&digest);
+    }
+
+    fn contains(&self, digest: Digest) -> bool {
+        self.lock().contains(&digest)
+    }
+}
+
+/// A blob that this origin is to hold, where it is, and under which namespaces it is not in the
+/// backend yet.
+#[derive(Debug)]
+struct Lacking {
+    from: OriginClient,
+    unwritten: Vec<Namespace>,
+}
+
+impl Inner {
+    /// Looks after the share of this origin until it stops.
+    pub(super) async fn rebalance(self: Arc<Self>, config: HealConfig) {
+        let pace = Pace::new(config.rate);
+        loop {
+            self.members.changes(config.every).await;
+            sleep(SETTLE).await;
+            let lacking = self.lacking().await;
+            self.make_copies(lacking, &pace).await;
+            if let Err(error) = self.let_strays_go().await {
+                tracing::debug!(%error, "the copies too many stay for now");
+            }
+        }
+    }
+
+    /// The blobs of this origin's share that others hold and this one lacks.
+    async fn lacking(&self) -> BTreeMap<Digest, Lacking> {
+        let mut lacking = BTreeMap::<Digest, Lacking>::new();
+        for (name, client) in self.members.others() {
+            let found = match self.lacking_of(&name, &client).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::debug!(origin = name, %error, "an origin cannot be compared with");
+                    continue;
+                }
+            };
+            for held in found {
+                let from = client.clone();
+                let unwritten = Vec::new();
+                let entry = lacking
+                    .entry(held.digest)
+                    .or_insert(Lacking { from, unwritten });
+                for namespace in held.unwritten {
+                    if !entry.unwritten.contains(&namespace) {
+                        entry.unwritten.push(namespace);
+                    }
+                }
+            }
+        }
+        lacking
+    }
+
+    async fn lacking_of(&self, name: &str, client: &OriginClient) -> Result<Vec<Held>, ApiError> {
+        let shares = self.members.ring();
+        let ask = |list| HoldingsAsked {
+            asker: self.name.clone(),
+            members: shares.names(),
+            list,
+        };
+        let theirs = client.holdings(&ask(None)).await?;
+        let mine: BTreeSet<_> = self
+            .store
+            .list()
+            .await
+            .map_err(store_error)?
+            .into_iter()
+            .collect();
+        let both = |digest: &Digest| shares.own((&self.name, name), *digest) == (true, true);
+        let prints = Prints::of(mine.iter().copied().filter(both));
+        let mut found = Vec::new();
+        for bucket in theirs.prints.differing(&prints) {
+            let list = |after| Some(Listed::Bucket { bucket, after });
+            self.list(client, |after| ask(list(after)), &mine, &mut found)
+                .await?;
+        }
+        if theirs.strays > 0 {
+            let list = |after| Some(Listed::Strays { after });
+            self.list(client, |after| ask(list(after)), &mine, &mut found)
+                .await?;
+        }
+        Ok(found)
+    }
+
+    /// Reads a list to its end, and keeps what is not here and is worth to be.
+    async fn list(
+        &self,
+        client: &OriginClient,
+        ask: impl Fn(Option<Digest>) -> HoldingsAsked,
+        mine: &BTreeSet<Digest>,
+        found: &mut Vec<Held>,
+    ) -> Result<(), ApiError> {
+        let mut after = None;
+        loop {
+            let blobs = client.holdings(&ask(after)).await?.blobs;
+            let is_last = blobs.len() < MOST;
+            after = blobs.last().map(|held| held.digest);
+            let wanted = blobs.into_iter().filter(|held| {
+                let is_let_go = held.unwritten.is_empty() && self.let_go.contains(held.digest);
+                !mine.contains(&held.digest) && !is_let_go
+            });
+            found.extend(wanted);
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Copies blobs here, those that are not in the backend yet first.
+    async fn make_copies(&self, lacking: BTreeMap<Digest, Lacking>, pace: &Pace) {
+        use futures::StreamExt as _;
+        let (unwritten, written): (Vec<_>, Vec<_>) = lacking
+            .into_iter()
+            .partition(|(_, it)| !it.unwritten.is_empty());
+        let count = unwritten.len() + written.len();
+        if count == 0 {
+            return;
+        }
+        tracing::info!(
+            count,
+            unwritten = unwritten.len(),
+            "copying blobs that this origin lacks"
+        );
+        let copies = futures::stream::iter(unwritten.into_iter().chain(written));
+        let copies = copies.map(|(digest, lacking)| async move {
+            let copied = self.make_copy(digest, &lacking, pace).await;
+            if let Err(error) = &copied {
+                tracing::warn!(%digest, %error, "a blob cannot be copied now");
+            }
+            u64::from(copied == Ok(true))
+        });
+        let mut made = 0;
+        let mut copies = std::pin::pin!(copies.buffer_unordered(PARALLEL));
+        while let Some(one) = copies.next().await {
+            made += one;
+        }
+        tracing::info!(made, count, "copied blobs that this origin lacked");
+    }
+
+    /// Whether the blob was copied: it may have come meanwhile, or not be worth its room.
+    async fn make_copy(
+        &self,
+        digest: Digest,
+        Lacking { from, unwritten }: &Lacking,
+        pace: &Pace,
+    ) -> Result<bool, ApiError> {
+        if self.fetching().contains_key(&digest) || self.sealed(digest).await?.is_some() {
+            return Ok(false);
+        }
+        let namespace = Namespace::default();
+        let Some(length) = from.stat(&namespace, digest, true).await? else {
+            return Ok(false);
+        };
+        if unwritten.is_empty() && !self.has_spare_room(length) {
+            return Ok(false);
+        }
+        // Durable before the blob is, as in a commit.
+        for namespace in unwritten {
+            self.queue_write_back(namespace, digest, self.stagger)
+                .await?;
+        }
+        self.copy_from(from, digest, Some(pace)).await?;
+        self.counts.healed(length);
+        Ok(true)
+    }
+
+    /// Whether something fits without that anything goes.
+    fn has_spare_room(&self, bytes: u64) -> bool {
+        let usage = self.store.usage();
+        let ceiling = usage.and_then(|usage| Some((usage.bytes, usage.ceiling?)));
+        ceiling.is_none_or(|(used, ceiling)| used.saturating_add(bytes) <= ceiling.low())
+    }
+
+    /// What this origin holds of the asker's share.
+    pub(super) async fn holdings(&self, asked: HoldingsAsked) -> Result<Holdings, ApiError> {
+        let shares = Shares::of(&asked.members, self.members.replicas());
+        let held = self.store.list().await.map_err(store_error)?;
+        let owned = |digest: &Digest| shares.own((&asked.asker, &self.name), *digest);
+        let listed: Vec<_> = match asked.list {
+            None => {
+                let mut strays = 0;
+                let both = held.into_iter().filter(|digest| match owned(digest) {
+                    (true, true) => true,
+                    (true, false) => {
+                        strays += 1;
+                        false
+                    }
+                    _ => false,
+                });
+                let prints = Prints::of(both);
+                return Ok(Holdings {
+                    prints,
+                    strays,
+                    blobs: Vec::new(),
+                });
+            }
+            Some(Listed::Bucket { bucket, after }) => {
+                let rest = held
+                    .into_iter()
+                    .filter(|it| bucket_of(*it) == bucket && after < Some(*it));
+                rest.filter(|it| owned(it) == (true, true))
+                    .take(MOST)
+                    .collect()
+            }
+            Some(Listed::Strays { after }) => {
+                let rest = held.into_iter().filter(|it| after < Some(*it));
+                rest.filter(|it| owned(it) == (true, false))
+                    .take(MOST)
+                    .collect()
+            }
+        };
+        Ok(Holdings {
+            blobs: self.with_unwritten(listed).await?,
+            ..Holdings::default()
+        })
+    }
+
+    /// Which of these blobs are whole here, or were and could go as they are in the backend.
+    pub(super) async fn holds(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, ApiError> {
+        let mut held = Vec::new();
+        for digest in digests {
+            if self.let_go.contains(digest) || self.sealed(digest).await?.is_some() {
+                held.push(digest);
+            }
+        }
+        Ok(held)
+    }
+
+    /// Lets blobs go that others own, have, and have brought to the backend.
+    async fn let_strays_go(&self) -> Result<(), ApiError> {
+        if !self.members.are_settled() {
+            return Ok(());
+        }
+        let shares = self.members.ring();
+        let held = self.store.list().await.map_err(store_error)?;
+        let strays = held
+            .into_iter()
+            .filter(|digest| !shares.owns(&self.name, *digest));
+        let strays: Vec<_> = strays.collect();
+        for strays in strays.chunks(MOST) {
+            for digest in self.held_by_owners(strays).await? {
+                let needed = self.needed(&[digest]).await.map_err(store_error)?;
+                if needed.is_empty() && self.evict(digest).await.map_err(store_error)? {
+                    // Not for lack of room: should it come to own the blob, it takes it back.
+                    self.let_go.forget(digest);
+                    self.counts.handed_over();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Of these blobs, those that all of their owners have whole.
+    async fn held_by_owners(&self, blobs: &[Digest]) -> Result<Vec<Digest>, ApiError> {
+        let shares = self.members.ring();
+        let mut asks = BTreeMap::<String, Vec<Digest>>::new();
+        let mut copies = BTreeMap::<Digest, usize>::new();
+        for digest in blobs {
+            let owners = shares.owners(*digest);
+            let others = owners.into_iter().filter(|owner| *owner != self.name);
+            for owner in others {
+                *copies.entry(*digest).or_default() += 1;
+                asks.entry(owner).or_default().push(*digest);
+            }
+        }
+        for (owner, digests) in asks {
+            let client = self.members.client(&owner);
+            let client = client.ok_or_else(|| ApiError::Unavailable("an owner left".into()))?;
+            for digest in client.holds(digests).await? {
+                if let Some(missing) = copies.get_mut(&digest) {
+                    *missing = missing.saturating_sub(1);
+                }
+            }
+        }
+        let held = copies.into_iter().filter(|(_, missing)| *missing == 0);
+        Ok(held.map(|(digest, _)| digest).collect())
+    }
+}
