@@ -51,9 +51,10 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     let http = HttpClient::new(Some(&identity))?;
     let origins = config::origin_cluster(&config.origins, config.replicas, &http)?;
     config::make_dir(&config.store)?;
+    let shutdown = CancellationToken::new();
+    config::watch(&origins, &shutdown);
     let tags = TagStore::open(config.store.join("tags.redb"))?;
     let router = with_health(router(tags, origins), || async { Ok(()) });
-    let shutdown = CancellationToken::new();
     let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;
     Ok(BuildIndexService {
         addr: server.local_addr(),

@@ -9,6 +9,7 @@ use kraken_core::net::{Dual, Identity, NetError, PathChoice, QuicOptions};
 use kraken_core::origin::RingMember;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 use crate::process::StartError;
 
@@ -99,6 +100,13 @@ pub(crate) fn origin_cluster(
 pub(crate) fn make_dir(path: &Path) -> Result<(), StartError> {
     std::fs::create_dir_all(path)
         .map_err(|error| StartError::Config(format!("cannot make {}: {error}", path.display())))
+}
+
+/// Asks the origins whether they are there until the token says otherwise.
+pub(crate) fn watch(origins: &OriginCluster, until: &CancellationToken) {
+    let origins = origins.clone();
+    let watching = async move { origins.watch().await };
+    tokio::spawn(until.clone().run_until_cancelled_owned(watching));
 }
 
 /// Reads a configuration file.

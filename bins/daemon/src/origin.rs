@@ -8,15 +8,17 @@ use std::time::Duration;
 use axum::routing::get;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_core::net::origin::router;
+use kraken_core::origin::HealConfig;
+use kraken_core::proto::ring::health::HealthConfig;
 use kraken_core::storage::Backend as _;
 use kraken_core::storage::queue::DurableQueue;
 use kraken_core::{Origin, Zone};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::backends::{BackendConfig, RouteConfig, backend};
+use crate::backends::{BackendConfig, RouteConfig, Timeout, backend};
 use crate::config::{self, OriginEntry, QuicMtu, Tls, TransportConfig};
-use crate::limits::{LimitsConfig, with_live_limits};
+use crate::limits::{LimitsConfig, Rate, with_live_limits};
 use crate::process::{Service, StartError};
 use crate::queue::with_queue;
 use crate::store::http::with_store;
@@ -73,11 +75,39 @@ pub struct OriginConfig {
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
+    /// How copies that were lost are made again.
+    #[serde(default)]
+    pub heal: Heal,
     /// How much of the network to take for peers.
     #[serde(default)]
     pub limits: LimitsConfig,
     /// This process's certificate.
     pub tls: Tls,
+}
+
+/// How copies that were lost are made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heal {
+    /// Bytes per second that this origin copies from others for it; 100 MB/s when absent.
+    #[serde(default)]
+    pub rate: Option<Rate>,
+    /// How long an origin may be away before others take its share: a minute when absent.
+    #[serde(default)]
+    pub after: Option<Timeout>,
+}
+
+impl Heal {
+    fn parts(self) -> (HealthConfig, HealConfig) {
+        let (mut health, mut heal) = (HealthConfig::default(), HealConfig::default());
+        if let Some(Rate(rate)) = self.rate {
+            heal.rate = rate;
+        }
+        if let Some(after) = self.after {
+            health.grace = after.time();
+        }
+        (health, heal)
+    }
 }
 
 /// An origin that runs.
@@ -118,10 +148,13 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         (config.transport, config.quic_mtu),
     )?;
     let storage = backend.clone();
+    let (health, heal) = config.heal.parts();
     let mut builder = Origin::builder(config.name, disks.clone(), transport, backend, queue)
         .ring(config::ring(&config.origins)?, http)
         .replicas(config.replicas)
         .lifetimes(config.eviction.lifetimes())
+        .health(health)
+        .heal(heal)
         .limits(config.limits.into());
     if let Some(addr) = config.advertise {
         builder = builder.advertise(addr);

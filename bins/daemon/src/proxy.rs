@@ -51,12 +51,13 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let http = HttpClient::new(Some(&identity))?;
     let origins = config::origin_cluster(&config.origins, config.replicas, &http)?;
     let tags = TagClient::new(http.raw(), config.build_indexes);
+    let shutdown = CancellationToken::new();
+    config::watch(&origins, &shutdown);
     let router = push::router(PushState::new(
         PullState::new(origins.clone(), tags),
         origins,
     ));
     let router = with_health(router, || async { Ok(()) });
-    let shutdown = CancellationToken::new();
     let server = serve(config.listen, router, None, shutdown.clone())?;
     Ok(ProxyService {
         addr: server.local_addr(),

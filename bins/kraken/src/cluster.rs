@@ -93,6 +93,7 @@ impl Cluster {
                 listen: *listen,
                 origins: entries.clone(),
                 replicas,
+                heal: Default::default(),
                 limits: Default::default(),
                 tls: files.tls(&entry.name, "origin")?,
             };

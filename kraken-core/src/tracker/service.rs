@@ -72,6 +72,8 @@ impl TrackerBuilder {
             woken: Mutex::default(),
             tasks,
         });
+        let watching = inner.origins.clone();
+        inner.tasks.spawn(async move { watching.watch().await });
         for name in self.names {
             inner
                 .tasks
@@ -174,7 +176,7 @@ impl Inner {
                 woken.insert(blob.digest, now);
             }
             for name in self.origins.owners(&blob.digest) {
-                let Some(origin) = self.origins.origin(name).cloned() else {
+                let Some(origin) = self.origins.origin(&name) else {
                     continue;
                 };
                 let (namespace, digest) = (blob.namespace.clone(), blob.digest);
@@ -193,7 +195,7 @@ impl Inner {
         let owners = self.origins.owners(digest);
         let live: Vec<_> = owners
             .iter()
-            .filter_map(|name| seeders.get(*name).cloned())
+            .filter_map(|name| seeders.get(name).cloned())
             .collect();
         if live.is_empty() {
             seeders.values().cloned().collect()
@@ -228,7 +230,7 @@ async fn watch_origin(inner: std::sync::Weak<Inner>, name: String) {
         let Some(strong) = inner.upgrade() else {
             return;
         };
-        let Some(client) = strong.origins.origin(&name).cloned() else {
+        let Some(client) = strong.origins.origin(&name) else {
             return;
         };
         drop(strong);

@@ -211,7 +211,7 @@ impl Cluster {
             meta,
         };
         for name in lab.cluster.clone().owners(&lab.meta.digest()) {
-            let node = lab.spawn_origin(name, MemStore::new());
+            let node = lab.spawn_origin(&name, MemStore::new());
             lab.origins.push(node);
         }
         let names = lab.members.iter().map(|it| it.name.clone());

@@ -1,6 +1,5 @@
 //! Asking whichever origin has a blob.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -10,10 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use kraken_proto::{Digest, Member, MetaInfo, Namespace, Ring};
+use kraken_proto::ring::health::HealthConfig;
+use kraken_proto::{Digest, MetaInfo, Namespace};
 
 use super::api::BlobRead;
+use super::appending::{Patience, append};
 use super::client::OriginClient;
+use super::members::{Members, RingMember};
 use crate::http::health::Health;
 use crate::http::{ApiError, BaseUrl, ByteStream, HttpClient};
 
@@ -25,9 +27,8 @@ pub struct OriginCluster {
 }
 
 struct Inner {
-    ring: Ring,
-    origins: BTreeMap<String, OriginClient>,
-    replicas: usize,
+    members: Members,
+    /// Who failed so lately that no probe has noticed.
     health: Health,
     next_upload: AtomicUsize,
 }
@@ -40,29 +41,48 @@ impl OriginCluster {
         http: HttpClient,
         replicas: usize,
     ) -> Self {
-        let origins: BTreeMap<_, _> = origins
+        let members = origins
             .into_iter()
-            .map(|(name, url)| (name, OriginClient::new(url, http.clone())))
-            .collect();
+            .map(|(name, url)| RingMember { name, url });
+        let members: Vec<_> = members.collect();
+        let health = HealthConfig::default();
         Self {
             inner: Arc::new(Inner {
-                ring: Ring::new(origins.keys().map(Member::new)),
-                origins,
-                replicas,
+                members: Members::new(None, &members, Some(http), (replicas, health)),
                 health: Health::default(),
                 next_upload: AtomicUsize::new(0),
             }),
         }
     }
 
+    /// Asks the origins for ever whether they are there, so that one that does not answer keeps nobody
+    /// waiting. For a process that lives on, in a task of its own.
+    pub async fn watch(&self) {
+        self.inner.members.probe().await;
+    }
+
+    /// From now on these are the origins: names and base URLs.
+    pub fn set(&self, origins: impl IntoIterator<Item = (String, BaseUrl)>) {
+        let members = origins
+            .into_iter()
+            .map(|(name, url)| RingMember { name, url });
+        let members: Vec<_> = members.collect();
+        self.inner.members.set(&members);
+    }
+
+    /// The names of all origins.
+    pub fn names(&self) -> Vec<String> {
+        self.inner.members.all()
+    }
+
     /// The names of a blob's owners, in ring order.
-    pub fn owners(&self, digest: &Digest) -> Vec<&str> {
-        self.inner.ring.owners(digest, self.inner.replicas)
+    pub fn owners(&self, digest: &Digest) -> Vec<String> {
+        self.inner.members.owners(*digest)
     }
 
     /// The client of one origin.
-    pub fn origin(&self, name: &str) -> Option<&OriginClient> {
-        self.inner.origins.get(name)
+    pub fn origin(&self, name: &str) -> Option<OriginClient> {
+        self.inner.members.client(name)
     }
 
     /// A blob's length in bytes.
@@ -151,10 +171,10 @@ impl OriginCluster {
     /// No origin takes it.
     pub async fn upload_start(&self) -> Result<(String, String), ApiError> {
         let mut error = no_origins();
-        for name in self.inner.turn() {
-            let started = self.inner.origins[name].upload_start().await;
-            match self.inner.remember(name, started) {
-                Ok(id) => return Ok((name.to_string(), id)),
+        for (name, client) in self.inner.turn() {
+            let started = self.inner.while_up(&name, client.upload_start()).await;
+            match self.inner.remember(&name, started) {
+                Ok(id) => return Ok((name, id)),
                 Err(it) => error = it,
             }
         }
@@ -173,13 +193,11 @@ impl OriginCluster {
         length: u64,
     ) -> Result<(String, String), ApiError> {
         let mut error = no_origins();
-        let ranked = self.inner.ring.ranked(&digest);
-        let names = ranked.into_iter().map(|member| member.name.as_str());
-        for name in self.inner.health.order(names) {
-            let origin = &self.inner.origins[name];
-            let started = origin.upload_start_known(namespace, digest, length).await;
-            match self.inner.remember(name, started) {
-                Ok(id) => return Ok((name.to_string(), id)),
+        for (name, client) in self.inner.order(digest) {
+            let started = client.upload_start_known(namespace, digest, length);
+            let started = self.inner.while_up(&name, started).await;
+            match self.inner.remember(&name, started) {
+                Ok(id) => return Ok((name, id)),
                 Err(it) if it.is_retryable() => error = it,
                 Err(it) => return Err(it),
             }
@@ -196,7 +214,8 @@ impl OriginCluster {
         self.inner.remember(origin, len)
     }
 
-    /// Appends a body to an upload; see [`OriginClient::upload_append`].
+    /// Appends a body to an upload. An origin that restarts meanwhile is waited for, up to a minute, and
+    /// gets what it lacks: whoever sends the body notices nothing.
     ///
     /// # Errors
     /// [`ApiError::RangeInvalid`] when `offset` is not the end; [`ApiError::NotFound`].
@@ -209,7 +228,7 @@ impl OriginCluster {
     ) -> Result<u64, ApiError> {
         // Failures are not held against the origin: they may be the body's.
         let client = self.inner.named(origin)?;
-        client.upload_append(id, offset, body).await
+        append(&client, id, offset, body).await
     }
 
     /// Makes a blob of an upload: verified, durable on a quorum, its write-back queued.
@@ -224,8 +243,15 @@ impl OriginCluster {
         digest: Digest,
     ) -> Result<MetaInfo, ApiError> {
         let client = self.inner.named(origin)?;
-        let meta = client.upload_commit(id, namespace, digest).await;
-        self.inner.remember(origin, meta)
+        let mut patience = Patience::new();
+        loop {
+            let meta = client.upload_commit(id, namespace, digest).await;
+            match self.inner.remember(origin, meta) {
+                // It may have happened: then it is said again.
+                Err(error) => patience.wait(error).await?,
+                committed => return committed,
+            }
+        }
     }
 
     /// Throws an upload away.
@@ -249,10 +275,10 @@ impl OriginCluster {
         bytes: Bytes,
     ) -> Result<MetaInfo, ApiError> {
         let mut error = no_origins();
-        for name in self.inner.turn() {
-            let client = &self.inner.origins[name];
-            let attempt = put_at(client, namespace, digest, bytes.clone()).await;
-            match self.inner.remember(name, attempt) {
+        for (name, client) in self.inner.turn() {
+            let attempt = put_at(&client, namespace, digest, bytes.clone());
+            let attempt = self.inner.while_up(&name, attempt).await;
+            match self.inner.remember(&name, attempt) {
                 Err(it) if it.is_retryable() => error = it,
                 done => return done,
             }
@@ -264,8 +290,7 @@ impl OriginCluster {
 impl fmt::Debug for OriginCluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OriginCluster")
-            .field("origins", &self.inner.origins.keys())
-            .field("replicas", &self.inner.replicas)
+            .field("members", &self.inner.members)
             .finish_non_exhaustive()
     }
 }
@@ -280,14 +305,13 @@ impl Inner {
     where
         F: Future<Output = Result<T, ApiError>> + Send,
     {
-        let ranked = self.ring.ranked(digest);
-        let names = ranked.into_iter().map(|member| member.name.as_str());
-        let mut unavailable = self.origins.is_empty().then(no_origins);
+        let order = self.order(*digest);
+        let mut unavailable = order.is_empty().then(no_origins);
         let mut unasked = 0;
-        for name in self.health.order(names) {
-            let answer = ask(self.origins[name].clone()).await;
-            match self.remember(name, answer) {
-                Ok(answer) => return Ok((name.to_string(), answer)),
+        for (name, client) in order {
+            let answer = self.while_up(&name, ask(client)).await;
+            match self.remember(&name, answer) {
+                Ok(answer) => return Ok((name, answer)),
                 Err(ApiError::NotFound) => {}
                 Err(error) if error.is_retryable() => {
                     tracing::debug!(origin = name, %error, "an origin failed");
@@ -300,7 +324,7 @@ impl Inner {
         }
         // A blob that exists is held by a quorum, or is in the backend that every origin asks: so
         // fewer silent origins than that cannot hide it.
-        let quorum = self.replicas.min(self.origins.len()) / 2 + 1;
+        let quorum = self.members.replicas() / 2 + 1;
         match unavailable {
             Some(error) if unasked == 0 || unasked >= quorum => Err(error),
             _ => Err(ApiError::NotFound),
@@ -321,15 +345,46 @@ impl Inner {
     }
 
     /// All origins, beginning with another one each time.
-    fn turn(&self) -> Vec<&str> {
-        let names: Vec<_> = self.origins.keys().map(String::as_str).collect();
+    fn turn(&self) -> Vec<(String, OriginClient)> {
+        let mut names = self.members.all();
         let turn = self.next_upload.fetch_add(1, Ordering::Relaxed) % names.len().max(1);
-        let (later, first) = names.split_at(turn);
-        self.health.order(first.iter().chain(later).copied())
+        names.rotate_left(turn);
+        let (there, away): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|it| self.members.is_up(it));
+        self.clients(there.into_iter().chain(away).collect())
     }
 
-    fn named(&self, origin: &str) -> Result<&OriginClient, ApiError> {
-        self.origins.get(origin).ok_or(ApiError::NotFound)
+    /// All origins in a blob's order, those that failed lately behind the others.
+    fn order(&self, digest: Digest) -> Vec<(String, OriginClient)> {
+        self.clients(self.members.order(digest))
+    }
+
+    fn clients(&self, names: Vec<String>) -> Vec<(String, OriginClient)> {
+        let order = self.health.order(names.iter().map(String::as_str));
+        let client = |name: &str| Some((name.to_string(), self.members.client(name)?));
+        order.into_iter().filter_map(client).collect()
+    }
+
+    /// What an origin answers, unless it turns out not to be there any more.
+    async fn while_up<T>(
+        &self,
+        name: &str,
+        answer: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        // One that counts as down is asked all the same, after all others.
+        if !self.members.is_up(name) {
+            return answer.await;
+        }
+        tokio::select! {
+            answer = answer => answer,
+            () = self.members.until_down(name) => {
+                Err(ApiError::Unavailable("it does not answer any more".into()))
+            }
+        }
+    }
+
+    fn named(&self, origin: &str) -> Result<OriginClient, ApiError> {
+        self.members.client(origin).ok_or(ApiError::NotFound)
     }
 
     fn remember<T>(&self, name: &str, answer: Result<T, ApiError>) -> Result<T, ApiError> {
@@ -410,7 +465,7 @@ impl Resumed {
         tracing::debug!(origin = %self.source, %error, at = self.at, digest = ?self.digest, "a read broke off");
         self.cluster.health.failed(&self.source);
         self.breaks += 1;
-        if self.breaks > self.cluster.origins.len() {
+        if self.breaks > self.cluster.members.count() {
             return Err(error);
         }
         let rest = Some(self.at..self.end);

@@ -119,6 +119,11 @@ impl Members {
         self.changed.notify_waiters();
     }
 
+    /// The names of all members.
+    pub fn all(&self) -> Vec<String> {
+        self.table().names().collect()
+    }
+
     /// How many members there are to be.
     pub fn count(&self) -> usize {
         self.table().ring.members().len()

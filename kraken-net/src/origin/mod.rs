@@ -1,6 +1,7 @@
 //! Origins over HTTP: what they offer, and how to find the one that has a blob.
 
 pub mod api;
+mod appending;
 mod body;
 pub mod client;
 pub mod cluster;

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use kraken_proto::{Digest, MetaInfo};
 
 use super::fake::{Fake, Origin, blob, collect, namespace};
@@ -73,20 +75,20 @@ async fn a_read_goes_on_at_another_origin() {
     let digest = Digest::of(&bytes);
     let owners = cluster.owners(&digest);
     for owner in &owners {
-        origins[owner].fake.put(&bytes);
+        origins[&**owner].fake.put(&bytes);
     }
-    let first = &origins[owners[0]].fake;
+    let first = &origins[&*owners[0]].fake;
     first.breaks.store(true, Ordering::Relaxed);
     let read = cluster.read(&namespace(), digest, None).await.unwrap();
     // On a task of its own: the futures are Send.
     let read = tokio::spawn(collect(read)).await.unwrap().unwrap();
     assert!(read == bytes);
     let reads = |name: &str| origins[name].fake.reads.load(Ordering::Relaxed);
-    assert_eq!((reads(owners[0]), reads(owners[1])), (1, 1));
+    assert_eq!((reads(&owners[0]), reads(&owners[1])), (1, 1));
     // Who failed lately is asked last.
     let again = cluster.read(&namespace(), digest, Some(5..900)).await;
     assert!(collect(again.unwrap()).await.unwrap() == bytes[5..900]);
-    assert_eq!((reads(owners[0]), reads(owners[1])), (1, 2));
+    assert_eq!((reads(&owners[0]), reads(&owners[1])), (1, 2));
 }
 
 #[tokio::test]
@@ -94,7 +96,7 @@ async fn a_read_that_nobody_can_finish_fails() {
     let (origins, cluster) = cluster();
     let bytes = blob(500_000);
     let digest = Digest::of(&bytes);
-    let owner = &origins[cluster.owners(&digest)[0]].fake;
+    let owner = &origins[&*cluster.owners(&digest)[0]].fake;
     owner.put(&bytes);
     // Half of the rest each time, and in the end nothing: a short body must not look whole.
     owner.breaks.store(true, Ordering::Relaxed);
@@ -116,6 +118,39 @@ async fn a_range_without_bytes_is_refused() {
     origins["a"].fake.put(b"");
     let read = cluster.read(&namespace(), empty, None).await.unwrap();
     assert_eq!(collect(read).await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_when_its_origin_is_back() {
+    let (origins, cluster) = cluster();
+    let bytes = blob(20 << 20);
+    let (name, id) = cluster.upload_start().await.unwrap();
+    let fake = origins[&*name].fake.clone();
+    let chunks: Vec<_> = bytes.chunks(300_000).map(Bytes::copy_from_slice).collect();
+    let body = futures::stream::iter(chunks.into_iter().enumerate()).map(move |(number, chunk)| {
+        if number == 40 {
+            fake.down.store(true, Ordering::Relaxed);
+            let back = fake.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(400)).await;
+                back.down.store(false, Ordering::Relaxed);
+            });
+        }
+        Ok(chunk)
+    });
+    let appended = cluster.upload_append(&name, &id, 0, body.boxed()).await;
+    assert_eq!(appended, Ok(20 << 20));
+    let digest = Digest::of(&bytes);
+    let committed = cluster
+        .upload_commit(&name, &id, &namespace(), digest)
+        .await;
+    assert_eq!(committed.unwrap().digest(), digest);
+    assert!(origins[&*name].fake.blobs.lock().unwrap()[&digest] == bytes);
+    // Nobody waits for what will not be.
+    let unknown = cluster
+        .upload_append(&name, &id, 0, futures::stream::empty().boxed())
+        .await;
+    assert_eq!(unknown, Err(ApiError::NotFound));
 }
 
 #[tokio::test]

@@ -162,6 +162,9 @@ impl OriginApi for Fake {
     }
 
     async fn upload_append(&self, id: &str, offset: u64, bytes: Bytes) -> Result<u64, ApiError> {
+        if self.down.load(Ordering::Relaxed) {
+            return Err(ApiError::Unavailable("down for a test".into()));
+        }
         let mut uploads = self.uploads.lock().unwrap();
         let upload = uploads.get_mut(id).ok_or(ApiError::NotFound)?;
         let len = upload.len() as u64;
