@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::choice::Wish;
+use super::hosts::Hosts;
 use super::peers::Swarm;
 use super::{AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Handout};
 use crate::blob::digest::Digest;
@@ -41,6 +42,7 @@ use crate::time::Timestamp;
 pub struct Tracker {
     config: TrackerConfig,
     rng: Rng,
+    hosts: Hosts,
     swarms: BTreeMap<Digest, Tracked>,
     /// The swarms by their last announce.
     heard: BTreeSet<(Timestamp, Digest)>,
@@ -55,6 +57,7 @@ impl Tracker {
         Self {
             config,
             rng: Rng::seeded(seed),
+            hosts: Hosts::default(),
             swarms: BTreeMap::new(),
             heard: BTreeSet::new(),
             due: BTreeSet::new(),
@@ -104,7 +107,7 @@ impl Tracker {
             if due > now {
                 break;
             }
-            let expired = self.change(digest, None, |swarm, _| swarm.expire(now));
+            let expired = self.change(digest, None, |swarm, hosts, _| swarm.expire(hosts, now));
             self.stats.expired += expired as u64;
         }
     }
@@ -138,7 +141,9 @@ impl Tracker {
         let interval = match blob.state {
             AnnounceState::Left => {
                 if self.swarms.contains_key(&blob.digest) {
-                    self.change(blob.digest, None, |swarm, _| swarm.remove(&peer.id));
+                    self.change(blob.digest, None, |swarm, hosts, _| {
+                        swarm.remove(hosts, &peer.id)
+                    });
                 }
                 return;
             }
@@ -148,12 +153,12 @@ impl Tracker {
         let expires = now + interval.saturating_mul(self.config.missed);
         let room = self.config.max_swarm_peers.max(1);
         self.make_room_for_swarm(&blob.digest);
-        let evicted = self.change(blob.digest, Some(now), |swarm, _| {
-            let full = swarm.len() >= room && !swarm.contains(&peer.id);
+        let evicted = self.change(blob.digest, Some(now), |swarm, hosts, _| {
+            let full = swarm.len() >= room && !swarm.contains(hosts, &peer.id);
             if full {
-                swarm.remove_first_to_expire();
+                swarm.remove_first_to_expire(hosts);
             }
-            swarm.announce(peer, blob, expires);
+            swarm.announce(hosts, peer, blob, expires);
             full
         });
         self.stats.evicted += u64::from(evicted);
@@ -171,8 +176,8 @@ impl Tracker {
         let wish = self.config.wish(blob);
         let mut peers = Vec::new();
         if wish.want > 0 && self.swarms.contains_key(&blob.digest) {
-            peers = self.change(blob.digest, None, |swarm, rng| {
-                swarm.choose(asker, &wish, rng)
+            peers = self.change(blob.digest, None, |swarm, hosts, rng| {
+                swarm.choose(hosts, asker, &wish, rng)
             });
         }
         origins.retain(|origin| origin.id != asker.id);
@@ -215,11 +220,7 @@ impl Tracker {
         let Some(digest) = oldest.find(|digest| digest != keep) else {
             return false;
         };
-        let evicted = self.change(digest, None, |swarm, _| {
-            let members = swarm.len();
-            *swarm = Swarm::default();
-            members
-        });
+        let evicted = self.change(digest, None, |swarm, hosts, _| swarm.clear(hosts));
         self.stats.evicted += evicted as u64;
         true
     }
@@ -230,7 +231,7 @@ impl Tracker {
         &mut self,
         digest: Digest,
         heard: Option<Timestamp>,
-        change: impl FnOnce(&mut Swarm, &mut Rng) -> T,
+        change: impl FnOnce(&mut Swarm, &mut Hosts, &mut Rng) -> T,
     ) -> T {
         let mut tracked = self.swarms.remove(&digest).unwrap_or_default();
         self.heard.remove(&(tracked.heard, digest));
@@ -238,7 +239,7 @@ impl Tracker {
             self.due.remove(&(due, digest));
         }
         self.stats.peers -= tracked.swarm.len();
-        let result = change(&mut tracked.swarm, &mut self.rng);
+        let result = change(&mut tracked.swarm, &mut self.hosts, &mut self.rng);
         self.stats.peers += tracked.swarm.len();
         if let Some(due) = tracked.swarm.next_expiry() {
             tracked.heard = heard.unwrap_or(tracked.heard);

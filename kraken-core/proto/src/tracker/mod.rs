@@ -4,6 +4,7 @@ mod choice;
 #[cfg(test)]
 mod crowd;
 pub mod handout;
+mod hosts;
 mod peers;
 #[cfg(test)]
 mod properties;

@@ -1,7 +1,7 @@
 //! The members of one blob's swarm, as the tracker knows them.
 //!
 //! Members lie in a vector without gaps, so that drawing some at random costs what is drawn and
-//! not what is there; a map finds a member's place by its identity, an ordered set finds the
+//! not what is there; a map finds a member's place by its host, an ordered set finds the
 //! lease that ends first, and an index by zone finds who is near. Invariant: the first three hold
 //! the same members, the last those that have a zone.
 //!
@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::choice::{Candidate, Wish};
+use super::hosts::{HostId, Hosts};
 use super::zones::Zones;
 use super::{AnnounceBlob, AnnounceState};
 use crate::peer::{PeerId, PeerInfo};
@@ -22,8 +23,8 @@ use crate::zone::Zone;
 #[derive(Debug, Default)]
 pub(super) struct Swarm {
     members: Vec<Member>,
-    places: BTreeMap<PeerId, usize>,
-    leases: BTreeSet<(Timestamp, PeerId)>,
+    places: BTreeMap<HostId, u32>,
+    leases: BTreeSet<(Timestamp, HostId)>,
     zones: Zones,
 }
 
@@ -32,8 +33,9 @@ impl Swarm {
         self.members.len()
     }
 
-    pub(super) fn contains(&self, id: &PeerId) -> bool {
-        self.places.contains_key(id)
+    pub(super) fn contains(&self, hosts: &Hosts, id: &PeerId) -> bool {
+        let host = hosts.find(id);
+        host.is_some_and(|host| self.places.contains_key(&host))
     }
 
     /// When the first lease ends.
@@ -42,97 +44,138 @@ impl Swarm {
     }
 
     /// Adds a member or renews its lease, and notes what it says of itself.
-    pub(super) fn announce(&mut self, info: &PeerInfo, blob: &AnnounceBlob, expires: Timestamp) {
-        if let Some(&place) = self.places.get(&info.id) {
-            self.renew(place, info, blob, expires);
-        } else {
-            let place = self.members.len();
-            self.places.insert(info.id, place);
-            self.members.push(Member {
-                info: info.clone(),
-                expires,
-                seat: self.zones.enter(info.zone.as_ref(), place),
-                load: Load {
-                    links: blob.links,
-                    pending: 0,
-                },
-                done: thousandths(blob),
-            });
-        }
-        self.leases.insert((expires, info.id));
+    pub(super) fn announce(
+        &mut self,
+        hosts: &mut Hosts,
+        info: &PeerInfo,
+        blob: &AnnounceBlob,
+        expires: Timestamp,
+    ) {
+        let known = hosts.find(&info.id);
+        let place = known.and_then(|host| self.places.get(&host).copied());
+        let host = match (known, place) {
+            (Some(host), Some(place)) => {
+                hosts.heard(host, info);
+                self.renew(place, info.zone.as_ref(), blob, expires);
+                host
+            }
+            _ => {
+                let host = hosts.join(info);
+                let place = u32::try_from(self.members.len()).expect("bounded by the config");
+                self.places.insert(host, place);
+                self.members.push(Member {
+                    host,
+                    zone: info.zone.clone(),
+                    expires,
+                    seat: self.zones.enter(info.zone.as_ref(), place),
+                    load: Load {
+                        links: blob.links,
+                        pending: 0,
+                    },
+                    done: thousandths(blob),
+                });
+                host
+            }
+        };
+        self.leases.insert((expires, host));
     }
 
-    fn renew(&mut self, place: usize, info: &PeerInfo, blob: &AnnounceBlob, expires: Timestamp) {
-        let member = &mut self.members[place];
-        self.leases.remove(&(member.expires, info.id));
+    fn renew(&mut self, place: u32, zone: Option<&Zone>, blob: &AnnounceBlob, expires: Timestamp) {
+        let member = &mut self.members[place as usize];
+        self.leases.remove(&(member.expires, member.host));
         member.expires = expires;
         member.load.announced(blob.links);
         member.done = thousandths(blob);
-        let before = std::mem::replace(&mut member.info, info.clone());
-        if before.zone != info.zone {
+        if member.zone.as_ref() != zone {
             let seat = member.seat;
-            self.leave_zone(before.zone.as_ref(), seat);
-            self.members[place].seat = self.zones.enter(info.zone.as_ref(), place);
+            let before = std::mem::replace(&mut member.zone, zone.cloned());
+            self.leave_zone(before.as_ref(), seat);
+            self.members[place as usize].seat = self.zones.enter(zone, place);
         }
     }
 
     /// Takes a member out and says whether it was in.
-    pub(super) fn remove(&mut self, id: &PeerId) -> bool {
-        let Some(place) = self.places.remove(id) else {
+    pub(super) fn remove(&mut self, hosts: &mut Hosts, id: &PeerId) -> bool {
+        let host = hosts.find(id);
+        host.is_some_and(|host| self.remove_host(hosts, host))
+    }
+
+    fn remove_host(&mut self, hosts: &mut Hosts, host: HostId) -> bool {
+        let Some(place) = self.places.remove(&host) else {
             return false;
         };
-        let gone = &self.members[place];
-        self.leases.remove(&(gone.expires, *id));
-        let (zone, seat) = (gone.info.zone.clone(), gone.seat);
+        let gone = &self.members[place as usize];
+        self.leases.remove(&(gone.expires, host));
+        let (zone, seat) = (gone.zone.clone(), gone.seat);
         self.leave_zone(zone.as_ref(), seat);
-        self.members.swap_remove(place);
-        if let Some(moved) = self.members.get(place) {
-            self.places.insert(moved.info.id, place);
-            let zone = moved.info.zone.as_ref();
-            self.zones.moved(zone, moved.seat, place);
+        self.members.swap_remove(place as usize);
+        if let Some(moved) = self.members.get(place as usize) {
+            self.places.insert(moved.host, place);
+            self.zones.moved(moved.zone.as_ref(), moved.seat, place);
         }
+        // What a large swarm took is not kept by a small one.
+        if self.members.len() < self.members.capacity() / 4 {
+            self.members.shrink_to(self.members.len() * 2);
+        }
+        hosts.leave(host);
         true
     }
 
-    fn leave_zone(&mut self, zone: Option<&Zone>, seat: usize) {
+    fn leave_zone(&mut self, zone: Option<&Zone>, seat: u32) {
         if let Some(moved) = self.zones.leave(zone, seat) {
-            self.members[moved].seat = seat;
+            self.members[moved as usize].seat = seat;
         }
     }
 
     /// Takes out the members whose lease has ended and says how many.
-    pub(super) fn expire(&mut self, now: Timestamp) -> usize {
+    pub(super) fn expire(&mut self, hosts: &mut Hosts, now: Timestamp) -> usize {
         let before = self.len();
         while self.next_expiry().is_some_and(|expires| expires <= now) {
-            self.remove_first_to_expire();
+            self.remove_first_to_expire(hosts);
         }
         before - self.len()
     }
 
     /// Takes out the member whose lease would end first.
-    pub(super) fn remove_first_to_expire(&mut self) {
-        if let Some(&(_, id)) = self.leases.first() {
-            self.remove(&id);
+    pub(super) fn remove_first_to_expire(&mut self, hosts: &mut Hosts) {
+        if let Some(&(_, host)) = self.leases.first() {
+            self.remove_host(hosts, host);
         }
+    }
+
+    /// Takes out all members, and says how many.
+    pub(super) fn clear(&mut self, hosts: &mut Hosts) -> usize {
+        let gone = std::mem::take(self);
+        gone.members
+            .iter()
+            .for_each(|member| hosts.leave(member.host));
+        gone.members.len()
     }
 
     /// Chooses members other than `asker` of those drawn at random, see [`Wish::choose`]. They
     /// count as handed out.
-    pub(super) fn choose(&mut self, asker: &PeerInfo, wish: &Wish, rng: &mut Rng) -> Vec<PeerInfo> {
+    pub(super) fn choose(
+        &mut self,
+        hosts: &Hosts,
+        asker: &PeerInfo,
+        wish: &Wish,
+        rng: &mut Rng,
+    ) -> Vec<PeerInfo> {
+        let asking = hosts.find(&asker.id);
         let zone = asker.zone.as_ref().filter(|_| wish.near_share > 0.0);
         let drawn = draw(self.len(), wish.sample, rng);
-        let mut anywhere = self.candidates(asker, zone, drawn);
+        let mut anywhere = self.candidates(asking, zone, drawn);
         rng.shuffle(&mut anywhere);
         let mates = zone.map_or(&[][..], |zone| self.zones.members(zone));
         let drawn = draw(mates.len(), wish.sample_of_zone(mates.len()), rng);
-        let drawn = drawn.into_iter().map(|seat| mates[seat]).collect();
-        let mut near = self.candidates(asker, zone, drawn);
+        let drawn = drawn.into_iter().map(|seat| mates[seat] as usize).collect();
+        let mut near = self.candidates(asking, zone, drawn);
         rng.shuffle(&mut near);
         let mut chosen = Vec::with_capacity(wish.want);
         for place in wish.choose(near, anywhere) {
             let member = &mut self.members[place];
             member.load.handed_out();
-            chosen.push(member.info.clone());
+            chosen.push(hosts.info(member.host).clone());
         }
         chosen
     }
@@ -140,17 +183,17 @@ impl Swarm {
     /// The members at these places without the asker; those in `zone` are near.
     fn candidates(
         &self,
-        asker: &PeerInfo,
+        asker: Option<HostId>,
         zone: Option<&Zone>,
         places: Vec<usize>,
     ) -> Vec<Candidate> {
         let candidate = |place: usize| {
             let member = &self.members[place];
-            (member.info.id != asker.id).then(|| Candidate {
+            (Some(member.host) != asker).then(|| Candidate {
                 place,
-                near: zone.is_some() && member.info.zone.as_ref() == zone,
+                near: zone.is_some() && member.zone.as_ref() == zone,
                 links: member.load.expected(),
-                done: member.done,
+                done: member.done.into(),
             })
         };
         places.into_iter().filter_map(candidate).collect()
@@ -159,22 +202,24 @@ impl Swarm {
 
 #[derive(Debug)]
 struct Member {
-    info: PeerInfo,
-    expires: Timestamp,
+    host: HostId,
     /// Where it is in its zone.
-    seat: usize,
+    seat: u32,
+    /// The zone in which it has its seat: another than its host's, until it announces again.
+    zone: Option<Zone>,
+    expires: Timestamp,
     load: Load,
     /// How much of the blob it has, in thousandths.
-    done: u32,
+    done: u16,
 }
 
 /// How much of a blob a host says that it has. One that does not say counts as empty.
-fn thousandths(blob: &AnnounceBlob) -> u32 {
+fn thousandths(blob: &AnnounceBlob) -> u16 {
     match (blob.state, blob.progress) {
         (AnnounceState::Seeding, _) => 1000,
         (_, Some(progress)) if progress.of > 0 => {
             let share = u64::from(progress.have) * 1000 / u64::from(progress.of);
-            u32::try_from(share).map_or(1000, |share| share.min(1000))
+            u16::try_from(share).map_or(1000, |share| share.min(1000))
         }
         _ => 0,
     }
@@ -241,8 +286,30 @@ mod tests {
         Timestamp::from_nanos(seconds * 1_000_000_000)
     }
 
-    fn swarm(members: u32) -> Swarm {
-        let mut swarm = Swarm::default();
+    /// A swarm and its hosts.
+    #[derive(Default)]
+    struct Lab {
+        swarm: Swarm,
+        hosts: Hosts,
+    }
+
+    impl Lab {
+        fn announce(&mut self, info: &PeerInfo, blob: &AnnounceBlob, expires: Timestamp) {
+            self.swarm.announce(&mut self.hosts, info, blob, expires);
+        }
+        fn remove(&mut self, id: &PeerId) -> bool {
+            self.swarm.remove(&mut self.hosts, id)
+        }
+        fn expire(&mut self, now: Timestamp) -> usize {
+            self.swarm.expire(&mut self.hosts, now)
+        }
+        fn choose(&mut self, asker: &PeerInfo, wish: &Wish, rng: &mut Rng) -> Vec<PeerInfo> {
+            self.swarm.choose(&self.hosts, asker, wish, rng)
+        }
+    }
+
+    fn swarm(members: u32) -> Lab {
+        let mut swarm = Lab::default();
         for n in 0..members {
             swarm.announce(&peer(n), &with_links(0), at(10));
         }
@@ -265,17 +332,19 @@ mod tests {
         }
     }
 
-    fn check(swarm: &Swarm) {
+    fn check(Lab { swarm, hosts }: &Lab) {
+        assert_eq!(swarm.members.len(), hosts.len());
         assert_eq!(swarm.members.len(), swarm.places.len());
         assert_eq!(swarm.members.len(), swarm.leases.len());
         for (place, member) in swarm.members.iter().enumerate() {
-            assert_eq!(swarm.places.get(&member.info.id), Some(&place));
-            assert!(swarm.leases.contains(&(member.expires, member.info.id)));
-            if let Some(zone) = &member.info.zone {
-                assert_eq!(swarm.zones.members(zone)[member.seat], place);
+            let place = u32::try_from(place).unwrap();
+            assert_eq!(swarm.places.get(&member.host), Some(&place));
+            assert!(swarm.leases.contains(&(member.expires, member.host)));
+            if let Some(zone) = &member.zone {
+                assert_eq!(swarm.zones.members(zone)[member.seat as usize], place);
             }
         }
-        let zoned = swarm.members.iter().filter(|it| it.info.zone.is_some());
+        let zoned = swarm.members.iter().filter(|it| it.zone.is_some());
         let seats: Vec<_> = swarm.zones.iter().map(|(_, seats)| seats.len()).collect();
         assert_eq!(seats.iter().sum::<usize>(), zoned.count());
         assert!(!seats.contains(&0), "a zone is empty");
@@ -288,16 +357,16 @@ mod tests {
             swarm.remove(&peer(n).id);
             check(&swarm);
         }
-        assert_eq!(swarm.len(), 17);
+        assert_eq!(swarm.swarm.len(), 17);
         swarm.announce(&peer(3), &with_links(5), at(20));
         check(&swarm);
-        assert_eq!(swarm.next_expiry(), Some(at(10)));
+        assert_eq!(swarm.swarm.next_expiry(), Some(at(10)));
         assert_eq!(swarm.expire(at(9)), 0);
         assert_eq!(swarm.expire(at(10)), 16);
         check(&swarm);
-        assert!(swarm.contains(&peer(3).id));
-        swarm.remove_first_to_expire();
-        assert_eq!(swarm.len(), 0);
+        assert!(swarm.swarm.contains(&swarm.hosts, &peer(3).id));
+        swarm.swarm.remove_first_to_expire(&mut swarm.hosts);
+        assert_eq!(swarm.swarm.len(), 0);
         check(&swarm);
     }
 
@@ -306,7 +375,7 @@ mod tests {
         fn whoever_comes_moves_and_goes_all_views_hold_the_same(
             steps in prop::collection::vec((0_u32..12, prop::option::of(0..4), 0_u64..9, 0..4), 0..80),
         ) {
-            let mut swarm = Swarm::default();
+            let mut swarm = Lab::default();
             for (n, zone, expires, what) in steps {
                 match what {
                     0 => drop(swarm.remove(&peer(n).id)),
@@ -323,7 +392,7 @@ mod tests {
 
     #[test]
     fn whoever_moves_to_another_zone_is_near_there_and_far_here() {
-        let mut swarm = Swarm::default();
+        let mut swarm = Lab::default();
         for (n, zone) in [(1, "a"), (2, "b"), (1, "b")] {
             swarm.announce(&zoned(n, zone), &with_links(0), at(10));
             check(&swarm);
@@ -368,11 +437,11 @@ mod tests {
     #[test]
     fn the_least_linked_come_first_and_then_wait_for_their_turn() {
         let mut rng = Rng::seeded(2);
-        let mut swarm = Swarm::default();
+        let mut swarm = Lab::default();
         for n in 0..6 {
             swarm.announce(&peer(n), &with_links(n), at(10));
         }
-        let mut choose = |swarm: &mut Swarm| swarm.choose(&peer(9), &wish(2), &mut rng);
+        let mut choose = |swarm: &mut Lab| swarm.choose(&peer(9), &wish(2), &mut rng);
         assert_eq!(choose(&mut swarm), [peer(0), peer(1)]);
         // Loads are now 1, 2, 2, 3, 4, 5: the first is followed by one of the two equals.
         let second = choose(&mut swarm);

@@ -1,0 +1,236 @@
+//! Every process of a cluster at a host of its own.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use kraken_core::net::CertAuthority;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::Outcome;
+use crate::net::{Net, addr};
+
+/// What a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Role {
+    Origin,
+    Tracker,
+    BuildIndex,
+    Proxy,
+    Agent,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Origin => "origin",
+            Self::Tracker => "tracker",
+            Self::BuildIndex => "build-index",
+            Self::Proxy => "proxy",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// How many there are of each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) origins: usize,
+    pub(crate) trackers: usize,
+    pub(crate) proxies: usize,
+    pub(crate) agents: usize,
+}
+
+/// One process.
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    /// The host that it is at.
+    pub(crate) host: usize,
+    store: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Member {
+    /// `host:port` of its HTTP.
+    pub(crate) fn http(&self) -> String {
+        format!("{}:7600", addr(self.host))
+    }
+}
+
+/// A cluster; it ends with this.
+pub(crate) struct Cluster {
+    pub(crate) net: Net,
+    pub(crate) members: Vec<Member>,
+}
+
+impl Cluster {
+    /// Writes the configurations; nothing runs yet. The last host is for whoever uses the cluster.
+    pub(crate) fn new(dir: &Path, sizes: Sizes) -> Outcome<Self> {
+        let kinds = [
+            (Role::Origin, sizes.origins),
+            (Role::Tracker, sizes.trackers),
+            (Role::BuildIndex, 1),
+            (Role::Proxy, sizes.proxies),
+            (Role::Agent, sizes.agents),
+        ];
+        let mut members = Vec::new();
+        for (role, count) in kinds {
+            for number in 1..=count {
+                let name = format!("{}-{number}", role.name());
+                members.push(Member {
+                    role,
+                    host: members.len() + 1,
+                    store: dir.join(&name),
+                    config: dir.join(format!("{name}.yaml")),
+                    log: dir.join(format!("{name}.log")),
+                    name,
+                    child: None,
+                });
+            }
+        }
+        let net = Net::new(members.len() + 1)?;
+        let cluster = Self { net, members };
+        cluster.configure(dir)?;
+        Ok(cluster)
+    }
+
+    /// The host from which the cluster is used.
+    pub(crate) fn outside(&self) -> usize {
+        self.members.len() + 1
+    }
+
+    fn of(&self, role: Role) -> impl Iterator<Item = &Member> {
+        self.members
+            .iter()
+            .filter(move |member| member.role == role)
+    }
+
+    fn configure(&self, dir: &Path) -> Outcome<()> {
+        let authority = CertAuthority::create()?;
+        let ca = dir.join("ca.crt");
+        fs::write(&ca, authority.to_pem().0)?;
+        let url = |member: &Member| format!("https://{}", member.http());
+        let origins: Vec<_> = self
+            .of(Role::Origin)
+            .map(|it| json!({"name": it.name, "url": url(it)}))
+            .collect();
+        let urls = |role| self.of(role).map(url).collect::<Vec<_>>();
+        for member in &self.members {
+            let (cert, key) = authority.issue(member.role.name(), &[addr(member.host)])?;
+            let path = |suffix: &str| dir.join(format!("{}.{suffix}", member.name));
+            fs::write(path("crt"), cert)?;
+            fs::write(path("key"), key)?;
+            let mut config = json!({
+                "tls": {"cert": path("crt"), "key": path("key"), "ca": ca},
+            });
+            let peers = format!("{}:7610", addr(member.host));
+            let mut set = |key: &str, value: Value| config[key] = value;
+            match member.role {
+                Role::Origin => {
+                    set("name", json!(member.name));
+                    set("store", json!(member.store));
+                    set("backend", json!({"local_disk": dir.join("backend")}));
+                    set("peer_listen", json!(peers));
+                    set("heal", json!({"after": "10s"}));
+                }
+                Role::Agent => {
+                    set("store", json!(member.store));
+                    set("peer_listen", json!(peers));
+                    set("registry_listen", json!(member.http()));
+                    set("trackers", json!(urls(Role::Tracker)));
+                    set("build_indexes", json!(urls(Role::BuildIndex)));
+                }
+                Role::BuildIndex => set("store", json!(member.store)),
+                Role::Proxy => set("build_indexes", json!(urls(Role::BuildIndex))),
+                Role::Tracker => {}
+            }
+            if member.role != Role::Agent {
+                set("listen", json!(member.http()));
+                set("origins", json!(origins));
+                set("replicas", json!(3));
+            }
+            // JSON is YAML.
+            fs::write(&member.config, config.to_string())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn start(&mut self, at: usize) -> Outcome<()> {
+        let member = &self.members[at];
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&member.log)?;
+        let program = std::env::current_exe()?;
+        let mut command = self.net.at(member.host, program);
+        command
+            .arg("--role")
+            .arg(member.role.name())
+            .arg("--config")
+            .arg(&member.config);
+        let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into());
+        let child = command
+            .env("RUST_LOG", level)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.members[at].child = Some(child);
+        Ok(())
+    }
+
+    /// SIGKILL, and its end.
+    pub(crate) fn kill(&mut self, at: usize) -> Outcome<()> {
+        if let Some(mut child) = self.members[at].child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM, and its end.
+    pub(crate) fn stop(&mut self, at: usize) -> Outcome<()> {
+        if let Some(mut child) = self.members[at].child.take() {
+            signal(&child, Signal::TERM)?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGSTOP or SIGCONT.
+    pub(crate) fn pause(&self, at: usize, is_paused: bool) -> Outcome<()> {
+        let stop = if is_paused {
+            Signal::STOP
+        } else {
+            Signal::CONT
+        };
+        match &self.members[at].child {
+            Some(child) => signal(child, stop),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes what a process that has ended kept.
+    pub(crate) fn wipe(&self, at: usize) -> Outcome<()> {
+        Ok(fs::remove_dir_all(&self.members[at].store)?)
+    }
+}
+
+// nsenter replaces itself with the program: its id is the program's.
+fn signal(child: &Child, signal: Signal) -> Outcome<()> {
+    let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    Ok(kill_process(id.ok_or("no such process")?, signal)?)
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for at in 0..self.members.len() {
+            let _ = self.pause(at, false);
+            let _ = self.kill(at);
+        }
+    }
+}

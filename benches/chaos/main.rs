@@ -1,0 +1,322 @@
+//! A cluster of real processes, each at a host of its own, under faults: what was acknowledged must
+//! be there in the end, and no byte may be wrong.
+//!
+//! `cargo run --release -p kraken-benches --bin chaos -- --minutes 10 --seed 1 [--json]`, as root: it
+//! makes network namespaces, which go when it ends. Every five seconds something goes wrong for one
+//! to four seconds, drawn from the seed; the kinds take turns.
+//!
+//! A pull or a push counts as failed when the process that was asked was well: a client cannot be
+//! helped by an agent that is dead. Acknowledged blobs and tags are looked for in the end, through
+//! agents and proxies.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a measuring tool"
+)]
+
+mod cluster;
+mod disk;
+mod faults;
+mod load;
+mod net;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use kraken_core::proto::rng::Rng;
+use kraken_daemon::{agent, build_index, origin, process, proxy, tracker};
+use serde::Serialize;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use cluster::{Cluster, Member, Role, Sizes};
+use faults::Fault;
+use load::{Attempt, Book, Shared, Target};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// A cluster under faults.
+#[derive(Debug, Parser)]
+struct Options {
+    /// How long, after a quiet minute.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Where all chance comes from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many origins; each blob has three copies.
+    #[arg(long, default_value_t = 3)]
+    origins: usize,
+    /// How many trackers.
+    #[arg(long, default_value_t = 2)]
+    trackers: usize,
+    /// How many agents.
+    #[arg(long, default_value_t = 8)]
+    agents: usize,
+    /// Seconds from one fault to the next.
+    #[arg(long, default_value_t = 5)]
+    every: u64,
+    /// Where the processes keep what they have, and their logs; a temporary directory by default.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// In a child: which process it is.
+    #[arg(long, hide = true, requires = "config")]
+    role: Option<Role>,
+    /// In a child: its configuration.
+    #[arg(long, hide = true)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    faults: BTreeMap<&'static str, usize>,
+    /// Blobs and tags.
+    acknowledged: usize,
+    lost: usize,
+    wrong: usize,
+    pulls: usize,
+    failed_pulls: usize,
+    /// Of processes that something was wrong with.
+    failed_pulls_at_faults: usize,
+    pushes: usize,
+    failed_pushes: usize,
+    failed_pushes_at_faults: usize,
+    pull_p99_quiet_s: f64,
+    pull_p99_fault_s: f64,
+    pull_p99_ratio: f64,
+    push_p99_quiet_s: f64,
+    push_p99_fault_s: f64,
+    /// From the last fault until all that was acknowledged was found.
+    converged_s: f64,
+    reasons: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let ran = match (options.role, &options.config) {
+        (Some(role), Some(config)) => on_runtime(be(role, config)).map(|()| true),
+        _ => run(&options),
+    };
+    match ran {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("chaos: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn on_runtime<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(work)
+}
+
+/// In a child: the life of one process.
+async fn be(role: Role, config: &Path) -> Outcome<()> {
+    process::init_log("info");
+    match role {
+        Role::Origin => process::run_until_signal(config, origin::start).await?,
+        Role::Tracker => process::run_until_signal(config, tracker::start).await?,
+        Role::BuildIndex => process::run_until_signal(config, build_index::start).await?,
+        Role::Proxy => process::run_until_signal(config, proxy::start).await?,
+        Role::Agent => process::run_until_signal(config, agent::start).await?,
+    }
+    Ok(())
+}
+
+fn run(options: &Options) -> Outcome<bool> {
+    let scratch = tempfile::tempdir()?;
+    let dir = options
+        .dir
+        .clone()
+        .unwrap_or_else(|| scratch.path().to_path_buf());
+    std::fs::create_dir_all(&dir)?;
+    let sizes = Sizes {
+        origins: options.origins,
+        trackers: options.trackers,
+        proxies: 2,
+        agents: options.agents,
+    };
+    let mut cluster = Cluster::new(&dir, sizes)?;
+    for at in 0..cluster.members.len() {
+        cluster.start(at)?;
+    }
+    // Before any other thread begins: they are where the first one is.
+    cluster.net.enter(cluster.outside())?;
+    let report = on_runtime(play(options, cluster))?;
+    if options.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!("{report:#?}");
+    }
+    Ok(report.lost == 0 && report.wrong == 0)
+}
+
+/// How long the cluster runs before the first fault.
+const QUIET: Duration = Duration::from_secs(60);
+/// How long it may take to find all that was acknowledged when nothing is wrong any more.
+const CONVERGE: Duration = Duration::from_secs(300);
+
+async fn play(options: &Options, mut cluster: Cluster) -> Outcome<Report> {
+    for member in &cluster.members {
+        answers(member).await?;
+    }
+    let book = Shared::default();
+    let targets = |role: Role| -> Vec<_> {
+        let members = cluster.members.iter().enumerate();
+        let of = members.filter(|(_, member)| member.role == role);
+        of.map(|(at, member)| Target {
+            at,
+            http: member.http(),
+        })
+        .collect()
+    };
+    let (proxies, agents) = (targets(Role::Proxy), targets(Role::Agent));
+    let mut load = tokio::task::JoinSet::new();
+    for number in 0..2 {
+        let seed = options.seed * 1000 + number;
+        load.spawn(load::push(book.clone(), proxies.clone(), seed));
+    }
+    for number in 2..6 {
+        let seed = options.seed * 1000 + number;
+        load.spawn(load::pull(book.clone(), agents.clone(), seed));
+    }
+    sleep(QUIET).await;
+    let faults = trouble(options, &mut cluster, &book).await?;
+    load.shutdown().await;
+    let began = Instant::now();
+    let lost = missing(&book, &agents, &proxies).await;
+    let converged_s = began.elapsed().as_secs_f64();
+    let book = std::mem::take(&mut *load::open(&book));
+    Ok(report(&book, faults, (lost, converged_s)))
+}
+
+/// One fault after the other; one ends before the next begins.
+async fn trouble(
+    options: &Options,
+    cluster: &mut Cluster,
+    book: &Shared,
+) -> Outcome<BTreeMap<&'static str, usize>> {
+    let mut rng = Rng::seeded(options.seed);
+    let mut faults = BTreeMap::<&'static str, usize>::new();
+    let end = Instant::now() + Duration::from_secs(60 * options.minutes);
+    for number in 0.. {
+        let next = Instant::now() + Duration::from_secs(options.every);
+        if next > end {
+            break;
+        }
+        let fault = Fault::draw(&mut rng, number, &cluster.members);
+        eprintln!(
+            "{} {} {:?}",
+            fault.kind.name(),
+            cluster.members[fault.at].name,
+            fault.lasts
+        );
+        load::open(book).fault_began(fault.at);
+        let hog = fault.begin(cluster)?;
+        sleep(fault.lasts).await;
+        drop(hog);
+        fault.end(cluster)?;
+        load::open(book).fault_ended(fault.at);
+        *faults.entry(fault.kind.name()).or_default() += 1;
+        sleep_until(next).await;
+    }
+    Ok(faults)
+}
+
+/// Looks for all that was acknowledged until all is found, or the time is over; gives how much is not.
+async fn missing(book: &Shared, agents: &[Target], proxies: &[Target]) -> usize {
+    let mut left = load::open(book).acknowledged.clone();
+    let end = Instant::now() + CONVERGE;
+    let mut turn = 0;
+    loop {
+        let mut still = Vec::new();
+        for image in left {
+            turn += 1;
+            let (agent, proxy) = (&agents[turn % agents.len()], &proxies[turn % proxies.len()]);
+            let pulled = timeout(PATIENCE, load::pull_blob(&agent.http, image.blob)).await;
+            let tagged = timeout(PATIENCE, load::is_tagged(&proxy.http, &image)).await;
+            match (pulled, tagged) {
+                (Ok(Ok(true)), Ok(Ok(true))) => {}
+                (Ok(Ok(false)), _) => load::open(book).wrong += 1,
+                _ => still.push(image),
+            }
+        }
+        left = still;
+        if left.is_empty() || Instant::now() > end {
+            return left.len();
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// How long one question in the end may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn report(
+    book: &Book,
+    faults: BTreeMap<&'static str, usize>,
+    (lost, converged_s): (usize, f64),
+) -> Report {
+    let failed = |attempts: &[Attempt], at_fault: bool| {
+        let failed = attempts.iter().filter(|it| !it.is_good);
+        failed.filter(|it| book.was_wrong(it).1 == at_fault).count()
+    };
+    // Of processes that were well, whether or not something else was not.
+    let p99 = |attempts: &[Attempt], in_trouble: bool| {
+        let good = attempts.iter().filter(|it| it.is_good);
+        let of = good.filter(|it| book.was_wrong(it) == (in_trouble, false));
+        let mut times: Vec<_> = of.map(Attempt::took).collect();
+        times.sort_unstable();
+        let at = (times.len() * 99 / 100).min(times.len().saturating_sub(1));
+        times.get(at).map_or(0.0, Duration::as_secs_f64)
+    };
+    let (quiet, trouble) = (p99(&book.pulls, false), p99(&book.pulls, true));
+    let mut reasons = book.reasons.clone();
+    reasons.truncate(20);
+    Report {
+        faults,
+        acknowledged: book.acknowledged.len(),
+        lost,
+        wrong: book.wrong,
+        pulls: book.pulls.len(),
+        failed_pulls: failed(&book.pulls, false),
+        failed_pulls_at_faults: failed(&book.pulls, true),
+        pushes: book.pushes.len(),
+        failed_pushes: failed(&book.pushes, false),
+        failed_pushes_at_faults: failed(&book.pushes, true),
+        pull_p99_quiet_s: quiet,
+        pull_p99_fault_s: trouble,
+        pull_p99_ratio: if quiet > 0.0 { trouble / quiet } else { 0.0 },
+        push_p99_quiet_s: p99(&book.pushes, false),
+        push_p99_fault_s: p99(&book.pushes, true),
+        converged_s,
+        reasons,
+    }
+}
+
+/// Waits until a process answers; those that want a certificate answer by refusing.
+async fn answers(member: &Member) -> Outcome<()> {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        if timeout(Duration::from_secs(1), TcpStream::connect(member.http()))
+            .await
+            .is_ok_and(|it| it.is_ok())
+        {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(format!("{} does not start: see its log", member.name).into());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
