@@ -208,7 +208,7 @@ impl Cluster {
         let url = format!("https://{}", origin_server.local_addr()).parse()?;
         let http = HttpClient::new(Some(&identity))?;
         let cluster = OriginCluster::new([(name.clone(), url)], http, 1);
-        let tracker = Tracker::builder(cluster, [name]).spawn();
+        let tracker = Tracker::builder(cluster).spawn();
         let router = announce::router(Arc::new(tracker.clone()));
         let tracker_server = serve(any_port(), router, Some(&identity), shutdown.clone())?;
         while tracker.live_origins() == 0 {

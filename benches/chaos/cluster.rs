@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
+use kraken_core::Digest;
 use kraken_core::net::CertAuthority;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -55,6 +56,13 @@ pub(crate) struct Member {
 }
 
 impl Member {
+    /// The length of a blob that an origin has whole on its disk.
+    pub(crate) fn blob_bytes(&self, digest: Digest) -> Option<u64> {
+        let hex = digest.hex();
+        let path = self.store.join("blobs/sealed").join(&hex[..2]).join(&hex);
+        fs::metadata(path).ok().map(|it| it.len())
+    }
+
     /// `host:port` of its HTTP.
     pub(crate) fn http(&self) -> String {
         format!("{}:7600", addr(self.host))

@@ -47,6 +47,9 @@ struct Options {
     /// Where all chance comes from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// What goes wrong.
+    #[arg(long, value_enum, default_value_t = Plan::Random)]
+    plan: Plan,
     /// How many origins; each blob has three copies.
     #[arg(long, default_value_t = 3)]
     origins: usize,
@@ -73,6 +76,17 @@ struct Options {
     config: Option<PathBuf>,
 }
 
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Plan {
+    /// One fault after the other, drawn from the seed.
+    Random,
+    /// Two origins are killed at once and stay dead; how long until each blob has its copies again.
+    TwoOrigins,
+    /// Each process is restarted in turn, in good order.
+    Rolling,
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     faults: BTreeMap<&'static str, usize>,
@@ -92,6 +106,10 @@ struct Report {
     pull_p99_ratio: f64,
     push_p99_quiet_s: f64,
     push_p99_fault_s: f64,
+    /// From the death of two origins until all that was acknowledged before had three copies again,
+    /// and what was copied for it, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restored: Option<Restored>,
     /// From the last fault until all that was acknowledged was found.
     converged_s: f64,
     reasons: Vec<String>,
@@ -191,13 +209,100 @@ async fn play(options: &Options, mut cluster: Cluster) -> Outcome<Report> {
         load.spawn(load::pull(book.clone(), agents.clone(), seed));
     }
     sleep(QUIET).await;
-    let faults = trouble(options, &mut cluster, &book).await?;
+    let mut restored = None;
+    let faults = match options.plan {
+        Plan::Random => trouble(options, &mut cluster, &book).await?,
+        Plan::Rolling => roll(&mut cluster, &book).await?,
+        Plan::TwoOrigins => {
+            restored = Some(lose_two(&mut cluster, &book).await?);
+            BTreeMap::from([("kill", 2)])
+        }
+    };
     load.shutdown().await;
     let began = Instant::now();
     let lost = missing(&book, &agents, &proxies).await;
     let converged_s = began.elapsed().as_secs_f64();
     let book = std::mem::take(&mut *load::open(&book));
-    Ok(report(&book, faults, (lost, converged_s)))
+    let mut report = report(&book, faults, (lost, converged_s));
+    report.restored = restored;
+    Ok(report)
+}
+
+/// Restarts each process in good order, one after the other.
+async fn roll(cluster: &mut Cluster, book: &Shared) -> Outcome<BTreeMap<&'static str, usize>> {
+    for at in 0..cluster.members.len() {
+        eprintln!("restart {}", cluster.members[at].name);
+        load::open(book).fault_began(at);
+        cluster.stop(at)?;
+        cluster.start(at)?;
+        answers(&cluster.members[at]).await?;
+        load::open(book).fault_ended(at);
+        sleep(Duration::from_secs(5)).await;
+    }
+    Ok(BTreeMap::from([("restart", cluster.members.len())]))
+}
+
+/// What it took to have all copies again.
+#[derive(Debug, Serialize)]
+struct Restored {
+    blobs: usize,
+    bytes: u64,
+    seconds: f64,
+}
+
+/// How long copies may take to be made again.
+const RESTORE: Duration = Duration::from_secs(300);
+
+async fn lose_two(cluster: &mut Cluster, book: &Shared) -> Outcome<Restored> {
+    let before = load::open(book).acknowledged.clone();
+    let origins = cluster
+        .members
+        .iter()
+        .filter(|it| it.role == Role::Origin)
+        .count();
+    if origins < 5 {
+        return Err("two of five: give --origins 5".into());
+    }
+    let began = Instant::now();
+    for at in 0..2 {
+        eprintln!("kill {}", cluster.members[at].name);
+        load::open(book).fault_began(at);
+        cluster.kill(at)?;
+    }
+    let living = &cluster.members[2..origins];
+    let copies = |digest| {
+        living
+            .iter()
+            .filter_map(|it| it.blob_bytes(digest))
+            .collect::<Vec<_>>()
+    };
+    let at_first: usize = before.iter().map(|image| copies(image.blob).len()).sum();
+    loop {
+        let left = before
+            .iter()
+            .filter(|image| copies(image.blob).len() < 3)
+            .count();
+        if left == 0 {
+            break;
+        }
+        if began.elapsed() > RESTORE {
+            return Err(format!("{left} blobs do not have three copies").into());
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let (mut bytes, mut at_last) = (0, 0);
+    for image in &before {
+        let copies = copies(image.blob);
+        at_last += copies.len();
+        bytes += copies.first().copied().unwrap_or(0);
+    }
+    let made = at_last.saturating_sub(at_first) as u64;
+    Ok(Restored {
+        blobs: before.len(),
+        bytes: bytes / (before.len().max(1) as u64) * made,
+        seconds,
+    })
 }
 
 /// One fault after the other; one ends before the next begins.
@@ -299,6 +404,7 @@ fn report(
         pull_p99_ratio: if quiet > 0.0 { trouble / quiet } else { 0.0 },
         push_p99_quiet_s: p99(&book.pushes, false),
         push_p99_fault_s: p99(&book.pushes, true),
+        restored: None,
         converged_s,
         reasons,
     }

@@ -222,10 +222,10 @@ impl Cluster {
     async fn start(dir: PathBuf, backend: Capped, agents: usize) -> Outcome<Self> {
         let (authority, shutdown) = (CertAuthority::create()?, CancellationToken::new());
         let mut servers = Vec::new();
-        let (origins, cluster, names) =
+        let (origins, cluster) =
             start_origins(&dir, backend, &authority, &shutdown, &mut servers).await?;
         let identity = issue(&authority, "tracker")?;
-        let tracker = Tracker::builder(cluster(HttpClient::new(Some(&identity))?), names).spawn();
+        let tracker = Tracker::builder(cluster(HttpClient::new(Some(&identity))?)).spawn();
         let routes = announce::router(Arc::new(tracker.clone()));
         let server = serve(any_port(), routes, Some(&identity), shutdown.clone())?;
         let url = format!("https://{}", server.local_addr());
@@ -277,7 +277,7 @@ async fn start_origins(
     authority: &CertAuthority,
     shutdown: &CancellationToken,
     servers: &mut Vec<HttpServer>,
-) -> Outcome<(Vec<Origin>, MakeCluster, Vec<String>)> {
+) -> Outcome<(Vec<Origin>, MakeCluster)> {
     let held: Vec<_> = (0..ORIGINS)
         .map(|_| std::net::TcpListener::bind(any_port()))
         .collect::<Result<_, _>>()?;
@@ -313,12 +313,11 @@ async fn start_origins(
         )?);
         origins.push(origin);
     }
-    let names = members.iter().map(|it| it.name.clone()).collect();
     let cluster = move |http| {
         let members = members.into_iter().map(|it| (it.name, it.url));
         OriginCluster::new(members, http, ORIGINS)
     };
-    Ok((origins, Box::new(cluster), names))
+    Ok((origins, Box::new(cluster)))
 }
 
 fn issue(authority: &CertAuthority, role: &str) -> Outcome<Identity> {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, OriginEntry, Tls};
+use crate::members;
 use crate::process::{Service, StartError};
 
 /// The configuration of a build-index.
@@ -21,7 +22,11 @@ pub struct BuildIndexConfig {
     /// The directory of its tags.
     pub store: PathBuf,
     /// All origins: a tag is taken only when its image is there.
+    #[serde(default)]
     pub origins: Vec<OriginEntry>,
+    /// A file with the same list, read again when it changes; instead of `origins`.
+    #[serde(default)]
+    pub origins_file: Option<PathBuf>,
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
@@ -49,10 +54,16 @@ pub struct BuildIndexService {
 pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
-    let origins = config::origin_cluster(&config.origins, config.replicas, &http)?;
+    let origins = config::origin_cluster(
+        &config.origins,
+        config.origins_file.as_deref(),
+        config.replicas,
+        &http,
+    )?;
     config::make_dir(&config.store)?;
     let shutdown = CancellationToken::new();
     config::watch(&origins, &shutdown);
+    members::follow_with(&origins, config.origins_file.as_deref(), &shutdown);
     let tags = TagStore::open(config.store.join("tags.redb"))?;
     let router = with_health(router(tags, origins), || async { Ok(()) });
     let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;

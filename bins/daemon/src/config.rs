@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use crate::members;
 use crate::process::StartError;
 
 /// The certificate, the key and the cluster's authority: paths of PEM files.
@@ -84,10 +85,11 @@ pub fn ring(origins: &[OriginEntry]) -> Result<Vec<RingMember>, StartError> {
 /// A client of the origins.
 pub(crate) fn origin_cluster(
     origins: &[OriginEntry],
+    file: Option<&Path>,
     replicas: usize,
     http: &HttpClient,
 ) -> Result<OriginCluster, StartError> {
-    let members = ring(origins)?
+    let members = members::origins(origins, file)?
         .into_iter()
         .map(|member| (member.name, member.url));
     Ok(OriginCluster::new(members, http.clone(), replicas))

@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backends::{BackendConfig, RouteConfig, Timeout, backend};
 use crate::config::{self, OriginEntry, QuicMtu, Tls, TransportConfig};
+use crate::leave::with_leave;
 use crate::limits::{LimitsConfig, Rate, with_live_limits};
+use crate::members;
 use crate::process::{Service, StartError};
 use crate::queue::with_queue;
 use crate::store::http::with_store;
@@ -71,7 +73,11 @@ pub struct OriginConfig {
     /// Where its HTTP face answers (mutual TLS).
     pub listen: SocketAddr,
     /// All origins, this one among them.
+    #[serde(default)]
     pub origins: Vec<OriginEntry>,
+    /// A file with the same list, read again when it changes; instead of `origins`.
+    #[serde(default)]
+    pub origins_file: Option<PathBuf>,
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
@@ -128,7 +134,8 @@ pub struct OriginService {
 pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
-    let origins = config.origins.len();
+    let ring = members::origins(&config.origins, config.origins_file.as_deref())?;
+    let origins = ring.len();
     let backend = backend(config.backend.as_ref(), &config.backends, origins)?;
     let dir = config.store.join("blobs");
     config::make_dir(&config.store)?;
@@ -150,7 +157,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let storage = backend.clone();
     let (health, heal) = config.heal.parts();
     let mut builder = Origin::builder(config.name, disks.clone(), transport, backend, queue)
-        .ring(config::ring(&config.origins)?, http)
+        .ring(ring, http)
         .replicas(config.replicas)
         .lifetimes(config.eviction.lifetimes())
         .health(health)
@@ -165,11 +172,18 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let origin = builder
         .spawn()
         .map_err(|error| StartError::Config(error.to_string()))?;
+    let following = origin.clone();
+    members::follow(config.origins_file.as_deref(), &shutdown, move |members| {
+        following
+            .set_ring(members)
+            .map_err(|error| error.to_string())
+    });
     let metrics = origin.clone();
     let router = router(Arc::new(origin.clone()))
         .route("/metrics", get(async move || metrics.metrics().text()));
     let router = with_live_limits(router, origin.clone());
     let router = with_queue(router, origin.clone());
+    let router = with_leave(router, origin.clone());
     let router = with_store(router, disks, origin.clone());
     let queue = origin.clone();
     let router = with_health(router, move || {

@@ -1,6 +1,7 @@
 //! The proxy as a process: a registry to push to, and to pull from without an agent.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_registry::pull::PullState;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, OriginEntry, Tls};
+use crate::members;
 use crate::process::{Service, StartError};
 
 /// The configuration of a proxy.
@@ -19,7 +21,11 @@ pub struct ProxyConfig {
     /// Where clients push to (plain HTTP).
     pub listen: SocketAddr,
     /// All origins.
+    #[serde(default)]
     pub origins: Vec<OriginEntry>,
+    /// A file with the same list, read again when it changes; instead of `origins`.
+    #[serde(default)]
+    pub origins_file: Option<PathBuf>,
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
@@ -49,10 +55,16 @@ pub struct ProxyService {
 pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
-    let origins = config::origin_cluster(&config.origins, config.replicas, &http)?;
+    let origins = config::origin_cluster(
+        &config.origins,
+        config.origins_file.as_deref(),
+        config.replicas,
+        &http,
+    )?;
     let tags = TagClient::new(http.raw(), config.build_indexes);
     let shutdown = CancellationToken::new();
     config::watch(&origins, &shutdown);
+    members::follow_with(&origins, config.origins_file.as_deref(), &shutdown);
     let router = push::router(PushState::new(
         PullState::new(origins.clone(), tags),
         origins,

@@ -1,6 +1,7 @@
 //! The tracker as a process.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::routing::get;
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, OriginEntry, Tls};
+use crate::members;
 use crate::process::{Service, StartError};
 
 /// The configuration of a tracker.
@@ -20,7 +22,11 @@ pub struct TrackerConfig {
     /// Where it answers (mutual TLS).
     pub listen: SocketAddr,
     /// All origins.
+    #[serde(default)]
     pub origins: Vec<OriginEntry>,
+    /// A file with the same list, read again when it changes; instead of `origins`.
+    #[serde(default)]
+    pub origins_file: Option<PathBuf>,
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
@@ -50,9 +56,13 @@ pub struct TrackerService {
 pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
-    let origins = config::origin_cluster(&config.origins, config.replicas, &http)?;
-    let names = config.origins.iter().map(|origin| origin.name.clone());
-    let tracker = Tracker::builder(origins, names).spawn();
+    let origins = config::origin_cluster(
+        &config.origins,
+        config.origins_file.as_deref(),
+        config.replicas,
+        &http,
+    )?;
+    let tracker = Tracker::builder(origins).spawn();
     let (stats, live) = (tracker.clone(), tracker.clone());
     let router =
         router(Arc::new(tracker.clone())).route("/metrics", get(async move || metrics(&stats)));
@@ -65,6 +75,11 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
         }
     });
     let shutdown = CancellationToken::new();
+    let following = tracker.clone();
+    members::follow(config.origins_file.as_deref(), &shutdown, move |members| {
+        following.set_origins(members.into_iter().map(|it| (it.name, it.url)));
+        Ok(())
+    });
     let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;
     Ok(TrackerService {
         tracker,

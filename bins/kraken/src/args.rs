@@ -115,6 +115,17 @@ pub(crate) enum Command {
         #[command(flatten)]
         tls: TlsFiles,
     },
+    /// Lets an origin hand its blobs over to the others, and waits until it can be stopped for good.
+    Drain {
+        /// The origin, such as https://origin-1:7602.
+        #[arg(long, env = "KRAKEN_ORIGIN", default_value = "https://127.0.0.1:7900")]
+        origin: String,
+        /// Lets it take its share back instead.
+        #[arg(long)]
+        undo: bool,
+        #[command(flatten)]
+        tls: TlsFiles,
+    },
     /// Shows what an agent or an origin keeps on its disks, verifies it, pins it, and makes room.
     Store {
         /// What to do.

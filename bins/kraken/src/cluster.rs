@@ -92,6 +92,7 @@ impl Cluster {
                 zone: None,
                 listen: *listen,
                 origins: entries.clone(),
+                origins_file: None,
                 replicas,
                 heal: Default::default(),
                 limits: Default::default(),
@@ -102,6 +103,7 @@ impl Cluster {
         let tracker = kraken_daemon::tracker::start(TrackerConfig {
             listen: ports.tracker,
             origins: entries.clone(),
+            origins_file: None,
             replicas,
             tls: files.tls("tracker-1", "tracker")?,
         })
@@ -110,6 +112,7 @@ impl Cluster {
             listen: ports.build_index,
             store: options.dir.join("build-index-1"),
             origins: entries.clone(),
+            origins_file: None,
             replicas,
             tls: files.tls("build-index-1", "build-index")?,
         })
@@ -118,6 +121,7 @@ impl Cluster {
         let proxy = kraken_daemon::proxy::start(ProxyConfig {
             listen: ports.proxy,
             origins: entries,
+            origins_file: None,
             replicas,
             build_indexes: build_indexes.clone(),
             tls: files.tls("proxy-1", "proxy")?,

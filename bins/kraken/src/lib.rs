@@ -4,6 +4,7 @@
 pub mod client;
 pub mod cluster;
 pub mod demo;
+pub mod drain;
 pub mod image;
 pub mod layout;
 pub mod link;

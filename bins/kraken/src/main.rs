@@ -13,6 +13,7 @@ use kraken::Failure;
 use kraken::client::Registry;
 use kraken::cluster::{Cluster, ClusterOptions};
 use kraken::demo::{self, Bars, DemoOptions};
+use kraken::drain;
 use kraken::layout;
 use kraken::layout::Source;
 use kraken::link;
@@ -136,6 +137,17 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         } => {
             let queue = Queue::new(operator(&origin, tls)?);
             work_on_queue(&queue, command).await?;
+        }
+        Command::Drain { origin, undo, tls } => {
+            let origin = operator(&origin, tls)?;
+            if undo {
+                drain::ask(&origin, "DELETE").await?;
+                say("it has its share again")?;
+            } else {
+                let left = |blobs| say(&format!("{blobs} blobs to hand over"));
+                drain::drain(&origin, left).await?;
+                say("nothing is left there that others own: it can be stopped")?;
+            }
         }
         Command::Store {
             command,

@@ -170,6 +170,11 @@ impl Origin {
         self.inner.members.leave(is_leaving);
     }
 
+    /// Whether it hands its share over.
+    pub fn is_leaving(&self) -> bool {
+        self.inner.members.is_leaving()
+    }
+
     /// How many blobs it holds that it does not own, as it leaves or others have come.
     ///
     /// # Errors

@@ -1,11 +1,11 @@
 //! The shell of the tracker's machine: announces in, handouts out, metainfo from the origins.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kraken_net::announce::TrackerApi;
-use kraken_net::http::ApiError;
+use kraken_net::http::{ApiError, BaseUrl};
 use kraken_net::origin::OriginCluster;
 use kraken_proto::tracker::handout::{Tracker as Machine, TrackerConfig, TrackerStats};
 use kraken_proto::{
@@ -29,6 +29,8 @@ struct Inner {
     origins: OriginCluster,
     /// The origins that answered lately, as peers.
     seeders: Mutex<BTreeMap<String, PeerInfo>>,
+    /// The origins that are asked now and then.
+    watched: Mutex<BTreeSet<String>>,
     metainfo: Arc<MetaInfos>,
     /// When the owners of a blob were last asked to hold it.
     woken: Mutex<HashMap<Digest, Timestamp>>,
@@ -48,7 +50,6 @@ const MAX_WOKEN: usize = 65_536;
 #[must_use]
 pub struct TrackerBuilder {
     origins: OriginCluster,
-    names: Vec<String>,
     config: TrackerConfig,
     seed: u64,
 }
@@ -69,31 +70,23 @@ impl TrackerBuilder {
             metainfo: MetaInfos::new(self.origins.clone(), tasks.clone()),
             origins: self.origins,
             seeders: Mutex::default(),
+            watched: Mutex::default(),
             woken: Mutex::default(),
             tasks,
         });
         let watching = inner.origins.clone();
         inner.tasks.spawn(async move { watching.watch().await });
-        for name in self.names {
-            inner
-                .tasks
-                .spawn(watch_origin(Arc::downgrade(&inner), name));
-        }
+        inner.watch_all();
         Tracker { inner }
     }
 }
 
 impl Tracker {
-    /// Starts to put a tracker together; `names` are the origins in the cluster's ring.
-    pub fn builder(
-        origins: OriginCluster,
-        names: impl IntoIterator<Item = String>,
-    ) -> TrackerBuilder {
+    /// Starts to put a tracker of these origins together.
+    pub fn builder(origins: OriginCluster) -> TrackerBuilder {
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8);
-        let names = names.into_iter().collect();
         TrackerBuilder {
             origins,
-            names,
             config: TrackerConfig::default(),
             seed,
         }
@@ -107,6 +100,12 @@ impl Tracker {
     /// How many origins answered lately.
     pub fn live_origins(&self) -> usize {
         lock(&self.inner.seeders).len()
+    }
+
+    /// From now on these are the origins: names and base URLs.
+    pub fn set_origins(&self, origins: impl IntoIterator<Item = (String, BaseUrl)>) {
+        self.inner.origins.set(origins);
+        self.inner.watch_all();
     }
 
     /// Ends it.
@@ -125,17 +124,19 @@ impl std::fmt::Debug for Tracker {
 
 impl TrackerApi for Tracker {
     async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, ApiError> {
-        let addr = request.peer.addr;
-        if addr.port() == 0 || addr.ip().is_unspecified() {
-            return Err(ApiError::BadRequest(format!(
-                "peers cannot dial {addr}: announce an address of this host"
-            )));
-        }
+        check(&request)?;
         let inner = &self.inner;
         inner.wake_owners(&request);
         let owners = |digest: &Digest| inner.owners(digest);
         let reply = lock(&inner.machine).announce(inner.clock.now(), &request, &owners);
         reply.map_err(|error| ApiError::BadRequest(error.to_string()))
+    }
+
+    async fn overhear(&self, request: AnnounceRequest) -> Result<(), ApiError> {
+        check(&request)?;
+        let now = self.inner.clock.now();
+        let noted = lock(&self.inner.machine).overhear(now, &request);
+        noted.map_err(|error| ApiError::BadRequest(error.to_string()))
     }
 
     async fn metainfo(&self, namespace: Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
@@ -206,6 +207,20 @@ impl Inner {
 }
 
 impl Inner {
+    /// Asks each origin now and then, from now on, until it is none any more.
+    fn watch_all(self: &Arc<Self>) {
+        for name in self.origins.names() {
+            if lock(&self.watched).insert(name.clone()) {
+                self.tasks.spawn(watch_origin(Arc::downgrade(self), name));
+            }
+        }
+    }
+
+    fn watch_no_more(&self, name: &str) {
+        lock(&self.seeders).remove(name);
+        lock(&self.watched).remove(name);
+    }
+
     /// Takes note of an origin's answer and says when to ask again.
     fn heard_of(&self, name: &str, answer: Result<PeerInfo, ApiError>) -> Duration {
         let mut seeders = lock(&self.seeders);
@@ -231,6 +246,7 @@ async fn watch_origin(inner: std::sync::Weak<Inner>, name: String) {
             return;
         };
         let Some(client) = strong.origins.origin(&name) else {
+            strong.watch_no_more(&name);
             return;
         };
         drop(strong);
@@ -242,6 +258,15 @@ async fn watch_origin(inner: std::sync::Weak<Inner>, name: String) {
         drop(strong);
         tokio::time::sleep(wait).await;
     }
+}
+
+fn check(request: &AnnounceRequest) -> Result<(), ApiError> {
+    let addr = request.peer.addr;
+    if addr.port() == 0 || addr.ip().is_unspecified() {
+        let what = format!("peers cannot dial {addr}: announce an address of this host");
+        return Err(ApiError::BadRequest(what));
+    }
+    Ok(())
 }
 
 fn too_slow() -> ApiError {

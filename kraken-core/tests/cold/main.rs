@@ -214,8 +214,7 @@ impl Cluster {
             let node = lab.spawn_origin(&name, MemStore::new());
             lab.origins.push(node);
         }
-        let names = lab.members.iter().map(|it| it.name.clone());
-        let tracker = Tracker::builder(lab.cluster.clone(), names).spawn();
+        let tracker = Tracker::builder(lab.cluster.clone()).spawn();
         let (any, stop) = ("127.0.0.1:0".parse().unwrap(), CancellationToken::new());
         let routes = announce::router(Arc::new(tracker.clone()));
         let server = serve(any, routes, None, stop.clone()).unwrap();

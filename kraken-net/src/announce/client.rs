@@ -17,7 +17,7 @@ use crate::http::client::{READ_IDLE, request, request_with};
 use crate::http::error::ApiError;
 use crate::http::health::Health;
 use crate::http::path::segment;
-use crate::http::{BaseUrl, BaseUrlError, HttpBody, HttpClient};
+use crate::http::{BaseUrl, BaseUrlError, HttpBody, HttpClient, HttpResponse};
 use crate::origin::client::FETCH_PATIENCE;
 
 /// The longest reply to an announce: 256 handouts of 100 peers at 225 bytes make 6 MiB.
@@ -26,8 +26,9 @@ const MAX_REPLY: usize = 8 << 20;
 const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// [`Discovery`] by trackers. Each blob belongs to one of them, chosen by rendezvous hashing over
-/// the digest; when that one fails, the next in the blob's order is asked. Clones share the memory
-/// of who failed lately.
+/// the digest; when that one fails, the next in the blob's order is asked. That one is told of every
+/// announce, too, so that it knows the blob's peers before it is asked. Clones share the memory of who
+/// failed lately.
 #[derive(Clone)]
 pub struct TrackerClient {
     inner: Arc<Inner>,
@@ -78,6 +79,7 @@ impl fmt::Debug for TrackerClient {
 impl Discovery for TrackerClient {
     async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
         let inner = &self.inner;
+        self.tell_the_next(&request);
         let mut round = Round::new(inner, request.blobs);
         let mut merged: Option<AnnounceReply> = None;
         // Each round loses at least one tracker or is the last.
@@ -126,6 +128,35 @@ impl Discovery for TrackerClient {
     }
 }
 
+impl TrackerClient {
+    /// Tells those who are asked next, should those fail that are asked now; nobody waits for it.
+    fn tell_the_next(&self, request: &AnnounceRequest) {
+        let mut groups = BTreeMap::<String, Vec<AnnounceBlob>>::new();
+        for blob in &request.blobs {
+            if let Some(next) = self.inner.order(&blob.digest).get(1) {
+                groups
+                    .entry(next.to_string())
+                    .or_default()
+                    .push(blob.clone());
+            }
+        }
+        for (tracker, blobs) in groups {
+            let announce = AnnounceRequest {
+                peer: request.peer.clone(),
+                blobs,
+            };
+            let inner = self.inner.clone();
+            tokio::spawn(async move {
+                let told = inner
+                    .post(&tracker, "/announce?quiet=true", &announce)
+                    .await;
+                // Noted as a failure, so that it is not the next for a while.
+                let _ = inner.remember(&tracker, told.map(drop));
+            });
+        }
+    }
+}
+
 impl Inner {
     /// The trackers in the order in which to ask them about `digest`.
     fn order(&self, digest: &Digest) -> Vec<&str> {
@@ -163,16 +194,26 @@ impl Inner {
         tracker: &str,
         announce: AnnounceRequest,
     ) -> Result<AnnounceReply, ApiError> {
-        let body = serde_json::to_vec(&announce).expect("an announce has string keys only");
-        let url = self.urls[tracker].join("/announce");
+        let answer = async {
+            let answer = self.post(tracker, "/announce", &announce).await?;
+            answer.json(MAX_REPLY).await
+        };
+        self.remember(tracker, answer.await)
+    }
+
+    async fn post(
+        &self,
+        tracker: &str,
+        path: &str,
+        announce: &AnnounceRequest,
+    ) -> Result<HttpResponse, ApiError> {
+        let body = serde_json::to_vec(announce).expect("an announce has string keys only");
+        let url = self.urls[tracker].join(path);
         let mut post = request_with(Method::POST, url, HttpBody::Bytes(body.into()))?;
         let json = HeaderValue::from_static("application/json");
         post.headers_mut().insert(header::CONTENT_TYPE, json);
-        let answer = async {
-            let answer = self.http.send_within(post, ANNOUNCE_PATIENCE).await?;
-            answer.successful().await?.json(MAX_REPLY).await
-        };
-        self.remember(tracker, answer.await)
+        let answer = self.http.send_within(post, ANNOUNCE_PATIENCE).await?;
+        answer.successful().await
     }
 
     async fn metainfo_from(

@@ -10,7 +10,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::header;
+use http::{StatusCode, header};
 use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace};
 use serde::Deserialize;
 
@@ -32,6 +32,15 @@ pub trait TrackerApi: Send + Sync + 'static {
         &self,
         request: AnnounceRequest,
     ) -> impl Future<Output = Result<AnnounceReply, ApiError>> + Send;
+
+    /// Takes note of what a host announces to another tracker, to take its place if that one dies.
+    ///
+    /// # Errors
+    /// As [`TrackerApi::announce`].
+    fn overhear(
+        &self,
+        request: AnnounceRequest,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// The metainfo of a blob, from the origins.
     ///
@@ -78,7 +87,15 @@ impl MetaInfoQuery {
     }
 }
 
-/// Serves `POST /announce` and `GET /namespace/{ns}/blobs/{digest}/metainfo`, also with
+/// Whether an announce is for another tracker, and only to be noted: the query `quiet=true`.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AnnounceQuery {
+    #[serde(default)]
+    quiet: bool,
+}
+
+/// Serves `POST /announce`, also with `?quiet=true`, and `GET /namespace/{ns}/blobs/{digest}/metainfo`, also with
 /// `?open=true` and `&after=`.
 pub fn router<T: TrackerApi>(api: Arc<T>) -> Router {
     Router::new()
@@ -95,8 +112,9 @@ pub fn router<T: TrackerApi>(api: Arc<T>) -> Router {
 
 async fn announce<T: TrackerApi>(
     State(api): State<Arc<T>>,
+    Asked(query): Asked<AnnounceQuery>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<AnnounceReply>, ApiError> {
+) -> Result<Response, ApiError> {
     let body = body.map_err(|error| ApiError::BadRequest(error.body_text()))?;
     let request: AnnounceRequest = serde_json::from_slice(&body)
         .map_err(|error| ApiError::BadRequest(format!("this is no announce: {error}")))?;
@@ -107,7 +125,11 @@ async fn announce<T: TrackerApi>(
             request.blobs.len()
         )));
     }
-    api.announce(request).await.map(Json)
+    if query.quiet {
+        api.overhear(request).await?;
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    Ok(Json(api.announce(request).await?).into_response())
 }
 
 async fn metainfo<T: TrackerApi>(

@@ -18,6 +18,7 @@ use crate::{CertAuthority, Identity};
 #[derive(Default)]
 struct Fake {
     announced: Mutex<Vec<AnnounceBlob>>,
+    overheard: Mutex<Vec<AnnounceBlob>>,
     down: bool,
 }
 
@@ -40,6 +41,11 @@ impl TrackerApi for Fake {
         };
         self.announced.lock().unwrap().extend(request.blobs);
         Ok(reply)
+    }
+
+    async fn overhear(&self, request: AnnounceRequest) -> Result<(), ApiError> {
+        self.overheard.lock().unwrap().extend(request.blobs);
+        Ok(())
     }
 
     async fn metainfo(&self, namespace: Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
@@ -114,6 +120,20 @@ async fn blobs_are_spread_over_the_trackers_and_replies_merged() {
     let counts = [&one, &other].map(|it| it.fake.announced.lock().unwrap().len());
     assert_eq!(counts[0] + counts[1], 40);
     assert!(counts.iter().all(|count| *count > 5), "{counts:?}");
+    // Each hears what is announced to the other.
+    for (it, count) in [(&one, counts[1]), (&other, counts[0])] {
+        for _ in 0..500 {
+            if it.fake.overheard.lock().unwrap().len() == count {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let mut heard: Vec<_> = it.fake.overheard.lock().unwrap().clone();
+        assert_eq!(heard.len(), count);
+        let announced = it.fake.announced.lock().unwrap();
+        heard.retain(|blob| announced.contains(blob));
+        assert_eq!(heard, [], "of one blob one of the two");
+    }
     let nothing = client.announce(announce(0..0)).await.unwrap();
     assert_eq!((nothing.interval_ms, nothing.handouts.len()), (3000, 0));
 }

@@ -101,6 +101,26 @@ impl Tracker {
         })
     }
 
+    /// Takes in what a host says of its blobs to another tracker, so that this one can take its place at
+    /// once. Nobody is handed out.
+    ///
+    /// # Errors
+    /// As of [`Tracker::announce`].
+    pub fn overhear(
+        &mut self,
+        now: Timestamp,
+        request: &AnnounceRequest,
+    ) -> Result<(), AnnounceError> {
+        if request.blobs.len() > AnnounceRequest::MAX_BLOBS {
+            return Err(AnnounceError::TooManyBlobs(request.blobs.len()));
+        }
+        self.handle_timeout(now);
+        for blob in &request.blobs {
+            self.note(now, &request.peer, blob);
+        }
+        Ok(())
+    }
+
     /// Forgets the members whose lease has ended.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         while let Some(&(due, digest)) = self.due.first() {

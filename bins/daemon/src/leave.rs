@@ -1,0 +1,46 @@
+//! An origin that hands its share over before it goes.
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use kraken_core::Origin;
+use kraken_core::net::http::ApiError;
+use serde::{Deserialize, Serialize};
+
+/// The answer of `/x/leave`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// Whether the origin hands its share over.
+    pub leaving: bool,
+    /// How many blobs it holds that others own, or will: with none, it can be stopped.
+    pub blobs: usize,
+}
+
+/// | method and path | answer |
+/// |---|---|
+/// | GET `/x/leave` | [`Leaving`] |
+/// | POST `/x/leave` | the same; the origin begins to hand its share over |
+/// | DELETE `/x/leave` | the same; it takes its share back |
+pub(crate) fn with_leave(router: Router, origin: Origin) -> Router {
+    let leave = Router::new()
+        .route("/x/leave", get(look).post(leave).delete(stay))
+        .with_state(origin);
+    router.merge(leave)
+}
+
+async fn look(State(origin): State<Origin>) -> Result<Json<Leaving>, ApiError> {
+    let blobs = origin.left_to_hand_over().await;
+    let blobs = blobs.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+    let leaving = origin.is_leaving();
+    Ok(Json(Leaving { leaving, blobs }))
+}
+
+async fn leave(State(origin): State<Origin>) -> Result<Json<Leaving>, ApiError> {
+    origin.leave_ring(true);
+    look(State(origin)).await
+}
+
+async fn stay(State(origin): State<Origin>) -> Result<Json<Leaving>, ApiError> {
+    origin.leave_ring(false);
+    look(State(origin)).await
+}
