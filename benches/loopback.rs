@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use futures::future::try_join_all;
 use kraken_core::net::announce::{self, TrackerClient};
 use kraken_core::net::http::{HttpClient, HttpServer, serve};
-use kraken_core::net::origin::{self, OriginCluster};
+use kraken_core::net::origin::{self, OriginCluster, RingMember};
 use kraken_core::net::{CertAuthority, Identity, Quic, Transport as _};
 use kraken_core::storage::{DurableQueue, FsStore, OpendalBackend, UploadStore as _};
 use kraken_core::{Agent, Digest, Limits, MetaInfo, Origin, Tracker};
@@ -207,7 +207,7 @@ impl Cluster {
         let name = "origin-1".to_string();
         let url = format!("https://{}", origin_server.local_addr()).parse()?;
         let http = HttpClient::new(Some(&identity))?;
-        let cluster = OriginCluster::new([(name.clone(), url)], http, 1);
+        let cluster = OriginCluster::new([RingMember::new(name.clone(), url)], http, 1);
         let tracker = Tracker::builder(cluster).spawn();
         let router = announce::router(Arc::new(tracker.clone()));
         let tracker_server = serve(any_port(), router, Some(&identity), shutdown.clone())?;

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use kraken_core::Digest;
 use kraken_core::net::CertAuthority;
@@ -73,7 +74,13 @@ impl Member {
 pub(crate) struct Cluster {
     pub(crate) net: Net,
     pub(crate) members: Vec<Member>,
+    /// Where everything is kept.
+    pub(crate) dir: PathBuf,
+    bad_ends: usize,
 }
+
+/// How long a process may take to end in good order.
+const STOP: Duration = Duration::from_secs(30);
 
 impl Cluster {
     /// Writes the configurations; nothing runs yet. The last host is for whoever uses the cluster.
@@ -101,7 +108,12 @@ impl Cluster {
             }
         }
         let net = Net::new(members.len() + 1)?;
-        let cluster = Self { net, members };
+        let cluster = Self {
+            net,
+            members,
+            dir: dir.to_path_buf(),
+            bad_ends: 0,
+        };
         cluster.configure(dir)?;
         Ok(cluster)
     }
@@ -147,6 +159,8 @@ impl Cluster {
                 }
                 Role::Agent => {
                     set("store", json!(member.store));
+                    // Less than is pushed: blobs go and come again.
+                    set("store_limit", json!("200MB"));
                     set("peer_listen", json!(peers));
                     set("registry_listen", json!(member.http()));
                     set("trackers", json!(urls(Role::Tracker)));
@@ -194,19 +208,41 @@ impl Cluster {
     /// SIGKILL, and its end.
     pub(crate) fn kill(&mut self, at: usize) -> Outcome<()> {
         if let Some(mut child) = self.members[at].child.take() {
+            self.bad_ends += usize::from(child.try_wait()?.is_some());
             child.kill()?;
             child.wait()?;
         }
         Ok(())
     }
 
-    /// SIGTERM, and its end.
+    /// SIGTERM, and its end, which is to be a good one.
     pub(crate) fn stop(&mut self, at: usize) -> Outcome<()> {
-        if let Some(mut child) = self.members[at].child.take() {
-            signal(&child, Signal::TERM)?;
-            child.wait()?;
+        let Some(mut child) = self.members[at].child.take() else {
+            return Ok(());
+        };
+        signal(&child, Signal::TERM)?;
+        let until = Instant::now() + STOP;
+        loop {
+            match child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(_) => break,
+                None if Instant::now() > until => {
+                    child.kill()?;
+                    child.wait()?;
+                    break;
+                }
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
         }
+        self.bad_ends += 1;
         Ok(())
+    }
+
+    /// How many processes ended by themselves so far, or did not when they were asked to.
+    pub(crate) fn ended(&mut self) -> usize {
+        let running = self.members.iter_mut().filter_map(|it| it.child.as_mut());
+        let ended = running.filter_map(|child| child.try_wait().ok().flatten());
+        self.bad_ends + ended.count()
     }
 
     /// SIGSTOP or SIGCONT.

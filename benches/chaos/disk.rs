@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, spawn};
@@ -20,8 +21,8 @@ const STEP: usize = 4 << 20;
 const MOST: u64 = 256 << 20;
 
 impl Hog {
-    pub(crate) fn start() -> Outcome<Self> {
-        let mut file = tempfile::tempfile_in(std::env::current_dir()?)?;
+    pub(crate) fn start(dir: &Path) -> Outcome<Self> {
+        let mut file = tempfile::tempfile_in(dir)?;
         let goes_on = Arc::new(AtomicBool::new(true));
         let until = goes_on.clone();
         let thread = spawn(move || {

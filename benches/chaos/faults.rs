@@ -119,7 +119,7 @@ impl Fault {
                 cluster.start(self.at)?;
             }
             Kind::Pause => cluster.pause(self.at, true)?,
-            Kind::BusyDisk => return Ok(Some(disk::Hog::start()?)),
+            Kind::BusyDisk => return Ok(Some(disk::Hog::start(&cluster.dir)?)),
             Kind::Partition | Kind::OneWay | Kind::Loss | Kind::SlowLink => {}
         }
         if let Some(wrong) = self.wrong(cluster) {

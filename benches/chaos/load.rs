@@ -28,6 +28,15 @@ struct Spell {
     until: Option<Instant>,
 }
 
+impl Spell {
+    fn overlaps(&self, from: Instant, until: Instant) -> bool {
+        self.from < until && self.until.is_none_or(|end| end > from)
+    }
+}
+
+/// How long after the death of a process its clients may notice.
+const LATE: Duration = Duration::from_secs(4);
+
 /// One attempt.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attempt {
@@ -36,6 +45,8 @@ pub(crate) struct Attempt {
     from: Instant,
     until: Instant,
     pub(crate) is_good: bool,
+    /// It was given up.
+    is_late: bool,
 }
 
 impl Attempt {
@@ -83,16 +94,19 @@ impl Book {
         }
     }
 
-    /// Whether anything was wrong while it ran, and whether it was with the member that was asked.
-    pub(crate) fn was_wrong(&self, attempt: &Attempt) -> (bool, bool) {
-        let overlaps = |spell: &&Spell| {
-            spell.from < attempt.until && spell.until.is_none_or(|until| until > attempt.from)
-        };
-        let mut spells = self.spells.iter().filter(overlaps).peekable();
-        (
-            spells.peek().is_some(),
-            spells.any(|spell| spell.at == attempt.at),
-        )
+    /// Whether anything was wrong while it ran.
+    pub(crate) fn was_in_trouble(&self, attempt: &Attempt) -> bool {
+        self.spells
+            .iter()
+            .any(|it| it.overlaps(attempt.from, attempt.until))
+    }
+
+    /// Whether something was wrong with the member that was asked, just when the attempt failed. One
+    /// that was not done in time has no such excuse.
+    pub(crate) fn is_excused(&self, attempt: &Attempt) -> bool {
+        let around = attempt.until - LATE.min(attempt.took());
+        let mut spells = self.spells.iter().filter(|it| it.at == attempt.at);
+        !attempt.is_late && spells.any(|it| it.overlaps(around, attempt.until))
     }
 }
 
@@ -115,17 +129,19 @@ pub(crate) async fn push(book: Shared, proxies: Vec<Target>, seed: u64) -> Outco
     let mut rng = Rng::seeded(seed);
     for number in 0_u64.. {
         let target = &proxies[rng.below(proxies.len())];
-        let size = 1 << (14 + rng.below(10));
+        let size = 1 << (14 + rng.below(8));
         let bytes = random(&mut rng, size);
         let tag = format!("s{seed}-{number}");
         let from = Instant::now();
         let pushed = timeout(PUSH, push_image(&target.http, &bytes, &tag)).await;
+        let is_late = pushed.is_err();
         let pushed = pushed.unwrap_or_else(|_| Err("not within two minutes".into()));
         let attempt = Attempt {
             at: target.at,
             from,
             until: Instant::now(),
             is_good: pushed.is_ok(),
+            is_late,
         };
         let pause = {
             let mut book = open(&book);
@@ -136,7 +152,7 @@ pub(crate) async fn push(book: Shared, proxies: Vec<Target>, seed: u64) -> Outco
                     Duration::from_millis(100)
                 }
                 Err(reason) => {
-                    if !book.was_wrong(&attempt).1 {
+                    if !book.is_excused(&attempt) {
                         book.reasons
                             .push(format!("push to {}: {reason}", target.http));
                     }
@@ -195,12 +211,14 @@ pub(crate) async fn pull(book: Shared, agents: Vec<Target>, seed: u64) -> Outcom
         };
         let from = Instant::now();
         let pulled = timeout(PULL, pull_blob(&target.http, image.blob)).await;
+        let is_late = pulled.is_err();
         let pulled = pulled.unwrap_or_else(|_| Err("not within a minute".into()));
         let attempt = Attempt {
             at: target.at,
             from,
             until: Instant::now(),
             is_good: pulled.is_ok(),
+            is_late,
         };
         let pause = {
             let mut book = open(&book);
@@ -211,7 +229,7 @@ pub(crate) async fn pull(book: Shared, agents: Vec<Target>, seed: u64) -> Outcom
                     Duration::from_millis(20)
                 }
                 Err(reason) => {
-                    if !book.was_wrong(&attempt).1 {
+                    if !book.is_excused(&attempt) {
                         book.reasons
                             .push(format!("pull from {}: {reason}", target.http));
                     }

@@ -26,6 +26,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use futures::StreamExt as _;
 use kraken_core::proto::rng::Rng;
 use kraken_daemon::{agent, build_index, origin, process, proxy, tracker};
 use serde::Serialize;
@@ -94,6 +95,8 @@ struct Report {
     acknowledged: usize,
     lost: usize,
     wrong: usize,
+    /// Processes that ended by themselves, or did not when they were asked to.
+    ended: usize,
     pulls: usize,
     failed_pulls: usize,
     /// Of processes that something was wrong with.
@@ -110,7 +113,7 @@ struct Report {
     /// and what was copied for it, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     restored: Option<Restored>,
-    /// From the last fault until all that was acknowledged was found.
+    /// From the end of the load until all that was acknowledged was found.
     converged_s: f64,
     reasons: Vec<String>,
 }
@@ -141,6 +144,8 @@ fn on_runtime<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
 /// In a child: the life of one process.
 async fn be(role: Role, config: &Path) -> Outcome<()> {
     process::init_log("info");
+    // Nobody else would end it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     match role {
         Role::Origin => process::run_until_signal(config, origin::start).await?,
         Role::Tracker => process::run_until_signal(config, tracker::start).await?,
@@ -170,13 +175,20 @@ fn run(options: &Options) -> Outcome<bool> {
     }
     // Before any other thread begins: they are where the first one is.
     cluster.net.enter(cluster.outside())?;
-    let report = on_runtime(play(options, cluster))?;
+    let report = on_runtime(async {
+        tokio::select! {
+            report = play(options, cluster) => report,
+            // What was started ends with the cluster.
+            () = process::stop_signal() => Err("stopped by a signal".into()),
+        }
+    })?;
     if options.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
         println!("{report:#?}");
     }
-    Ok(report.lost == 0 && report.wrong == 0)
+    let is_kept = report.lost == 0 && report.wrong == 0 && report.acknowledged > 0;
+    Ok(is_kept && report.ended == 0)
 }
 
 /// How long the cluster runs before the first fault.
@@ -185,6 +197,9 @@ const QUIET: Duration = Duration::from_secs(60);
 const CONVERGE: Duration = Duration::from_secs(300);
 
 async fn play(options: &Options, mut cluster: Cluster) -> Outcome<Report> {
+    if options.plan == Plan::TwoOrigins && options.origins < 5 {
+        return Err("two of five: give --origins 5".into());
+    }
     for member in &cluster.members {
         answers(member).await?;
     }
@@ -218,6 +233,7 @@ async fn play(options: &Options, mut cluster: Cluster) -> Outcome<Report> {
             BTreeMap::from([("kill", 2)])
         }
     };
+    let load_ended = load.try_join_next().is_some();
     load.shutdown().await;
     let began = Instant::now();
     let lost = missing(&book, &agents, &proxies).await;
@@ -225,6 +241,10 @@ async fn play(options: &Options, mut cluster: Cluster) -> Outcome<Report> {
     let book = std::mem::take(&mut *load::open(&book));
     let mut report = report(&book, faults, (lost, converged_s));
     report.restored = restored;
+    report.ended = cluster.ended();
+    if load_ended {
+        return Err("a client of the cluster ended by itself".into());
+    }
     Ok(report)
 }
 
@@ -260,9 +280,6 @@ async fn lose_two(cluster: &mut Cluster, book: &Shared) -> Outcome<Restored> {
         .iter()
         .filter(|it| it.role == Role::Origin)
         .count();
-    if origins < 5 {
-        return Err("two of five: give --origins 5".into());
-    }
     let began = Instant::now();
     for at in 0..2 {
         eprintln!("kill {}", cluster.members[at].name);
@@ -342,28 +359,39 @@ async fn trouble(
 async fn missing(book: &Shared, agents: &[Target], proxies: &[Target]) -> usize {
     let mut left = load::open(book).acknowledged.clone();
     let end = Instant::now() + CONVERGE;
-    let mut turn = 0;
+    let mut round = 0;
     loop {
-        let mut still = Vec::new();
-        for image in left {
-            turn += 1;
-            let (agent, proxy) = (&agents[turn % agents.len()], &proxies[turn % proxies.len()]);
-            let pulled = timeout(PATIENCE, load::pull_blob(&agent.http, image.blob)).await;
+        let looks = left.into_iter().enumerate().map(async |(turn, image)| {
+            let agent = &agents[(turn + round) % agents.len()];
+            let proxy = &proxies[(turn + round) % proxies.len()];
+            // Agents may have kept it; a proxy has it from an origin, or from the backend.
+            let pulled = timeout(PATIENCE, load::pull_blob(&proxy.http, image.blob)).await;
+            let pulled = match pulled {
+                Ok(Ok(true)) => timeout(PATIENCE, load::pull_blob(&agent.http, image.blob)).await,
+                other => other,
+            };
             let tagged = timeout(PATIENCE, load::is_tagged(&proxy.http, &image)).await;
             match (pulled, tagged) {
-                (Ok(Ok(true)), Ok(Ok(true))) => {}
-                (Ok(Ok(false)), _) => load::open(book).wrong += 1,
-                _ => still.push(image),
+                (Ok(Ok(true)), Ok(Ok(true))) => None,
+                (Ok(Ok(false)), _) | (_, Ok(Ok(false))) => {
+                    load::open(book).wrong += 1;
+                    None
+                }
+                _ => Some(image),
             }
-        }
-        left = still;
+        });
+        let looks = futures::stream::iter(looks).buffer_unordered(LOOKS);
+        left = looks.filter_map(std::future::ready).collect().await;
         if left.is_empty() || Instant::now() > end {
             return left.len();
         }
+        round += 1;
         sleep(Duration::from_secs(1)).await;
     }
 }
 
+/// Questions in the end at once.
+const LOOKS: usize = 8;
 /// How long one question in the end may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -374,12 +402,11 @@ fn report(
 ) -> Report {
     let failed = |attempts: &[Attempt], at_fault: bool| {
         let failed = attempts.iter().filter(|it| !it.is_good);
-        failed.filter(|it| book.was_wrong(it).1 == at_fault).count()
+        failed.filter(|it| book.is_excused(it) == at_fault).count()
     };
-    // Of processes that were well, whether or not something else was not.
     let p99 = |attempts: &[Attempt], in_trouble: bool| {
         let good = attempts.iter().filter(|it| it.is_good);
-        let of = good.filter(|it| book.was_wrong(it) == (in_trouble, false));
+        let of = good.filter(|it| book.was_in_trouble(it) == in_trouble);
         let mut times: Vec<_> = of.map(Attempt::took).collect();
         times.sort_unstable();
         let at = (times.len() * 99 / 100).min(times.len().saturating_sub(1));
@@ -393,6 +420,7 @@ fn report(
         acknowledged: book.acknowledged.len(),
         lost,
         wrong: book.wrong,
+        ended: 0,
         pulls: book.pulls.len(),
         failed_pulls: failed(&book.pulls, false),
         failed_pulls_at_faults: failed(&book.pulls, true),

@@ -34,7 +34,7 @@ pub(crate) enum Wrong {
 impl Net {
     /// So many hosts at one switch. Needs root, `ip`, `tc` and `iptables`.
     pub(crate) fn new(hosts: usize) -> Outcome<Self> {
-        let prefix = format!("kc{}", std::process::id() % 10_000);
+        let prefix = format!("kc{}", std::process::id());
         let net = Self { prefix, hosts };
         let switch = net.switch();
         ip(&["netns", "add", &switch])?;

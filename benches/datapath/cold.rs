@@ -292,7 +292,7 @@ async fn start_origins(
             format!("origin-{index}"),
             format!("https://{addr}").parse()?,
         );
-        members.push(RingMember { name, url });
+        members.push(RingMember::new(name, url));
     }
     let mut origins = Vec::new();
     for (index, member) in members.iter().enumerate() {
@@ -313,10 +313,7 @@ async fn start_origins(
         )?);
         origins.push(origin);
     }
-    let cluster = move |http| {
-        let members = members.into_iter().map(|it| (it.name, it.url));
-        OriginCluster::new(members, http, ORIGINS)
-    };
+    let cluster = move |http| OriginCluster::new(members, http, ORIGINS);
     Ok((origins, Box::new(cluster)))
 }
 

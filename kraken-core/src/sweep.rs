@@ -26,6 +26,8 @@ pub struct Swept {
     pub blobs: Vec<Kept>,
     /// How many could not be removed.
     pub errors: u64,
+    /// How many had to stay: they are in use, or nowhere else yet.
+    pub spared: u64,
 }
 
 impl Swept {
@@ -81,6 +83,7 @@ pub(crate) async fn rehearse(keeper: &impl Keeper, goal: Goal) -> Result<Swept, 
             return Ok(Swept {
                 blobs: blobs.collect(),
                 errors: 0,
+                spared: spared.len() as u64,
             });
         }
         spared.extend(needed);
@@ -95,6 +98,7 @@ pub(crate) async fn sweep(keeper: &impl Keeper, goal: Goal) -> Result<Swept, Sto
         let _turn = keeper.turn().lock().await;
         let going = keeper.store().surplus(goal, &spared).await?;
         if going.is_empty() {
+            swept.spared = spared.len() as u64 - swept.errors;
             return Ok(swept);
         }
         spared.extend(keeper.needed(&going).await?);
@@ -153,12 +157,17 @@ where
 /// Keeps a store within its marks and lifetimes until `keeper` gives none any more.
 pub(crate) async fn keep<K: Keeper>(keeper: impl Fn() -> Option<K>, lifetimes: Lifetimes) {
     let mut round = Instant::now();
+    let mut look = round;
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(keeper) = keeper() else {
             return;
         };
-        removed("above the high mark", sweep(&keeper, Goal::Marks).await);
+        if look.elapsed() >= LOOK {
+            let spared = removed("above the high mark", sweep(&keeper, Goal::Marks).await);
+            // What may not go now may not go in two seconds either, and to look at all of it costs.
+            look = Instant::now() + if spared { ROUND } else { Duration::ZERO };
+        }
         if round.elapsed() < ROUND {
             continue;
         }
@@ -174,7 +183,9 @@ pub(crate) async fn keep<K: Keeper>(keeper: impl Fn() -> Option<K>, lifetimes: L
     }
 }
 
-fn removed(why: &str, swept: Result<Swept, StoreError>) {
+/// Tells what went, and says whether some had to stay.
+fn removed(why: &str, swept: Result<Swept, StoreError>) -> bool {
+    let has_spared = swept.as_ref().is_ok_and(|swept| swept.spared > 0);
     match swept {
         Ok(swept) if swept.blobs.is_empty() => {}
         Ok(swept) => {
@@ -183,4 +194,5 @@ fn removed(why: &str, swept: Result<Swept, StoreError>) {
         }
         Err(error) => tracing::error!(%error, "the store cannot be swept"),
     }
+    has_spared
 }

@@ -62,9 +62,9 @@ impl Group {
     }
 
     fn members(&self, count: usize) -> Vec<RingMember> {
-        let member = |(number, addr): (usize, &SocketAddr)| RingMember {
-            name: format!("origin-{number}"),
-            url: format!("http://{addr}").parse().unwrap(),
+        let member = |(number, addr): (usize, &SocketAddr)| {
+            let url = format!("http://{addr}").parse().unwrap();
+            RingMember::new(format!("origin-{number}"), url)
         };
         self.addrs
             .iter()
@@ -127,8 +127,7 @@ impl Group {
     }
 
     fn client(&self, count: usize) -> OriginCluster {
-        let members = self.members(count).into_iter().map(|it| (it.name, it.url));
-        OriginCluster::new(members, self.http.clone(), REPLICAS)
+        OriginCluster::new(self.members(count), self.http.clone(), REPLICAS)
     }
 
     async fn push(&self, client: &OriginCluster, seeds: std::ops::Range<u64>) -> Vec<Digest> {

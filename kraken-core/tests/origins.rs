@@ -55,9 +55,9 @@ impl Group {
     }
 
     fn members(&self) -> Vec<RingMember> {
-        let member = |(index, addr): (usize, &SocketAddr)| RingMember {
-            name: format!("origin-{index}"),
-            url: format!("http://{addr}").parse().unwrap(),
+        let member = |(index, addr): (usize, &SocketAddr)| {
+            let url = format!("http://{addr}").parse().unwrap();
+            RingMember::new(format!("origin-{index}"), url)
         };
         self.addrs.iter().enumerate().map(member).collect()
     }
@@ -99,11 +99,7 @@ impl Group {
     }
 
     fn client(&self) -> OriginCluster {
-        let members = self
-            .members()
-            .into_iter()
-            .map(|member| (member.name, member.url));
-        OriginCluster::new(members, self.http.clone(), 3)
+        OriginCluster::new(self.members(), self.http.clone(), 3)
     }
 }
 

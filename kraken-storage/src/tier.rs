@@ -5,9 +5,9 @@
 //! in bursts as large as the memory. Nothing else changes: a blob is sealed when the store behind has
 //! all of it, a crash loses pieces of partial blobs only, and room is counted and made there.
 //!
-//! Always true: at most so many bytes are held as the tier was made with, or, of one piece that is
-//! larger, that piece. A piece that the store behind has not taken yet stays; when only such are left,
-//! a writer waits for the store as if there were no tier.
+//! Always true: at most so many bytes are held as the tier was made with; a piece that is larger goes
+//! straight to the store behind. A piece that the store has not taken yet stays; when only such are
+//! left, a writer waits for the store as if there were no tier.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -179,7 +179,9 @@ impl Held {
     /// Holds a piece if there is room, or can be made.
     fn hold(&mut self, digest: Digest, piece: u32, data: &Bytes) -> bool {
         let len = data.len() as u64;
-        if !self.blobs.contains_key(&digest) || len > self.most {
+        // What comes late for a sealed blob is there.
+        let is_open = self.blobs.get(&digest).is_some_and(|blob| !blob.is_sealed);
+        if !is_open || len > self.most {
             return false;
         }
         while self.bytes + len > self.most {
@@ -348,6 +350,7 @@ impl<S: PieceStore> PieceStore for MemoryTier<S> {
             return self.store.read(digest, offset, len).await;
         };
         let end = offset.saturating_add(len.into()).min(meta.length());
+        self.store.touch(digest);
         let mut parts = Vec::new();
         for piece in meta.pieces_of(offset..end) {
             let range = meta.piece_range(piece);
@@ -388,11 +391,14 @@ impl<S: PieceStore> PieceStore for MemoryTier<S> {
     }
 
     async fn remove(&self, digest: Digest) -> Result<(), StoreError> {
+        // What is under way must not come behind what takes the blob's place.
+        let _ = self.tier.settled(digest).await;
         self.tier.held().forget(digest);
         self.store.remove(digest).await
     }
 
     async fn discard(&self, digest: Digest) -> Result<(), StoreError> {
+        let _ = self.tier.settled(digest).await;
         self.store.discard(digest).await?;
         if matches!(self.store.status(digest).await?, BlobStatus::Absent) {
             self.tier.held().forget(digest);
@@ -426,6 +432,10 @@ impl<S: PieceStore> PieceStore for MemoryTier<S> {
 
     fn kept(&self, digest: Digest) -> Option<Kept> {
         self.store.kept(digest)
+    }
+
+    fn touch(&self, digest: Digest) {
+        self.store.touch(digest);
     }
 
     async fn note_uses(&self) -> Result<(), StoreError> {

@@ -2,8 +2,8 @@
 //!
 //! A new blob goes to the volume that rendezvous hashing by the volumes' weights gives it, and to the
 //! next in its order when there is no room or that one fails. Where a blob lies, it stays: a volume that
-//! is added or given another weight gets its share of what comes, and nothing is moved. A volume that
-//! fails takes its own blobs along, no others.
+//! is added or given another weight gets its share of what comes, and nothing is moved. While a volume
+//! fails, what it may hold is not known, and blobs that no other one has cannot be begun: take it out.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -50,8 +50,8 @@ impl<S> Volumes<S> {
         for (name, weight, store) in volumes {
             if stores.iter().all(|(known, _)| *known != name) {
                 members.push(Member {
-                    name: name.clone(),
                     weight,
+                    ..Member::new(name.clone())
                 });
                 stores.push((name, store));
             }
@@ -156,8 +156,7 @@ impl<S: PieceStore> PieceStore for Volumes<S> {
 
     async fn open(&self, meta: MetaInfo) -> Result<Bitfield, StoreError> {
         let digest = meta.digest();
-        // What one that fails may have is not worth waiting for: the blob comes anew.
-        if let Ok(Some(store)) = self.holder(digest).await {
+        if let Some(store) = self.holder(digest).await? {
             return store.open(meta).await;
         }
         let mut failed = StoreError::Full;
@@ -202,7 +201,10 @@ impl<S: PieceStore> PieceStore for Volumes<S> {
 
     async fn remove(&self, digest: Digest) -> Result<(), StoreError> {
         for store in self.each() {
-            store.remove(digest).await?;
+            // One that cannot be written to is no harm where nothing is.
+            if store.status(digest).await? != BlobStatus::Absent {
+                store.remove(digest).await?;
+            }
         }
         Ok(())
     }
@@ -230,7 +232,8 @@ impl<S: PieceStore> PieceStore for Volumes<S> {
             return store.victims(need, spared).await;
         }
         let mut found: Option<(u64, Vec<Digest>)> = None;
-        for store in self.each() {
+        // Of those that take new ones: room elsewhere is of no use.
+        for store in self.ranked(&Digest::of(b"")) {
             let Ok(going) = store.victims(need, spared).await else {
                 continue;
             };
@@ -281,18 +284,25 @@ impl<S: PieceStore> PieceStore for Volumes<S> {
     }
 
     async fn note_uses(&self) -> Result<(), StoreError> {
+        let mut done = Ok(());
         for store in self.each() {
-            store.note_uses().await?;
+            // The others are to be noted all the same.
+            done = done.and(store.note_uses().await);
         }
-        Ok(())
+        done
+    }
+
+    fn touch(&self, digest: Digest) {
+        self.each().for_each(|store| store.touch(digest));
     }
 
     /// On every volume, as the blob may come to any.
     async fn pin(&self, digest: Digest, is_pinned: bool) -> Result<(), StoreError> {
+        let mut done = Ok(());
         for store in self.each() {
-            store.pin(digest, is_pinned).await?;
+            done = done.and(store.pin(digest, is_pinned).await);
         }
-        Ok(())
+        done
     }
 
     async fn verify(&self, digest: Digest) -> Result<Verdict, StoreError> {
@@ -380,14 +390,18 @@ impl<S: UploadStore> UploadStore for Volumes<S> {
     async fn upload_commit(&self, upload: &str, expected: Digest) -> Result<MetaInfo, StoreError> {
         let (store, name) = self.of_upload(upload)?;
         let meta = store.upload_commit(name, expected).await?;
-        for other in self.each().filter(|other| !std::ptr::eq(*other, store)) {
+        let others = self.each().enumerate();
+        let place = self.each().position(|it| std::ptr::eq(it, store));
+        for (at, other) in others.filter(|(_, other)| !std::ptr::eq(*other, store)) {
             match other.status(expected).await {
-                // One copy is enough, and the other one may be in use.
-                Ok(BlobStatus::Sealed { .. }) => {
+                // One copy is enough: that on the first of the volumes, so that of two who find each
+                // other's only one lets go.
+                Ok(BlobStatus::Sealed { .. }) if Some(at) < place => {
                     other.seal(expected).await?;
                     store.remove(expected).await?;
                     break;
                 }
+                Ok(BlobStatus::Sealed { .. }) => other.remove(expected).await?,
                 Ok(BlobStatus::Partial { .. }) => other.discard(expected).await?,
                 Ok(BlobStatus::Absent) | Err(_) => {}
             }

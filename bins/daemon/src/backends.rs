@@ -114,12 +114,6 @@ impl TryFrom<String> for Pattern {
 #[serde(try_from = "String")]
 pub struct Timeout(Duration);
 
-impl Timeout {
-    pub(crate) const fn time(self) -> Duration {
-        self.0
-    }
-}
-
 impl Default for Timeout {
     fn default() -> Self {
         Self(Duration::from_secs(30))

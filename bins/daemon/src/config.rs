@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use kraken_core::Zone;
 use kraken_core::net::http::{BaseUrl, HttpClient};
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::net::{Dual, Identity, NetError, PathChoice, QuicOptions};
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::members;
 use crate::process::StartError;
+use crate::store::Weight;
 
 /// The certificate, the key and the cluster's authority: paths of PEM files.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -37,7 +39,7 @@ impl Tls {
 }
 
 /// One origin, as the others know it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OriginEntry {
     /// The name that places its share of the blobs: keep it when the origin moves. Lower-case
@@ -45,6 +47,13 @@ pub struct OriginEntry {
     pub name: String,
     /// Where it answers, such as `https://origin-1:7602`.
     pub url: String,
+    /// Its share of the blobs relative to the others; 1 when absent.
+    #[serde(default)]
+    pub weight: Weight,
+    /// The availability zone that it stands in: a blob's copies are in different ones as far as there
+    /// are any.
+    #[serde(default)]
+    pub zone: Option<Zone>,
 }
 
 /// How many origins own each blob when nothing else is said.
@@ -77,6 +86,8 @@ pub fn ring(origins: &[OriginEntry]) -> Result<Vec<RingMember>, StartError> {
         Ok(RingMember {
             name: origin.name.clone(),
             url,
+            weight: origin.weight.share(),
+            zone: origin.zone.clone(),
         })
     };
     origins.iter().map(member).collect()
@@ -89,9 +100,7 @@ pub(crate) fn origin_cluster(
     replicas: usize,
     http: &HttpClient,
 ) -> Result<OriginCluster, StartError> {
-    let members = members::origins(origins, file)?
-        .into_iter()
-        .map(|member| (member.name, member.url));
+    let members = members::origins(origins, file)?;
     Ok(OriginCluster::new(members, http.clone(), replicas))
 }
 
@@ -303,6 +312,8 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
         let entry = |name: &str, url: &str| OriginEntry {
             name: name.into(),
             url: url.into(),
+            weight: Weight::default(),
+            zone: None,
         };
         assert!(ring(&[entry("origin-1", "https://a:1")]).is_ok());
         for wrong in [

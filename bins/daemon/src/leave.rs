@@ -8,12 +8,15 @@ use kraken_core::net::http::ApiError;
 use serde::{Deserialize, Serialize};
 
 /// The answer of `/x/leave`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaving {
     /// Whether the origin hands its share over.
     pub leaving: bool,
     /// How many blobs it holds that others own, or will: with none, it can be stopped.
     pub blobs: usize,
+    /// The other origins that do not answer: nothing is let go before they do, or are taken off the
+    /// lists.
+    pub away: Vec<String>,
 }
 
 /// | method and path | answer |
@@ -30,9 +33,11 @@ pub(crate) fn with_leave(router: Router, origin: Origin) -> Router {
 
 async fn look(State(origin): State<Origin>) -> Result<Json<Leaving>, ApiError> {
     let blobs = origin.left_to_hand_over().await;
-    let blobs = blobs.map_err(|error| ApiError::Unavailable(error.to_string()))?;
-    let leaving = origin.is_leaving();
-    Ok(Json(Leaving { leaving, blobs }))
+    Ok(Json(Leaving {
+        leaving: origin.is_leaving(),
+        blobs: blobs?,
+        away: origin.away(),
+    }))
 }
 
 async fn leave(State(origin): State<Origin>) -> Result<Json<Leaving>, ApiError> {

@@ -41,11 +41,12 @@ pub(crate) fn follow(
         return;
     };
     let following = async move {
-        let mut before = text(&file).await;
+        // What it says first is handed over again: it may have changed since the start.
+        let mut before = None;
         loop {
             tokio::time::sleep(LOOK).await;
             let now = text(&file).await;
-            if now == before {
+            if now == before || now.is_none() {
                 continue;
             }
             before = now;
@@ -65,7 +66,7 @@ pub(crate) fn follow(
 pub(crate) fn follow_with(origins: &OriginCluster, file: Option<&Path>, until: &CancellationToken) {
     let origins = origins.clone();
     follow(file, until, move |members| {
-        origins.set(members.into_iter().map(|it| (it.name, it.url)));
+        origins.set(members);
         Ok(())
     });
 }
@@ -114,18 +115,18 @@ mod tests {
             told.lock().unwrap().push(members.len());
             Ok(())
         });
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(LOOK + Duration::from_millis(500)).await;
         for text in ["nonsense: [", TWO] {
             std::fs::write(&file, text).unwrap();
             tokio::time::sleep(LOOK + Duration::from_millis(500)).await;
         }
         for _ in 0..100 {
-            if *seen.lock().unwrap() == [2] {
+            if *seen.lock().unwrap() == [1, 2] {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        assert_eq!(*seen.lock().unwrap(), [2]);
+        assert_eq!(*seen.lock().unwrap(), [1, 2]);
         until.cancel();
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::routing::get;
+use jiff::SignedDuration;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
 use kraken_core::net::origin::router;
 use kraken_core::origin::HealConfig;
@@ -16,7 +17,7 @@ use kraken_core::{Origin, Zone};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::backends::{BackendConfig, RouteConfig, Timeout, backend};
+use crate::backends::{BackendConfig, RouteConfig, backend};
 use crate::config::{self, OriginEntry, QuicMtu, Tls, TransportConfig};
 use crate::leave::with_leave;
 use crate::limits::{LimitsConfig, Rate, with_live_limits};
@@ -100,7 +101,25 @@ pub struct Heal {
     pub rate: Option<Rate>,
     /// How long an origin may be away before others take its share: a minute when absent.
     #[serde(default)]
-    pub after: Option<Timeout>,
+    pub after: Option<HealAfter>,
+}
+
+/// A time such as `60s`, a second to a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HealAfter(Duration);
+
+impl TryFrom<String> for HealAfter {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parsed = text.parse::<SignedDuration>().ok();
+        let time = parsed.and_then(|time| Duration::try_from(time).ok());
+        let fits = |time: &Duration| (1..=24 * 3600).contains(&time.as_secs());
+        time.filter(fits)
+            .map(Self)
+            .ok_or_else(|| format!("heal: after is a time such as 60s, 1s to 24h, not {text}"))
+    }
 }
 
 impl Heal {
@@ -110,7 +129,7 @@ impl Heal {
             heal.rate = rate;
         }
         if let Some(after) = self.after {
-            health.grace = after.time();
+            health.grace = after.0;
         }
         (health, heal)
     }

@@ -77,7 +77,7 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     let shutdown = CancellationToken::new();
     let following = tracker.clone();
     members::follow(config.origins_file.as_deref(), &shutdown, move |members| {
-        following.set_origins(members.into_iter().map(|it| (it.name, it.url)));
+        following.set_origins(members);
         Ok(())
     });
     let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;

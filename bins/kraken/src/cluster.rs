@@ -70,6 +70,8 @@ impl Cluster {
             .map(|(index, (http, _))| OriginEntry {
                 name: format!("origin-{}", index + 1),
                 url: format!("https://{http}"),
+                weight: Default::default(),
+                zone: None,
             })
             .collect();
         // Two copies of each blob, wherever there are two origins.

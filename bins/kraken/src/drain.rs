@@ -9,6 +9,8 @@ use crate::operator::{Operator, failed};
 
 /// The longest answer that is read, in bytes.
 const ANSWER: usize = 4 << 10;
+/// How often in a row it may not answer.
+const FAILURES: u32 = 10;
 /// How often an origin is asked how far it is.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -27,20 +29,28 @@ pub async fn ask(origin: &Operator, method: &str) -> Result<Leaving, Failure> {
 /// The origin does not answer, or somebody lets it stay.
 pub async fn drain(
     origin: &Operator,
-    say: impl Fn(usize) -> Result<(), Failure>,
+    say: impl Fn(&Leaving) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let mut state = ask(origin, "POST").await?;
-    let mut said = None;
+    let (mut said, mut failures) = (None, 0);
     while state.blobs > 0 {
-        if said != Some(state.blobs) {
-            say(state.blobs)?;
-            said = Some(state.blobs);
+        if said.as_ref() != Some(&state) {
+            say(&state)?;
+            said = Some(state.clone());
         }
         tokio::time::sleep(LOOK).await;
-        state = ask(origin, "GET").await?;
+        state = match ask(origin, "GET").await {
+            Ok(state) => state,
+            Err(error) if failures >= FAILURES => return Err(error),
+            Err(_) => {
+                failures += 1;
+                continue;
+            }
+        };
+        failures = 0;
         if !state.leaving {
             return Err(Failure::Argument(
-                "the origin stays, as somebody has asked it to".into(),
+                "the origin does not leave any more: it was restarted, or told to stay".into(),
             ));
         }
     }

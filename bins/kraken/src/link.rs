@@ -33,18 +33,44 @@ pub async fn link_blob(
     })?;
     let to = path.to_path_buf();
     let work = move || {
-        let linked = link_or_copy(&file, &to).map_err(Failure::io(format!(
-            "link {} to {} (with --link, agent and tool are on one host, and the tool may read the store)",
-            to.display(),
-            file.display()
-        )))?;
-        let checked = check(&to, digest).inspect_err(|_| {
-            let _ = std::fs::remove_file(&to);
-        });
-        Ok((linked, checked?))
+        let mut bytes = 0;
+        let look = |new: &Path| {
+            bytes = check(new, digest)?;
+            Ok(())
+        };
+        let linked = link_or_copy(&file, &to, look).map_err(|error| match error {
+            Wrong::Bytes(failure) => failure,
+            Wrong::Link(source) => Failure::Io {
+                doing: format!(
+                    "link {} to {} (with --link, agent and tool are on one host, and the tool may read the store)",
+                    to.display(),
+                    file.display()
+                ),
+                source,
+            },
+        })?;
+        Ok((linked, bytes))
     };
     let joined = tokio::task::spawn_blocking(work).await;
     joined.map_err(|error| Failure::Argument(error.to_string()))?
+}
+
+/// Why there is no link.
+enum Wrong {
+    Bytes(Failure),
+    Link(std::io::Error),
+}
+
+impl From<std::io::Error> for Wrong {
+    fn from(error: std::io::Error) -> Self {
+        Self::Link(error)
+    }
+}
+
+impl From<Failure> for Wrong {
+    fn from(failure: Failure) -> Self {
+        Self::Bytes(failure)
+    }
 }
 
 fn check(path: &Path, digest: Digest) -> Result<u64, Failure> {

@@ -22,6 +22,7 @@ use kraken::queue::{self, Queue};
 use kraken::simulate::Simulation;
 use kraken::store::{self, Collect, Store};
 use kraken_core::Digest;
+use kraken_daemon::leave::Leaving;
 use kraken_daemon::store::http::VerdictInfo;
 use kraken_daemon::{Tls, process};
 use kraken_registry::name::split_tag;
@@ -144,9 +145,16 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
                 drain::ask(&origin, "DELETE").await?;
                 say("it has its share again")?;
             } else {
-                let left = |blobs| say(&format!("{blobs} blobs to hand over"));
+                let left = |state: &Leaving| {
+                    let blobs = state.blobs;
+                    let waits = match &state.away[..] {
+                        [] => String::new(),
+                        away => format!("; waiting for {}, which does not answer", away.join(", ")),
+                    };
+                    say(&format!("{blobs} blobs to hand over{waits}"))
+                };
                 drain::drain(&origin, left).await?;
-                say("nothing is left there that others own: it can be stopped")?;
+                say("nothing is left there that others own: take it off the lists, then stop it")?;
             }
         }
         Command::Store {

@@ -1,11 +1,16 @@
 //! A process of a cluster, asked by the person who runs it.
 
+use std::time::Duration;
+
 use http::Request;
 use kraken_core::net::Identity;
 use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient, HttpResponse};
 use kraken_daemon::Tls;
 
 use crate::Failure;
+
+/// How long a process may work on an answer: to read a blob of 1 TB back, or to remove as many.
+const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 
 /// A client of one process.
 #[derive(Debug)]
@@ -57,7 +62,8 @@ impl Operator {
         let request = request
             .body(HttpBody::Empty)
             .map_err(|error| ApiError::BadRequest(error.to_string()))?;
-        self.http.send(request).await?.successful().await
+        let answer = self.http.send_within(request, PATIENCE).await?;
+        answer.successful().await
     }
 }
 

@@ -63,6 +63,15 @@ impl Keeper for Agent {
 
     async fn evict(&self, digest: Digest) -> Result<bool, StoreError> {
         let _leaves = self.inner.leaving.write().await;
+        // Since the list was made.
+        if self
+            .inner
+            .store
+            .kept(digest)
+            .is_some_and(|kept| kept.is_pinned)
+        {
+            return Ok(false);
+        }
         if !self.leave_unread(digest).await {
             return Ok(false);
         }

@@ -185,6 +185,7 @@ impl OriginApi for Origin {
         self.inner
             .queue_write_back(namespace, digest, write_back_delay)
             .await?;
+        self.inner.stays(digest).await;
         self.inner
             .store
             .upload_commit(id, digest)
@@ -226,6 +227,8 @@ impl OriginApi for Origin {
             ));
         }
         self.inner.store.remove(digest).await.map_err(store_error)?;
+        // Nobody brings it back.
+        self.inner.let_go.note(digest);
         self.inner.leave(digest).await;
         Ok(())
     }

@@ -23,6 +23,8 @@ const LONG_POLL: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(super) struct Coming {
     said: watch::Receiver<Said>,
+    /// It does not come: it is being removed, and nobody is to take it in meanwhile.
+    goes: bool,
 }
 
 /// How far it is.
@@ -46,7 +48,15 @@ impl Said {
 impl Coming {
     pub(super) fn begin() -> (watch::Sender<Said>, Self) {
         let (sender, said) = watch::channel(Said::default());
-        (sender, Self { said })
+        let goes = false;
+        (sender, Self { said, goes })
+    }
+
+    /// A blob on its way out, until the sender is dropped.
+    pub(super) fn goes() -> (watch::Sender<Said>, Self) {
+        let (sender, said) = watch::channel(Said::default());
+        let goes = true;
+        (sender, Self { said, goes })
     }
 
     /// Waits until it is whole and durable.
@@ -108,6 +118,18 @@ impl Inner {
         match self.sealed(digest).await? {
             Some(meta) => Ok(meta),
             None => self.take_in(namespace, digest).whole().await,
+        }
+    }
+
+    /// Waits until a blob is not being removed. Whoever has queued a task for it before keeps it from
+    /// then on: who removes looks for tasks behind saying so.
+    pub(super) async fn stays(&self, digest: Digest) {
+        loop {
+            let goes = self.fetching().get(&digest).filter(|it| it.goes).cloned();
+            match goes {
+                None => return,
+                Some(goes) => drop(goes.whole().await),
+            }
         }
     }
 

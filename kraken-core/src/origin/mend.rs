@@ -41,14 +41,16 @@ impl Inner {
         let namespace = Namespace::default();
         let (holder, _) = self.find_at_peers(&namespace, digest).await;
         let holder = holder.ok_or(ApiError::NotFound)?;
-        self.copy_from(&holder, digest, None).await
+        self.copy_from(&holder, digest, &[], None).await
     }
 
-    /// Copies a blob from another origin that has it whole, no faster than `pace`.
+    /// Copies a blob from another origin that has it whole, no faster than `pace`. It is not in the
+    /// backend under the namespaces `unwritten`: this copy is to bring it there, too.
     pub(super) async fn copy_from(
         &self,
         holder: &OriginClient,
         digest: Digest,
+        unwritten: &[Namespace],
         pace: Option<&Pace>,
     ) -> Result<(), ApiError> {
         let namespace = Namespace::default();
@@ -68,6 +70,12 @@ impl Inner {
                 let append = || self.store.upload_append(&id, at, bytes.clone());
                 at = self.with_room(need, append).await.map_err(store_error)?;
             }
+            // Durable before the blob is, and not earlier: a task that finds no blob is given up.
+            for namespace in unwritten {
+                self.queue_write_back(namespace, digest, self.stagger)
+                    .await?;
+            }
+            self.stays(digest).await;
             self.store
                 .upload_commit(&id, digest)
                 .await

@@ -23,6 +23,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kraken_net::http::ApiError;
 use kraken_net::origin::members::Members;
 use kraken_proto::{Digest, PeerInfo, SwarmStats};
 use kraken_storage::BoxBackend;
@@ -42,7 +43,7 @@ use counts::Counts;
 use known::KnownUploads;
 pub use kraken_net::origin::RingMember;
 pub use rebalance::HealConfig;
-use rebalance::LetGo;
+use rebalance::{LetGo, Lists};
 
 /// A seeder in front of the storage. Cheap to clone; [`Origin::shutdown`] ends it.
 #[derive(Clone)]
@@ -77,6 +78,7 @@ struct Inner {
     drained: Notify,
     members: Members,
     let_go: LetGo,
+    lists: Lists,
     fetching: Mutex<HashMap<Digest, Coming>>,
     known: KnownUploads,
     copying: Copying,
@@ -179,13 +181,13 @@ impl Origin {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub async fn left_to_hand_over(&self) -> Result<usize, kraken_storage::StoreError> {
-        let shares = self.inner.members.ring();
-        let held = self.inner.store.list().await?;
-        let strays = held
-            .into_iter()
-            .filter(|it| !shares.owns(&self.inner.name, *it));
-        Ok(strays.count())
+    pub async fn left_to_hand_over(&self) -> Result<usize, ApiError> {
+        Ok(self.inner.strays().await?.len())
+    }
+
+    /// The other origins that do not answer at this moment. While there are any, nothing is let go.
+    pub fn away(&self) -> Vec<String> {
+        self.inner.members.away()
     }
 
     /// Ends in good order. Tasks that are due or under way get a few seconds; those that wait stay in

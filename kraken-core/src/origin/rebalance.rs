@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use kraken_net::origin::{Held, Holdings, HoldingsAsked, Listed, OriginClient};
 use kraken_proto::ring::compare::{Prints, bucket_of};
 use kraken_proto::{Digest, Namespace};
 use kraken_storage::pace::Pace;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::Inner;
 use super::ingest::store_error;
@@ -48,12 +49,19 @@ impl Default for HealConfig {
 
 /// Blobs that were let go and are not copied back are remembered up to this number.
 const MAX_LET_GO: usize = 1 << 20;
+/// What is copied in one round: then it is looked anew, as more urgent ones may have come.
+const ROUND: usize = 2000;
+/// What is listed of one origin in a round.
+const MOST_LISTED: usize = 20 * MOST;
 /// Copies under way at once.
 const PARALLEL: usize = 2;
 /// Changes come together, as when several origins start.
 const SETTLE: Duration = Duration::from_millis(500);
+/// How long a list of what is held is good enough to compare with.
+const FRESH: Duration = Duration::from_secs(5);
 
-/// What an origin has let go because it needed the room, or the time was over.
+/// What an origin has let go, or did not take, because it lacks the room or the time was over: it is in
+/// the backend.
 #[derive(Debug, Default)]
 pub(super) struct LetGo(Mutex<BTreeSet<Digest>>);
 
@@ -80,10 +88,21 @@ impl LetGo {
     }
 }
 
+/// The blobs that an origin holds, as they were a moment ago: who compares asks many times.
+#[derive(Debug, Default)]
+pub(super) struct Lists(Mutex<Option<(Instant, Arc<BTreeSet<Digest>>)>>);
+
+impl Lists {
+    fn lock(&self) -> MutexGuard<'_, Option<(Instant, Arc<BTreeSet<Digest>>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A blob that this origin is to hold, where it is, and under which namespaces it is not in the
 /// backend yet.
 #[derive(Debug)]
 struct Lacking {
+    name: String,
     from: OriginClient,
     unwritten: Vec<Namespace>,
 }
@@ -92,11 +111,20 @@ impl Inner {
     /// Looks after the share of this origin until it stops.
     pub(super) async fn rebalance(self: Arc<Self>, config: HealConfig) {
         let pace = Pace::new(config.rate);
+        let mut seen = self.members.watch();
+        let (mut ring, mut is_done) = (self.members.ring().names(), true);
         loop {
-            self.members.changes(config.every).await;
+            let now = self.members.ring().names();
+            if is_done && now == ring {
+                self.members.changes(&mut seen, config.every).await;
+            }
             sleep(SETTLE).await;
+            ring = self.members.ring().names();
             let lacking = self.lacking().await;
-            self.make_copies(lacking, &pace).await;
+            is_done = lacking.len() <= ROUND;
+            let made = self.make_copies(lacking, &pace).await;
+            // What cannot be copied now is not asked for without a pause.
+            is_done |= made == 0;
             if let Err(error) = self.let_strays_go().await {
                 tracing::debug!(%error, "the copies too many stay for now");
             }
@@ -107,7 +135,8 @@ impl Inner {
     async fn lacking(&self) -> BTreeMap<Digest, Lacking> {
         let mut lacking = BTreeMap::<Digest, Lacking>::new();
         for (name, client) in self.members.others() {
-            let found = match self.lacking_of(&name, &client).await {
+            let found = self.lacking_of(&name, &client);
+            let found = match self.members.while_up(&name, found).await {
                 Ok(found) => found,
                 Err(error) => {
                     tracing::debug!(origin = name, %error, "an origin cannot be compared with");
@@ -115,11 +144,11 @@ impl Inner {
                 }
             };
             for held in found {
-                let from = client.clone();
-                let unwritten = Vec::new();
-                let entry = lacking
-                    .entry(held.digest)
-                    .or_insert(Lacking { from, unwritten });
+                let entry = lacking.entry(held.digest).or_insert_with(|| Lacking {
+                    name: name.clone(),
+                    from: client.clone(),
+                    unwritten: Vec::new(),
+                });
                 for namespace in held.unwritten {
                     if !entry.unwritten.contains(&namespace) {
                         entry.unwritten.push(namespace);
@@ -138,15 +167,8 @@ impl Inner {
             list,
         };
         let theirs = client.holdings(&ask(None)).await?;
-        let mine: BTreeSet<_> = self
-            .store
-            .list()
-            .await
-            .map_err(store_error)?
-            .into_iter()
-            .collect();
-        let both = |digest: &Digest| shares.own((&self.name, name), *digest) == (true, true);
-        let prints = Prints::of(mine.iter().copied().filter(both));
+        let mine = self.held().await?;
+        let (prints, _) = self.counted(&mine, &shares, (&self.name, name)).await?;
         let mut found = Vec::new();
         for bucket in theirs.prints.differing(&prints) {
             let list = |after| Some(Listed::Bucket { bucket, after });
@@ -170,7 +192,7 @@ impl Inner {
         found: &mut Vec<Held>,
     ) -> Result<(), ApiError> {
         let mut after = None;
-        loop {
+        while found.len() < MOST_LISTED {
             let blobs = client.holdings(&ask(after)).await?.blobs;
             let is_last = blobs.len() < MOST;
             after = blobs.last().map(|held| held.digest);
@@ -180,29 +202,31 @@ impl Inner {
             });
             found.extend(wanted);
             if is_last {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
-    /// Copies blobs here, those that are not in the backend yet first.
-    async fn make_copies(&self, lacking: BTreeMap<Digest, Lacking>, pace: &Pace) {
+    /// Copies some of these blobs here, those that are not in the backend yet first, and says how many.
+    async fn make_copies(&self, lacking: BTreeMap<Digest, Lacking>, pace: &Pace) -> u64 {
         use futures::StreamExt as _;
         let (unwritten, written): (Vec<_>, Vec<_>) = lacking
             .into_iter()
             .partition(|(_, it)| !it.unwritten.is_empty());
         let count = unwritten.len() + written.len();
         if count == 0 {
-            return;
+            return 0;
         }
         tracing::info!(
             count,
             unwritten = unwritten.len(),
             "copying blobs that this origin lacks"
         );
-        let copies = futures::stream::iter(unwritten.into_iter().chain(written));
+        let copies = futures::stream::iter(unwritten.into_iter().chain(written).take(ROUND));
         let copies = copies.map(|(digest, lacking)| async move {
-            let copied = self.make_copy(digest, &lacking, pace).await;
+            let copied = self.make_copy(digest, &lacking, pace);
+            let copied = self.members.while_up(&lacking.name, copied).await;
             if let Err(error) = &copied {
                 tracing::warn!(%digest, %error, "a blob cannot be copied now");
             }
@@ -214,33 +238,80 @@ impl Inner {
             made += one;
         }
         tracing::info!(made, count, "copied blobs that this origin lacked");
+        made
     }
 
     /// Whether the blob was copied: it may have come meanwhile, or not be worth its room.
     async fn make_copy(
         &self,
         digest: Digest,
-        Lacking { from, unwritten }: &Lacking,
+        lacking: &Lacking,
         pace: &Pace,
     ) -> Result<bool, ApiError> {
         if self.fetching().contains_key(&digest) || self.sealed(digest).await?.is_some() {
             return Ok(false);
         }
-        let namespace = Namespace::default();
-        let Some(length) = from.stat(&namespace, digest, true).await? else {
+        let is_written = lacking.unwritten.is_empty();
+        if is_written && !self.has_spare_room(0) {
+            self.let_go.note(digest);
+            return Ok(false);
+        }
+        let length = lacking
+            .from
+            .stat(&Namespace::default(), digest, true)
+            .await?;
+        let Some(length) = length else {
             return Ok(false);
         };
-        if unwritten.is_empty() && !self.has_spare_room(length) {
+        if is_written && !self.has_spare_room(length) {
+            self.let_go.note(digest);
             return Ok(false);
         }
-        // Durable before the blob is, as in a commit.
-        for namespace in unwritten {
-            self.queue_write_back(namespace, digest, self.stagger)
-                .await?;
-        }
-        self.copy_from(from, digest, Some(pace)).await?;
+        let (from, unwritten) = (&lacking.from, &lacking.unwritten);
+        self.copy_from(from, digest, unwritten, Some(pace)).await?;
         self.counts.healed(length);
         Ok(true)
+    }
+
+    /// The blobs that are whole here.
+    async fn held(&self) -> Result<Arc<BTreeSet<Digest>>, ApiError> {
+        if let Some((at, held)) = &*self.lists.lock()
+            && at.elapsed() < FRESH
+        {
+            return Ok(held.clone());
+        }
+        let held = self.store.list().await.map_err(store_error)?;
+        let held = Arc::new(held.into_iter().collect::<BTreeSet<_>>());
+        *self.lists.lock() = Some((Instant::now(), held.clone()));
+        Ok(held)
+    }
+
+    /// The prints of what two of the ring both own, and how many blobs the first owns and the second
+    /// does not. What was let go counts as held: nobody is to bring it back.
+    async fn counted(
+        &self,
+        held: &Arc<BTreeSet<Digest>>,
+        shares: &Shares,
+        (one, other): (&str, &str),
+    ) -> Result<(Prints, u64), ApiError> {
+        let (held, shares) = (held.clone(), shares.clone());
+        let (one, other) = (one.to_string(), other.to_string());
+        let let_go: Vec<_> = self.let_go.lock().iter().copied().collect();
+        // Some hashes for each blob: no work for those who answer others.
+        let count = move || {
+            let mut strays = 0;
+            let let_go = let_go.into_iter().filter(|it| !held.contains(it));
+            let let_go: BTreeSet<_> = let_go.collect();
+            let both = held.iter().chain(&let_go).copied().filter(|digest| {
+                let owns = shares.own((&one, &other), *digest);
+                strays += u64::from(owns == (true, false) && held.contains(digest));
+                owns == (true, true)
+            });
+            let prints = Prints::of(both);
+            (prints, strays)
+        };
+        let counted = tokio::task::spawn_blocking(count).await;
+        counted.map_err(|error| ApiError::Internal(error.to_string()))
     }
 
     /// Whether something fits without that anything goes.
@@ -252,21 +323,17 @@ impl Inner {
 
     /// What this origin holds of the asker's share.
     pub(super) async fn holdings(&self, asked: HoldingsAsked) -> Result<Holdings, ApiError> {
-        let shares = Shares::of(&asked.members, self.members.replicas());
-        let held = self.store.list().await.map_err(store_error)?;
+        let shares = self.members.shares_of(&asked.members)?;
+        let held = self.held().await?;
         let owned = |digest: &Digest| shares.own((&asked.asker, &self.name), *digest);
+        let behind = |after: Option<Digest>| {
+            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+            held.range((from, Bound::Unbounded)).copied()
+        };
         let listed: Vec<_> = match asked.list {
             None => {
-                let mut strays = 0;
-                let both = held.into_iter().filter(|digest| match owned(digest) {
-                    (true, true) => true,
-                    (true, false) => {
-                        strays += 1;
-                        false
-                    }
-                    _ => false,
-                });
-                let prints = Prints::of(both);
+                let both = (&*asked.asker, &*self.name);
+                let (prints, strays) = self.counted(&held, &shares, both).await?;
                 return Ok(Holdings {
                     prints,
                     strays,
@@ -274,18 +341,20 @@ impl Inner {
                 });
             }
             Some(Listed::Bucket { bucket, after }) => {
-                let rest = held
-                    .into_iter()
-                    .filter(|it| bucket_of(*it) == bucket && after < Some(*it));
+                let start = Digest::from_bytes({
+                    let mut first = [0; 32];
+                    first[0] = bucket;
+                    first
+                });
+                let rest = behind(after).skip_while(|it| *it < start);
+                let rest = rest.take_while(|it| bucket_of(*it) == bucket);
                 rest.filter(|it| owned(it) == (true, true))
                     .take(MOST)
                     .collect()
             }
             Some(Listed::Strays { after }) => {
-                let rest = held.into_iter().filter(|it| after < Some(*it));
-                rest.filter(|it| owned(it) == (true, false))
-                    .take(MOST)
-                    .collect()
+                let strays = behind(after).filter(|it| owned(it) == (true, false));
+                strays.take(MOST).collect()
             }
         };
         Ok(Holdings {
@@ -310,13 +379,7 @@ impl Inner {
         if !self.members.are_settled() {
             return Ok(());
         }
-        let shares = self.members.ring();
-        let held = self.store.list().await.map_err(store_error)?;
-        let strays = held
-            .into_iter()
-            .filter(|digest| !shares.owns(&self.name, *digest));
-        let strays: Vec<_> = strays.collect();
-        for strays in strays.chunks(MOST) {
+        for strays in self.strays().await?.chunks(MOST) {
             for digest in self.held_by_owners(strays).await? {
                 let needed = self.needed(&[digest]).await.map_err(store_error)?;
                 if needed.is_empty() && self.evict(digest).await.map_err(store_error)? {
@@ -327,6 +390,17 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// The blobs that this origin holds and does not own, without those that are pinned.
+    pub(super) async fn strays(&self) -> Result<Vec<Digest>, ApiError> {
+        let shares = self.members.ring();
+        let held = self.store.list().await.map_err(store_error)?;
+        let is_pinned = |digest| self.store.kept(digest).is_some_and(|kept| kept.is_pinned);
+        let strays = held
+            .into_iter()
+            .filter(|digest| !shares.owns(&self.name, *digest) && !is_pinned(*digest));
+        Ok(strays.collect())
     }
 
     /// Of these blobs, those that all of their owners have whole.
@@ -345,7 +419,8 @@ impl Inner {
         for (owner, digests) in asks {
             let client = self.members.client(&owner);
             let client = client.ok_or_else(|| ApiError::Unavailable("an owner left".into()))?;
-            for digest in client.holds(digests).await? {
+            let held = self.members.while_up(&owner, client.holds(digests)).await?;
+            for digest in held {
                 if let Some(missing) = copies.get_mut(&digest) {
                     *missing = missing.saturating_sub(1);
                 }

@@ -53,6 +53,7 @@ impl Inner {
                 repairs.insert(name, id);
             }
         }
+        self.stays(digest).await;
         let meta = match upload.parse() {
             Ok(known) => self.known_finish(known, digest).await?,
             Err(()) => self.upload_finish(upload, digest).await?,

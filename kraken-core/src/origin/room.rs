@@ -70,6 +70,11 @@ impl Keeper for Inner {
         let Some(_leaving) = Leaving::begin(self, digest) else {
             return Ok(false);
         };
+        // Looked at again, now that a commit waits until it has gone: see `Inner::stays`.
+        let is_pinned = self.store.kept(digest).is_some_and(|kept| kept.is_pinned);
+        if is_pinned || !self.unfinished(vec![digest]).await?.is_empty() {
+            return Ok(false);
+        }
         if !self.leave_unread(digest).await {
             return Ok(false);
         }
@@ -102,7 +107,7 @@ impl<'a> Leaving<'a> {
         let Entry::Vacant(entry) = fetching.entry(digest) else {
             return None;
         };
-        let (said, coming) = Coming::begin();
+        let (said, coming) = Coming::goes();
         entry.insert(coming);
         Some(Self {
             inner,

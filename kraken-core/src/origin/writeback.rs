@@ -324,6 +324,9 @@ impl Inner {
             let Some(client) = self.members.client(&name) else {
                 return false;
             };
+            if !self.members.is_up(&name) {
+                continue;
+            }
             if client.writes_back(namespace, digest).await.unwrap_or(false) {
                 return true;
             }
@@ -342,10 +345,17 @@ impl Inner {
             return self.not_committed(digest, attempts);
         };
         match self.members.is_in(origin) {
+            true if !self.members.is_up(origin) => {
+                Err(Unfinished::Failed("the origin does not answer".into()))
+            }
             true => {
                 let busy = Unfinished::Early("a copy is on its way there");
                 let copy = self.copying.begin(digest, origin).ok_or(busy)?;
-                let copied = self.copy_to(copy, namespace, &meta, Duration::ZERO).await;
+                let copied = tokio::select! {
+                    copied = self.copy_to(copy, namespace, &meta, Duration::ZERO) => copied,
+                    // Others wait for their turn.
+                    () = self.members.until_down(origin) => Err("it does not answer any more".into()),
+                };
                 copied.map_err(Unfinished::Failed)
             }
             // It is not in the ring any more: somebody else owns the blob now, and if it comes back, it
@@ -357,8 +367,8 @@ impl Inner {
     /// The task is older than the commit that it belongs to, or the commit failed, or the blob was
     /// found damaged and comes anew.
     fn not_committed(&self, digest: Digest, attempts: u32) -> Result<(), Unfinished> {
-        if self.mending().contains(&digest) {
-            return Err(Unfinished::Early("the blob comes anew"));
+        if self.mending().contains(&digest) || self.fetching().contains_key(&digest) {
+            return Err(Unfinished::Early("the blob is on its way here"));
         }
         match attempts < COMMIT_ATTEMPTS {
             true => Err(Unfinished::Early("the blob is not committed yet")),

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kraken_net::announce::TrackerApi;
-use kraken_net::http::{ApiError, BaseUrl};
-use kraken_net::origin::OriginCluster;
+use kraken_net::http::ApiError;
+use kraken_net::origin::{OriginCluster, RingMember};
 use kraken_proto::tracker::handout::{Tracker as Machine, TrackerConfig, TrackerStats};
 use kraken_proto::{
     AnnounceReply, AnnounceRequest, AnnounceState, Digest, MetaInfo, Namespace, PeerInfo, Timestamp,
@@ -102,8 +102,8 @@ impl Tracker {
         lock(&self.inner.seeders).len()
     }
 
-    /// From now on these are the origins: names and base URLs.
-    pub fn set_origins(&self, origins: impl IntoIterator<Item = (String, BaseUrl)>) {
+    /// From now on these are the origins.
+    pub fn set_origins(&self, origins: impl IntoIterator<Item = RingMember>) {
         self.inner.origins.set(origins);
         self.inner.watch_all();
     }

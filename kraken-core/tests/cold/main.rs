@@ -197,12 +197,11 @@ impl Cluster {
         let addrs: Vec<_> = held.iter().map(|it| it.local_addr().unwrap()).collect();
         drop(held);
         let members: Vec<_> = addrs.iter().enumerate().map(member).collect();
-        let named = members.iter().map(|it| (it.name.clone(), it.url.clone()));
         let mut lab = Self {
             tap,
             origins: Vec::new(),
             agents: Vec::new(),
-            cluster: OriginCluster::new(named, http.clone(), 3),
+            cluster: OriginCluster::new(members.clone(), http.clone(), 3),
             members,
             network: MemNetwork::new(),
             hosts: 0,
@@ -277,10 +276,8 @@ impl Cluster {
 }
 
 fn member((index, addr): (usize, &SocketAddr)) -> RingMember {
-    RingMember {
-        name: format!("origin-{index}"),
-        url: format!("http://{addr}").parse().unwrap(),
-    }
+    let url = format!("http://{addr}").parse().unwrap();
+    RingMember::new(format!("origin-{index}"), url)
 }
 
 async fn read(agent: &Agent, digest: Digest, end: u64) -> (Vec<u8>, Option<String>) {

@@ -10,6 +10,7 @@ use http::{HeaderValue, Method, header};
 use kraken_proto::{
     AnnounceBlob, AnnounceReply, AnnounceRequest, Digest, Member, MetaInfo, Namespace, Ring,
 };
+use tokio::sync::Semaphore;
 
 use super::server::MetaInfoQuery;
 use crate::discovery::{Discovery, DiscoveryError};
@@ -22,6 +23,8 @@ use crate::origin::client::FETCH_PATIENCE;
 
 /// The longest reply to an announce: 256 handouts of 100 peers at 225 bytes make 6 MiB.
 const MAX_REPLY: usize = 8 << 20;
+/// Announces at once to trackers that are only told.
+const MAX_TELLING: usize = 16;
 /// How long a tracker may think about an announce; it only looks into its memory.
 const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -39,6 +42,8 @@ struct Inner {
     urls: BTreeMap<String, BaseUrl>,
     http: HttpClient,
     health: Health,
+    /// Announces on their way to trackers that are only told.
+    telling: Arc<Semaphore>,
 }
 
 impl TrackerClient {
@@ -63,6 +68,7 @@ impl TrackerClient {
                 urls,
                 http,
                 health: Health::default(),
+                telling: Arc::new(Semaphore::new(MAX_TELLING)),
             }),
         })
     }
@@ -133,7 +139,9 @@ impl TrackerClient {
     fn tell_the_next(&self, request: &AnnounceRequest) {
         let mut groups = BTreeMap::<String, Vec<AnnounceBlob>>::new();
         for blob in &request.blobs {
-            if let Some(next) = self.inner.order(&blob.digest).get(1) {
+            // One that failed lately stands last: with two trackers that is the second.
+            let next = self.inner.order(&blob.digest).get(1).copied();
+            if let Some(next) = next.filter(|next| !self.inner.health.has_failed(next)) {
                 groups
                     .entry(next.to_string())
                     .or_default()
@@ -145,13 +153,19 @@ impl TrackerClient {
                 peer: request.peer.clone(),
                 blobs,
             };
+            let Ok(permit) = self.inner.telling.clone().try_acquire_owned() else {
+                // They are slow to hear: the next announce tells as much.
+                return;
+            };
             let inner = self.inner.clone();
             tokio::spawn(async move {
+                let _permit = permit;
                 let told = inner
                     .post(&tracker, "/announce?quiet=true", &announce)
                     .await;
-                // Noted as a failure, so that it is not the next for a while.
-                let _ = inner.remember(&tracker, told.map(drop));
+                if let Err(error) = told {
+                    tracing::debug!(tracker, %error, "a tracker was not told");
+                }
             });
         }
     }

@@ -25,6 +25,13 @@ impl Health {
         self.failures().remove(name);
     }
 
+    /// Whether `name` failed lately.
+    pub(crate) fn has_failed(&self, name: &str) -> bool {
+        self.failures()
+            .get(name)
+            .is_some_and(|at| at.elapsed() < GRUDGE)
+    }
+
     /// The names in their order, those that failed lately behind the others.
     pub(crate) fn order<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
         let failures = self.failures();

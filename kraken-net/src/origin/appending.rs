@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
+use kraken_proto::Digest;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::client::OriginClient;
+use crate::http::client::READ_IDLE;
 use crate::http::{ApiError, ByteStream};
 
 /// What is sent at once, and kept until the origin has it: whoever sends the body does not send it
@@ -57,7 +59,10 @@ async fn next_portion(body: &mut ByteStream) -> (Vec<Bytes>, Option<End>) {
     let mut until = None;
     while size < PORTION {
         let next = match until {
-            None => body.next().await,
+            None => match timeout(READ_IDLE, body.next()).await {
+                Ok(next) => next,
+                Err(_) => return (portion, Some(End::Broken(silent()))),
+            },
             Some(until) => match timeout_at(until, body.next()).await {
                 Ok(next) => next,
                 Err(_) => break,
@@ -76,6 +81,10 @@ async fn next_portion(body: &mut ByteStream) -> (Vec<Bytes>, Option<End>) {
     (portion, None)
 }
 
+fn silent() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, "nothing came for too long")
+}
+
 /// Sends a portion until the origin has it.
 async fn send(
     client: &OriginClient,
@@ -85,18 +94,21 @@ async fn send(
 ) -> Result<u64, ApiError> {
     let end = at + portion.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
     let mut at = at;
-    let mut patience = Patience::new();
+    let mut patience = Patience::new(id);
     loop {
         let body = futures::stream::iter(portion.clone().into_iter().map(Ok)).boxed();
-        let error = match client.upload_append(id, at, body).await {
+        let there = match client.upload_append(id, at, body).await {
             Ok(length) => return Ok(length),
-            Err(error) => error,
-        };
-        patience.wait(error).await?;
-        let there = loop {
-            match client.upload_len(id).await {
-                Ok(length) => break length,
-                Err(error) => patience.wait(error).await?,
+            // What an earlier attempt had sent was still on its way into the file.
+            Err(ApiError::RangeInvalid { len }) if len > at && len <= end => len,
+            Err(error) => {
+                patience.wait(error).await?;
+                loop {
+                    match client.upload_len(id).await {
+                        Ok(length) => break length,
+                        Err(error) => patience.wait(error).await?,
+                    }
+                }
             }
         };
         if there == end {
@@ -130,12 +142,13 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    pub(super) fn new() -> Self {
+    /// For an upload: those of one origin do not come back all at once.
+    pub(super) fn new(id: &str) -> Self {
         let (first, longest) = (Duration::from_millis(100), Duration::from_secs(2));
         Self {
             until: Instant::now() + PATIENCE,
             backoff: Backoff::new(first, longest, Jitter::Equal),
-            rng: Rng::seeded(0),
+            rng: Rng::seeded(seed_of(id)),
         }
     }
 
@@ -153,6 +166,11 @@ impl Patience {
         sleep(wait).await;
         Ok(())
     }
+}
+
+fn seed_of(id: &str) -> u64 {
+    let digest = Digest::of(id.as_bytes());
+    u64::from_be_bytes(digest.as_bytes()[..8].try_into().expect("8 of 32 bytes"))
 }
 
 #[cfg(test)]

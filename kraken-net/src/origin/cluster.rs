@@ -17,7 +17,7 @@ use super::appending::{Patience, append};
 use super::client::OriginClient;
 use super::members::{Members, RingMember};
 use crate::http::health::Health;
-use crate::http::{ApiError, BaseUrl, ByteStream, HttpClient};
+use crate::http::{ApiError, ByteStream, HttpClient};
 
 /// A client of all origins of a cluster. Questions about a blob go to its owners in ring order and
 /// fall through to the others. Clones share the memory of who failed lately.
@@ -34,17 +34,13 @@ struct Inner {
 }
 
 impl OriginCluster {
-    /// A client of these origins: names, which place the blobs and stay when an origin moves, and
-    /// base URLs. Each blob is owned by the first `replicas` in its order.
+    /// A client of these origins. Each blob is owned by the first `replicas` in its order.
     pub fn new(
-        origins: impl IntoIterator<Item = (String, BaseUrl)>,
+        origins: impl IntoIterator<Item = RingMember>,
         http: HttpClient,
         replicas: usize,
     ) -> Self {
-        let members = origins
-            .into_iter()
-            .map(|(name, url)| RingMember { name, url });
-        let members: Vec<_> = members.collect();
+        let members: Vec<_> = origins.into_iter().collect();
         let health = HealthConfig::default();
         Self {
             inner: Arc::new(Inner {
@@ -61,12 +57,9 @@ impl OriginCluster {
         self.inner.members.probe().await;
     }
 
-    /// From now on these are the origins: names and base URLs.
-    pub fn set(&self, origins: impl IntoIterator<Item = (String, BaseUrl)>) {
-        let members = origins
-            .into_iter()
-            .map(|(name, url)| RingMember { name, url });
-        let members: Vec<_> = members.collect();
+    /// From now on these are the origins.
+    pub fn set(&self, origins: impl IntoIterator<Item = RingMember>) {
+        let members: Vec<_> = origins.into_iter().collect();
         self.inner.members.set(&members);
     }
 
@@ -172,7 +165,11 @@ impl OriginCluster {
     pub async fn upload_start(&self) -> Result<(String, String), ApiError> {
         let mut error = no_origins();
         for (name, client) in self.inner.turn() {
-            let started = self.inner.while_up(&name, client.upload_start()).await;
+            let started = self
+                .inner
+                .members
+                .while_up(&name, client.upload_start())
+                .await;
             match self.inner.remember(&name, started) {
                 Ok(id) => return Ok((name, id)),
                 Err(it) => error = it,
@@ -195,7 +192,7 @@ impl OriginCluster {
         let mut error = no_origins();
         for (name, client) in self.inner.order(digest) {
             let started = client.upload_start_known(namespace, digest, length);
-            let started = self.inner.while_up(&name, started).await;
+            let started = self.inner.members.while_up(&name, started).await;
             match self.inner.remember(&name, started) {
                 Ok(id) => return Ok((name, id)),
                 Err(it) if it.is_retryable() => error = it,
@@ -210,8 +207,19 @@ impl OriginCluster {
     /// # Errors
     /// [`ApiError::NotFound`] for an origin or an upload that is not known.
     pub async fn upload_len(&self, origin: &str, id: &str) -> Result<u64, ApiError> {
-        let len = self.inner.named(origin)?.upload_len(id).await;
-        self.inner.remember(origin, len)
+        let client = self.inner.named(origin)?;
+        let mut patience = Patience::new(id);
+        loop {
+            let len = self
+                .inner
+                .members
+                .while_up(origin, client.upload_len(id))
+                .await;
+            match self.inner.remember(origin, len) {
+                Err(error) => patience.wait(error).await?,
+                len => return len,
+            }
+        }
     }
 
     /// Appends a body to an upload. An origin that restarts meanwhile is waited for, up to a minute, and
@@ -243,9 +251,10 @@ impl OriginCluster {
         digest: Digest,
     ) -> Result<MetaInfo, ApiError> {
         let client = self.inner.named(origin)?;
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(id);
         loop {
-            let meta = client.upload_commit(id, namespace, digest).await;
+            let meta = client.upload_commit(id, namespace, digest);
+            let meta = self.inner.members.while_up(origin, meta).await;
             match self.inner.remember(origin, meta) {
                 // It may have happened: then it is said again.
                 Err(error) => patience.wait(error).await?,
@@ -277,7 +286,7 @@ impl OriginCluster {
         let mut error = no_origins();
         for (name, client) in self.inner.turn() {
             let attempt = put_at(&client, namespace, digest, bytes.clone());
-            let attempt = self.inner.while_up(&name, attempt).await;
+            let attempt = self.inner.members.while_up(&name, attempt).await;
             match self.inner.remember(&name, attempt) {
                 Err(it) if it.is_retryable() => error = it,
                 done => return done,
@@ -305,14 +314,23 @@ impl Inner {
     where
         F: Future<Output = Result<T, ApiError>> + Send,
     {
+        // A blob that exists is held by a quorum, or is in the backend that every origin asks: so
+        // fewer silent origins than that cannot hide it.
+        let quorum = self.members.replicas() / 2 + 1;
         let order = self.order(*digest);
         let mut unavailable = order.is_empty().then(no_origins);
-        let mut unasked = 0;
-        for (name, client) in order {
-            let answer = self.while_up(&name, ask(client)).await;
+        let (mut unasked, mut not_found) = (0, 0);
+        let count = order.len();
+        for (place, (name, client)) in order.into_iter().enumerate() {
+            // Behind the first that is down all are: nobody waits for what they cannot change.
+            let left = count - place;
+            if not_found > 0 && unasked + left < quorum && !self.members.is_up(&name) {
+                return Err(ApiError::NotFound);
+            }
+            let answer = self.members.while_up(&name, ask(client)).await;
             match self.remember(&name, answer) {
                 Ok(answer) => return Ok((name, answer)),
-                Err(ApiError::NotFound) => {}
+                Err(ApiError::NotFound) => not_found += 1,
                 Err(error) if error.is_retryable() => {
                     tracing::debug!(origin = name, %error, "an origin failed");
                     let told = format!("origin {name}: {error}");
@@ -322,9 +340,6 @@ impl Inner {
                 Err(error) => return Err(error),
             }
         }
-        // A blob that exists is held by a quorum, or is in the backend that every origin asks: so
-        // fewer silent origins than that cannot hide it.
-        let quorum = self.members.replicas() / 2 + 1;
         match unavailable {
             Some(error) if unasked == 0 || unasked >= quorum => Err(error),
             _ => Err(ApiError::NotFound),
@@ -349,8 +364,9 @@ impl Inner {
         let mut names = self.members.all();
         let turn = self.next_upload.fetch_add(1, Ordering::Relaxed) % names.len().max(1);
         names.rotate_left(turn);
-        let (there, away): (Vec<_>, Vec<_>) =
-            names.into_iter().partition(|it| self.members.is_up(it));
+        let (there, away): (Vec<_>, Vec<_>) = names
+            .into_iter()
+            .partition(|it| self.members.is_up_to_stay(it));
         self.clients(there.into_iter().chain(away).collect())
     }
 
@@ -363,24 +379,6 @@ impl Inner {
         let order = self.health.order(names.iter().map(String::as_str));
         let client = |name: &str| Some((name.to_string(), self.members.client(name)?));
         order.into_iter().filter_map(client).collect()
-    }
-
-    /// What an origin answers, unless it turns out not to be there any more.
-    async fn while_up<T>(
-        &self,
-        name: &str,
-        answer: impl Future<Output = Result<T, ApiError>>,
-    ) -> Result<T, ApiError> {
-        // One that counts as down is asked all the same, after all others.
-        if !self.members.is_up(name) {
-            return answer.await;
-        }
-        tokio::select! {
-            answer = answer => answer,
-            () = self.members.until_down(name) => {
-                Err(ApiError::Unavailable("it does not answer any more".into()))
-            }
-        }
     }
 
     fn named(&self, origin: &str) -> Result<OriginClient, ApiError> {

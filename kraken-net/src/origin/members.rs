@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use kraken_proto::ring::health::{HealthConfig, Members as Health};
-use kraken_proto::{Digest, Member, Ring, Timestamp};
-use tokio::sync::Notify;
+use kraken_proto::{Digest, Member, Ring, Timestamp, Zone};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::client::OriginClient;
 use crate::http::{ApiError, BaseUrl, HttpClient};
 
+/// How long one that counts as down may take to answer: it may just have come back.
+const LAST_CHANCE: Duration = Duration::from_secs(5);
 /// How often each of the others is asked whether it is there, and how long it may take to say so.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -25,6 +27,30 @@ pub struct RingMember {
     pub name: String,
     /// Where its HTTP face is.
     pub url: BaseUrl,
+    /// Its share relative to the others; 1.0 for equals.
+    pub weight: f64,
+    /// Where it stands: a blob's copies are in different zones as far as there are any.
+    pub zone: Option<Zone>,
+}
+
+impl RingMember {
+    /// A member of weight 1 that stands nowhere in particular.
+    pub fn new(name: impl Into<String>, url: BaseUrl) -> Self {
+        Self {
+            name: name.into(),
+            url,
+            weight: 1.0,
+            zone: None,
+        }
+    }
+
+    fn member(&self) -> Member {
+        Member {
+            name: self.name.clone(),
+            weight: self.weight,
+            zone: self.zone.clone(),
+        }
+    }
 }
 
 /// Who the members are, and how.
@@ -38,8 +64,8 @@ pub struct Members {
     health: Mutex<Health>,
     /// This one hands its share over and leaves.
     is_leaving: AtomicBool,
-    /// Somebody went up or down, came or left.
-    changed: Notify,
+    /// Counts who went up or down, came or left.
+    changed: watch::Sender<u64>,
 }
 
 /// The members of one configuration.
@@ -53,10 +79,10 @@ struct Table {
 
 impl Table {
     fn new(name: Option<&str>, members: &[RingMember], http: Option<&HttpClient>) -> Self {
-        let names: Vec<_> = match members {
+        let all: Vec<_> = match members {
             // Without a ring an origin stands alone.
-            [] => name.map(str::to_string).into_iter().collect(),
-            members => members.iter().map(|member| member.name.clone()).collect(),
+            [] => name.map(Member::new).into_iter().collect(),
+            members => members.iter().map(RingMember::member).collect(),
         };
         let others = members.iter().filter(|member| Some(&*member.name) != name);
         let client = |member: &RingMember| {
@@ -65,7 +91,7 @@ impl Table {
         };
         let url = |member: &RingMember| (member.name.clone(), member.url.to_string());
         Self {
-            ring: Ring::new(names.into_iter().map(Member::new)),
+            ring: Ring::new(all),
             urls: members.iter().map(url).collect(),
             clients: others.filter_map(client).collect(),
         }
@@ -94,7 +120,7 @@ impl Members {
             table: RwLock::new(Arc::new(table)),
             http,
             is_leaving: AtomicBool::new(false),
-            changed: Notify::new(),
+            changed: watch::Sender::new(0),
         }
     }
 
@@ -105,7 +131,7 @@ impl Members {
         let mut current = self.table.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(table);
         drop(current);
-        self.changed.notify_waiters();
+        self.has_changed();
     }
 
     /// Whether this one hands its share over.
@@ -116,7 +142,7 @@ impl Members {
     /// Hands its share over, or takes it back.
     pub fn leave(&self, is_leaving: bool) {
         self.is_leaving.store(is_leaving, Ordering::Relaxed);
-        self.changed.notify_waiters();
+        self.has_changed();
     }
 
     /// The names of all members.
@@ -149,13 +175,16 @@ impl Members {
         self.ring().owners(digest)
     }
 
-    /// All members in a blob's order, those that do not answer behind the others.
+    /// All members in a blob's order, those that do not answer or leave behind the others.
     pub fn order(&self, digest: Digest) -> Vec<String> {
         let table = self.table();
-        let ranked = table.ring.ranked(&digest);
+        let ranked = table.ring.order(&digest, self.replicas);
         let health = self.health();
         let names = ranked.into_iter().map(|member| member.name.clone());
-        let is_there = |name: &String| self.is_me(name) || health.is_up(name);
+        let is_there = |name: &String| match self.is_me(name) {
+            true => !self.is_leaving(),
+            false => health.is_up_to_stay(name),
+        };
         let (mut there, away): (Vec<_>, Vec<_>) = names.partition(is_there);
         there.extend(away);
         there
@@ -177,6 +206,30 @@ impl Members {
         }
     }
 
+    /// Who owns what, as somebody sees it who counts these members.
+    ///
+    /// # Errors
+    /// [`ApiError::BadRequest`] when they are many more than there can be.
+    pub fn shares_of(&self, names: &[String]) -> Result<Shares, ApiError> {
+        let table = self.table();
+        // A list may change here later than there.
+        if names.len() > 2 * table.ring.members().len() + 16 {
+            let what = format!("{} members are more than the ring has", names.len());
+            return Err(ApiError::BadRequest(what));
+        }
+        let known = |name: &String| {
+            let mut members = table.ring.members().iter();
+            members.find(|member| member.name == *name).cloned()
+        };
+        let members = names
+            .iter()
+            .map(|name| known(name).unwrap_or_else(|| Member::new(name)));
+        Ok(Shares {
+            ring: Ring::new(members),
+            replicas: self.replicas,
+        })
+    }
+
     /// The others that answer.
     pub fn others(&self) -> Vec<(String, OriginClient)> {
         let table = self.table();
@@ -184,6 +237,14 @@ impl Members {
         let up = table.clients.iter().filter(|(name, _)| health.is_up(name));
         up.map(|(name, client)| (name.clone(), client.clone()))
             .collect()
+    }
+
+    /// The others that do not answer.
+    pub fn away(&self) -> Vec<String> {
+        let table = self.table();
+        let health = self.health();
+        let names = table.clients.keys();
+        names.filter(|name| !health.is_up(name)).cloned().collect()
     }
 
     /// Whether a member has its share.
@@ -200,12 +261,21 @@ impl Members {
         health.are_settled(now)
     }
 
-    /// Waits until the ring changes, but not after `most`.
-    pub async fn changes(&self, most: Duration) {
+    /// For [`Members::changes`].
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Waits until the ring changes, but not after `most`. A change since the last call counts.
+    pub async fn changes(&self, seen: &mut watch::Receiver<u64>, most: Duration) {
         let now = self.now();
         let next = self.health().next_change(now);
         let next = next.map_or(most, |at| at.since(now).min(most));
-        let _ = tokio::time::timeout(next, self.changed.notified()).await;
+        let _ = tokio::time::timeout(next, seen.changed()).await;
+    }
+
+    fn has_changed(&self) {
+        self.changed.send_modify(|count| *count += 1);
     }
 
     /// Asks the others for ever whether they are there.
@@ -221,14 +291,6 @@ impl Members {
                 self.heard(name, answer.map_err(|error| error.to_string()));
             }
             sleep_until(next).await;
-        }
-    }
-
-    /// A member answered something, or did not: a signal as good as a probe's.
-    pub fn met<T>(&self, name: &str, answer: &Result<T, ApiError>) {
-        let is_up = !matches!(answer, Err(ApiError::Unavailable(_)));
-        if self.health().heard(self.now(), name, is_up) {
-            self.changed.notify_waiters();
         }
     }
 
@@ -251,22 +313,40 @@ impl Members {
         }
         drop(health);
         if is_news {
-            self.changed.notify_waiters();
+            self.has_changed();
         }
     }
 
     /// Waits until a member counts as down.
     pub async fn until_down(&self, name: &str) {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // What changes from here on is heard.
-            changed.as_mut().enable();
-            if !self.is_up(name) {
-                return;
-            }
-            changed.await;
+        let mut changed = self.changed.subscribe();
+        while self.is_up(name) && changed.changed().await.is_ok() {}
+    }
+
+    /// What a member answers, unless it turns out not to be there any more. One that counts as down
+    /// already is given little time.
+    ///
+    /// # Errors
+    /// Of `answer`; [`ApiError::Unavailable`].
+    pub async fn while_up<T>(
+        &self,
+        name: &str,
+        answer: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let gone = || ApiError::Unavailable(format!("origin {name} does not answer any more"));
+        if !self.is_up(name) {
+            let answer = tokio::time::timeout(LAST_CHANCE, answer).await;
+            return answer.unwrap_or_else(|_| Err(gone()));
         }
+        tokio::select! {
+            answer = answer => answer,
+            () = self.until_down(name) => Err(gone()),
+        }
+    }
+
+    /// Whether another member answers, and does not leave.
+    pub fn is_up_to_stay(&self, name: &str) -> bool {
+        self.health().is_up_to_stay(name)
     }
 
     /// Whether another member answers.
@@ -300,14 +380,6 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// As somebody sees it who knows these members.
-    pub fn of(names: &[String], replicas: usize) -> Self {
-        Self {
-            ring: Ring::new(names.iter().map(Member::new)),
-            replicas,
-        }
-    }
-
     /// Who has a share.
     pub fn names(&self) -> Vec<String> {
         self.ring

@@ -88,6 +88,8 @@ struct Shared {
     early: Arc<Semaphore>,
     ledger: Mutex<Ledger>,
     damaged: Damaged,
+    /// Held while a pin's file and the ledger change.
+    pins: Mutex<()>,
     _lock: File,
 }
 
@@ -119,6 +121,11 @@ impl FsStore {
         Ok(Self {
             shared: Arc::new(shared),
         })
+    }
+
+    /// The blobs that are pinned, whether or not they are here.
+    pub fn pinned(&self) -> Vec<Digest> {
+        self.shared.ledger().pinned().collect()
     }
 
     /// Reads, and says by what the bytes were proven when the blob is sealed.
@@ -431,6 +438,10 @@ impl PieceStore for FsStore {
         self.shared.ledger().get(digest)
     }
 
+    fn touch(&self, digest: Digest) {
+        self.shared.ledger().touch(digest, room::now_ms());
+    }
+
     async fn note_uses(&self) -> Result<(), StoreError> {
         self.blocking(Shared::note_uses).await
     }
@@ -477,6 +488,7 @@ impl Shared {
             early: Arc::new(Semaphore::new(1)),
             ledger,
             damaged: Damaged::default(),
+            pins: Mutex::default(),
             _lock: lock,
         })
     }

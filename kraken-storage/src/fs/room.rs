@@ -107,15 +107,16 @@ impl Shared {
 
     /// Writes the times of the last uses into the files.
     pub(super) fn note_uses(&self) -> Result<(), StoreError> {
-        let mut after = None;
+        let (mut after, mut done) = (None, Ok(()));
         loop {
             let (used, next) = self.ledger().take_used(after, PAGE);
             for (digest, used_ms) in used {
-                self.note_use(digest, used_ms)?;
+                // The others are to be noted all the same.
+                done = done.and(self.note_use(digest, used_ms));
             }
             after = next;
             if after.is_none() {
-                return Ok(());
+                return done;
             }
         }
     }

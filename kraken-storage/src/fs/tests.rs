@@ -5,6 +5,7 @@ use std::time::Duration;
 use kraken_proto::cache::ledger::Lifetimes;
 use tempfile::TempDir;
 
+use super::trust_tests::unprotect;
 use super::*;
 use crate::store::UploadStore;
 
@@ -477,6 +478,7 @@ async fn a_damaged_sealed_blob_is_set_aside_and_never_served() {
             on_disk[70] ^= 1;
             fs::remove_file(&info).unwrap();
         }
+        unprotect(&data);
         fs::write(&data, &on_disk).unwrap();
 
         let store = open(dir.path()).await;
@@ -497,6 +499,7 @@ async fn a_file_cut_under_a_running_store_is_an_error_and_not_a_short_read() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _, meta) = sealed(dir.path(), 7).await;
     let data = store.shared.layout.sealed_data(meta.digest());
+    unprotect(&data);
     File::options()
         .write(true)
         .open(data)

@@ -16,21 +16,29 @@ pub struct VolumeConfig {
     /// The directory. Its text places the blobs: keep it.
     pub path: PathBuf,
     /// Its share of the blobs relative to the others; 0 takes no new ones.
-    #[serde(default = "one")]
+    #[serde(default)]
     pub weight: Weight,
     /// How much of the disk they may take; as `store_limit` when absent.
     #[serde(default)]
     pub limit: Option<StoreLimit>,
 }
 
-fn one() -> Weight {
-    Weight(1.0)
-}
-
 /// A share: a number, 0 or more.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(try_from = "f64")]
-pub struct Weight(pub(super) f64);
+pub struct Weight(f64);
+
+impl Weight {
+    pub(crate) const fn share(self) -> f64 {
+        self.0
+    }
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
 
 impl TryFrom<f64> for Weight {
     type Error = String;
@@ -220,12 +228,17 @@ impl TryFrom<Written> for ScrubRate {
 
 /// Memory in front of the disks: `2GiB`, or a plain number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(from = "ByteSize")]
+#[serde(try_from = "ByteSize")]
 pub struct Memory(pub(crate) u64);
 
-impl From<ByteSize> for Memory {
-    fn from(size: ByteSize) -> Self {
-        Self(size.as_u64())
+impl TryFrom<ByteSize> for Memory {
+    type Error = String;
+
+    fn try_from(size: ByteSize) -> Result<Self, String> {
+        match size.as_u64() {
+            0 => Err("a memory of 0 holds nothing: for none, leave the key out".into()),
+            bytes => Ok(Self(bytes)),
+        }
     }
 }
 
@@ -346,7 +359,7 @@ mod tests {
         let volumes =
             with("[{path: /a}, {path: /b, weight: 2.5, limit: 50%}, {path: /c, weight: 0}]");
         let volumes = volumes.unwrap();
-        let weights: Vec<_> = volumes.iter().map(|volume| volume.weight.0).collect();
+        let weights: Vec<_> = volumes.iter().map(|volume| volume.weight.share()).collect();
         assert_eq!(weights, [1.0, 2.5, 0.0]);
         assert_eq!(volumes[1].limit, Some(StoreLimit::Percent(50)));
         for (wrong, says) in [

@@ -1,5 +1,6 @@
 //! The store of an agent or an origin over HTTP: look, verify, pin, make room.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -283,6 +284,9 @@ async fn clean_old<S: Sweeps>(
 #[serde(deny_unknown_fields)]
 struct Target {
     target_util_percent: u8,
+    /// Known to scripts; what is pinned stays either way.
+    #[serde(default, rename = "respect_eviction_ban")]
+    _respect_eviction_ban: Option<bool>,
 }
 
 async fn clean_to<S: Sweeps>(
@@ -311,13 +315,16 @@ impl<S: Sweeps> Store<S> {
     }
 
     async fn run(&self, goals: &[Goal], dry_run: bool) -> Result<Json<SweepReport>, ApiError> {
-        let mut report = SweepReport::default();
+        let (mut report, mut seen) = (SweepReport::default(), HashSet::new());
         for goal in goals {
             let swept = match dry_run {
                 true => self.sweeps.rehearse(*goal).await,
                 false => self.sweeps.sweep(*goal).await,
             };
-            report.add(swept.map_err(failed)?);
+            let mut swept = swept.map_err(failed)?;
+            // What goes for its age does not go once more for the room.
+            swept.blobs.retain(|kept| seen.insert(kept.digest));
+            report.add(swept);
         }
         Ok(Json(report))
     }
@@ -493,6 +500,9 @@ mod tests {
     #[tokio::test]
     async fn a_volume_is_named_once_and_one_takes_blobs() {
         let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
         let volume = |name: &str, weight: f64| crate::store::VolumeConfig {
             path: dir.path().join(name),
             weight: weight.try_into().unwrap(),
@@ -510,6 +520,10 @@ mod tests {
             .await
             .unwrap_err();
         assert!(twice.contains("twice"), "{twice}");
+        let lost = open(&[volume("a", 1.0), volume("d", 1.0)])
+            .await
+            .unwrap_err();
+        assert!(lost.contains("is its disk mounted?"), "{lost}");
         let none = open(&[volume("c", 0.0)]).await.unwrap_err();
         assert!(none.contains("weight above 0"), "{none}");
     }

@@ -3,10 +3,11 @@
 pub mod config;
 pub mod http;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use kraken_core::proto::cache::ledger::Ceiling;
-use kraken_core::storage::{FsOptions, FsStore, Volumes};
+use kraken_core::storage::{FsOptions, FsStore, PieceStore as _, Volumes};
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::{
@@ -29,7 +30,7 @@ pub(crate) async fn open(
 ) -> Result<Disks, StartError> {
     let alone = VolumeConfig {
         path: dir,
-        weight: Weight(1.0),
+        weight: Weight::default(),
         limit: None,
     };
     let volumes = if volumes.is_empty() {
@@ -37,7 +38,13 @@ pub(crate) async fn open(
     } else {
         volumes
     };
-    if volumes.iter().all(|volume| volume.weight.0 == 0.0) {
+    if (eviction.high.is_some() || eviction.low.is_some())
+        && volumes.iter().all(|it| it.limit.or(limit).is_none())
+    {
+        let what = "eviction: high and low are parts of store_limit: set it, or leave them out";
+        return Err(StartError::Config(what.into()));
+    }
+    if volumes.iter().all(|volume| volume.weight.share() == 0.0) {
         let what = "volumes: one of them needs a weight above 0, or no blob is taken";
         return Err(StartError::Config(what.into()));
     }
@@ -53,10 +60,25 @@ pub(crate) async fn open(
                 "volumes: {name} is there twice"
             )));
         }
+        // A disk that is not mounted must not become a directory on another one.
+        if volumes.len() > 1 && !volume.path.is_dir() {
+            return Err(StartError::Config(format!(
+                "volumes: there is no directory {name}: is its disk mounted?"
+            )));
+        }
         let store = FsStore::open_with(&volume.path, options).await?;
-        stores.push((name, volume.weight.0, store));
+        stores.push((name, volume.weight.share(), store));
     }
-    Ok(Volumes::new(stores))
+    let pins: BTreeSet<_> = stores
+        .iter()
+        .flat_map(|(.., store)| store.pinned())
+        .collect();
+    let disks = Volumes::new(stores);
+    for digest in pins {
+        // Also on one that came later, as the blob may come to any.
+        disks.pin(digest, true).await?;
+    }
+    Ok(disks)
 }
 
 /// The ceiling of a store in `dir`.

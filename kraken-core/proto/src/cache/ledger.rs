@@ -73,6 +73,8 @@ pub enum Order {
 const FETCH: u64 = 4 << 20;
 /// Costs are counted in parts of this size.
 const UNIT: u64 = 1024;
+/// What comes within so many milliseconds is one use.
+const ONE_USE: u64 = 60_000;
 /// No more uses are counted than these.
 const MOST_USES: u64 = 1 << 16;
 
@@ -217,6 +219,7 @@ impl Ledger {
             self.used -= before.bytes;
         }
         let uses = before.map_or(1, |before| before.uses);
+        let used_ms = before.map_or(used_ms, |before| before.used_ms.max(used_ms));
         let rank = self.next_rank(bytes, uses);
         let entry = Entry {
             bytes,
@@ -237,9 +240,12 @@ impl Ledger {
         let Some(entry) = self.entries.get_mut(&blob) else {
             return;
         };
+        // Whoever reads a blob reads many times.
+        if now_ms.saturating_sub(entry.used_ms) >= ONE_USE {
+            entry.uses = (entry.uses + 1).min(MOST_USES);
+        }
         entry.used_ms = now_ms.max(entry.used_ms);
         entry.is_noted = false;
-        entry.uses = (entry.uses + 1).min(MOST_USES);
         let (before, bytes, uses) = (entry.rank, entry.bytes, entry.uses);
         let rank = self.next_rank(bytes, uses);
         self.ranks.remove(&before);
@@ -251,13 +257,13 @@ impl Ledger {
 
     /// A blob takes nothing any more.
     pub fn forget(&mut self, blob: Digest) {
-        let is_first = self.ranks.values().next() == Some(&blob);
+        let is_first = self.going(|_| true).next() == Some(blob);
         if let Some(entry) = self.entries.remove(&blob) {
             self.ranks.remove(&entry.rank);
             self.used -= entry.bytes;
             // One that goes out of turn says nothing of what the others are worth.
             if is_first {
-                self.gone = entry.rank.0;
+                self.gone = self.gone.max(entry.rank.0);
             }
         }
     }
@@ -286,6 +292,11 @@ impl Ledger {
     /// Whether a blob stays whatever happens.
     pub fn is_pinned(&self, blob: Digest) -> bool {
         self.pinned.contains(&blob)
+    }
+
+    /// The blobs that stay whatever happens, also those that are not here.
+    pub fn pinned(&self) -> impl Iterator<Item = Digest> {
+        self.pinned.iter().copied()
     }
 
     /// What a blob takes.
@@ -611,8 +622,10 @@ mod tests {
         let (small, busy, large) = (blob(0), blob(1), blob(2));
         ledger.keep(small, MIB, 0);
         ledger.keep(busy, 40 * MIB, 0);
-        ledger.touch(busy, 0);
+        ledger.touch(busy, ONE_USE);
         ledger.keep(large, 40 * MIB, 0);
+        // Read in many steps, it is used once.
+        (0..10_000).for_each(|_| ledger.touch(large, 1));
         let order: Vec<_> = ledger.down_to(0, |_| true);
         assert_eq!(order, [large, busy, small]);
         // Each that goes makes what comes new dearer than what is not used any more.

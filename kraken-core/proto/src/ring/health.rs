@@ -1,4 +1,4 @@
-//! Who of a ring is there, from what probes and traffic say, with hysteresis.
+//! Who of a ring is there, from what probes say, with hysteresis.
 //!
 //! A member is *up* until it fails several times in a row, and down until it answers several times: one
 //! lost packet moves nothing. It keeps its share of the blobs for a *grace* after it went down, as most
@@ -134,6 +134,12 @@ impl Members {
         self.members.get(name).is_some_and(|member| member.is_up)
     }
 
+    /// Whether a member answers, and does not hand its share over.
+    pub fn is_up_to_stay(&self, name: &str) -> bool {
+        let member = self.members.get(name);
+        member.is_some_and(|member| member.is_up && !member.is_leaving)
+    }
+
     /// Whether a member has its share of the blobs.
     pub fn is_in(&self, now: Timestamp, name: &str) -> bool {
         let grace = self.config.grace;
@@ -224,6 +230,7 @@ mod tests {
         let mut members = members();
         assert!(members.leaves(at(1), "c", true) && !members.leaves(at(2), "c", true));
         assert!(members.is_up("c") && !members.is_in(at(1), "c"));
+        assert!(!members.is_up_to_stay("c") && members.is_up_to_stay("a"));
         assert!(members.leaves(at(3), "c", false) && members.is_in(at(3), "c"));
     }
 

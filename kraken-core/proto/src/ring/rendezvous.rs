@@ -6,9 +6,12 @@
 //! weight (Mosko, "Weighted rendezvous hashing", and Schindelhauer and Schomaker, "Weighted
 //! distributed hash tables", SPAA 2005).
 
+use std::collections::BTreeSet;
+
 use sha2::{Digest as _, Sha256};
 
 use crate::blob::digest::Digest;
+use crate::zone::Zone;
 
 /// One member of a ring.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +20,8 @@ pub struct Member {
     pub name: String,
     /// Its share relative to the others; 1.0 for equals. Zero or less owns nothing.
     pub weight: f64,
+    /// Where it stands: what is owned by several is owned in different zones as far as there are any.
+    pub zone: Option<Zone>,
 }
 
 impl Member {
@@ -25,6 +30,7 @@ impl Member {
         Self {
             name: name.into(),
             weight: 1.0,
+            zone: None,
         }
     }
 }
@@ -67,13 +73,28 @@ impl Ring {
         scored.into_iter().map(|(_, member)| member).collect()
     }
 
-    /// The names of the first `replicas` owners of `digest`.
+    /// The names of the `replicas` owners of `digest`, the first one in front.
     pub fn owners(&self, digest: &Digest, replicas: usize) -> Vec<&str> {
-        self.ranked(digest)
-            .into_iter()
-            .take(replicas)
-            .map(|member| member.name.as_str())
-            .collect()
+        let order = self.order(digest, replicas);
+        let owners = order.into_iter().take(replicas);
+        owners.map(|member| member.name.as_str()).collect()
+    }
+
+    /// All members with a share, the `replicas` owners of `digest` in front: of the ranked those that
+    /// are the first of their zone, and then others while there are too few. Who has no zone stands
+    /// alone. Behind the owners the rest, as ranked.
+    pub fn order(&self, digest: &Digest, replicas: usize) -> Vec<&Member> {
+        let (mut owners, mut rest) = (Vec::new(), Vec::new());
+        let mut zones = BTreeSet::new();
+        for member in self.ranked(digest) {
+            let is_new = member.zone.as_ref().is_none_or(|zone| zones.insert(zone));
+            match is_new && owners.len() < replicas {
+                true => owners.push(member),
+                false => rest.push(member),
+            }
+        }
+        owners.extend(rest);
+        owners
     }
 }
 
@@ -90,6 +111,8 @@ fn score(digest: &Digest, member: &Member) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn ring(names: &[&str]) -> Ring {
@@ -125,8 +148,8 @@ mod tests {
         let mut members = ring(&["a", "b", "c"]).members().to_vec();
         members[2].weight = 2.0;
         members.push(Member {
-            name: "drained".into(),
             weight: 0.0,
+            ..Member::new("drained")
         });
         let ring = Ring::new(members);
         let owned = digests()
@@ -135,6 +158,61 @@ mod tests {
         // Half of 4000, and five standard deviations (5 × sqrt(4000 / 4) ≈ 158) around it.
         assert!((1842..2158).contains(&owned), "{owned}");
         assert!(digests().all(|digest| ring.ranked(&digest).len() == 3));
+    }
+
+    fn zoned(zones: &[(&str, &str)]) -> Ring {
+        Ring::new(zones.iter().map(|(name, zone)| Member {
+            zone: Some(zone.parse().unwrap()),
+            ..Member::new(*name)
+        }))
+    }
+
+    #[test]
+    fn owners_are_in_different_zones_as_far_as_there_are_any() {
+        let ring = zoned(&[("a", "x"), ("b", "x"), ("c", "x"), ("d", "y"), ("e", "z")]);
+        let mut shares = BTreeMap::<&str, usize>::new();
+        for digest in digests() {
+            let owners = ring.owners(&digest, 3);
+            assert_eq!(owners.len(), 3);
+            assert!(owners.contains(&"d") && owners.contains(&"e"), "{owners:?}");
+            owners
+                .into_iter()
+                .for_each(|name| *shares.entry(name).or_default() += 1);
+            // Four of three zones: two of them are together.
+            assert_eq!(ring.owners(&digest, 4).len(), 4);
+            assert_eq!(ring.order(&digest, 3).len(), 5);
+            // The first one is who would be it without zones.
+            let without = Ring::new(["a", "b", "c", "d", "e"].map(Member::new));
+            assert_eq!(ring.owners(&digest, 1), without.owners(&digest, 1));
+        }
+        // A third of 4000 each, and five standard deviations (5 × sqrt(4000 × 2 / 9) ≈ 149).
+        assert!(
+            ["a", "b", "c"]
+                .iter()
+                .all(|it| (1184..1483).contains(&shares[it])),
+            "{shares:?}"
+        );
+    }
+
+    #[test]
+    fn a_zone_that_goes_moves_only_what_it_owned() {
+        let before = zoned(&[
+            ("a", "x"),
+            ("b", "x"),
+            ("c", "y"),
+            ("d", "y"),
+            ("e", "z"),
+            ("f", "z"),
+        ]);
+        let after = zoned(&[("a", "x"), ("b", "x"), ("c", "y"), ("d", "y")]);
+        for digest in digests() {
+            let (old, new) = (before.owners(&digest, 2), after.owners(&digest, 2));
+            let stay = old.iter().filter(|name| !["e", "f"].contains(name));
+            assert!(
+                stay.clone().all(|name| new.contains(name)),
+                "{old:?} {new:?}"
+            );
+        }
     }
 
     #[test]

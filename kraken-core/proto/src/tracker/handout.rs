@@ -312,7 +312,8 @@ pub struct TrackerConfig {
     pub max_swarms: usize,
     /// The most members of one swarm, 16,384 by default.
     pub max_swarm_peers: usize,
-    /// The most members of all swarms together, 2^20 by default, each about 110 bytes. A single
+    /// The most members of all swarms together, 2^20 by default, each about 110 bytes, and 250 for each
+    /// host. A single
     /// swarm may reach [`TrackerConfig::max_swarm_peers`] whatever this says.
     pub max_peers: usize,
 }

@@ -11,7 +11,7 @@ use kraken_proto::{Digest, MetaInfo};
 
 use super::fake::{Fake, Origin, blob, collect, namespace};
 use crate::http::{ApiError, HttpClient};
-use crate::origin::OriginCluster;
+use crate::origin::{OriginCluster, RingMember};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
@@ -22,7 +22,7 @@ fn cluster() -> (BTreeMap<&'static str, Origin>, OriginCluster) {
         .collect();
     let urls = origins
         .iter()
-        .map(|(name, origin)| (name.to_string(), origin.url.clone()));
+        .map(|(name, origin)| RingMember::new(*name, origin.url.clone()));
     let cluster = OriginCluster::new(urls, HttpClient::new(None).unwrap(), 2);
     (origins, cluster)
 }
