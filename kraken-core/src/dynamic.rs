@@ -16,7 +16,7 @@ use kraken_proto::{
 };
 #[cfg(all(feature = "http", feature = "fs"))]
 use kraken_storage::UploadStore;
-use kraken_storage::{BlobStatus, Goal, Need, PieceStore, StoreError, Usage};
+use kraken_storage::{BlobStatus, Goal, Need, PieceStore, StoreError};
 
 /// [`PieceStore`], boxed.
 pub(crate) trait DynStore: Send + Sync + 'static {
@@ -51,7 +51,8 @@ pub(crate) trait DynStore: Send + Sync + 'static {
         spared: &'a HashSet<Digest>,
     ) -> BoxFuture<'a, Result<Vec<Digest>, StoreError>>;
     fn kept(&self, digest: Digest) -> Option<Kept>;
-    fn usage(&self) -> Option<Usage>;
+    #[cfg(all(feature = "http", feature = "fs"))]
+    fn usage(&self) -> Option<kraken_storage::Usage>;
     fn note_uses(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
@@ -113,7 +114,8 @@ impl<T: PieceStore> DynStore for T {
     fn kept(&self, digest: Digest) -> Option<Kept> {
         PieceStore::kept(self, digest)
     }
-    fn usage(&self) -> Option<Usage> {
+    #[cfg(all(feature = "http", feature = "fs"))]
+    fn usage(&self) -> Option<kraken_storage::Usage> {
         PieceStore::usage(self)
     }
     fn note_uses(&self) -> BoxFuture<'_, Result<(), StoreError>> {

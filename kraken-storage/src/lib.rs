@@ -22,6 +22,7 @@ pub mod queue;
 pub mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+#[cfg(feature = "fs")]
 pub mod tier;
 #[cfg(feature = "fs")]
 pub mod volumes;
@@ -35,6 +36,7 @@ pub use mem::MemStore;
 #[cfg(feature = "fs")]
 pub use queue::{DurableQueue, QueueError, Task};
 pub use store::{BlobStatus, Goal, Need, PieceStore, StoreError, UploadStore, Usage, Verdict};
+#[cfg(feature = "fs")]
 pub use tier::MemoryTier;
 #[cfg(feature = "fs")]
 pub use volumes::Volumes;

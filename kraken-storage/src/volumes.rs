@@ -505,6 +505,37 @@ mod tests {
         assert_eq!(volumes.read(digest, 0, 10_000).await.unwrap(), bytes);
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_two_who_commit_one_blob_at_once_both_are_right_afterwards() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = on_disk(dir.path(), 1 << 30).await;
+        for seed in 0..40 {
+            let (bytes, meta) = testkit::blob(10_000, seed);
+            let mut uploads = Vec::new();
+            // One on each.
+            while uploads.len() < 2 {
+                let name = volumes.upload_start().await.unwrap();
+                if name.contains(BETWEEN) == (uploads.len() == 1) {
+                    let data = Bytes::from(bytes.clone());
+                    volumes.upload_append(&name, 0, data).await.unwrap();
+                    uploads.push(name);
+                } else {
+                    volumes.upload_abort(&name).await.unwrap();
+                }
+            }
+            let commits = uploads.into_iter().map(|name| {
+                let (volumes, digest) = (volumes.clone(), meta.digest());
+                tokio::spawn(async move { volumes.upload_commit(&name, digest).await })
+            });
+            for commit in join_all(commits).await {
+                assert_eq!(commit.unwrap().unwrap(), meta);
+            }
+            let status = volumes.status(meta.digest()).await.unwrap();
+            assert_eq!(status, BlobStatus::Sealed { meta }, "blob {seed}");
+        }
+        assert_eq!(volumes.usage().unwrap().blobs, 40, "one copy of each");
+    }
+
     #[tokio::test]
     async fn an_upload_has_one_name() {
         let volumes = three();

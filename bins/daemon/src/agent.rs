@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
+use axum::middleware;
 use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use http::StatusCode;
@@ -21,6 +22,7 @@ use tower::ServiceExt as _;
 
 use crate::config::{self, QuicMtu, Tls, TransportConfig};
 use crate::limits::{LimitsConfig, with_live_limits};
+use crate::pages;
 use crate::process::{Service, StartError};
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, Memory, ScrubRate, StoreLimit, VolumeConfig};
@@ -176,6 +178,7 @@ fn router(agent: Agent, disks: Disks, tags: TagClient) -> Router {
         );
     let router = with_live_limits(router, agent.clone());
     let router = with_store(router, disks, agent.clone());
+    let router = router.layer(middleware::from_fn(pages::refuse));
     let agent = Arc::new(agent);
     with_health(router, move || {
         let agent = agent.clone();

@@ -11,6 +11,7 @@ pub mod leave;
 pub mod limits;
 mod members;
 pub mod origin;
+mod pages;
 pub mod process;
 pub mod proxy;
 pub mod queue;

@@ -72,7 +72,7 @@ async fn next_portion(body: &mut ByteStream) -> (Vec<Bytes>, Option<End>) {
             Some(Ok(chunk)) => {
                 size += chunk.len();
                 portion.push(chunk);
-                until = until.or(Some(Instant::now() + GATHER));
+                until = until.or_else(|| Some(Instant::now() + GATHER));
             }
             Some(Err(error)) => return (portion, Some(End::Broken(error))),
             None => return (portion, Some(End::Whole)),

@@ -112,7 +112,8 @@ impl Shared {
             let (used, next) = self.ledger().take_used(after, PAGE);
             for (digest, used_ms) in used {
                 // The others are to be noted all the same.
-                done = done.and(self.note_use(digest, used_ms));
+                let noted = self.note_use(digest, used_ms);
+                done = done.and(noted);
             }
             after = next;
             if after.is_none() {

@@ -26,8 +26,8 @@ async fn sealed(dir: &Path, seed: u64) -> (FsStore, Vec<u8>, MetaInfo) {
 /// Lets also those write to a sealed file who are not root.
 pub(super) fn unprotect(path: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
-    let mode = std::fs::Permissions::from_mode(0o644);
-    std::fs::set_permissions(path, mode).unwrap();
+    let mode = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(path, mode).unwrap();
 }
 
 /// Flips a bit. With `quietly` as a disk does it: no time changes, and the page cache has the old
