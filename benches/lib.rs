@@ -1,3 +1,4 @@
-//! Benchmarks of the Kraken crates: `cargo bench -p kraken-benches`, and the program `datapath`.
+//! Benchmarks of the Kraken crates: `cargo bench -p kraken-benches`, and the programs beside them.
 
+pub mod memory;
 pub mod rate;

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use kraken_benches::memory::resident;
 use kraken_core::proto::Digest;
 use kraken_core::storage::DurableQueue;
 use serde::Serialize;
@@ -80,7 +81,7 @@ fn measure(options: &Options) -> Outcome<Report> {
     for number in 0..options.tasks {
         queue.push("write-back", &key(number), b"", number)?;
         if number == options.tasks / 100 {
-            resident_few_mib = resident()?;
+            resident_few_mib = mib(resident()?);
         }
     }
     let push_us = each(began, options.tasks);
@@ -98,7 +99,7 @@ fn measure(options: &Options) -> Outcome<Report> {
         queue.contains_prefix("write-back", &prefix)?;
     }
     let ask_us = each(began, SOME as u64);
-    let resident_mib = resident()?;
+    let resident_mib = mib(resident()?);
     drop(queue);
     let began = Instant::now();
     let queue = DurableQueue::open(&path)?;
@@ -118,19 +119,10 @@ fn measure(options: &Options) -> Outcome<Report> {
     })
 }
 
-fn each(began: Instant, count: u64) -> f64 {
-    began.elapsed().as_secs_f64() * 1e6 / count as f64
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
-/// What the process has resident, without the files that are mapped, in MiB.
-fn resident() -> Outcome<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib: f64 = line
-        .and_then(|it| it.split_whitespace().next())
-        .unwrap_or("0")
-        .parse()?;
-    Ok(kib / 1024.0)
+fn each(began: Instant, count: u64) -> f64 {
+    began.elapsed().as_secs_f64() * 1e6 / count as f64
 }

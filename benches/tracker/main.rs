@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use kraken_benches::memory::resident;
 use kraken_core::net::http::HttpClient;
 use kraken_core::net::{CertAuthority, Identity};
 use kraken_core::proto::tracker::handout::{Tracker, TrackerConfig};
@@ -95,7 +96,7 @@ fn process_of(config: &Path) -> Outcome<()> {
 }
 
 fn measure(options: &Options) -> Outcome<Report> {
-    let before = resident("self")?;
+    let before = resident()?;
     let mut machine = Tracker::new(TrackerConfig::default(), 1);
     let mut nanos = 0;
     let mut now = || {
@@ -116,7 +117,7 @@ fn measure(options: &Options) -> Outcome<Report> {
     if machine.stats().peers as u64 != pairs {
         return Err("the tracker did not keep all of them".into());
     }
-    let memory = resident("self")? - before;
+    let memory = (resident()? - before) as f64;
     let began = Instant::now();
     let mut announces = 0_u32;
     while began.elapsed() < Duration::from_secs(3) {
@@ -270,17 +271,4 @@ fn blob(number: u32, state: AnnounceState) -> AnnounceBlob {
         progress: None,
         needy: false,
     }
-}
-
-/// What a process has resident of its own, in bytes.
-fn resident(process: &str) -> Outcome<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib: f64 = line
-        .and_then(|it| it.split_whitespace().next())
-        .unwrap_or("0")
-        .parse()?;
-    Ok(kib * 1024.0)
 }
