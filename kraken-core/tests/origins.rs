@@ -123,6 +123,33 @@ async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_all_have_is_brought_to_another_namespace_by_all() {
+    let group = Group::new(3);
+    let nodes: Vec<_> = (0..3)
+        .map(|index| group.start(index, MemStore::new()))
+        .collect();
+    let client = group.client();
+    group.backend.set_down(true);
+    let (bytes, meta) = blob(10_000, 1);
+    for namespace in ["one/app", "two/app"] {
+        let namespace: Namespace = namespace.parse().unwrap();
+        let put = client.put(&namespace, meta.digest(), bytes.clone().into());
+        put.await.unwrap();
+        for node in &nodes {
+            let tasks = node.origin.waiting_tasks(10).await.unwrap();
+            let key = format!("{} {namespace}", meta.digest());
+            assert!(
+                tasks.iter().any(|task| task.key == key),
+                "{namespace}: {tasks:?}"
+            );
+        }
+    }
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_origin_tells_its_zone() {
     let group = Group::new(2);
     let node = group.start(1, MemStore::new());

@@ -213,6 +213,26 @@ impl OriginApi for Origin {
         self.inner.holds(digests).await
     }
 
+    async fn write_back(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        delay: Duration,
+    ) -> Result<(), ApiError> {
+        if self.inner.sealed(digest).await?.is_none() {
+            return Err(ApiError::NotFound);
+        }
+        // From then on it is not let go; before, it may have been.
+        self.inner
+            .queue_write_back(namespace, digest, delay)
+            .await?;
+        self.inner.stays(digest).await;
+        match self.inner.sealed(digest).await? {
+            Some(_) => Ok(()),
+            None => Err(ApiError::NotFound),
+        }
+    }
+
     async fn writes_back(&self, namespace: &Namespace, digest: Digest) -> Result<bool, ApiError> {
         self.inner.writes_back(namespace, digest).await
     }

@@ -150,13 +150,11 @@ impl Inner {
         let client = self.members.client(copy.origin());
         let client = client.ok_or("not a member of the ring")?;
         let digest: Digest = meta.digest();
-        if client
-            .stat(namespace, digest, true)
-            .await
-            .map_err(said)?
-            .is_some()
-        {
-            return Ok(());
+        // One that it has may be in the backend of another namespace only.
+        match client.write_back(namespace, digest, write_back_delay).await {
+            Ok(()) => return Ok(()),
+            Err(ApiError::NotFound) => {}
+            Err(error) => return Err(said(error)),
         }
         let upload = client.upload_start().await.map_err(said)?;
         let body = self.stream(meta, 0..meta.length(), None);

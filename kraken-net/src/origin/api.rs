@@ -183,6 +183,18 @@ pub trait OriginApi: Send + Sync + 'static {
         digests: Vec<Digest>,
     ) -> impl Future<Output = Result<Vec<Digest>, ApiError>> + Send;
 
+    /// Lets this origin write a blob that it holds to the namespace's backend after `delay`, should
+    /// nobody have done so.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] when it does not hold the blob; its queue cannot be written.
+    fn write_back(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        delay: Duration,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
+
     /// Whether this origin tries to write the blob to the namespace's backend, or has tried in vain.
     ///
     /// # Errors

@@ -136,6 +136,25 @@ impl OriginClient {
         }
     }
 
+    /// Lets the origin write a blob that it holds to the namespace's backend after `delay`, should nobody
+    /// have done so.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] when it does not hold the blob.
+    pub async fn write_back(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        delay: Duration,
+    ) -> Result<(), ApiError> {
+        let path = format!(
+            "/internal{}/write-back?delay_ms={}",
+            blob(namespace, digest),
+            delay.as_millis()
+        );
+        self.ask(Method::PUT, &path).await.map(drop)
+    }
+
     /// Whether the origin tries to write the blob to the namespace's backend, or has tried in vain.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! An origin's HTTP face: reading.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -32,6 +33,7 @@ use crate::http::path::{self, Asked, Params};
 /// | HEAD `/internal/namespace/{ns}/blobs/{digest}?local=` | its length |
 /// | GET `/internal/namespace/{ns}/blobs/{digest}/metainfo` | its metainfo, whole; with `?open=true`, as much as is known; with `&after=` more than so many states, or after a while |
 /// | GET `/internal/namespace/{ns}/blobs/{digest}/write-back` | 204 when this origin tries to write it to the backend, or has in vain, else 404 |
+/// | PUT `/internal/namespace/{ns}/blobs/{digest}/write-back?delay_ms=` | 204: it is to write the blob to the backend, if nobody has by then |
 /// | DELETE `/internal/blobs/{digest}` | 202 |
 /// | GET `/internal/peercontext` | the origin as a peer; with the header `Origin-Leaving` when it hands its share over |
 /// | POST `/internal/ring/holdings` | what it holds of another origin's share: [`HoldingsAsked`](super::HoldingsAsked) to [`Holdings`] |
@@ -61,7 +63,7 @@ pub fn router<O: OriginApi>(api: Arc<O>) -> Router {
         )
         .route(
             "/internal/namespace/{namespace}/blobs/{digest}/write-back",
-            get(write_back::<O>),
+            get(writes_back::<O>).put(write_back::<O>),
         )
         .route("/internal/blobs/{digest}", delete(remove::<O>))
         .route("/internal/peercontext", get(peer_context::<O>))
@@ -178,7 +180,25 @@ async fn prefetch<O: OriginApi>(
     })
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Later {
+    #[serde(default)]
+    delay_ms: u64,
+}
+
 async fn write_back<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    Params((namespace, digest)): Params<(String, String)>,
+    Asked(Later { delay_ms }): Asked<Later>,
+) -> Result<StatusCode, ApiError> {
+    let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
+    let delay = Duration::from_millis(delay_ms);
+    api.write_back(&namespace, digest, delay).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn writes_back<O: OriginApi>(
     State(api): State<Arc<O>>,
     Params((namespace, digest)): Params<(String, String)>,
 ) -> Result<StatusCode, ApiError> {

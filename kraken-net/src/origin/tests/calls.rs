@@ -5,11 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{Method, Request, StatusCode};
+use kraken_proto::ring::compare::Prints;
 use kraken_proto::{Digest, MetaInfo, PeerRole};
 
 use super::fake::{Fake, Origin, blob, collect, namespace};
 use crate::http::{ApiError, ByteStream, HttpBody, HttpClient, HttpResponse};
-use crate::origin::Prefetch;
+use crate::origin::holdings::MOST;
+use crate::origin::{HoldingsAsked, Listed, Prefetch};
 
 fn body(chunks: Vec<Vec<u8>>) -> ByteStream {
     futures::stream::iter(chunks.into_iter().map(|chunk| Ok(Bytes::from(chunk)))).boxed()
@@ -252,4 +254,43 @@ async fn replicas_are_committed_and_blobs_removed() {
         needed,
         Err(ApiError::Conflict("not written back yet".into()))
     );
+}
+
+#[tokio::test]
+async fn write_backs_are_asked_for_and_about() {
+    let held = Digest::of(b"held");
+    let origin = Origin::start(Fake::with(b"held").0);
+    let (client, ns, delay) = (&origin.client, namespace(), Duration::from_millis(2500));
+    assert_eq!(client.write_back(&ns, held, delay).await, Ok(()));
+    assert_eq!(*origin.fake.delays.lock().unwrap(), [delay]);
+    let absent = client.write_back(&ns, Digest::of(b"absent"), delay).await;
+    assert_eq!(absent, Err(ApiError::NotFound));
+    let unwritten = Digest::of(b"unwritten");
+    assert_eq!(client.writes_back(&ns, unwritten).await, Ok(true));
+    assert_eq!(client.writes_back(&ns, held).await, Ok(false));
+}
+
+#[tokio::test]
+async fn holdings_are_compared_and_questions_are_bounded() {
+    let held = Digest::of(b"held");
+    let origin = Origin::start(Fake::with(b"held").0);
+    let asked = HoldingsAsked {
+        asker: "a".into(),
+        members: vec!["a".into(), "b".into()],
+        list: Some(Listed::Strays { after: Some(held) }),
+    };
+    let holdings = origin.client.holdings(&asked).await.unwrap();
+    let prints = Prints::of(["a", "b"].map(|name| Digest::of(name.as_bytes())));
+    assert_eq!((holdings.prints, holdings.strays), (prints, 3));
+    let absent = Digest::of(b"absent");
+    assert_eq!(
+        origin.client.holds(vec![absent, held]).await,
+        Ok(vec![held])
+    );
+    let many = origin.client.holds(vec![held; MOST + 1]).await;
+    assert!(matches!(many, Err(ApiError::BadRequest(_))), "{many:?}");
+    let odd = r#"{"asker": "a", "members": [], "lists": 1}"#;
+    let body = HttpBody::Bytes(odd.into());
+    let answer = with_body(&origin, Method::POST, "/internal/ring/holdings", &[], body).await;
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
 }

@@ -62,6 +62,17 @@ impl Fake {
 }
 
 impl OriginApi for Fake {
+    async fn write_back(
+        &self,
+        _: &Namespace,
+        digest: Digest,
+        delay: Duration,
+    ) -> Result<(), ApiError> {
+        self.blob(digest)?;
+        self.delays.lock().unwrap().push(delay);
+        Ok(())
+    }
+
     async fn writes_back(&self, _: &Namespace, digest: Digest) -> Result<bool, ApiError> {
         Ok(digest == Digest::of(b"unwritten"))
     }
