@@ -291,7 +291,8 @@ pub trait PieceStore: Send + Sync + 'static {
 /// as the bytes arrive, so that a commit reads nothing back. An upload survives a restart: its
 /// hash is then computed anew from the bytes that are there, once, when it is next used.
 pub trait UploadStore: PieceStore {
-    /// Starts an upload and names it.
+    /// Starts an upload and names it: at most 128 letters, digits, hyphens and underscores, as the name
+    /// becomes part of a URL.
     ///
     /// # Errors
     /// The store cannot be written.

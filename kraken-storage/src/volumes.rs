@@ -37,7 +37,7 @@ struct Inner<S> {
 }
 
 /// Which volume an upload is on: its own name on that volume, behind the volume's place.
-const BETWEEN: char = '.';
+const BETWEEN: char = '_';
 
 impl<S> Volumes<S> {
     /// These stores by names that stay the same, each with its share relative to the others. Of two
@@ -356,8 +356,15 @@ impl<S: UploadStore> UploadStore for Volumes<S> {
     async fn upload_start(&self) -> Result<String, StoreError> {
         // Spread as blobs are, by a digest that nobody has.
         let turn = self.inner.turn.fetch_add(1, Ordering::Relaxed);
+        let ranked = self.ranked(&Digest::of(&turn.to_be_bytes()));
+        // It stays where it begins: not on one that is full, if another is not.
+        let (roomy, full): (Vec<_>, Vec<_>) = ranked.into_iter().partition(|store| {
+            let usage = store.usage();
+            let ceiling = usage.and_then(|usage| Some((usage.bytes, usage.ceiling?)));
+            ceiling.is_none_or(|(used, ceiling)| used <= ceiling.high())
+        });
         let mut failed = StoreError::Full;
-        for store in self.ranked(&Digest::of(&turn.to_be_bytes())) {
+        for store in roomy.into_iter().chain(full) {
             match store.upload_start().await {
                 Ok(name) => {
                     let place = self.each().position(|it| std::ptr::eq(it, store));

@@ -326,10 +326,6 @@ impl Inner {
         let shares = self.members.shares_of(&asked.members)?;
         let held = self.held().await?;
         let owned = |digest: &Digest| shares.own((&asked.asker, &self.name), *digest);
-        let behind = |after: Option<Digest>| {
-            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-            held.range((from, Bound::Unbounded)).copied()
-        };
         let listed: Vec<_> = match asked.list {
             None => {
                 let both = (&*asked.asker, &*self.name);
@@ -346,15 +342,19 @@ impl Inner {
                     first[0] = bucket;
                     first
                 });
-                let rest = behind(after).skip_while(|it| *it < start);
+                let from = after.map_or(Bound::Included(start), Bound::Excluded);
+                let rest = held.range((from, Bound::Unbounded)).copied();
                 let rest = rest.take_while(|it| bucket_of(*it) == bucket);
                 rest.filter(|it| owned(it) == (true, true))
                     .take(MOST)
                     .collect()
             }
             Some(Listed::Strays { after }) => {
-                let strays = behind(after).filter(|it| owned(it) == (true, false));
-                strays.take(MOST).collect()
+                let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+                let rest = held.range((from, Bound::Unbounded)).copied();
+                rest.filter(|it| owned(it) == (true, false))
+                    .take(MOST)
+                    .collect()
             }
         };
         Ok(Holdings {

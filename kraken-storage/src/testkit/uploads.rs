@@ -169,7 +169,11 @@ async fn one_blob_may_be_uploaded_many_times_at_once(store: &impl UploadStore) {
 }
 
 async fn start(store: &impl UploadStore) -> String {
-    store.upload_start().await.expect("starts")
+    let upload = store.upload_start().await.expect("starts");
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let fits = (1..=128).contains(&upload.len()) && upload.bytes().all(plain);
+    assert!(fits, "{upload:?} is no part of a URL");
+    upload
 }
 
 async fn append(store: &impl UploadStore, upload: &str, at: u64, data: &[u8]) -> u64 {

@@ -110,12 +110,12 @@ async fn an_upload_has_one_name() {
     let mut far = None;
     while far.is_none() {
         let name = volumes.upload_start().await.unwrap();
-        far = name.starts_with("1.").then_some(name);
+        far = name.starts_with("1_").then_some(name);
     }
     let name = far.unwrap();
-    let bare = name.strip_prefix("1.").unwrap();
+    let bare = name.strip_prefix("1_").unwrap();
     volumes.upload_len(&name).await.unwrap();
-    for other in ["01.", "+1.", "3.", "0.", "x.", "."] {
+    for other in ["01_", "+1_", "3_", "0_", "x_", "_"] {
         let len = volumes.upload_len(&format!("{other}{bare}")).await;
         assert!(matches!(len, Err(StoreError::UploadUnknown(_))), "{other}");
     }
@@ -159,4 +159,17 @@ async fn what_does_not_fit_on_one_goes_to_another_and_then_something_must_go() {
     volumes.remove(victims[0]).await.unwrap();
     volumes.open(metas[4].clone()).await.unwrap();
     assert_eq!(volumes.page(None, 9).len(), 4);
+}
+
+#[tokio::test]
+async fn an_upload_begins_where_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let volumes = on_disk(dir.path(), 10_000).await;
+    // The first of the two is full from then on.
+    let first = volumes.each().next().unwrap();
+    first.open(testkit::blob(9_900, 1).1).await.unwrap();
+    for _ in 0..20 {
+        let name = volumes.upload_start().await.unwrap();
+        assert!(name.starts_with("1_"), "{name}");
+    }
 }
