@@ -153,6 +153,28 @@ impl World<'_> {
     }
 
     fn open(&mut self, host: u32, blob: u32) {
+        let have = &self.hosts[host as usize].stores[blob as usize];
+        if self.plan.metainfo_from_peers && have.count() == 0 {
+            self.seek(host, blob);
+        } else {
+            self.join(host, blob);
+        }
+    }
+
+    /// The host asks its peers what the blob consists of.
+    pub(crate) fn seek(&mut self, host: u32, blob: u32) {
+        let spec = &self.specs[blob as usize];
+        let (namespace, digest) = (spec.namespace.clone(), spec.digest);
+        let seek = Input::Seek {
+            namespace,
+            digest,
+            known: 0,
+        };
+        self.feed(host, seek);
+    }
+
+    /// The host takes part in the blob's swarm.
+    pub(crate) fn join(&mut self, host: u32, blob: u32) {
         let spec = self.specs[blob as usize].clone();
         let have = self.hosts[host as usize].stores[blob as usize].clone();
         self.feed(host, Input::Open { spec, have });

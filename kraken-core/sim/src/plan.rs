@@ -32,6 +32,9 @@ pub struct Plan {
     /// How many agents each agent knows of from earlier pulls, beside the origins; with 0 it knows
     /// nobody but the trackers.
     pub known_peers: usize,
+    /// Whether agents must ask peers what a blob consists of before they can begin, as when neither
+    /// trackers nor origins tell; otherwise they know.
+    pub metainfo_from_peers: bool,
     /// How the agents behave.
     pub agent: Config,
     /// How the origins behave.
@@ -251,6 +254,7 @@ impl Default for Plan {
             network: Network::default(),
             readers: false,
             known_peers: 0,
+            metainfo_from_peers: false,
             agent: Config::lan(),
             origin: Config::origin(),
             tracker: TrackerConfig::default(),

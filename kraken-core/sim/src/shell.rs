@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use kraken_proto::blob::piece::ChainState;
 use kraken_proto::wire::codec;
-use kraken_proto::{Action, AnnounceRequest, ConnId, Digest, Event, Input, Message, ReaderId};
+use kraken_proto::{
+    Action, AnnounceRequest, ConnId, Digest, Event, Input, Message, MetaInfo, ReaderId,
+};
 
 use crate::net::{End, Transfer, span};
 use crate::trace::mark;
@@ -159,8 +162,41 @@ impl World<'_> {
                 let spec = blob.map(|blob| self.specs[*blob as usize].clone());
                 self.tell(HANDLING, host, Input::Found { digest, spec });
             }
+            Action::TellMetaInfo {
+                conn,
+                digest,
+                offset,
+            } => self.tell_metainfo(host, conn, digest, offset),
+            Action::Sought { digest, found } => {
+                let blob = self.blobs[&digest];
+                match found {
+                    Some(_) => self.join(host, blob),
+                    // A client that asks again.
+                    None => self.seek(host, blob),
+                }
+            }
             Action::Event(event) => self.event(host, event),
         }
+    }
+
+    /// Whoever has begun with a blob, or holds it, knows what it consists of.
+    fn tell_metainfo(&mut self, host: u32, conn: ConnId, digest: Digest, offset: u32) {
+        let spec = &self.specs[self.blobs[&digest] as usize];
+        let it = &self.hosts[host as usize];
+        let blob = self.blobs[&digest] as usize;
+        let joined = it
+            .scheduler
+            .as_ref()
+            .is_some_and(|it| it.have(digest).is_some());
+        let encoding = if joined || it.stores[blob].is_full() {
+            let states = vec![ChainState::INITIAL; spec.piece_count().saturating_sub(1) as usize];
+            let meta = MetaInfo::new(digest, spec.length, spec.piece_length, states);
+            meta.map(|meta| meta.encode()).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let message = Message::metainfo_part(digest, &encoding, offset);
+        self.send(host, conn, message);
     }
 
     fn send(&mut self, host: u32, conn: ConnId, message: Message) {

@@ -64,6 +64,7 @@ pub(crate) fn mark(input: &Input) -> (u8, u64, u64) {
         Input::AnnounceFailed { digests } => (15, digests.len() as u64, 0),
         Input::Found { spec, .. } => (16, u64::from(spec.is_some()), 0),
         Input::Shutdown => (17, 0, 0),
+        Input::Seek { known, .. } => (21, *known as u64, 0),
     }
 }
 
@@ -84,6 +85,10 @@ fn mark_message(conn: ConnId, message: &Message) -> (u8, u64, u64) {
         Message::Offer { piece, .. } => (40, u64::from(*piece)),
         Message::AskPeers { .. } => (41, 0),
         Message::Peers { peers, .. } => (42, peers.len() as u64),
+        Message::AskMetaInfo { offset, .. } => (43, u64::from(*offset)),
+        Message::MetaInfo { total, offset, .. } => {
+            (44, u64::from(*total) << 32 | u64::from(*offset))
+        }
         Message::Piece { piece, .. } => (39, u64::from(*piece)),
     };
     (tag, conn.0, detail)

@@ -6,6 +6,8 @@
     reason = "a test's helpers fail by panicking, as tests do"
 )]
 
+use std::time::Duration;
+
 use kraken_sim::{Plan, Report, run};
 
 /// 150 hosts at 100 MB/s that want two blobs of 50 MB within 0.3 s: a floor of one second.
@@ -108,6 +110,30 @@ fn peers_lead_to_peers_when_all_trackers_are_dead() {
     // Without anybody from earlier pulls nobody tells them where to begin.
     let stranded = run(&plan(dead));
     assert!(stranded.unfinished > 30, "{}", stranded.unfinished);
+}
+
+#[test]
+fn peers_tell_what_a_blob_is_when_nobody_else_does() {
+    // The later half of the hosts knows a few others and nothing of the blob; nor do trackers.
+    let dead = "[faults]\noutages = [{ from_seconds = 0.15 }]";
+    let met = Plan {
+        known_peers: 6,
+        metainfo_from_peers: true,
+        ..plan(dead)
+    };
+    let report = well(&met);
+    assert!(report.ratio.max < 2.0, "{:?}", report.ratio);
+    // And when all origins die, those that hold it tell those who come later.
+    let gone = "[faults]\nkilled_origins = [{ origin = 0, at_seconds = 2, silent = true }, \
+                { origin = 1, at_seconds = 2, silent = true }, \
+                { origin = 2, at_seconds = 2, silent = true }]";
+    let mut late = Plan {
+        metainfo_from_peers: true,
+        ..plan(gone)
+    };
+    late.arrival.late = (0..10).map(|it| (it, Duration::from_secs(3))).collect();
+    let report = well(&late);
+    assert!(report.ratio.max < 2.0, "{:?}", report.ratio);
 }
 
 #[test]

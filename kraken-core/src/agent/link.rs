@@ -19,6 +19,9 @@ use crate::tasks::Tasks;
 /// Messages that may wait for a peer before it counts as not draining.
 const OUTBOX: usize = 4096;
 
+/// More messages than a peer that keeps up lets wait.
+const BEHIND: usize = 256;
+
 /// One connection, as the driver holds it.
 pub(crate) struct Link {
     outbox: mpsc::Sender<Message>,
@@ -55,6 +58,11 @@ impl Link {
     /// Queues a message; false when the peer does not drain its outbox.
     pub(crate) fn send(&self, message: Message) -> bool {
         self.outbox.try_send(message).is_ok()
+    }
+
+    /// Whether the peer has let so much wait that it is to get nothing that can be left out.
+    pub(crate) fn is_behind(&self) -> bool {
+        OUTBOX - self.outbox.capacity() > BEHIND
     }
 
     /// Queues a piece. The scheduler bounds how many a peer may have waiting.

@@ -3,6 +3,7 @@
 mod builder;
 pub(crate) mod driver;
 mod follow;
+pub(crate) mod hearsay;
 mod limits;
 mod link;
 mod mend;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
-use kraken_proto::{Bitfield, Digest, MetaInfo, Namespace, PeerInfo, SwarmStats};
+use kraken_proto::{Bitfield, Digest, Namespace, PeerInfo, SwarmStats};
 use kraken_storage::BlobStatus;
 use tokio::sync::{Mutex, RwLock, mpsc, oneshot};
 
@@ -29,6 +30,7 @@ use crate::error::{OpenError, ReadError};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 use driver::Note;
+use hearsay::{Sources, Told};
 
 /// A host's part in all swarms. Cheap to clone; the last clone that is dropped ends it, and
 /// [`Agent::shutdown`] ends it in good order.
@@ -116,21 +118,25 @@ impl Agent {
         digest: Digest,
     ) -> Result<BlobReader, OpenError> {
         loop {
-            let meta = match self.inner.store.status(digest).await? {
-                BlobStatus::Sealed { meta } | BlobStatus::Partial { meta, .. } => meta,
+            let told = match self.inner.store.status(digest).await? {
+                BlobStatus::Sealed { meta } | BlobStatus::Partial { meta, .. } => {
+                    Told::surely(meta)
+                }
                 BlobStatus::Absent => self.metainfo(namespace, digest).await?,
             };
-            self.open_in_store(&meta).await?;
+            self.open_in_store(&told.meta).await?;
             let _stays = self.inner.leaving.read().await;
-            return match self.inner.store.status(digest).await? {
+            let (meta, have) = match self.inner.store.status(digest).await? {
                 // It went for another before this.
                 BlobStatus::Absent => continue,
                 BlobStatus::Sealed { meta } => {
                     let have = Bitfield::full(meta.piece_count());
-                    self.join(namespace, meta, have).await
+                    (meta, have)
                 }
-                BlobStatus::Partial { meta, have } => self.join(namespace, meta, have).await,
+                BlobStatus::Partial { meta, have } => (meta, have),
             };
+            let is_hearsay = told.is_hearsay;
+            return self.join(namespace, Told { meta, is_hearsay }, have).await;
         }
     }
 
@@ -138,9 +144,10 @@ impl Agent {
     async fn join(
         &self,
         namespace: &Namespace,
-        meta: MetaInfo,
+        told: Told,
         have: Bitfield,
     ) -> Result<BlobReader, OpenError> {
+        let meta = told.meta.clone();
         if have.is_full() {
             // The last piece was written before a crash, or there is none: nothing will come.
             self.inner.store.seal(meta.digest()).await?;
@@ -148,7 +155,7 @@ impl Agent {
         let (reply, answer) = oneshot::channel();
         let namespace = namespace.clone();
         let note = Note::Open {
-            meta: meta.clone(),
+            told,
             namespace,
             have,
             ingest: false,
@@ -184,7 +191,7 @@ impl Agent {
                 Ok(Some(meta.length()))
             }
             BlobStatus::Absent => match self.metainfo(namespace, digest).await {
-                Ok(meta) => Ok(Some(meta.length())),
+                Ok(told) => Ok(Some(told.meta.length())),
                 Err(OpenError::NotFound(_)) => Ok(None),
                 Err(error) => Err(error),
             },
@@ -276,7 +283,11 @@ impl Agent {
     }
 
     /// As much of the metainfo as is known: an origin may still be taking the blob in.
-    async fn metainfo(&self, namespace: &Namespace, digest: Digest) -> Result<MetaInfo, OpenError> {
+    async fn metainfo(&self, namespace: &Namespace, digest: Digest) -> Result<Told, OpenError> {
+        let sources = Sources {
+            discovery: self.inner.discovery.clone(),
+            notes: self.inner.notes.downgrade(),
+        };
         let mut backoff = Backoff::new(
             Duration::from_millis(200),
             Duration::from_secs(3),
@@ -287,13 +298,8 @@ impl Agent {
         ));
         let deadline = tokio::time::Instant::now() + self.inner.lookup_patience;
         loop {
-            let error = match self
-                .inner
-                .discovery
-                .open_metainfo(namespace, digest, None)
-                .await
-            {
-                Ok(meta) if meta.digest() == digest => return Ok(meta),
+            let error = match sources.first(namespace, digest).await {
+                Ok(told) if told.meta.digest() == digest => return Ok(told),
                 Ok(_) => {
                     let reason = "the metainfo that came is of another blob".to_string();
                     return Err(OpenError::Unavailable { digest, reason });

@@ -20,6 +20,7 @@ use tokio::time::sleep;
 use super::Inner;
 use super::coming::{Coming, Said};
 use crate::agent::driver::{Note, Progress};
+use crate::agent::hearsay::Told;
 use crate::dynamic::DynUploadStore;
 
 /// How often a source is looked for in vain before those who wait are told.
@@ -207,7 +208,7 @@ impl<'a> Ingest<'a> {
         inner.leave(digest).await;
         let (reply, answer) = oneshot::channel();
         let note = Note::Open {
-            meta: meta.clone(),
+            told: Told::surely(meta.clone()),
             namespace: namespace.clone(),
             have,
             ingest: true,

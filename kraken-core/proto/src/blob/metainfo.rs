@@ -242,6 +242,11 @@ impl MetaInfo {
         bytes
     }
 
+    /// The length of [`MetaInfo::encode`] in bytes: the more states are known, the longer.
+    pub fn encoded_len(&self) -> usize {
+        HEADER + 32 * self.states.len()
+    }
+
     /// What every encoding begins with; `rest` bytes are to follow.
     pub(super) fn header(&self, version: u8, rest: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER + rest);

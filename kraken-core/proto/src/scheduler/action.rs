@@ -1,6 +1,7 @@
 //! What a host does.
 
 use crate::blob::digest::Digest;
+use crate::blob::metainfo::MetaInfo;
 use crate::peer::{PeerId, PeerInfo, PeerRole};
 use crate::scheduler::input::ConnId;
 use crate::tracker::AnnounceRequest;
@@ -63,6 +64,24 @@ pub enum Action {
     Lookup {
         /// The blob.
         digest: Digest,
+    },
+    /// Send a peer the part of a blob's encoded metainfo that begins at `offset`, as
+    /// [`Message::MetaInfo`]; one with a total of 0 when there is none here.
+    TellMetaInfo {
+        /// To whom.
+        conn: ConnId,
+        /// The blob.
+        digest: Digest,
+        /// Where the part begins.
+        offset: u32,
+    },
+    /// What became of `Seek`: what a peer said the metainfo is, and who; nothing when nobody knew
+    /// it. Its last piece alone proves a metainfo, so that one from a peer may turn out wrong.
+    Sought {
+        /// The blob.
+        digest: Digest,
+        /// The metainfo, and who told it.
+        found: Option<(MetaInfo, PeerId)>,
     },
     /// Something worth telling: for logs, counters, readers and assertions.
     Event(Event),

@@ -88,6 +88,11 @@ impl Conns {
         self.by_id.keys().copied().collect()
     }
 
+    /// The peers that have said how they are reached.
+    pub(crate) fn infos(&self) -> impl Iterator<Item = &PeerInfo> {
+        self.by_id.values().filter_map(|conn| conn.info.as_ref())
+    }
+
     /// How many dials are under way for a blob.
     pub(crate) fn coming(&self, digest: Digest) -> usize {
         self.dials

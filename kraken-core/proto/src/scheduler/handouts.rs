@@ -39,7 +39,8 @@ impl Scheduler {
                 .collect();
             for digest in self.announces.take_due(now, room) {
                 let swarm = self.swarms.get(&digest);
-                blobs.extend(swarm.map(|swarm| announce_of(now, swarm, &self.config)));
+                let swarm = swarm.map(|swarm| announce_of(now, swarm, &self.config));
+                blobs.extend(swarm.or_else(|| self.seeks.announce(digest)));
             }
             if !blobs.is_empty() {
                 let request = AnnounceRequest {
@@ -55,6 +56,7 @@ impl Scheduler {
         let interval = Duration::from_millis(reply.interval_ms).clamp(INTERVAL_MIN, INTERVAL_MAX);
         for handout in &reply.handouts {
             self.meet(now, handout.digest, &handout.peers);
+            self.seek_among(now, handout.digest, &handout.peers);
             if let Some(swarm) = self.swarms.get_mut(&handout.digest) {
                 swarm.count_handout();
             }
@@ -66,6 +68,7 @@ impl Scheduler {
                 let few = links + coming < self.config.target_degree;
                 !swarm.is_complete() && (few || swarm.is_needy(now, &self.config))
             });
+            let short = short || self.seeks.is_open(*digest);
             self.announces
                 .answered(now, *digest, interval, short, &self.config);
         }
@@ -122,7 +125,14 @@ impl Scheduler {
                 Some(it) if it.role.is_none() => drop(it.wanted.insert(digest)),
                 _ => self.greet(now, conn, digest),
             }
-        } else if !self.penalties.keeps_away(now, peer.id)
+        } else {
+            self.dial_for(now, digest, peer);
+        }
+    }
+
+    /// Dials a peer for a blob, unless it is to be left alone or there are too many connections.
+    pub(super) fn dial_for(&mut self, now: Timestamp, digest: Digest, peer: &PeerInfo) {
+        if !self.penalties.keeps_away(now, peer.id)
             && !self.stopping
             && self.conns.len() < self.config.max_conns
             && self.conns.want(peer, digest)

@@ -84,6 +84,17 @@ pub enum Input {
         /// The blob.
         digest: Digest,
     },
+    /// Ask peers for the metainfo of a blob, for it cannot be learnt elsewhere; answered with
+    /// `Sought`. Said again within 15 seconds as long as somebody waits for it.
+    Seek {
+        /// What it belongs to.
+        namespace: Namespace,
+        /// The blob.
+        digest: Digest,
+        /// An encoding of so many bytes is here already, as of a metainfo that is open: only a
+        /// longer one is of use.
+        known: usize,
+    },
     /// Peers that were met in an earlier life of this host.
     Known {
         /// Who; the first ones are forgotten when they are too many.

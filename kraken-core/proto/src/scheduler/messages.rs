@@ -73,6 +73,19 @@ impl Scheduler {
                 self.told_peers(now, digest, &peers);
                 Some(Ok(()))
             }
+            (Message::AskMetaInfo { digest, offset }, Some(_)) => {
+                self.tell_metainfo(conn, digest, offset);
+                Some(Ok(()))
+            }
+            (
+                Message::MetaInfo {
+                    digest,
+                    total,
+                    offset,
+                    part,
+                },
+                Some(_),
+            ) => Some(self.told_metainfo(now, conn, digest, (total, offset), &part)),
             (Message::Piece { digest, piece, len }, Some(_)) => {
                 self.with_swarm(now, digest, |swarm, cx| swarm.arrived(cx, conn, piece, len))
             }
@@ -98,6 +111,7 @@ impl Scheduler {
         }
         for digest in wanted {
             self.greet(now, id, digest);
+            self.ask_metainfo(now, id, digest);
         }
     }
 

@@ -13,6 +13,7 @@ mod handouts;
 pub mod input;
 mod messages;
 mod penalties;
+mod seek;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -36,6 +37,7 @@ use conns::{Conns, Verdict};
 use gossip::Known;
 use input::{BlobSpec, ConnId, Input};
 use penalties::Penalties;
+use seek::Seeks;
 use timers::Timers;
 
 /// One host's part in all its swarms.
@@ -57,6 +59,8 @@ pub struct Scheduler {
     left: BTreeMap<Digest, Timestamp>,
     /// Peers that were met, now or in an earlier life.
     known: Known,
+    /// Metainfo that is looked for among peers.
+    seeks: Seeks,
     /// When to look for idle connections next.
     sweep_at: Timestamp,
     actions: VecDeque<Action>,
@@ -85,6 +89,7 @@ impl Scheduler {
             shy: BTreeMap::new(),
             left: BTreeMap::new(),
             known: Known::default(),
+            seeks: Seeks::default(),
             sweep_at: now + SWEEP,
             actions: VecDeque::new(),
             stopping: false,
@@ -145,8 +150,14 @@ impl Scheduler {
                     self.announces
                         .failed(now, digest, &self.config, &mut self.rng);
                     self.ask_around(now, digest);
+                    self.seek_on(now, digest);
                 }
             }
+            Input::Seek {
+                namespace,
+                digest,
+                known,
+            } => self.seek(now, namespace, digest, known),
             Input::Known { peers } => peers.into_iter().for_each(|peer| self.known.learn(peer)),
             Input::Found { digest, spec } => self.found(now, digest, spec),
             Input::Shutdown => self.shutdown(),
@@ -166,6 +177,7 @@ impl Scheduler {
                 self.announces.hurry(now, digest);
             }
         }
+        self.seek_timeout(now);
         if self.sweep_at <= now {
             self.sweep_at = now + SWEEP;
             for conn in self.conns.idle(now - self.config.conn_idle) {
@@ -190,6 +202,7 @@ impl Scheduler {
             .next()
             .into_iter()
             .chain(announce)
+            .chain(self.seeks.next())
             .chain([self.sweep_at])
             .min()
     }
@@ -309,6 +322,7 @@ impl Scheduler {
         self.lookups.values_mut().for_each(|waiting| {
             waiting.remove(&conn);
         });
+        self.seek_without(now, conn);
     }
 
     fn dial_failed(&mut self, now: Timestamp, peer: PeerId) {
@@ -316,6 +330,7 @@ impl Scheduler {
         self.penalties.add(now, peer, first, longest, false);
         for digest in self.conns.dial_ended(peer) {
             self.announces.hurry(now, digest);
+            self.seek_on(now, digest);
         }
     }
 
@@ -363,6 +378,9 @@ impl Scheduler {
         }
         for (digest, swarm) in std::mem::take(&mut self.swarms) {
             self.announces.leave(swarm.spec().namespace.clone(), digest);
+        }
+        for (namespace, digest) in self.seeks.take() {
+            self.announces.leave(namespace, digest);
         }
     }
 

@@ -3,6 +3,7 @@ mod gossip;
 mod offers;
 mod open;
 mod properties;
+mod seek;
 
 use std::time::Duration;
 

@@ -118,6 +118,9 @@ pub enum CodecError {
     /// A `Peers` with too many peers.
     #[error("{0} peers in one message are more than 16")]
     TooManyPeers(usize),
+    /// A part of a metainfo that no metainfo can have.
+    #[error("a part of a metainfo that lies outside of it, or is longer than 8192 bytes")]
+    MetaInfo,
     /// A piece longer than the longest piece length, or of no bytes.
     #[error("a piece of {0} bytes is impossible")]
     PieceLen(u32),
@@ -125,7 +128,7 @@ pub enum CodecError {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     body: Option<Body>,
 }
 
@@ -153,6 +156,10 @@ enum Body {
     AskPeers(Blob),
     #[prost(message, tag = "11")]
     Peers(Peers),
+    #[prost(message, tag = "12")]
+    AskMetaInfo(MetaInfoPart),
+    #[prost(message, tag = "13")]
+    MetaInfo(MetaInfoPart),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -219,6 +226,18 @@ struct BlobPiece {
     len: u32,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct MetaInfoPart {
+    #[prost(bytes = "vec", tag = "1")]
+    digest: Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    offset: u32,
+    #[prost(uint32, tag = "3")]
+    total: u32,
+    #[prost(bytes = "vec", tag = "4")]
+    part: Vec<u8>,
+}
+
 fn to_body(message: &Message) -> Body {
     let bytes = |digest: &Digest| digest.as_bytes().to_vec();
     let at = |digest: &Digest, piece: u32| BlobPiece {
@@ -261,6 +280,22 @@ fn to_body(message: &Message) -> Body {
         Message::Peers { digest, peers } => Body::Peers(Peers {
             digest: bytes(digest),
             peers: peers.iter().map(to_peer).collect(),
+        }),
+        Message::AskMetaInfo { digest, offset } => Body::AskMetaInfo(MetaInfoPart {
+            digest: bytes(digest),
+            offset: *offset,
+            ..MetaInfoPart::default()
+        }),
+        Message::MetaInfo {
+            digest,
+            total,
+            offset,
+            part,
+        } => Body::MetaInfo(MetaInfoPart {
+            digest: bytes(digest),
+            offset: *offset,
+            total: *total,
+            part: part.clone(),
         }),
         Message::Piece { digest, piece, len } => Body::Piece(BlobPiece {
             digest: bytes(digest),
@@ -333,6 +368,23 @@ fn from_body(body: Body) -> Result<Message, CodecError> {
             Message::Peers {
                 digest: digest(&it.digest)?,
                 peers: it.peers.iter().map(peer).collect::<Result<_, _>>()?,
+            }
+        }
+        Body::AskMetaInfo(it) => Message::AskMetaInfo {
+            digest: digest(&it.digest)?,
+            offset: it.offset,
+        },
+        Body::MetaInfo(it) => {
+            let end = u64::from(it.offset) + it.part.len() as u64;
+            let fits = it.total as usize <= MetaInfo::MAX_ENCODED && end <= u64::from(it.total);
+            if !fits || it.part.len() > Message::MAX_PART {
+                return Err(CodecError::MetaInfo);
+            }
+            Message::MetaInfo {
+                digest: digest(&it.digest)?,
+                total: it.total,
+                offset: it.offset,
+                part: it.part,
             }
         }
         Body::Piece(it) => {
@@ -451,6 +503,19 @@ mod tests {
                 prop::collection::vec(any_peer(), 0..=Message::MAX_PEERS)
             )
                 .prop_map(|(digest, peers)| Message::Peers { digest, peers }),
+            (digest.clone(), any::<u32>())
+                .prop_map(|(digest, offset)| Message::AskMetaInfo { digest, offset }),
+            (
+                digest.clone(),
+                0..u32::try_from(MetaInfo::MAX_ENCODED - Message::MAX_PART).unwrap(),
+                prop::collection::vec(any::<u8>(), 0..=Message::MAX_PART)
+            )
+                .prop_map(|(digest, offset, part)| Message::MetaInfo {
+                    digest,
+                    total: offset + u32::try_from(part.len()).unwrap(),
+                    offset,
+                    part,
+                }),
             (digest.clone(), piece.clone())
                 .prop_map(|(digest, piece)| Message::Offer { digest, piece }),
             (digest.clone(), 18u32..=24, have).prop_map(|(digest, power, have)| {
@@ -557,6 +622,23 @@ mod tests {
             decode(&body(Body::Piece(at(0, u32::MAX)))),
             Err(CodecError::PieceLen(u32::MAX))
         );
+        for (offset, total, len) in [
+            (0, 9, 10),
+            (u32::MAX, 10, 1),
+            (0, u32::MAX, 0),
+            (0, 8193, 8193),
+        ] {
+            let part = MetaInfoPart {
+                digest: digest.clone(),
+                offset,
+                total,
+                part: vec![0; len],
+            };
+            assert_eq!(
+                decode(&body(Body::MetaInfo(part))),
+                Err(CodecError::MetaInfo)
+            );
+        }
         let too_many = Have {
             digest: digest.clone(),
             pieces: vec![0; 1025],

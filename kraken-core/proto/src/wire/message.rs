@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use crate::blob::bitfield::Bitfield;
 use crate::blob::digest::Digest;
+#[cfg(doc)]
+use crate::blob::metainfo::MetaInfo;
 use crate::blob::metainfo::PieceLength;
 use crate::peer::{PeerInfo, PeerRole};
 use crate::zone::Zone;
@@ -92,6 +94,26 @@ pub enum Message {
         /// At most [`Message::MAX_PEERS`].
         peers: Vec<PeerInfo>,
     },
+    /// What does this blob consist of? Answered with `MetaInfo`. Hosts ask one another when nobody
+    /// else tells.
+    AskMetaInfo {
+        /// The blob.
+        digest: Digest,
+        /// From which byte of the encoding on.
+        offset: u32,
+    },
+    /// A part of a blob's encoded metainfo, as much of it as the sender knows.
+    MetaInfo {
+        /// The blob.
+        digest: Digest,
+        /// The length of the whole encoding, at most [`MetaInfo::MAX_ENCODED`]; zero when the sender
+        /// has none.
+        total: u32,
+        /// Where this part begins.
+        offset: u32,
+        /// At most [`Message::MAX_PART`] bytes, and none past the end.
+        part: Vec<u8>,
+    },
     /// The piece itself. The bytes travel beside the message, on a stream of their own, and never
     /// through a machine.
     Piece {
@@ -111,6 +133,26 @@ impl Message {
     /// The most peers in one `Peers`.
     pub const MAX_PEERS: usize = 16;
 
+    /// The most bytes in one `MetaInfo`: it is to fit a frame.
+    pub const MAX_PART: usize = 8 << 10;
+
+    /// The part of an encoded metainfo that begins at `offset`, as an answer to `AskMetaInfo`; an
+    /// empty `encoding` says that there is none.
+    ///
+    /// # Panics
+    /// When the encoding is longer than 4 GiB: none is.
+    pub fn metainfo_part(digest: Digest, encoding: &[u8], offset: u32) -> Self {
+        let from = encoding.len().min(offset as usize);
+        let number = |bytes: usize| u32::try_from(bytes).expect("at most MAX_ENCODED");
+        let end = encoding.len().min(from + Self::MAX_PART);
+        Self::MetaInfo {
+            digest,
+            total: number(encoding.len()),
+            offset: number(from),
+            part: encoding[from..end].to_vec(),
+        }
+    }
+
     /// The blob that the message is about, if any.
     pub fn digest(&self) -> Option<Digest> {
         match self {
@@ -124,6 +166,8 @@ impl Message {
             | Self::Offer { digest, .. }
             | Self::AskPeers { digest }
             | Self::Peers { digest, .. }
+            | Self::AskMetaInfo { digest, .. }
+            | Self::MetaInfo { digest, .. }
             | Self::Piece { digest, .. } => Some(*digest),
         }
     }

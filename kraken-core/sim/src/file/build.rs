@@ -28,6 +28,7 @@ pub(super) fn plan(file: PlanFile) -> Result<Plan, Fault> {
     set(&mut plan.origins, file.origins);
     set(&mut plan.trackers, file.trackers);
     set(&mut plan.known_peers, file.known_peers);
+    set(&mut plan.metainfo_from_peers, file.metainfo_from_peers);
     set(&mut plan.readers, file.readers);
     set(&mut plan.limit, file.limit_seconds);
     set(&mut plan.settle, file.settle_seconds);

@@ -21,6 +21,7 @@ pub(super) struct PlanFile {
     pub(super) owners: Option<Spanned<Count<1, 1000>>>,
     pub(super) trackers: Option<Count<1, 1000>>,
     pub(super) known_peers: Option<Count<0, 1000>>,
+    pub(super) metainfo_from_peers: Option<bool>,
     pub(super) readers: Option<bool>,
     #[serde(default)]
     pub(super) policy: Policy,

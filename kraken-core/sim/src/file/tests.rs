@@ -23,6 +23,7 @@ origins = 4
 owners = 2
 trackers = 3
 known_peers = 8
+metainfo_from_peers = true
 readers = true
 policy = "kraken"
 limit_seconds = 90.5
@@ -90,6 +91,7 @@ fn every_key_reaches_the_plan() {
     assert_eq!((plan.name.as_str(), plan.seed), ("everything", 7));
     assert_eq!((plan.agents, plan.origins, plan.owners), (50, 4, 2));
     assert_eq!((plan.trackers, plan.known_peers), (3, 8));
+    assert!(plan.metainfo_from_peers);
     assert_eq!((plan.readers, plan.limit), (true, seconds(90.5)));
     assert_eq!(plan.settle, seconds(1.0));
     let [first, second, third] = plan.blobs.as_slice() else {

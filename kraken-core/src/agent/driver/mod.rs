@@ -4,6 +4,7 @@
 //! never waits: what waits becomes a task that sends a note when it is done. All state of the
 //! swarms is in the scheduler, so that no lock guards it.
 
+mod doubt;
 mod perform;
 
 use std::collections::HashMap;
@@ -14,13 +15,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use kraken_net::Frame;
 use kraken_proto::{
-    Bitfield, BlobSpec, ConnId, Digest, Input, MetaInfo, Namespace, PeerInfo, ReaderId, Scheduler,
-    SwarmStats,
+    Bitfield, BlobSpec, ConnId, Digest, Input, Message, MetaInfo, Namespace, PeerInfo, ReaderId,
+    Scheduler, SwarmStats,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::agent::follow::{End, Follower};
+use crate::agent::hearsay::Told;
 use crate::agent::link::{Link, LinkContext};
 use crate::agent::peers::{PeersFile, SAVE_EVERY};
 use crate::agent::rooms::Rooms;
@@ -46,7 +48,7 @@ pub(crate) enum Note {
     },
     /// A blob is to be fetched or seeded; the answer follows its progress.
     Open {
-        meta: MetaInfo,
+        told: Told,
         namespace: Namespace,
         have: Bitfield,
         /// Whether its pieces come from elsewhere, by `Ingested`, and none from peers.
@@ -54,7 +56,18 @@ pub(crate) enum Note {
         reply: oneshot::Sender<watch::Receiver<Progress>>,
     },
     /// More is known of an open metainfo, and the store has it.
-    Continued { meta: MetaInfo },
+    Continued { told: Told },
+    /// Peers are to be asked for the metainfo of a blob, more of it than `known` bytes.
+    Seek {
+        namespace: Namespace,
+        digest: Digest,
+        known: usize,
+        reply: oneshot::Sender<Option<Told>>,
+    },
+    /// A part of a metainfo, for a peer that asked for it.
+    Tell { conn: ConnId, message: Message },
+    /// A piece did not fit its metainfo, which is not what the discovery says.
+    Contradicted { digest: Digest, meta: MetaInfo },
     /// A piece came from elsewhere and is in the store, with the metainfo that proves it.
     #[cfg_attr(
         not(all(feature = "http", feature = "fs")),
@@ -116,6 +129,9 @@ pub(crate) struct Progress {
 
 struct Blob {
     meta: MetaInfo,
+    namespace: Namespace,
+    /// Peers said what its metainfo is.
+    is_hearsay: bool,
     progress: watch::Sender<Progress>,
     /// Ends what follows its open metainfo, with the blob.
     _following: Option<DropGuard>,
@@ -149,6 +165,9 @@ const ARRIVALS: usize = 32 << 10;
 /// Room for pieces between their read and the network, in bytes. One blob may take half of it.
 const SENDING: u64 = 64 << 20;
 
+/// Questions about metainfo that wait for the store at a time; further ones get no answer.
+const ASKED: usize = 32;
+
 /// Starts the driver and the task that accepts connections.
 pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
     let (notes, inbox) = mpsc::channel(INBOX);
@@ -170,6 +189,8 @@ pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
         links: HashMap::new(),
         next_conn: 0,
         blobs: HashMap::new(),
+        seeking: HashMap::new(),
+        asked: Arc::new(Semaphore::new(ASKED)),
         payload: None,
         storing: Rooms::new(STORING),
         buffers: Rooms::new(SENDING),
@@ -204,6 +225,10 @@ struct Driver {
     links: HashMap<ConnId, Link>,
     next_conn: u64,
     blobs: HashMap<Digest, Blob>,
+    /// Who waits for what peers say of a blob's metainfo.
+    seeking: HashMap<Digest, Vec<oneshot::Sender<Option<Told>>>>,
+    /// Room for questions about blobs that only the store knows.
+    asked: Arc<Semaphore>,
     /// The bytes that came with the input being handled.
     payload: Option<(Bytes, OwnedSemaphorePermit)>,
     storing: Rooms,
@@ -264,15 +289,23 @@ impl Driver {
             }
             Note::Connected { conn, dialled } => self.connected(conn, dialled),
             Note::Open {
-                meta,
+                told,
                 namespace,
                 have,
                 ingest,
                 reply,
             } => {
-                let _ = reply.send(self.open(meta, namespace, have, ingest));
+                let _ = reply.send(self.open(told, namespace, have, ingest));
             }
-            Note::Continued { meta } => self.continued(meta),
+            Note::Continued { told } => self.continued(told),
+            Note::Seek {
+                namespace,
+                digest,
+                known,
+                reply,
+            } => self.seek(namespace, digest, known, reply),
+            Note::Tell { conn, message } => self.send(conn, message),
+            Note::Contradicted { digest, meta } => self.contradicted(digest, &meta),
             Note::Ingested { meta, piece } => self.ingested(meta, piece),
             Note::Failed { digest, end } => self.failed(digest, end),
             Note::LookedUp { digest, meta } => self.looked_up(digest, meta),
@@ -330,6 +363,9 @@ impl Driver {
         if let Input::ConnDown { conn } = input {
             self.links.remove(&conn);
         }
+        if let Input::PieceRejected { digest, .. } = input {
+            self.doubt(digest);
+        }
         if let Input::PieceStored { digest, piece, .. } = input {
             self.progress(digest, |progress| {
                 progress.have.insert(piece);
@@ -341,11 +377,12 @@ impl Driver {
 
     fn open(
         &mut self,
-        meta: MetaInfo,
+        told: Told,
         namespace: Namespace,
         have: Bitfield,
         ingest: bool,
     ) -> watch::Receiver<Progress> {
+        let Told { meta, is_hearsay } = told;
         let digest = meta.digest();
         if let Some(blob) = self.blobs.get(&digest) {
             return blob.progress.subscribe();
@@ -360,11 +397,13 @@ impl Driver {
         let spec = BlobSpec::of(&meta, namespace.clone());
         let open = !meta.is_whole();
         let pieces = if ingest { 0 } else { meta.provable() };
-        let _following = (open && !ingest).then(|| self.follow(namespace, meta.clone()));
+        let _following = (open && !ingest).then(|| self.follow(namespace.clone(), meta.clone()));
         self.blobs.insert(
             digest,
             Blob {
                 meta,
+                namespace,
+                is_hearsay,
                 progress,
                 _following,
             },
@@ -378,9 +417,8 @@ impl Driver {
 
     fn follow(&self, namespace: Namespace, meta: MetaInfo) -> DropGuard {
         let follower = Follower {
-            discovery: self.parts.discovery.clone(),
+            sources: self.sources(),
             store: self.parts.store.clone(),
-            notes: self.notes.clone(),
             patience: self.parts.patience,
         };
         let token = CancellationToken::new();
@@ -392,10 +430,13 @@ impl Driver {
         token.drop_guard()
     }
 
-    fn continued(&mut self, meta: MetaInfo) {
+    fn continued(&mut self, told: Told) {
+        let Told { meta, is_hearsay } = told;
         let (digest, pieces) = (meta.digest(), meta.provable());
         if let Some(blob) = self.blobs.get_mut(&digest) {
             blob.meta = meta;
+            // Whatever was hearsay before goes on in what the discovery says now.
+            blob.is_hearsay = is_hearsay;
             self.input(Input::Provable { digest, pieces });
         }
     }
@@ -414,17 +455,20 @@ impl Driver {
     fn failed(&mut self, digest: Digest, end: End) {
         match end {
             End::Silent(reason) => self.give_up(digest, reason),
-            End::Damaged(reason) => {
-                tracing::warn!(%digest, reason, "dropping a blob that is damaged");
-                self.give_up(digest, reason);
-                let store = self.parts.store.clone();
-                self.parts.tasks.spawn(async move {
-                    if let Err(error) = store.discard(digest).await {
-                        tracing::error!(%digest, %error, "a damaged blob stays in the store");
-                    }
-                });
-            }
+            End::Damaged(reason) => self.discard(digest, reason),
         }
+    }
+
+    /// Drops a blob of which nothing is worth keeping.
+    fn discard(&mut self, digest: Digest, reason: String) {
+        tracing::warn!(%digest, reason, "dropping a blob that is damaged");
+        self.give_up(digest, reason);
+        let store = self.parts.store.clone();
+        self.parts.tasks.spawn(async move {
+            if let Err(error) = store.discard(digest).await {
+                tracing::error!(%digest, %error, "a damaged blob stays in the store");
+            }
+        });
     }
 
     fn looked_up(&mut self, digest: Digest, meta: Option<MetaInfo>) {
@@ -440,6 +484,8 @@ impl Driver {
             });
             self.blobs.entry(digest).or_insert(Blob {
                 meta,
+                namespace: Namespace::default(),
+                is_hearsay: false,
                 progress,
                 _following: None,
             });

@@ -43,6 +43,12 @@ impl Driver {
             Action::Close { conn, reason } => self.close(conn, reason),
             Action::Announce(request) => self.announce(request),
             Action::Lookup { digest } => self.look_up(digest),
+            Action::TellMetaInfo {
+                conn,
+                digest,
+                offset,
+            } => self.tell_metainfo(conn, digest, offset),
+            Action::Sought { digest, found } => self.sought(digest, found),
             Action::Event(event) => self.event(event),
         }
     }
@@ -64,7 +70,7 @@ impl Driver {
         });
     }
 
-    fn send(&mut self, conn: ConnId, message: Message) {
+    pub(super) fn send(&mut self, conn: ConnId, message: Message) {
         let drains = self.links.get(&conn).is_none_or(|link| link.send(message));
         if !drains {
             tracing::info!(?conn, "a peer does not drain its outbox");
@@ -199,7 +205,7 @@ impl Driver {
         }
     }
 
-    fn task(&self, work: impl Future<Output = Note> + Send + 'static) {
+    pub(super) fn task(&self, work: impl Future<Output = Note> + Send + 'static) {
         let Some(notes) = self.notes.upgrade() else {
             return;
         };

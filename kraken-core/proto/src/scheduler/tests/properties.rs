@@ -40,7 +40,12 @@ impl Owed {
 fn any_message(kind: u8, digest: Digest, piece: u32, bits: u8) -> Message {
     let have = pieces((0..PIECES).filter(|piece| bits >> piece & 1 == 1));
     let (role, piece_length) = (PeerRole::Agent, PieceLength::MIN);
-    match kind % 9 {
+    match kind % 11 {
+        9 => Message::AskMetaInfo {
+            digest,
+            offset: piece,
+        },
+        10 => Message::metainfo_part(digest, &vec![bits; usize::from(bits) << 6], piece << 9),
         0 | 1 => Message::Hello {
             role,
             contact: None,
@@ -92,6 +97,11 @@ fn any_input(op: (u8, u8, u32, u8), bench: &mut Bench, owed: &mut Owed) -> Optio
             }
         }
         6 => Input::ConnDown { conn },
+        7 if bits % 2 == 0 => Input::Seek {
+            namespace: spec.namespace,
+            digest,
+            known: usize::from(detail),
+        },
         7 => Input::DialFailed {
             peer: id(detail % 5),
         },
