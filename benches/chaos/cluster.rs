@@ -10,8 +10,8 @@ use kraken_core::net::CertAuthority;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::Outcome;
 use crate::net::{Net, addr};
+use crate::{Outcome, faults};
 
 /// What a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -42,6 +42,10 @@ pub(crate) struct Sizes {
     pub(crate) trackers: usize,
     pub(crate) proxies: usize,
     pub(crate) agents: usize,
+    /// What an agent may keep.
+    pub(crate) agent_store: &'static str,
+    /// The last origin is not among the others at first.
+    pub(crate) joins_later: bool,
 }
 
 /// One process.
@@ -57,10 +61,14 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    /// The length of a blob that an origin has whole on its disk.
+    /// The length of a blob that an origin or an agent has whole on its disk.
     pub(crate) fn blob_bytes(&self, digest: Digest) -> Option<u64> {
         let hex = digest.hex();
-        let path = self.store.join("blobs/sealed").join(&hex[..2]).join(&hex);
+        let sealed = match self.role {
+            Role::Origin => "blobs/sealed",
+            _ => "sealed",
+        };
+        let path = self.store.join(sealed).join(&hex[..2]).join(&hex);
         fs::metadata(path).ok().map(|it| it.len())
     }
 
@@ -76,6 +84,7 @@ pub(crate) struct Cluster {
     pub(crate) members: Vec<Member>,
     /// Where everything is kept.
     pub(crate) dir: PathBuf,
+    sizes: Sizes,
     bad_ends: usize,
 }
 
@@ -112,9 +121,11 @@ impl Cluster {
             net,
             members,
             dir: dir.to_path_buf(),
+            sizes,
             bad_ends: 0,
         };
         cluster.configure(dir)?;
+        cluster.list_origins(sizes.origins - usize::from(sizes.joins_later))?;
         Ok(cluster)
     }
 
@@ -129,15 +140,30 @@ impl Cluster {
             .filter(move |member| member.role == role)
     }
 
+    /// The members that run from the start.
+    pub(crate) fn first(&self) -> Vec<usize> {
+        let late = self.sizes.joins_later.then(|| self.sizes.origins - 1);
+        let all = 0..self.members.len();
+        all.filter(|at| late != Some(*at)).collect()
+    }
+
+    /// Lets the first origins be the ring.
+    pub(crate) fn list_origins(&self, count: usize) -> Outcome<()> {
+        let origins = self.of(Role::Origin).take(count);
+        let list: Vec<_> = origins
+            .map(|it| json!({"name": it.name, "url": format!("https://{}", it.http())}))
+            .collect();
+        // Whoever reads it while it is written finds what was there before.
+        let beside = self.dir.join("origins.new");
+        fs::write(&beside, json!(list).to_string())?;
+        Ok(fs::rename(beside, self.dir.join("origins.yaml"))?)
+    }
+
     fn configure(&self, dir: &Path) -> Outcome<()> {
         let authority = CertAuthority::create()?;
         let ca = dir.join("ca.crt");
         fs::write(&ca, authority.to_pem().0)?;
         let url = |member: &Member| format!("https://{}", member.http());
-        let origins: Vec<_> = self
-            .of(Role::Origin)
-            .map(|it| json!({"name": it.name, "url": url(it)}))
-            .collect();
         let urls = |role| self.of(role).map(url).collect::<Vec<_>>();
         for member in &self.members {
             let (cert, key) = authority.issue(member.role.name(), &[addr(member.host)])?;
@@ -159,8 +185,7 @@ impl Cluster {
                 }
                 Role::Agent => {
                     set("store", json!(member.store));
-                    // Less than is pushed: blobs go and come again.
-                    set("store_limit", json!("200MB"));
+                    set("store_limit", json!(self.sizes.agent_store));
                     set("peer_listen", json!(peers));
                     set("registry_listen", json!(member.http()));
                     set("trackers", json!(urls(Role::Tracker)));
@@ -172,7 +197,7 @@ impl Cluster {
             }
             if member.role != Role::Agent {
                 set("listen", json!(member.http()));
-                set("origins", json!(origins));
+                set("origins_file", json!(dir.join("origins.yaml")));
                 set("replicas", json!(3));
             }
             // JSON is YAML.
@@ -195,6 +220,15 @@ impl Cluster {
             .arg("--config")
             .arg(&member.config);
         let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into());
+        if let Some(library) = faults::clock_library() {
+            let clock = self.clock(at);
+            fs::write(&clock, "+0")?;
+            command
+                .env("LD_PRELOAD", library)
+                .env("FAKETIME_TIMESTAMP_FILE", clock)
+                .env("FAKETIME_CACHE_DURATION", "1")
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         let child = command
             .env("RUST_LOG", level)
             .stdin(Stdio::null())
@@ -203,6 +237,16 @@ impl Cluster {
             .spawn()?;
         self.members[at].child = Some(child);
         Ok(())
+    }
+
+    /// Where it is said how wrong the clock of a process is.
+    fn clock(&self, at: usize) -> PathBuf {
+        self.dir.join(format!("{}.clock", self.members[at].name))
+    }
+
+    /// Lets the clock of a process go wrong by so many seconds, within one.
+    pub(crate) fn set_clock(&self, at: usize, seconds: i64) -> Outcome<()> {
+        Ok(fs::write(self.clock(at), format!("{seconds:+}"))?)
     }
 
     /// SIGKILL, and its end.

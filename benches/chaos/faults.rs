@@ -1,10 +1,12 @@
 //! What goes wrong, where, when and for how long: all of it drawn from a seed.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kraken_core::proto::rng::Rng;
 
 use crate::cluster::{Cluster, Member, Role};
+use crate::delay::Delay;
 use crate::net::Wrong;
 use crate::{Outcome, disk};
 
@@ -27,12 +29,16 @@ pub(crate) enum Kind {
     Loss,
     /// 20 Mbit/s.
     SlowLink,
+    /// What arrives is late by 20 ms.
+    Delay,
     /// Others keep the disk busy.
     BusyDisk,
+    /// The clock jumps by 45 minutes, and back.
+    Clock,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Kill,
         Self::Wipe,
         Self::Restart,
@@ -41,7 +47,9 @@ impl Kind {
         Self::OneWay,
         Self::Loss,
         Self::SlowLink,
+        Self::Delay,
         Self::BusyDisk,
+        Self::Clock,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -54,7 +62,9 @@ impl Kind {
             Self::OneWay => "one-way",
             Self::Loss => "loss",
             Self::SlowLink => "slow-link",
+            Self::Delay => "delay",
             Self::BusyDisk => "busy-disk",
+            Self::Clock => "clock",
         }
     }
 
@@ -63,10 +73,23 @@ impl Kind {
         match self {
             Self::Wipe => matches!(member.role, Role::Origin | Role::Agent),
             Self::BusyDisk => member.role == Role::Origin,
+            Self::Clock => clock_library().is_some(),
             _ => true,
         }
     }
 }
+
+/// What lets the clock of one process go wrong.
+pub(crate) fn clock_library() -> Option<PathBuf> {
+    let near = |arch: &str| format!("/usr/lib/{arch}-linux-gnu/faketime/libfaketimeMT.so.1");
+    let places = ["x86_64", "aarch64"].map(near).map(PathBuf::from);
+    places.into_iter().find(|it| it.exists())
+}
+
+/// How wrong a clock goes, in seconds.
+const JUMP: i64 = 45 * 60;
+/// How late packets are.
+const LATE: Duration = Duration::from_millis(20);
 
 /// A fault as it was drawn.
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +105,11 @@ pub(crate) struct Fault {
 impl Fault {
     /// The next one: the kinds in turn, so that each comes as often as the others.
     pub(crate) fn draw(rng: &mut Rng, number: usize, members: &[Member]) -> Self {
-        let kind = Kind::ALL[number % Kind::ALL.len()];
+        let kinds = Kind::ALL.into_iter();
+        let kinds: Vec<_> = kinds
+            .filter(|it| members.iter().any(|member| it.may_hit(member)))
+            .collect();
+        let kind = kinds[number % kinds.len()];
         let may: Vec<_> = (0..members.len())
             .filter(|at| kind.may_hit(&members[*at]))
             .collect();
@@ -103,11 +130,13 @@ impl Fault {
             Kind::OneWay => Some(Wrong::Deaf(cluster.members[self.other].host)),
             Kind::Loss => Some(Wrong::Loss(10)),
             Kind::SlowLink => Some(Wrong::Slow(20)),
+            Kind::Delay => Some(Wrong::Late),
             _ => None,
         }
     }
 
-    pub(crate) fn begin(&self, cluster: &mut Cluster) -> Outcome<Option<disk::Hog>> {
+    /// Begins, and gives what goes on until it is dropped.
+    pub(crate) fn begin(&self, cluster: &mut Cluster) -> Outcome<Option<Box<dyn Send>>> {
         match self.kind {
             Kind::Kill => cluster.kill(self.at)?,
             Kind::Wipe => {
@@ -119,13 +148,18 @@ impl Fault {
                 cluster.start(self.at)?;
             }
             Kind::Pause => cluster.pause(self.at, true)?,
-            Kind::BusyDisk => return Ok(Some(disk::Hog::start(&cluster.dir)?)),
-            Kind::Partition | Kind::OneWay | Kind::Loss | Kind::SlowLink => {}
+            Kind::BusyDisk => return Ok(Some(Box::new(disk::Hog::start(&cluster.dir)?))),
+            // Half of them jump back first.
+            Kind::Clock if self.other.is_multiple_of(2) => cluster.set_clock(self.at, -JUMP)?,
+            Kind::Clock => cluster.set_clock(self.at, JUMP)?,
+            Kind::Partition | Kind::OneWay | Kind::Loss | Kind::SlowLink | Kind::Delay => {}
         }
         if let Some(wrong) = self.wrong(cluster) {
-            cluster
-                .net
-                .set(cluster.members[self.at].host, wrong, true)?;
+            let host = cluster.members[self.at].host;
+            cluster.net.set(host, &wrong, true)?;
+            if wrong == Wrong::Late {
+                return Ok(Some(Box::new(Delay::start(&cluster.net, host, LATE)?)));
+            }
         }
         Ok(None)
     }
@@ -134,12 +168,12 @@ impl Fault {
         match self.kind {
             Kind::Kill | Kind::Wipe => cluster.start(self.at)?,
             Kind::Pause => cluster.pause(self.at, false)?,
+            Kind::Clock => cluster.set_clock(self.at, 0)?,
             _ => {}
         }
         if let Some(wrong) = self.wrong(cluster) {
-            cluster
-                .net
-                .set(cluster.members[self.at].host, wrong, false)?;
+            let host = cluster.members[self.at].host;
+            cluster.net.set(host, &wrong, false)?;
         }
         Ok(())
     }

@@ -70,6 +70,10 @@ pub(crate) struct Book {
     pub(crate) pushes: Vec<Attempt>,
     pub(crate) pulls: Vec<Attempt>,
     pub(crate) wrong: usize,
+    /// Nothing is pushed for now.
+    pub(crate) pushes_rest: bool,
+    /// What alone is pulled for now.
+    pub(crate) only: Option<Vec<Acknowledged>>,
     spells: Vec<Spell>,
     /// Why attempts failed that should not have.
     pub(crate) reasons: Vec<String>,
@@ -128,14 +132,14 @@ pub(crate) struct Target {
 pub(crate) async fn push(book: Shared, proxies: Vec<Target>, seed: u64) -> Outcome<()> {
     let mut rng = Rng::seeded(seed);
     for number in 0_u64.. {
+        while open(&book).pushes_rest {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         let target = &proxies[rng.below(proxies.len())];
-        let size = 1 << (14 + rng.below(8));
-        let bytes = random(&mut rng, size);
         let tag = format!("s{seed}-{number}");
         let from = Instant::now();
-        let pushed = timeout(PUSH, push_image(&target.http, &bytes, &tag)).await;
-        let is_late = pushed.is_err();
-        let pushed = pushed.unwrap_or_else(|_| Err("not within two minutes".into()));
+        let pushed = push_once(&target.http, &mut rng, &tag).await;
+        let is_late = matches!(&pushed, Err(error) if error.is::<Late>());
         let attempt = Attempt {
             at: target.at,
             from,
@@ -164,6 +168,26 @@ pub(crate) async fn push(book: Shared, proxies: Vec<Target>, seed: u64) -> Outco
     }
     Ok(())
 }
+
+/// Pushes one image of random bytes, and gives up in time.
+pub(crate) async fn push_once(proxy: &str, rng: &mut Rng, tag: &str) -> Outcome<Acknowledged> {
+    let size = 1 << (14 + rng.below(8));
+    let bytes = random(rng, size);
+    let pushed = timeout(PUSH, push_image(proxy, &bytes, tag)).await;
+    pushed.unwrap_or_else(|_| Err(Box::new(Late)))
+}
+
+/// It was given up.
+#[derive(Debug)]
+struct Late;
+
+impl std::fmt::Display for Late {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("not in time")
+    }
+}
+
+impl std::error::Error for Late {}
 
 async fn push_image(proxy: &str, bytes: &Bytes, tag: &str) -> Outcome<Acknowledged> {
     let registry = Registry::new(proxy)?;
@@ -199,11 +223,17 @@ pub(crate) async fn pull(book: Shared, agents: Vec<Target>, seed: u64) -> Outcom
         let target = &agents[rng.below(agents.len())];
         let image = {
             let book = open(&book);
-            let count = book.acknowledged.len();
-            // Mostly what is new, as after a deployment.
-            let newest = count.saturating_sub(20);
+            let (among, newest) = match &book.only {
+                Some(only) => (only, 0),
+                // Mostly what is new, as after a deployment.
+                None => (
+                    &book.acknowledged,
+                    book.acknowledged.len().saturating_sub(20),
+                ),
+            };
             let from = if rng.below(4) == 0 { 0 } else { newest };
-            (count > 0).then(|| book.acknowledged[from + rng.below(count - from)].clone())
+            let count = among.len();
+            (count > 0).then(|| among[from + rng.below(count - from)].clone())
         };
         let Some(image) = image else {
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -15,10 +15,12 @@
 )]
 
 mod cluster;
+mod delay;
 mod disk;
 mod faults;
 mod load;
 mod net;
+mod plans;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,15 +29,14 @@ use std::time::Duration;
 
 use clap::Parser;
 use futures::StreamExt as _;
-use kraken_core::proto::rng::Rng;
 use kraken_daemon::{agent, build_index, origin, process, proxy, tracker};
 use serde::Serialize;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use cluster::{Cluster, Member, Role, Sizes};
-use faults::Fault;
 use load::{Attempt, Book, Shared, Target};
+use plans::{Joined, Minority, Played, Restored, Spread};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -75,6 +76,9 @@ struct Options {
     /// In a child: its configuration.
     #[arg(long, hide = true)]
     config: Option<PathBuf>,
+    /// In a child: to hold up what arrives for so many milliseconds.
+    #[arg(long, hide = true)]
+    delay: Option<u64>,
 }
 
 /// What goes wrong.
@@ -86,6 +90,15 @@ enum Plan {
     TwoOrigins,
     /// Each process is restarted in turn, in good order.
     Rolling,
+    /// All trackers are dead for a minute.
+    NoTrackers,
+    /// All origins are dead for a minute, and the trackers forget what they knew; what agents hold is
+    /// pulled.
+    NoOrigins,
+    /// One origin with a proxy and an agent is cut off from all the others for half a minute.
+    Minority,
+    /// An origin joins the others under load.
+    Join,
 }
 
 #[derive(Debug, Serialize)]
@@ -113,6 +126,15 @@ struct Report {
     /// and what was copied for it, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     restored: Option<Restored>,
+    /// What became of the blobs that agents held when all origins died.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spread: Option<Spread>,
+    /// What a minority did while it was alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    minority: Option<Minority>,
+    /// What moved when an origin joined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    joined: Option<Joined>,
     /// From the end of the load until all that was acknowledged was found.
     converged_s: f64,
     reasons: Vec<String>,
@@ -121,6 +143,10 @@ struct Report {
 fn main() -> ExitCode {
     let options = Options::parse();
     let ran = match (options.role, &options.config) {
+        _ if options.delay.is_some() => {
+            let delay = options.delay.unwrap_or_default();
+            delay::hold_up(Duration::from_millis(delay)).map(|()| true)
+        }
         (Some(role), Some(config)) => on_runtime(be(role, config)).map(|()| true),
         _ => run(&options),
     };
@@ -168,9 +194,19 @@ fn run(options: &Options) -> Outcome<bool> {
         trackers: options.trackers,
         proxies: 2,
         agents: options.agents,
+        // What is pushed in random faults is more: blobs go and come again.
+        agent_store: if options.plan == Plan::Random {
+            "200MB"
+        } else {
+            "2GB"
+        },
+        joins_later: options.plan == Plan::Join,
     };
     let mut cluster = Cluster::new(&dir, sizes)?;
-    for at in 0..cluster.members.len() {
+    if faults::clock_library().is_none() {
+        eprintln!("no clock will go wrong: install libfaketime for that");
+    }
+    for at in cluster.first() {
         cluster.start(at)?;
     }
     // Before any other thread begins: they are where the first one is.
@@ -200,8 +236,11 @@ async fn play(options: &Options, mut cluster: Cluster) -> Outcome<Report> {
     if options.plan == Plan::TwoOrigins && options.origins < 5 {
         return Err("two of five: give --origins 5".into());
     }
-    for member in &cluster.members {
-        answers(member).await?;
+    if options.plan == Plan::Join && options.origins < 4 {
+        return Err("one joins three others: give --origins 4".into());
+    }
+    for at in cluster.first() {
+        answers(&cluster.members[at]).await?;
     }
     let book = Shared::default();
     let targets = |role: Role| -> Vec<_> {
@@ -224,135 +263,19 @@ async fn play(options: &Options, mut cluster: Cluster) -> Outcome<Report> {
         load.spawn(load::pull(book.clone(), agents.clone(), seed));
     }
     sleep(QUIET).await;
-    let mut restored = None;
-    let faults = match options.plan {
-        Plan::Random => trouble(options, &mut cluster, &book).await?,
-        Plan::Rolling => roll(&mut cluster, &book).await?,
-        Plan::TwoOrigins => {
-            restored = Some(lose_two(&mut cluster, &book).await?);
-            BTreeMap::from([("kill", 2)])
-        }
-    };
+    let outcome = plans::play(options, &mut cluster, &book).await?;
     let load_ended = load.try_join_next().is_some();
     load.shutdown().await;
     let began = Instant::now();
     let lost = missing(&book, &agents, &proxies).await;
     let converged_s = began.elapsed().as_secs_f64();
     let book = std::mem::take(&mut *load::open(&book));
-    let mut report = report(&book, faults, (lost, converged_s));
-    report.restored = restored;
+    let mut report = report(&book, outcome, (lost, converged_s));
     report.ended = cluster.ended();
     if load_ended {
         return Err("a client of the cluster ended by itself".into());
     }
     Ok(report)
-}
-
-/// Restarts each process in good order, one after the other.
-async fn roll(cluster: &mut Cluster, book: &Shared) -> Outcome<BTreeMap<&'static str, usize>> {
-    for at in 0..cluster.members.len() {
-        eprintln!("restart {}", cluster.members[at].name);
-        load::open(book).fault_began(at);
-        cluster.stop(at)?;
-        cluster.start(at)?;
-        answers(&cluster.members[at]).await?;
-        load::open(book).fault_ended(at);
-        sleep(Duration::from_secs(5)).await;
-    }
-    Ok(BTreeMap::from([("restart", cluster.members.len())]))
-}
-
-/// What it took to have all copies again.
-#[derive(Debug, Serialize)]
-struct Restored {
-    blobs: usize,
-    bytes: u64,
-    seconds: f64,
-}
-
-/// How long copies may take to be made again.
-const RESTORE: Duration = Duration::from_secs(300);
-
-async fn lose_two(cluster: &mut Cluster, book: &Shared) -> Outcome<Restored> {
-    let before = load::open(book).acknowledged.clone();
-    let origins = cluster
-        .members
-        .iter()
-        .filter(|it| it.role == Role::Origin)
-        .count();
-    let began = Instant::now();
-    for at in 0..2 {
-        eprintln!("kill {}", cluster.members[at].name);
-        load::open(book).fault_began(at);
-        cluster.kill(at)?;
-    }
-    let living = &cluster.members[2..origins];
-    let copies = |digest| {
-        living
-            .iter()
-            .filter_map(|it| it.blob_bytes(digest))
-            .collect::<Vec<_>>()
-    };
-    let at_first: usize = before.iter().map(|image| copies(image.blob).len()).sum();
-    loop {
-        let left = before
-            .iter()
-            .filter(|image| copies(image.blob).len() < 3)
-            .count();
-        if left == 0 {
-            break;
-        }
-        if began.elapsed() > RESTORE {
-            return Err(format!("{left} blobs do not have three copies").into());
-        }
-        sleep(Duration::from_millis(500)).await;
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    let (mut bytes, mut at_last) = (0, 0);
-    for image in &before {
-        let copies = copies(image.blob);
-        at_last += copies.len();
-        bytes += copies.first().copied().unwrap_or(0);
-    }
-    let made = at_last.saturating_sub(at_first) as u64;
-    Ok(Restored {
-        blobs: before.len(),
-        bytes: bytes / (before.len().max(1) as u64) * made,
-        seconds,
-    })
-}
-
-/// One fault after the other; one ends before the next begins.
-async fn trouble(
-    options: &Options,
-    cluster: &mut Cluster,
-    book: &Shared,
-) -> Outcome<BTreeMap<&'static str, usize>> {
-    let mut rng = Rng::seeded(options.seed);
-    let mut faults = BTreeMap::<&'static str, usize>::new();
-    let end = Instant::now() + Duration::from_secs(60 * options.minutes);
-    for number in 0.. {
-        let next = Instant::now() + Duration::from_secs(options.every);
-        if next > end {
-            break;
-        }
-        let fault = Fault::draw(&mut rng, number, &cluster.members);
-        eprintln!(
-            "{} {} {:?}",
-            fault.kind.name(),
-            cluster.members[fault.at].name,
-            fault.lasts
-        );
-        load::open(book).fault_began(fault.at);
-        let hog = fault.begin(cluster)?;
-        sleep(fault.lasts).await;
-        drop(hog);
-        fault.end(cluster)?;
-        load::open(book).fault_ended(fault.at);
-        *faults.entry(fault.kind.name()).or_default() += 1;
-        sleep_until(next).await;
-    }
-    Ok(faults)
 }
 
 /// Looks for all that was acknowledged until all is found, or the time is over; gives how much is not.
@@ -395,11 +318,7 @@ const LOOKS: usize = 8;
 /// How long one question in the end may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn report(
-    book: &Book,
-    faults: BTreeMap<&'static str, usize>,
-    (lost, converged_s): (usize, f64),
-) -> Report {
+fn report(book: &Book, outcome: Played, (lost, converged_s): (usize, f64)) -> Report {
     let failed = |attempts: &[Attempt], at_fault: bool| {
         let failed = attempts.iter().filter(|it| !it.is_good);
         failed.filter(|it| book.is_excused(it) == at_fault).count()
@@ -416,7 +335,7 @@ fn report(
     let mut reasons = book.reasons.clone();
     reasons.truncate(20);
     Report {
-        faults,
+        faults: outcome.faults,
         acknowledged: book.acknowledged.len(),
         lost,
         wrong: book.wrong,
@@ -432,14 +351,17 @@ fn report(
         pull_p99_ratio: if quiet > 0.0 { trouble / quiet } else { 0.0 },
         push_p99_quiet_s: p99(&book.pushes, false),
         push_p99_fault_s: p99(&book.pushes, true),
-        restored: None,
+        restored: outcome.restored,
+        spread: outcome.spread,
+        minority: outcome.minority,
+        joined: outcome.joined,
         converged_s,
         reasons,
     }
 }
 
 /// Waits until a process answers; those that want a certificate answer by refusing.
-async fn answers(member: &Member) -> Outcome<()> {
+pub(crate) async fn answers(member: &Member) -> Outcome<()> {
     let end = Instant::now() + Duration::from_secs(30);
     loop {
         if timeout(Duration::from_secs(1), TcpStream::connect(member.http()))

@@ -19,7 +19,7 @@ pub(crate) struct Net {
 }
 
 /// What is wrong with a host's link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Wrong {
     /// Nothing gets through.
     Cut,
@@ -29,6 +29,10 @@ pub(crate) enum Wrong {
     Loss(u8),
     /// So many megabits per second leave.
     Slow(u32),
+    /// What arrives waits for whoever takes it in from queue 1: see [`crate::delay`].
+    Late,
+    /// Nothing passes between it and these others.
+    Apart(Vec<usize>),
 }
 
 impl Net {
@@ -80,7 +84,7 @@ impl Net {
     }
 
     /// Breaks a host's link, or mends it.
-    pub(crate) fn set(&self, host: usize, wrong: Wrong, is_wrong: bool) -> Outcome<()> {
+    pub(crate) fn set(&self, host: usize, wrong: &Wrong, is_wrong: bool) -> Outcome<()> {
         let rule = if is_wrong { "-A" } else { "-D" };
         match wrong {
             Wrong::Cut => {
@@ -95,7 +99,7 @@ impl Net {
                 ])
             }
             Wrong::Deaf(other) => {
-                let from = addr(other);
+                let from = addr(*other);
                 run(self
                     .at(host, "iptables")
                     .args([rule, "INPUT", "-s", &from, "-j", "DROP"]))
@@ -115,6 +119,22 @@ impl Net {
                     .args([rule, "INPUT"])
                     .args(random)
                     .args(["-j", "DROP"]))
+            }
+            Wrong::Late => {
+                let mut command = self.at(host, "iptables");
+                let queue = ["-j", "NFQUEUE", "--queue-num", "1", "--queue-bypass"];
+                run(command
+                    .args(["-t", "mangle", rule, "PREROUTING", "-i", "e0"])
+                    .args(queue))
+            }
+            Wrong::Apart(others) => {
+                let others: Vec<_> = others.iter().copied().map(addr).collect();
+                let others = others.join(",");
+                for (chain, side) in [("INPUT", "-s"), ("OUTPUT", "-d")] {
+                    let mut command = self.at(host, "iptables");
+                    run(command.args([rule, chain, side, &others, "-j", "DROP"]))?;
+                }
+                Ok(())
             }
             Wrong::Slow(megabits) => {
                 let mut command = self.at(host, "tc");

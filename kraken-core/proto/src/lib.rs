@@ -14,6 +14,7 @@ pub mod ring;
 pub mod rng;
 pub mod scheduler;
 mod swarm;
+pub mod tags;
 pub mod time;
 pub mod tracker;
 pub mod wire;

@@ -1,0 +1,183 @@
+//! The side of whoever reads or changes a tag.
+//!
+//! A read asks the owners what they hold: when most of them hold what the same attempt left, that is
+//! the tag. Otherwise, and for every change, there is a round: most owners promise to take nothing
+//! earlier, the change is made to the latest state that they hold, and most owners take the result.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::record::{Change, Refusal, TagState};
+use super::register::{Ballot, Outbid, Register};
+
+/// More than half of the owners.
+pub const fn quorum(owners: usize) -> usize {
+    owners / 2 + 1
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Wait for further answers.
+    Wait,
+    /// Ask those owners to take this state that promised and were not asked yet, in the incarnation
+    /// in which they did. One that did not promise, or has lost its disk since, must not take it.
+    Accept(Option<TagState>),
+    /// Done: most owners hold this.
+    Done(Option<TagState>),
+    /// The change is not to be made.
+    Refused(Refusal),
+    /// Somebody else attempts at the same time: again, with a larger ballot than this.
+    Again(Ballot),
+    /// Too few owners can be reached. Nothing is known of the outcome: the change may yet show.
+    Unreachable,
+}
+
+/// A look at what the owners hold.
+#[derive(Debug)]
+pub struct Look {
+    owners: usize,
+    held: BTreeMap<usize, Register>,
+    failed: BTreeSet<usize>,
+}
+
+impl Look {
+    /// Among so many owners.
+    pub fn new(owners: usize) -> Self {
+        Self {
+            owners,
+            held: BTreeMap::new(),
+            failed: BTreeSet::new(),
+        }
+    }
+
+    /// An owner told what it holds. `Again` when the owners do not agree.
+    pub fn heard(&mut self, owner: usize, register: &Register) -> Step {
+        self.held.insert(owner, register.clone());
+        self.step()
+    }
+
+    /// An owner does not answer.
+    pub fn failed(&mut self, owner: usize) -> Step {
+        self.failed.insert(owner);
+        self.step()
+    }
+
+    fn step(&self) -> Step {
+        let (all, most) = (self.owners, quorum(self.owners));
+        if self.held.len() < most {
+            return if self.failed.len() > all - most {
+                Step::Unreachable
+            } else {
+                Step::Wait
+            };
+        }
+        let latest = self.held.values().max_by_key(|it| it.accepted);
+        let Some(latest) = latest else {
+            return Step::Wait;
+        };
+        // Of a tag that nobody has ever set there is nothing to vote for.
+        let agrees =
+            |it: &&Register| it.accepted == latest.accepted && (it.voted || it.state.is_none());
+        if self.held.values().filter(agrees).count() >= most {
+            return Step::Done(latest.state.clone());
+        }
+        // Whether those who have not answered would agree is not worth the wait.
+        Step::Again(latest.promised)
+    }
+}
+
+/// One attempt to change a tag, or to make sure of what it is.
+#[derive(Debug)]
+pub struct Round {
+    ballot: Ballot,
+    owners: usize,
+    change: Change,
+    /// Who promised, and in which incarnation.
+    promised: BTreeMap<usize, u64>,
+    latest: (Ballot, Option<TagState>),
+    /// What is to be taken, once that is decided.
+    decided: Option<Option<TagState>>,
+    /// The change was not made; but what it was refused for must be agreed upon first.
+    refusal: Option<Refusal>,
+    taken: BTreeSet<usize>,
+    failed: BTreeSet<usize>,
+}
+
+impl Round {
+    /// An attempt among so many owners.
+    pub fn new(ballot: Ballot, owners: usize, change: Change) -> Self {
+        Self {
+            ballot,
+            owners,
+            change,
+            promised: BTreeMap::new(),
+            latest: (Ballot::default(), None),
+            decided: None,
+            refusal: None,
+            taken: BTreeSet::new(),
+            failed: BTreeSet::new(),
+        }
+    }
+
+    /// The attempt's name.
+    pub fn ballot(&self) -> Ballot {
+        self.ballot
+    }
+
+    /// Who promised, and in which incarnation.
+    pub fn promised(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.promised
+            .iter()
+            .map(|(owner, in_life)| (*owner, *in_life))
+    }
+
+    /// An owner promised; `register` is what it holds.
+    pub fn heard_promise(&mut self, owner: usize, incarnation: u64, register: &Register) -> Step {
+        self.promised.insert(owner, incarnation);
+        if let Some(state) = &self.decided {
+            return Step::Accept(state.clone());
+        }
+        if register.accepted > self.latest.0 {
+            self.latest = (register.accepted, register.state.clone());
+        }
+        if self.promised.len() < quorum(self.owners) {
+            return Step::Wait;
+        }
+        let state = match self.change.apply(self.latest.1.as_ref()) {
+            Ok(state) => state,
+            Err(refusal) => {
+                self.refusal = Some(refusal);
+                self.latest.1.clone()
+            }
+        };
+        self.decided = Some(state.clone());
+        Step::Accept(state)
+    }
+
+    /// An owner took the state.
+    pub fn heard_accept(&mut self, owner: usize) -> Step {
+        self.taken.insert(owner);
+        match (&self.decided, self.refusal) {
+            _ if self.taken.len() < quorum(self.owners) => Step::Wait,
+            (_, Some(refusal)) => Step::Refused(refusal),
+            (Some(state), None) => Step::Done(state.clone()),
+            (None, None) => Step::Wait,
+        }
+    }
+
+    /// An owner heard of a later attempt.
+    pub fn outbid(&mut self, by: Outbid) -> Step {
+        Step::Again(by.0.max(self.ballot))
+    }
+
+    /// An owner does not answer, be it to the first or to the second question, or lost its disk in
+    /// between.
+    pub fn failed(&mut self, owner: usize) -> Step {
+        self.failed.insert(owner);
+        if self.owners - self.failed.len() < quorum(self.owners) {
+            Step::Unreachable
+        } else {
+            Step::Wait
+        }
+    }
+}
