@@ -161,7 +161,7 @@ pub(crate) struct Minority {
 }
 
 /// How long a minority is alone.
-const ALONE: Duration = Duration::from_secs(30);
+const ALONE: Duration = Duration::from_secs(60);
 
 async fn part(cluster: &mut Cluster, book: &Shared) -> Outcome<Minority> {
     let first = |role| of(cluster, role).into_iter().next();
@@ -190,34 +190,18 @@ async fn part(cluster: &mut Cluster, book: &Shared) -> Outcome<Minority> {
         at,
         http: cluster.members[at].http(),
     });
-    let alone_until = Instant::now() + ALONE;
-    let mut seen = Minority::default();
-    let mut rng = Rng::seeded(77);
-    while Instant::now() < alone_until {
-        match load::push_once(
-            &targets[0].http,
-            &mut rng,
-            &format!("alone-{}", seen.pushes()),
-        )
-        .await
-        {
-            Ok(image) => {
-                load::open(book).acknowledged.push(image);
-                seen.pushes_acknowledged += 1;
-            }
-            Err(_) => seen.pushes_refused += 1,
-        }
-        for image in held.iter().rev().take(5) {
-            match load::pull_blob(&targets[1].http, image.blob).await {
-                Ok(true) => seen.pulls_served += 1,
-                Ok(false) => load::open(book).wrong += 1,
-                Err(error) => {
-                    load::open(book).reasons.push(format!("alone: {error}"));
-                    seen.pulls_failed += 1;
-                }
-            }
-        }
-    }
+    let until = Instant::now() + ALONE;
+    let [at_proxy, at_agent] = &targets;
+    let (pushes, pulls) = tokio::join!(
+        push_alone(&at_proxy.http, until, book),
+        pull_alone(&at_agent.http, until, &held, book)
+    );
+    let seen = Minority {
+        pushes_refused: pushes.0,
+        pushes_acknowledged: pushes.1,
+        pulls_served: pulls.0,
+        pulls_failed: pulls.1,
+    };
     for at in alone {
         let host = cluster.members[at].host;
         cluster
@@ -229,10 +213,46 @@ async fn part(cluster: &mut Cluster, book: &Shared) -> Outcome<Minority> {
     Ok(seen)
 }
 
-impl Minority {
-    fn pushes(&self) -> usize {
-        self.pushes_refused + self.pushes_acknowledged
+/// How many pushes were refused and how many acknowledged.
+async fn push_alone(proxy: &str, until: Instant, book: &Shared) -> (usize, usize) {
+    let mut rng = Rng::seeded(77);
+    let (mut refused, mut acknowledged) = (0, 0);
+    while Instant::now() < until {
+        let tag = format!("alone-{}", refused + acknowledged);
+        match load::push_once(proxy, &mut rng, &tag).await {
+            Ok(image) => {
+                load::open(book).acknowledged.push(image);
+                acknowledged += 1;
+            }
+            Err(_) => refused += 1,
+        }
     }
+    (refused, acknowledged)
+}
+
+/// How many pulls were served and how many failed.
+async fn pull_alone(
+    agent: &str,
+    until: Instant,
+    held: &[Acknowledged],
+    book: &Shared,
+) -> (usize, usize) {
+    let (mut served, mut failed) = (0, 0);
+    for image in held.iter().rev().cycle() {
+        if Instant::now() > until {
+            break;
+        }
+        match load::pull_blob(agent, image.blob).await {
+            Ok(true) => served += 1,
+            Ok(false) => load::open(book).wrong += 1,
+            Err(error) => {
+                load::open(book).reasons.push(format!("alone: {error}"));
+                failed += 1;
+            }
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    (served, failed)
 }
 
 /// What moved when an origin joined.
@@ -265,9 +285,9 @@ async fn join(cluster: &mut Cluster, book: &Shared) -> Outcome<Joined> {
     let count = |cluster: &Cluster| old.iter().map(|at| on(cluster, *at).len()).sum::<usize>();
     let copies = count(cluster);
     eprintln!("{} joins", cluster.members[*new].name);
+    cluster.list_origins(origins.len())?;
     cluster.start(*new)?;
     answers(&cluster.members[*new]).await?;
-    cluster.list_origins(origins.len())?;
     let began = Instant::now();
     let (mut last, mut since) = (usize::MAX, Instant::now());
     // Until nothing has moved for a while.
