@@ -190,7 +190,15 @@ impl From<TagError> for RegistryError {
         let code = match error {
             TagError::Unavailable(_) => Code::Unavailable,
             TagError::Refused(_) => Code::ManifestInvalid,
+            TagError::Conflict(_) => Code::Denied,
         };
-        Self::new(code, error.to_string())
+        let status = match error {
+            TagError::Conflict(_) => StatusCode::CONFLICT,
+            _ => code.status(),
+        };
+        Self {
+            status,
+            ..Self::new(code, error.to_string())
+        }
     }
 }

@@ -121,6 +121,45 @@ impl fmt::Display for Reference {
     }
 }
 
+/// A tag of a repository, written `repository:tag`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TagName {
+    repo: RepoName,
+    tag: Tag,
+}
+
+impl TagName {
+    /// The tag of the repository.
+    pub const fn new(repo: RepoName, tag: Tag) -> Self {
+        Self { repo, tag }
+    }
+
+    /// The repository.
+    pub const fn repo(&self) -> &RepoName {
+        &self.repo
+    }
+
+    /// The tag.
+    pub const fn tag(&self) -> &Tag {
+        &self.tag
+    }
+}
+
+impl FromStr for TagName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (repo, tag) = split_tag(text)?;
+        Ok(Self { repo, tag })
+    }
+}
+
+impl fmt::Display for TagName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.repo, self.tag)
+    }
+}
+
 /// Splits `repository:tag` at its last colon.
 ///
 /// # Errors

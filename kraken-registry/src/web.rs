@@ -72,6 +72,15 @@ pub(crate) const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namesp
 /// `OCI-Tag`: a tag that was set along with a manifest.
 pub(crate) const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 
+/// An error with its causes: reqwest's own text leaves out why it could not connect.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use kraken_proto::Digest;
+use kraken_proto::tags::record::Refusal;
 use reqwest::{Client, Response};
 use serde::Deserialize;
 
-use super::server::{Page, TAG_UNKNOWN};
+use super::server::{Page, TAG_IMMUTABLE, TAG_UNKNOWN};
 use super::{TagError, TagService};
 use crate::name::{RepoName, Tag};
-use crate::web::encode;
+use crate::web::{chain, encode};
 
 /// How long one build-index may take to answer; a put waits for the check of all layers.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -81,6 +82,7 @@ impl TagClient {
         }
         match failure(response).await {
             Some(failure) if failure.code == TAG_UNKNOWN => Ok(Answer::Unknown),
+            Some(failure) if failure.code == TAG_IMMUTABLE => Ok(Answer::Immutable),
             Some(failure) => Ok(Answer::Refused(failure.message)),
             // Some other server answered in its place.
             None => Err(format!(
@@ -105,10 +107,8 @@ impl TagClient {
                 .unwrap_or_default();
             let limit = n - names.len();
             let query = format!("{path}?limit={limit}&offset={}", encode(offset));
-            let body = match self.ask(Method::GET, &query).await? {
-                Answer::Body(body) => body,
-                Answer::Unknown => break,
-                Answer::Refused(message) => return Err(TagError::Refused(message)),
+            let Some(body) = self.ask(Method::GET, &query).await?.body()? else {
+                break;
             };
             let page: Page = serde_json::from_str(&body).map_err(|error| unreadable(&error))?;
             let is_end = page.links.next.is_empty() || page.result.is_empty();
@@ -124,14 +124,9 @@ impl TagClient {
 
 impl TagService for TagClient {
     async fn get(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, TagError> {
-        match self.ask(Method::GET, &tag_path(repo, tag)).await? {
-            Answer::Body(body) => match body.trim().parse() {
-                Ok(digest) => Ok(Some(digest)),
-                Err(error) => Err(unreadable(&error)),
-            },
-            Answer::Unknown => Ok(None),
-            Answer::Refused(message) => Err(TagError::Refused(message)),
-        }
+        let body = self.ask(Method::GET, &tag_path(repo, tag)).await?.body()?;
+        let digest = body.map(|body| body.trim().parse().map_err(|it| unreadable(&it)));
+        digest.transpose()
     }
 
     async fn put(&self, repo: &RepoName, tag: &Tag, digest: Digest) -> Result<(), TagError> {
@@ -140,10 +135,9 @@ impl TagService for TagClient {
             tag_path(repo, tag),
             encode(&digest.to_string())
         );
-        match self.ask(Method::PUT, &path).await? {
-            Answer::Body(_) => Ok(()),
-            Answer::Unknown => Err(TagError::Refused("the tag does not exist".to_string())),
-            Answer::Refused(message) => Err(TagError::Refused(message)),
+        match self.ask(Method::PUT, &path).await?.body()? {
+            Some(_) => Ok(()),
+            None => Err(TagError::Refused("the tag does not exist".to_string())),
         }
     }
 
@@ -162,11 +156,8 @@ impl TagService for TagClient {
     }
 
     async fn delete(&self, repo: &RepoName, tag: &Tag) -> Result<bool, TagError> {
-        match self.ask(Method::DELETE, &tag_path(repo, tag)).await? {
-            Answer::Body(_) => Ok(true),
-            Answer::Unknown => Ok(false),
-            Answer::Refused(message) => Err(TagError::Refused(message)),
-        }
+        let answer = self.ask(Method::DELETE, &tag_path(repo, tag)).await?;
+        Ok(answer.body()?.is_some())
     }
 }
 
@@ -175,7 +166,20 @@ impl TagService for TagClient {
 enum Answer {
     Body(String),
     Unknown,
+    Immutable,
     Refused(String),
+}
+
+impl Answer {
+    /// What it says of something that was asked for: a body, or that there is none.
+    fn body(self) -> Result<Option<String>, TagError> {
+        match self {
+            Self::Body(body) => Ok(Some(body)),
+            Self::Unknown => Ok(None),
+            Self::Immutable => Err(TagError::Conflict(Refusal::Immutable)),
+            Self::Refused(message) => Err(TagError::Refused(message)),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -209,13 +213,4 @@ fn tag_path(repo: &RepoName, tag: &Tag) -> String {
 
 fn unreadable(error: &dyn std::error::Error) -> TagError {
     TagError::Unavailable(format!("the build-index's answer cannot be read: {error}"))
-}
-
-/// An error with its causes: reqwest's own text leaves out why it could not connect.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

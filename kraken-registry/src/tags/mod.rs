@@ -2,12 +2,18 @@
 
 mod check;
 pub mod client;
+mod encoding;
+mod owner;
+mod rejoin;
+pub mod ring;
 pub mod server;
 pub mod store;
+mod writer;
 
 use std::sync::Arc;
 
 use kraken_proto::Digest;
+use kraken_proto::tags::record::Refusal;
 
 use crate::name::{RepoName, Tag};
 
@@ -81,6 +87,15 @@ pub enum TagError {
     /// The service does not take this tag.
     #[error("the tag was refused: {0}")]
     Refused(String),
+    /// The tag is not as it must be for this change.
+    #[error(transparent)]
+    Conflict(#[from] Refusal),
+}
+
+/// A number by chance, which nobody else draws.
+fn chance() -> u64 {
+    let state = std::hash::RandomState::new();
+    std::hash::BuildHasher::hash_one(&state, 0_u8)
 }
 
 impl<T: TagService> TagService for Arc<T> {

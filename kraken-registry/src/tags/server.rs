@@ -2,8 +2,9 @@
 //!
 //! | method and path | answer |
 //! |---|---|
-//! | `PUT /tags/{repo:tag}/digest/{digest}` | 200 once durable; 404 or 400 when the image is incomplete or unfit |
-//! | `GET`, `HEAD /tags/{repo:tag}` | the digest as text, `Kraken-Tag-Version` |
+//! | `PUT /tags/{repo:tag}/digest/{digest}` | 200 once most owners have it on disk; 404 or 400 when the image is incomplete or unfit; 409 when the tag is immutable; 412 |
+//! | `GET`, `HEAD /tags/{repo:tag}` | the digest as text, `Kraken-Tag-Version`, `ETag` |
+//! | `GET /tags/{repo:tag}/history` | what it is and was, the latest first |
 //! | `DELETE /tags/{repo:tag}` | 200, 404 |
 //! | `GET /list/{prefix}?limit=&offset=` | a page of `repo:tag` |
 //! | `GET /repositories/{repo}/tags?limit=&offset=` | a page of tags |
@@ -13,6 +14,10 @@
 //! `{"Links":{"next","self"},"size","result":[…]}`; `offset` is the last name of the page before,
 //! so that pages stay right while tags come and go. Errors are
 //! `{"error":{"code","message","detail"}}`.
+//!
+//! The version of a tag is its `ETag`: with `If-Match: "version"` a tag is changed or removed only as
+//! long as it is at that version, with `If-None-Match: *` only when it does not exist; otherwise the
+//! answer is 412.
 
 use std::sync::Arc;
 
@@ -20,32 +25,53 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
-use http::StatusCode;
+use http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use kraken_proto::Digest;
+use kraken_proto::tags::record::{Condition, Refusal, Version};
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::TagService;
 use super::check::{self, CheckError};
-use super::store::{TagStore, TagStoreError};
-use crate::name::{NameError, RepoName, split_tag};
+use super::owner;
+use super::ring::TagRing;
+use super::{TagError, TagService};
+use crate::name::{NameError, RepoName, TagName};
 use crate::source::BlobSource;
-use crate::web::{encode, value};
+use crate::web::{self, encode, value};
 
 /// The routes of a build-index which takes a tag only when `blobs` has everything that it needs,
 /// for an index down to the layers of every image.
-pub fn router<B: BlobSource>(store: TagStore, blobs: B) -> Router {
+pub fn router<B: BlobSource>(tags: TagRing, policy: TagPolicy, blobs: B) -> Router {
     let blobs = Arc::new(blobs);
     let check = move |repo: RepoName, digest: Digest| {
         let blobs = blobs.clone();
         async move { check::complete(&*blobs, &repo.namespace(), digest).await }
     };
-    routes(store, check)
+    routes(tags, policy, check)
 }
 
 /// The same without the check, for tags whose blobs live elsewhere.
-pub fn unchecked_router(store: TagStore) -> Router {
-    routes(store, |_, _| std::future::ready(Ok(())))
+pub fn unchecked_router(tags: TagRing, policy: TagPolicy) -> Router {
+    routes(tags, policy, |_, _| std::future::ready(Ok(())))
+}
+
+/// What is asked of tags beside a digest.
+#[derive(Debug, Clone, Default)]
+pub struct TagPolicy {
+    /// Tags that never point to anything else once they are set: of which one of these matches all
+    /// of `repository:tag`.
+    pub immutable: Vec<Regex>,
+}
+
+impl TagPolicy {
+    fn is_immutable(&self, name: &TagName) -> bool {
+        let name = name.to_string();
+        let whole = |it: regex::Match<'_>| it.start() == 0 && it.end() == name.len();
+        let mut patterns = self.immutable.iter();
+        patterns.any(|it| it.find(&name).is_some_and(whole))
+    }
 }
 
 /// A page of names.
@@ -69,38 +95,46 @@ pub(super) struct Links {
 pub(super) const TAG_VERSION: &str = "kraken-tag-version";
 /// The code that says for sure that a tag does not exist.
 pub(super) const TAG_UNKNOWN: &str = "TAG_UNKNOWN";
+/// The code that says that a tag never changes.
+pub(super) const TAG_IMMUTABLE: &str = "TAG_IMMUTABLE";
 
-fn routes<F, Checked>(store: TagStore, check: F) -> Router
+fn routes<F, Checked>(tags: TagRing, policy: TagPolicy, check: F) -> Router
 where
     F: Fn(RepoName, Digest) -> Checked + Clone + Send + Sync + 'static,
     Checked: Future<Output = Result<(), CheckError>> + Send,
 {
-    let set = move |State(store): State<TagStore>, Path((name, digest)): Path<(String, String)>| {
-        let check = check.clone();
-        async move { set_tag(&store, check, &name, &digest).await }
+    let policy = Arc::new(policy);
+    let set = move |State(tags): State<TagRing>,
+                    Path((name, digest)): Path<(String, String)>,
+                    headers: HeaderMap| {
+        let (check, policy) = (check.clone(), policy.clone());
+        async move { set_tag(&tags, (&policy, check), (&name, &digest), &headers).await }
     };
+    let internal = tags.here().cloned().map(owner::router).unwrap_or_default();
     Router::new()
         .route("/tags/{tag}/digest/{digest}", put(set))
         .route("/tags/{tag}", get(get_tag).delete(delete_tag))
+        .route("/tags/{tag}/history", get(history))
         .route("/list", get(list_all))
         .route("/list/", get(list_all))
         .route("/list/{*prefix}", get(list))
         .route("/repositories", get(list_repositories))
         .route("/repositories/{repo}/tags", get(list_tags))
-        .with_state(store)
+        .with_state(tags)
+        .merge(internal)
 }
 
 async fn set_tag<F, Checked>(
-    store: &TagStore,
-    check: F,
-    name: &str,
-    digest: &str,
+    tags: &TagRing,
+    (policy, check): (&TagPolicy, F),
+    (name, digest): (&str, &str),
+    headers: &HeaderMap,
 ) -> Result<Response, IndexError>
 where
     F: Fn(RepoName, Digest) -> Checked,
     Checked: Future<Output = Result<(), CheckError>>,
 {
-    let (repo, tag) = split_tag(name)?;
+    let name: TagName = name.parse()?;
     // The original takes bare digits here too.
     let digest = if digest.contains(':') {
         digest.parse()
@@ -108,32 +142,110 @@ where
         Digest::from_hex(digest)
     };
     let digest = digest.map_err(NameError::from)?;
-    check(repo.clone(), digest).await?;
-    let record = store.set(&repo, &tag, digest).await?;
-    tracing::info!(%repo, %tag, %digest, version = record.version, "tag set");
-    Ok(([(TAG_VERSION, value(record.version.to_string()))], ()).into_response())
+    let condition = match condition(headers)? {
+        Condition::Any if policy.is_immutable(&name) => Condition::Immutable,
+        condition => condition,
+    };
+    check(name.repo().clone(), digest).await?;
+    let state = tags.set(&name, Some(digest), condition).await?;
+    let version = state.map_or(Version::ZERO, |state| state.now.version);
+    tracing::info!(tag = %name, %digest, version = version.get(), "tag set");
+    Ok((versioned(version), ()).into_response())
+}
+
+/// What a client asks of a tag before it changes it.
+fn condition(headers: &HeaderMap) -> Result<Condition, IndexError> {
+    let bad = |text: &str| {
+        let message = format!(
+            "{text:?} is no condition: write If-Match: \"version\" with the number in ETag, or \
+             If-None-Match: *"
+        );
+        IndexError::new(StatusCode::BAD_REQUEST, "CONDITION_INVALID", message)
+    };
+    let read = |name| {
+        headers
+            .contains_key(&name)
+            .then(|| web::header(headers, name).unwrap_or(""))
+    };
+    match (read(IF_MATCH), read(IF_NONE_MATCH)) {
+        (None, None) => Ok(Condition::Any),
+        (None, Some("*")) => Ok(Condition::Absent),
+        (Some(text), None) => {
+            let number = text.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+            let number = number.and_then(|it| it.parse().ok());
+            let number = number.ok_or_else(|| bad(text))?;
+            Ok(Condition::Version(Version::new(number)))
+        }
+        (_, Some(text)) => Err(bad(text)),
+    }
+}
+
+fn versioned(version: Version) -> [(HeaderName, HeaderValue); 2] {
+    let number = version.get();
+    [
+        (
+            HeaderName::from_static(TAG_VERSION),
+            value(number.to_string()),
+        ),
+        (ETAG, value(format!("\"{number}\""))),
+    ]
 }
 
 async fn get_tag(
-    State(store): State<TagStore>,
+    State(tags): State<TagRing>,
     Path(name): Path<String>,
 ) -> Result<Response, IndexError> {
-    let (repo, tag) = split_tag(&name)?;
-    let record = store.lookup(&repo, &tag).await?;
-    let record = record.ok_or_else(|| IndexError::unknown(&name))?;
-    let version = value(record.version.to_string());
-    Ok(([(TAG_VERSION, version)], record.digest.to_string()).into_response())
+    let name: TagName = name.parse()?;
+    let now = tags.state(&name).await?.map(|state| state.now);
+    match now
+        .as_ref()
+        .and_then(|now| now.digest.map(|it| (it, now.version)))
+    {
+        Some((digest, version)) => Ok((versioned(version), digest.to_string()).into_response()),
+        None => Err(IndexError::unknown(&name)),
+    }
+}
+
+/// One state of a tag, as clients are told it.
+#[derive(Debug, Serialize)]
+struct Told {
+    /// Nothing once it was removed.
+    digest: Option<Digest>,
+    version: u64,
+    /// Milliseconds since 1970.
+    time_ms: u64,
+    cluster: String,
+}
+
+async fn history(
+    State(tags): State<TagRing>,
+    Path(name): Path<String>,
+) -> Result<Response, IndexError> {
+    let name: TagName = name.parse()?;
+    let state = tags.state(&name).await?;
+    let state = state.ok_or_else(|| IndexError::unknown(&name))?;
+    let told = state.records().map(|record| Told {
+        digest: record.digest,
+        version: record.version.get(),
+        time_ms: record.version.millis(),
+        cluster: record.cluster.clone(),
+    });
+    Ok(Json(told.collect::<Vec<_>>()).into_response())
 }
 
 async fn delete_tag(
-    State(store): State<TagStore>,
+    State(tags): State<TagRing>,
     Path(name): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Response, IndexError> {
-    let (repo, tag) = split_tag(&name)?;
-    if !store.remove(&repo, &tag).await? {
+    let name: TagName = name.parse()?;
+    let condition = condition(&headers)?;
+    let before = tags.state(&name).await?;
+    if before.is_none_or(|state| state.now.digest.is_none()) {
         return Err(IndexError::unknown(&name));
     }
-    tracing::info!(%repo, %tag, "tag deleted");
+    tags.set(&name, None, condition).await?;
+    tracing::info!(tag = %name, "tag deleted");
     Ok(StatusCode::OK.into_response())
 }
 
@@ -174,39 +286,40 @@ impl Window {
 /// Names in one answer; the link leads to more.
 const MAX_PAGE: usize = 1000;
 
-async fn list_all(store: State<TagStore>, window: Query<Window>) -> Result<Json<Page>, IndexError> {
-    list(store, Path(String::new()), window).await
+async fn list_all(tags: State<TagRing>, window: Query<Window>) -> Result<Json<Page>, IndexError> {
+    list(tags, Path(String::new()), window).await
 }
 
 async fn list(
-    State(store): State<TagStore>,
+    State(tags): State<TagRing>,
     Path(prefix): Path<String>,
     Query(window): Query<Window>,
 ) -> Result<Json<Page>, IndexError> {
-    let names = store
+    let names = tags
         .page(&prefix, window.limit() + 1, window.offset())
         .await?;
     Ok(window.page(&format!("/list/{}", encode(&prefix)), names))
 }
 
 async fn list_tags(
-    State(store): State<TagStore>,
+    State(tags): State<TagRing>,
     Path(repo): Path<String>,
     Query(window): Query<Window>,
 ) -> Result<Json<Page>, IndexError> {
     let repo: RepoName = repo.parse()?;
-    let names = TagService::list(&store, &repo, window.limit() + 1, window.offset()).await;
-    let names = names.map_err(|error| IndexError::unavailable(error.to_string()))?;
+    let names = tags
+        .list(&repo, window.limit() + 1, window.offset())
+        .await?;
     let path = format!("/repositories/{}/tags", encode(repo.as_str()));
     Ok(window.page(&path, names))
 }
 
 async fn list_repositories(
-    State(store): State<TagStore>,
+    State(tags): State<TagRing>,
     Query(window): Query<Window>,
 ) -> Result<Json<Page>, IndexError> {
-    let names = store
-        .page_repositories(window.limit() + 1, window.offset())
+    let names = tags
+        .repositories(window.limit() + 1, window.offset())
         .await?;
     Ok(window.page("/repositories", names))
 }
@@ -230,7 +343,7 @@ impl IndexError {
         }
     }
 
-    fn unknown(name: &str) -> Self {
+    fn unknown(name: &TagName) -> Self {
         let message = format!("there is no tag {name}");
         Self::new(StatusCode::NOT_FOUND, TAG_UNKNOWN, message)
     }
@@ -246,10 +359,22 @@ impl From<NameError> for IndexError {
     }
 }
 
-impl From<TagStoreError> for IndexError {
-    fn from(error: TagStoreError) -> Self {
-        tracing::error!(error = &error as &dyn std::error::Error, "tag store");
-        Self::unavailable(super::TagError::from(error).to_string())
+impl From<TagError> for IndexError {
+    fn from(error: TagError) -> Self {
+        let message = error.to_string();
+        match error {
+            TagError::Unavailable(reason) => {
+                tracing::error!(reason, "tags");
+                Self::unavailable(message)
+            }
+            TagError::Refused(_) => Self::new(StatusCode::BAD_REQUEST, "TAG_INVALID", message),
+            TagError::Conflict(Refusal::Immutable) => {
+                Self::new(StatusCode::CONFLICT, TAG_IMMUTABLE, message)
+            }
+            TagError::Conflict(_) => {
+                Self::new(StatusCode::PRECONDITION_FAILED, "TAG_CHANGED", message)
+            }
+        }
     }
 }
 

@@ -1,40 +1,49 @@
-//! Tags on disk.
+//! An owner's registers on its disk.
 //!
-//! One redb file with three tables: tags by `repository:tag`, the number of tags by repository,
-//! and one counter. Every change is one transaction that is on disk when the call returns, so a
-//! crash leaves either the old tag or the new one.
+//! One redb file with three tables: registers by `repository:tag`, the number of tags by repository,
+//! and what this owner is among the others. Every change is on disk when the call returns, so that a
+//! crash leaves either what was before or what is after it.
 
 use std::fmt;
+use std::ops::Bound;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use kraken_core::storage::database::make_once;
-use kraken_proto::Digest;
+use kraken_proto::tags::record::{Change, Refusal, TagState};
+use kraken_proto::tags::register::{Ballot, Outbid, Register};
+use kraken_proto::tags::rejoin::Standing;
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
+use serde::{Deserialize, Serialize};
 
-use super::{TagError, TagService};
-use crate::name::{RepoName, Tag};
+use super::writer::Writer;
+use super::{TagError, encoding};
+use crate::name::TagName;
 
-/// Durable tags. Clones share one file; a second process cannot open it.
+/// What one owner holds of all tags. Clones share one file; a second process cannot open it.
 #[derive(Clone)]
 pub struct TagStore {
     db: Arc<Database>,
+    writer: Writer,
+    standing: Arc<RwLock<Standing>>,
 }
 
-/// What a tag points to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TagRecord {
-    /// The manifest or other blob.
-    pub digest: Digest,
-    /// Grows with every change of any tag in this store, and never falls back: of two records of
-    /// one tag, the one with the higher version is the later.
-    pub version: u64,
-    /// When the tag was set, to the millisecond.
-    pub time: SystemTime,
+/// A tag in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listed {
+    /// `repository:tag`.
+    pub name: String,
+    /// The attempt that left it as it is: of two lists, the one with the later one is right.
+    pub accepted: Ballot,
+    /// Whether it points to something.
+    pub is_set: bool,
 }
+
+/// The memory for pages of the file, in bytes.
+const CACHE: usize = 64 << 20;
 
 impl TagStore {
     /// Opens the file, or creates it. Blocks on the disk.
@@ -45,105 +54,179 @@ impl TagStore {
         let path = path.as_ref();
         let made = make_once(path, |new| create(new).map(drop));
         made.map_err(|error| TagStoreError::database(error.into()))?;
-        let db = create(path).map_err(TagStoreError::database)?;
-        Ok(Self { db: Arc::new(db) })
+        let db = Arc::new(create(path).map_err(TagStoreError::database)?);
+        let standing = standing(&db)?;
+        Ok(Self {
+            writer: Writer::start(db.clone()),
+            standing: Arc::new(RwLock::new(standing)),
+            db,
+        })
     }
 
-    /// The tag's record.
+    /// What this owner is among the others.
+    pub fn standing(&self) -> Standing {
+        let standing = self.standing.read();
+        standing.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// This owner votes from now on.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn lookup(
-        &self,
-        repo: &RepoName,
-        tag: &Tag,
-    ) -> Result<Option<TagRecord>, TagStoreError> {
-        let key = key(repo, tag);
-        self.run(move |db| {
-            let tags = db.begin_read()?.open_table(TAGS)?;
-            let found = tags.get(key.as_str())?;
-            Ok(found.map(|bytes| TagRecord::decode(bytes.value())))
+    pub async fn begin(&self, founders: Vec<u64>) -> Result<(), TagStoreError> {
+        let standing = Standing {
+            incarnation: self.standing().incarnation,
+            founders,
+        };
+        let text = serde_json::to_string(&standing).map_err(|_| TagStoreError::Record)?;
+        self.writer
+            .run(move |write| {
+                write
+                    .open_table(STANDING)?
+                    .insert(STANDING_KEY, text.as_str())?;
+                Ok(())
+            })
+            .await?;
+        let mut current = self
+            .standing
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = standing;
+        Ok(())
+    }
+
+    /// What it holds of a tag.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn look(&self, name: &TagName) -> Result<Register, TagStoreError> {
+        let name = name.to_string();
+        self.read(move |db| {
+            let registers = db.begin_read()?.open_table(REGISTERS)?;
+            let found = registers.get(name.as_str())?;
+            Ok(found.map_or_else(
+                || Some(Register::default()),
+                |it| encoding::decode(it.value()),
+            ))
         })
         .await?
-        .transpose()
+        .ok_or(TagStoreError::Record)
     }
 
-    /// Lets the tag point to `digest`, and returns its record. Setting what is there already
-    /// changes nothing, its version included.
+    /// Promises to take nothing of an earlier attempt, and tells what it holds.
     ///
     /// # Errors
-    /// The database failed; the tag is as it was.
-    pub async fn set(
+    /// The database failed. The inner error: a later attempt came before.
+    pub async fn prepare(
         &self,
-        repo: &RepoName,
-        tag: &Tag,
-        digest: Digest,
-    ) -> Result<TagRecord, TagStoreError> {
-        if let Some(record) = self.lookup(repo, tag).await?
-            && record.digest == digest
-        {
-            return Ok(record);
-        }
-        let (repo, key) = (repo.clone(), key(repo, tag));
-        self.run(move |db| {
-            let write = begin(db)?;
-            let time = SystemTime::now();
-            let version = next_version(&write)?;
-            let record = TagRecord {
-                digest,
-                version,
-                time,
-            };
-            let encoded = record.encode();
-            let is_new = write
-                .open_table(TAGS)?
-                .insert(key.as_str(), encoded.as_slice())?
-                .is_none();
-            if is_new {
-                let mut repositories = write.open_table(REPOSITORIES)?;
-                let tags = repositories
-                    .get(repo.as_str())?
-                    .map_or(0, |count| count.value());
-                repositories.insert(repo.as_str(), tags + 1)?;
-            }
-            write.commit()?;
-            Ok(record)
+        name: &TagName,
+        ballot: Ballot,
+    ) -> Result<Result<Register, Outbid>, TagStoreError> {
+        self.with(name, move |register| {
+            register.prepare(ballot).map(|()| register.clone())
         })
         .await
     }
 
-    /// Removes the tag; whether there was one.
+    /// Takes a state, if this is still the incarnation that promised.
     ///
     /// # Errors
-    /// The database failed; the tag is as it was.
-    pub async fn remove(&self, repo: &RepoName, tag: &Tag) -> Result<bool, TagStoreError> {
-        let (repo, key) = (repo.clone(), key(repo, tag));
-        self.run(move |db| {
-            let write = begin(db)?;
-            if write.open_table(TAGS)?.remove(key.as_str())?.is_none() {
-                write.abort()?;
-                return Ok(false);
+    /// The database failed, or this owner has lost its disk since. The inner error: a later attempt
+    /// came before.
+    pub async fn accept(
+        &self,
+        name: &TagName,
+        (ballot, incarnation): (Ballot, u64),
+        state: Option<TagState>,
+    ) -> Result<Result<(), Outbid>, TagStoreError> {
+        if incarnation != self.standing().incarnation {
+            return Err(TagStoreError::Forgot);
+        }
+        self.with(name, move |register| register.accept(ballot, state))
+            .await
+    }
+
+    /// Makes a change as the only owner, in one step.
+    ///
+    /// # Errors
+    /// The database failed. The inner error: the change is not to be made.
+    pub async fn change_alone(
+        &self,
+        name: &TagName,
+        change: Change,
+    ) -> Result<Result<Option<TagState>, Refusal>, TagStoreError> {
+        self.with(name, move |register| {
+            let state = change.apply(register.state.as_ref())?;
+            if state != register.state {
+                let ballot = Ballot {
+                    round: register.promised.round + 1,
+                    proposer: register.promised.proposer,
+                };
+                register
+                    .accept(ballot, state.clone())
+                    .expect("it is later than what was promised");
             }
-            next_version(&write)?;
-            {
-                let mut repositories = write.open_table(REPOSITORIES)?;
-                let tags = repositories
-                    .get(repo.as_str())?
-                    .map_or(0, |count| count.value());
-                if tags > 1 {
-                    repositories.insert(repo.as_str(), tags - 1)?;
-                } else {
-                    repositories.remove(repo.as_str())?;
-                }
-            }
-            write.commit()?;
-            Ok(true)
+            Ok(state)
         })
         .await
     }
 
-    /// Up to `n` entries `repository:tag` that begin with `prefix`, in the order of their bytes,
-    /// behind `after` if given.
+    /// Some registers behind `after`, for an owner that has lost its disk: attempts that are under way
+    /// find this one outbid.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn hand_over(
+        &self,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, Register)>, TagStoreError> {
+        let after = after.to_owned();
+        self.writer
+            .run(move |write| {
+                let mut registers = write.open_table(REGISTERS)?;
+                let mut page = Vec::new();
+                let behind = (Bound::Excluded(after.as_str()), Bound::Unbounded);
+                for entry in registers.range::<&str>(behind)?.take(limit) {
+                    let (name, bytes) = entry?;
+                    let Some(mut register) = encoding::decode(bytes.value()) else {
+                        // What is left out would be forgotten.
+                        return Ok(None);
+                    };
+                    register.hand_over();
+                    page.push((name.value().to_owned(), register));
+                }
+                for (name, register) in &page {
+                    let bytes = encoding::encode(register);
+                    registers.insert(name.as_str(), bytes.as_slice())?;
+                }
+                Ok(Some(page))
+            })
+            .await?
+            .ok_or(TagStoreError::Record)
+    }
+
+    /// Learns what another owner holds, before it votes.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn learn(&self, page: Vec<(TagName, Register)>) -> Result<(), TagStoreError> {
+        self.writer
+            .run(move |write| {
+                for (name, other) in page {
+                    let learnt = update(write, &name, |register| register.learn(&other))?;
+                    if learnt.is_none() {
+                        return Ok(None);
+                    }
+                }
+                Ok(Some(()))
+            })
+            .await?
+            .ok_or(TagStoreError::Record)
+    }
+
+    /// Up to `n` tags whose `repository:tag` begins with `prefix`, in the order of their bytes, behind
+    /// `after` if given; those that were removed as well.
     ///
     /// # Errors
     /// The database failed.
@@ -152,23 +235,26 @@ impl TagStore {
         prefix: &str,
         n: usize,
         after: Option<&str>,
-    ) -> Result<Vec<String>, TagStoreError> {
+    ) -> Result<Vec<Listed>, TagStoreError> {
         let (prefix, after) = (prefix.to_string(), after.map(str::to_string));
-        self.run(move |db| {
-            let tags = db.begin_read()?.open_table(TAGS)?;
-            let start = after
-                .as_deref()
-                .map_or(prefix.as_str(), |after| after.max(&prefix));
+        self.read(move |db| {
+            let registers = db.begin_read()?.open_table(REGISTERS)?;
+            let from = match after.as_deref() {
+                Some(after) if *after >= *prefix => Bound::Excluded(after),
+                _ => Bound::Included(prefix.as_str()),
+            };
             let mut page = Vec::new();
-            for entry in tags.range(start..)? {
-                let (key, _) = entry?;
-                let name = key.value();
-                if page.len() == n || !name.starts_with(&prefix) {
+            for entry in registers.range::<&str>((from, Bound::Unbounded))? {
+                let (name, bytes) = entry?;
+                if page.len() == n || !name.value().starts_with(&prefix) {
                     break;
                 }
-                if after.as_deref() != Some(name) {
-                    page.push(name.to_string());
-                }
+                let register = encoding::decode(bytes.value()).unwrap_or_default();
+                page.push(Listed {
+                    name: name.value().to_owned(),
+                    accepted: register.accepted,
+                    is_set: is_set(&register),
+                });
             }
             Ok(page)
         })
@@ -185,26 +271,30 @@ impl TagStore {
         after: Option<&str>,
     ) -> Result<Vec<String>, TagStoreError> {
         let after = after.map(str::to_string);
-        self.run(move |db| {
+        self.read(move |db| {
             let repositories = db.begin_read()?.open_table(REPOSITORIES)?;
-            let start = after.as_deref().unwrap_or("");
-            let mut page = Vec::new();
-            for entry in repositories.range(start..)? {
-                let (name, _) = entry?;
-                if page.len() == n {
-                    break;
-                }
-                if after.as_deref() != Some(name.value()) {
-                    page.push(name.value().to_string());
-                }
-            }
-            Ok(page)
+            let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let range = repositories.range::<&str>((from, Bound::Unbounded))?;
+            let names = range.take(n).map(|entry| Ok(entry?.0.value().to_owned()));
+            names.collect()
         })
         .await
     }
 
+    async fn with<R: Send + 'static>(
+        &self,
+        name: &TagName,
+        change: impl FnOnce(&mut Register) -> R + Send + 'static,
+    ) -> Result<R, TagStoreError> {
+        let name = name.clone();
+        self.writer
+            .run(move |write| update(write, &name, change))
+            .await?
+            .ok_or(TagStoreError::Record)
+    }
+
     /// Runs `job` where it may block.
-    async fn run<R: Send + 'static>(
+    async fn read<R: Send + 'static>(
         &self,
         job: impl FnOnce(&Database) -> Result<R, redb::Error> + Send + 'static,
     ) -> Result<R, TagStoreError> {
@@ -221,40 +311,6 @@ impl fmt::Debug for TagStore {
     }
 }
 
-impl TagService for TagStore {
-    async fn get(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, TagError> {
-        Ok(self.lookup(repo, tag).await?.map(|record| record.digest))
-    }
-
-    async fn put(&self, repo: &RepoName, tag: &Tag, digest: Digest) -> Result<(), TagError> {
-        self.set(repo, tag, digest).await?;
-        Ok(())
-    }
-
-    async fn list(
-        &self,
-        repo: &RepoName,
-        n: usize,
-        last: Option<&str>,
-    ) -> Result<Vec<String>, TagError> {
-        let prefix = format!("{repo}:");
-        let after = last.map(|last| format!("{prefix}{last}"));
-        let entries = self.page(&prefix, n, after.as_deref()).await?;
-        Ok(entries
-            .iter()
-            .map(|entry| entry[prefix.len()..].to_string())
-            .collect())
-    }
-
-    async fn repositories(&self, n: usize, last: Option<&str>) -> Result<Vec<String>, TagError> {
-        Ok(self.page_repositories(n, last).await?)
-    }
-
-    async fn delete(&self, repo: &RepoName, tag: &Tag) -> Result<bool, TagError> {
-        Ok(self.remove(repo, tag).await?)
-    }
-}
-
 /// Why the store failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -263,10 +319,16 @@ pub enum TagStoreError {
     #[error("the tag database failed")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A record is not one that this version writes.
-    #[error("a tag's record cannot be read: was the database written by a newer version?")]
+    #[error("a tag's record cannot be read: was the database written by another version?")]
     Record,
+    /// More changes wait for the disk than may.
+    #[error("too many changes of tags wait for the disk")]
+    Busy,
+    /// It has lost its disk since it promised.
+    #[error("this build-index has lost its disk since it promised")]
+    Forgot,
     /// The runtime shut down meanwhile.
-    #[error("interrupted by the shutdown of the process")]
+    #[error("interrupted by the shutdown of the process, or by a failure of the disk")]
     Interrupted,
 }
 
@@ -286,64 +348,92 @@ impl From<TagStoreError> for TagError {
     }
 }
 
-impl TagRecord {
-    /// Version and milliseconds since 1970 in little endian, then the digest.
-    fn encode(&self) -> [u8; RECORD] {
-        let since = self.time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        let mut bytes = [0; RECORD];
-        bytes[..8].copy_from_slice(&self.version.to_le_bytes());
-        bytes[8..16].copy_from_slice(&millis.to_le_bytes());
-        bytes[16..].copy_from_slice(self.digest.as_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, TagStoreError> {
-        let (version, rest) = bytes.split_first_chunk().ok_or(TagStoreError::Record)?;
-        let (millis, digest) = rest.split_first_chunk().ok_or(TagStoreError::Record)?;
-        let digest = digest.try_into().map_err(|_| TagStoreError::Record)?;
-        let since = Duration::from_millis(u64::from_le_bytes(*millis));
-        Ok(Self {
-            digest: Digest::from_bytes(digest),
-            version: u64::from_le_bytes(*version),
-            time: UNIX_EPOCH.checked_add(since).ok_or(TagStoreError::Record)?,
-        })
-    }
-}
-
-const TAGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tags");
+const REGISTERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("registers");
 const REPOSITORIES: TableDefinition<'_, &str, u64> = TableDefinition::new("repositories");
-const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
-const RECORD: usize = 8 + 8 + 32;
+const STANDING: TableDefinition<'_, &str, &str> = TableDefinition::new("standing");
+const STANDING_KEY: &str = "standing";
 
 /// Makes the tables too, so that readers need not handle their absence.
 fn create(path: &Path) -> Result<Database, redb::Error> {
-    let db = Database::create(path)?;
-    let write = begin(&db)?;
-    write.open_table(TAGS)?;
+    let db = Database::builder().set_cache_size(CACHE).create(path)?;
+    let mut write = db.begin_write()?;
+    write.set_durability(Durability::Immediate)?;
+    write.open_table(REGISTERS)?;
     write.open_table(REPOSITORIES)?;
-    write.open_table(COUNTERS)?;
+    write.open_table(STANDING)?;
     write.commit()?;
     Ok(db)
 }
 
-fn key(repo: &RepoName, tag: &Tag) -> String {
-    format!("{repo}:{tag}")
+/// What the file says, or a new incarnation that does not vote.
+fn standing(db: &Database) -> Result<Standing, TagStoreError> {
+    let read = || {
+        let table = db.begin_read()?.open_table(STANDING)?;
+        let found = table.get(STANDING_KEY)?;
+        Ok(found.map(|text| text.value().to_owned()))
+    };
+    if let Some(text) = read().map_err(TagStoreError::database)? {
+        return serde_json::from_str(&text).map_err(|_| TagStoreError::Record);
+    }
+    let standing = Standing {
+        incarnation: super::chance(),
+        founders: Vec::new(),
+    };
+    let text = serde_json::to_string(&standing).map_err(|_| TagStoreError::Record)?;
+    let write = || {
+        let mut write = db.begin_write()?;
+        write.set_durability(Durability::Immediate)?;
+        write
+            .open_table(STANDING)?
+            .insert(STANDING_KEY, text.as_str())?;
+        Ok(write.commit()?)
+    };
+    write().map_err(TagStoreError::database)?;
+    Ok(standing)
 }
 
-/// A transaction that is on disk once it is committed.
-fn begin(db: &Database) -> Result<WriteTransaction, redb::Error> {
-    let mut write = db.begin_write()?;
-    write.set_durability(Durability::Immediate)?;
-    Ok(write)
+fn is_set(register: &Register) -> bool {
+    register
+        .state
+        .as_ref()
+        .is_some_and(|state| state.now.digest.is_some())
 }
 
-fn next_version(write: &WriteTransaction) -> Result<u64, redb::Error> {
-    let mut counters = write.open_table(COUNTERS)?;
-    let version = counters
-        .get("version")?
-        .map_or(0, |counter| counter.value())
-        + 1;
-    counters.insert("version", version)?;
-    Ok(version)
+/// Changes one register, and counts the tags of its repository. Nothing when the register cannot be
+/// read: what it promised is not known then, and it must not promise anything else.
+fn update<R>(
+    write: &WriteTransaction,
+    name: &TagName,
+    change: impl FnOnce(&mut Register) -> R,
+) -> Result<Option<R>, redb::Error> {
+    let key = name.to_string();
+    let mut registers = write.open_table(REGISTERS)?;
+    let found = registers.get(key.as_str())?;
+    let found = found.map(|bytes| encoding::decode(bytes.value()));
+    let mut register = match found {
+        None => Register::default(),
+        Some(Some(register)) => register,
+        Some(None) => return Ok(None),
+    };
+    let before = register.clone();
+    let result = change(&mut register);
+    if register == before {
+        return Ok(Some(result));
+    }
+    registers.insert(key.as_str(), encoding::encode(&register).as_slice())?;
+    let (was, is) = (is_set(&before), is_set(&register));
+    if was != is {
+        let mut repositories = write.open_table(REPOSITORIES)?;
+        let repo = name.repo().as_str();
+        let count = repositories.get(repo)?.map_or(0, |count| count.value());
+        match if is {
+            count + 1
+        } else {
+            count.saturating_sub(1)
+        } {
+            0 => drop(repositories.remove(repo)?),
+            count => drop(repositories.insert(repo, count)?),
+        }
+    }
+    Ok(Some(result))
 }

@@ -9,4 +9,5 @@ mod clients;
 mod common;
 mod pull;
 mod push;
+mod ring;
 mod tags;

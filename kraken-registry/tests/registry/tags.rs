@@ -1,7 +1,13 @@
+use std::path::Path;
+use std::time::Duration;
+
 use kraken_proto::Digest;
+use kraken_proto::tags::record::{Condition, Version};
 use kraken_registry::memory::MemoryBlobs;
+use kraken_registry::name::TagName;
 use kraken_registry::tags::client::TagClient;
-use kraken_registry::tags::server;
+use kraken_registry::tags::ring::TagRing;
+use kraken_registry::tags::server::{self, TagPolicy};
 use kraken_registry::tags::store::TagStore;
 use kraken_registry::{MediaType, RepoName, Tag, TagError, TagService};
 use reqwest::{Method, Response};
@@ -14,15 +20,28 @@ fn names(name: &str) -> (RepoName, Tag) {
     kraken_registry::name::split_tag(name).unwrap()
 }
 
-fn store() -> (TagStore, TempDir) {
+/// A build-index that is alone, and votes.
+async fn alone(path: &Path) -> TagRing {
+    let store = TagStore::open(path).unwrap();
+    let ring = TagRing::new(store, ("east", "index-1"), &[], 3, client()).unwrap();
+    let taking_part = ring.clone();
+    tokio::spawn(async move { taking_part.take_part().await });
+    while !ring.is_ready() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    ring
+}
+
+async fn store() -> (TagRing, TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    (TagStore::open(dir.path().join("tags.redb")).unwrap(), dir)
+    (alone(&dir.path().join("tags.redb")).await, dir)
 }
 
 /// A build-index without the check of dependencies.
 async fn index() -> (String, TempDir) {
-    let (store, dir) = store();
-    (serve(server::unchecked_router(store)).await, dir)
+    let (ring, dir) = store().await;
+    let app = server::unchecked_router(ring, TagPolicy::default());
+    (serve(app).await, dir)
 }
 
 async fn ask(method: Method, url: &str) -> Response {
@@ -35,77 +54,79 @@ async fn code(response: Response) -> (u16, String) {
     (status, body["error"]["code"].as_str().unwrap().to_string())
 }
 
+async fn set(ring: &TagRing, name: &str, digest: Digest) -> Version {
+    let name: TagName = name.parse().unwrap();
+    let state = ring.set(&name, Some(digest), Condition::Any).await.unwrap();
+    state.unwrap().now.version
+}
+
 #[tokio::test]
-async fn tags_survive_a_reopening() {
+async fn tags_survive_the_process_with_their_history() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tags.redb");
-    let (repo, tag) = names("a/b:v1");
     let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+    let (repo, gone) = names("a/b:gone");
     let first = {
-        let store = TagStore::open(&path).unwrap();
-        let first = store.set(&repo, &tag, old).await.unwrap();
-        assert_eq!(
-            store.set(&repo, &tag, old).await.unwrap().version,
-            first.version
-        );
-        store.put(&repo, &names("a/b:gone").1, old).await.unwrap();
-        assert!(store.remove(&repo, &names("a/b:gone").1).await.unwrap());
+        let ring = alone(&path).await;
+        let first = set(&ring, "a/b:v1", old).await;
+        assert_eq!(set(&ring, "a/b:v1", old).await, first, "nothing changed");
+        set(&ring, "a/b:gone", old).await;
+        assert_eq!(ring.delete(&repo, &gone).await, Ok(true));
         first
     };
-    let second = {
-        let store = TagStore::open(&path).unwrap();
-        assert_eq!(
-            store.lookup(&repo, &tag).await.unwrap().unwrap().digest,
-            old
-        );
-        assert_eq!(
-            store.lookup(&repo, &names("a/b:gone").1).await.unwrap(),
-            None
-        );
-        store.set(&repo, &tag, new).await.unwrap()
+    // The task of the ring above holds the file until its runtime has dropped it.
+    let path = {
+        let copy = dir.path().join("copy.redb");
+        std::fs::copy(&path, &copy).unwrap();
+        copy
     };
-    assert!(second.version > first.version);
-    let store = TagStore::open(&path).unwrap();
-    let found = store.lookup(&repo, &tag).await.unwrap().unwrap();
-    assert_eq!((found.digest, found.version), (new, second.version));
+    let ring = alone(&path).await;
+    assert_eq!(ring.get(&repo, &gone).await, Ok(None));
+    let second = set(&ring, "a/b:v1", new).await;
+    assert!(second > first);
+    let state = ring.state(&"a/b:v1".parse().unwrap()).await.unwrap();
+    let state = state.unwrap();
+    let told: Vec<_> = state.records().map(|it| (it.digest, it.version)).collect();
+    assert_eq!(told, [(Some(new), second), (Some(old), first)]);
+    assert_eq!(state.now.cluster, "east");
 }
 
 #[tokio::test]
 async fn pages_follow_the_order_of_bytes_without_gaps_or_repeats() {
-    let (store, _dir) = store();
+    let (ring, _dir) = store().await;
     let digest = Digest::of(b"x");
     let all = [
         "a-b:v1", "a/b:v1", "a/b:v2", "a/b:v3", "a0:v1", "a:v1", "a:v2",
     ];
     for name in all.iter().rev() {
-        let (repo, tag) = names(name);
-        store.set(&repo, &tag, digest).await.unwrap();
+        set(&ring, name, digest).await;
     }
     let mut seen: Vec<String> = Vec::new();
     loop {
-        let page = store
-            .page("", 2, seen.last().map(String::as_str))
-            .await
-            .unwrap();
+        let page = ring.page("", 2, seen.last().map(String::as_str)).await;
+        let page = page.unwrap();
         if page.is_empty() {
             break;
         }
         seen.extend(page);
     }
     assert_eq!(seen, all);
-    assert_eq!(store.page("a/b:", 9, None).await.unwrap(), all[1..4]);
+    assert_eq!(ring.page("a/b:", 9, None).await.unwrap(), all[1..4]);
     let (repo, _) = names("a:x");
-    assert_eq!(store.list(&repo, 9, None).await.unwrap(), ["v1", "v2"]);
-    assert_eq!(store.list(&repo, 9, Some("v1")).await.unwrap(), ["v2"]);
-    assert_eq!(store.list(&repo, 9, Some("v1x")).await.unwrap(), ["v2"]);
-    let repositories = store.page_repositories(9, None).await.unwrap();
+    assert_eq!(ring.list(&repo, 9, None).await.unwrap(), ["v1", "v2"]);
+    assert_eq!(ring.list(&repo, 9, Some("v1")).await.unwrap(), ["v2"]);
+    assert_eq!(ring.list(&repo, 9, Some("v1x")).await.unwrap(), ["v2"]);
+    let repositories = ring.repositories(9, None).await.unwrap();
     assert_eq!(repositories, ["a", "a-b", "a/b", "a0"]);
     let (repo, tag) = names("a0:v1");
-    assert!(store.remove(&repo, &tag).await.unwrap());
-    assert!(!store.remove(&repo, &tag).await.unwrap());
+    assert!(ring.delete(&repo, &tag).await.unwrap());
+    assert!(!ring.delete(&repo, &tag).await.unwrap());
+    let behind = ring.repositories(9, Some("a-b")).await.unwrap();
+    assert_eq!(behind, ["a/b"]);
+    // What was removed does not make a page shorter.
     assert_eq!(
-        store.page_repositories(9, Some("a-b")).await.unwrap(),
-        ["a/b"]
+        ring.page("a", 5, Some("a/b:v2")).await.unwrap(),
+        ["a/b:v3", "a:v1", "a:v2"]
     );
 }
 
@@ -118,15 +139,17 @@ async fn the_index_speaks_the_paths_of_old() {
         code(ask(Method::GET, &url).await).await,
         (404, "TAG_UNKNOWN".into())
     );
+    let mut versions = Vec::new();
     for text in [digest.to_string(), digest.hex()] {
         let put = ask(Method::PUT, &format!("{url}/digest/{text}")).await;
-        assert_eq!(
-            (put.status().as_u16(), header(&put, "kraken-tag-version")),
-            (200, "1".into())
-        );
+        assert_eq!(put.status().as_u16(), 200);
+        versions.push(header(&put, "kraken-tag-version"));
     }
+    let version = versions[0].clone();
+    assert_eq!(versions[1], version, "setting it again changes nothing");
     let get = ask(Method::GET, &url).await;
-    assert_eq!(header(&get, "kraken-tag-version"), "1");
+    assert_eq!(header(&get, "kraken-tag-version"), version);
+    assert_eq!(header(&get, "etag"), format!("\"{version}\""));
     assert_eq!(get.text().await.unwrap(), digest.to_string());
     assert_eq!(ask(Method::HEAD, &url).await.status(), 200);
 
@@ -186,9 +209,10 @@ async fn the_index_speaks_the_paths_of_old() {
 
 #[tokio::test]
 async fn a_tag_is_taken_only_with_everything_below_it() {
-    let (store, _dir) = store();
+    let (ring, _dir) = store().await;
     let blobs = MemoryBlobs::default();
-    let base = serve(server::router(store, blobs.clone())).await;
+    let app = server::router(ring, TagPolicy::default(), blobs.clone());
+    let base = serve(app).await;
     let client = TagClient::new(client(), [base]);
     let layer = bytes::Bytes::from("layer");
     blobs.insert("config");

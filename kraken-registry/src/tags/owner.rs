@@ -1,0 +1,328 @@
+//! One owner of tags, as those see it who read and change them: here, or over HTTP.
+//!
+//! | method and path | answer |
+//! |---|---|
+//! | `GET /internal/tags/standing` | what this build-index is among the others |
+//! | `POST /internal/tags/look` | what it holds of a tag |
+//! | `POST /internal/tags/prepare` | it promises, and what it holds; 409 and the later attempt |
+//! | `POST /internal/tags/accept` | it has taken the state; 409 and the later attempt |
+//! | `POST /internal/tags/hand-over` | a page of registers, for one that has lost its disk |
+//! | `POST /internal/tags/page` | a page of tags |
+//! | `POST /internal/tags/repositories` | a page of repositories |
+//!
+//! One that does not vote answers all but the first with 503.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http::StatusCode;
+use kraken_proto::tags::record::TagState;
+use kraken_proto::tags::register::{Ballot, Outbid, Register};
+use kraken_proto::tags::rejoin::Standing;
+use reqwest::Client;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::store::{Listed, TagStore, TagStoreError};
+use crate::name::{NameError, TagName};
+use crate::web::chain;
+
+/// How long another build-index may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// Names or registers in one page, at most.
+pub(super) const PAGE: usize = 1000;
+
+/// Where an owner is.
+#[derive(Debug, Clone)]
+pub(super) enum Owner {
+    Here(TagStore),
+    There(Remote),
+}
+
+/// Another build-index.
+#[derive(Debug, Clone)]
+pub(super) struct Remote {
+    http: Client,
+    url: String,
+}
+
+/// What an owner says: it did it, it was outbid, or it cannot be asked.
+pub(super) type Said<T> = Result<Result<T, Outbid>, String>;
+
+/// It promised, in this incarnation, and holds this.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Promise {
+    pub(super) incarnation: u64,
+    pub(super) register: Register,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Prepare {
+    name: String,
+    ballot: Ballot,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Accept {
+    name: String,
+    ballot: Ballot,
+    incarnation: u64,
+    state: Option<TagState>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Look {
+    name: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Window {
+    #[serde(default)]
+    prefix: String,
+    #[serde(default)]
+    after: Option<String>,
+    limit: usize,
+}
+
+impl Owner {
+    pub(super) async fn standing(&self) -> Result<Standing, String> {
+        match self {
+            Self::Here(store) => Ok(store.standing()),
+            Self::There(remote) => {
+                let url = format!("{}/internal/tags/standing", remote.url);
+                let request = remote.http.get(url).timeout(TIMEOUT);
+                answer(request).await?.map_err(|_| "outbid".into())
+            }
+        }
+    }
+
+    pub(super) async fn look(&self, name: &TagName) -> Result<Register, String> {
+        match self {
+            Self::Here(store) => voting(store)?.look(name).await.map_err(said),
+            Self::There(remote) => {
+                let name = name.to_string();
+                remote.plain("look", &Look { name }).await
+            }
+        }
+    }
+
+    pub(super) async fn prepare(&self, name: &TagName, ballot: Ballot) -> Said<Promise> {
+        match self {
+            Self::Here(store) => {
+                let incarnation = voting(store)?.standing().incarnation;
+                let promised = store.prepare(name, ballot).await.map_err(said)?;
+                Ok(promised.map(|register| Promise {
+                    incarnation,
+                    register,
+                }))
+            }
+            Self::There(remote) => {
+                let name = name.to_string();
+                remote.ask("prepare", &Prepare { name, ballot }).await
+            }
+        }
+    }
+
+    pub(super) async fn accept(
+        &self,
+        name: &TagName,
+        (ballot, incarnation): (Ballot, u64),
+        state: Option<TagState>,
+    ) -> Said<()> {
+        match self {
+            Self::Here(store) => {
+                let taken = voting(store)?.accept(name, (ballot, incarnation), state);
+                taken.await.map_err(said)
+            }
+            Self::There(remote) => {
+                let request = Accept {
+                    name: name.to_string(),
+                    ballot,
+                    incarnation,
+                    state,
+                };
+                remote.ask("accept", &request).await
+            }
+        }
+    }
+
+    pub(super) async fn hand_over(&self, after: &str) -> Result<Vec<(String, Register)>, String> {
+        match self {
+            Self::Here(store) => voting(store)?.hand_over(after, PAGE).await.map_err(said),
+            Self::There(remote) => {
+                remote
+                    .plain("hand-over", &window("", Some(after), PAGE))
+                    .await
+            }
+        }
+    }
+
+    pub(super) async fn page(
+        &self,
+        prefix: &str,
+        n: usize,
+        after: Option<&str>,
+    ) -> Result<Vec<Listed>, String> {
+        match self {
+            Self::Here(store) => voting(store)?.page(prefix, n, after).await.map_err(said),
+            Self::There(remote) => remote.plain("page", &window(prefix, after, n)).await,
+        }
+    }
+
+    pub(super) async fn repositories(
+        &self,
+        n: usize,
+        after: Option<&str>,
+    ) -> Result<Vec<String>, String> {
+        match self {
+            Self::Here(store) => {
+                let page = voting(store)?.page_repositories(n, after).await;
+                page.map_err(said)
+            }
+            Self::There(remote) => remote.plain("repositories", &window("", after, n)).await,
+        }
+    }
+}
+
+impl Remote {
+    pub(super) fn new(http: Client, url: &str) -> Self {
+        let url = url.trim_end_matches('/').to_owned();
+        Self { http, url }
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, what: &str, body: &impl Serialize) -> Said<T> {
+        let url = format!("{}/internal/tags/{what}", self.url);
+        answer(self.http.post(url).timeout(TIMEOUT).json(body)).await
+    }
+
+    /// A question that nobody can outbid.
+    async fn plain<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        body: &impl Serialize,
+    ) -> Result<T, String> {
+        let said = self.ask(what, body).await?;
+        said.map_err(|_| "an answer that makes no sense here".into())
+    }
+}
+
+fn window(prefix: &str, after: Option<&str>, limit: usize) -> Window {
+    Window {
+        prefix: prefix.to_owned(),
+        after: after.map(str::to_owned),
+        limit,
+    }
+}
+
+async fn answer<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Said<T> {
+    let response = request.send().await.map_err(|error| chain(&error))?;
+    match response.status() {
+        StatusCode::OK => response.json().await.map(Ok).map_err(|it| chain(&it)),
+        StatusCode::CONFLICT => response.json().await.map(Err).map_err(|it| chain(&it)),
+        status => {
+            let text = response.text().await.unwrap_or_default();
+            let text: String = text.chars().take(200).collect();
+            Err(format!("{status}: {text}"))
+        }
+    }
+}
+
+/// The store, if it votes.
+fn voting(store: &TagStore) -> Result<&TagStore, String> {
+    if store.standing().votes() {
+        Ok(store)
+    } else {
+        Err("this build-index does not know the tags yet".into())
+    }
+}
+
+fn said(error: TagStoreError) -> String {
+    super::TagError::from(error).to_string()
+}
+
+/// The routes by which the other build-indexes reach this one's registers.
+pub(super) fn router(store: TagStore) -> Router {
+    Router::new()
+        .route("/internal/tags/standing", get(standing))
+        .route("/internal/tags/look", post(look))
+        .route("/internal/tags/prepare", post(prepare))
+        .route("/internal/tags/accept", post(accept))
+        .route("/internal/tags/hand-over", post(hand_over))
+        .route("/internal/tags/page", post(page))
+        .route("/internal/tags/repositories", post(repositories))
+        .with_state(Owner::Here(store))
+}
+
+/// Why another build-index gets no answer.
+struct Failed(StatusCode, String);
+
+impl From<NameError> for Failed {
+    fn from(error: NameError) -> Self {
+        Self(StatusCode::BAD_REQUEST, error.to_string())
+    }
+}
+
+impl From<String> for Failed {
+    fn from(reason: String) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, reason)
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        (self.0, self.1).into_response()
+    }
+}
+
+fn outcome<T: Serialize>(said: Result<T, Outbid>) -> Response {
+    match said {
+        Ok(done) => Json(done).into_response(),
+        Err(outbid) => (StatusCode::CONFLICT, Json(outbid)).into_response(),
+    }
+}
+
+async fn standing(State(owner): State<Owner>) -> Result<Response, Failed> {
+    Ok(Json(owner.standing().await?).into_response())
+}
+
+async fn look(State(owner): State<Owner>, Json(it): Json<Look>) -> Result<Response, Failed> {
+    Ok(Json(owner.look(&it.name.parse()?).await?).into_response())
+}
+
+async fn prepare(State(owner): State<Owner>, Json(it): Json<Prepare>) -> Result<Response, Failed> {
+    Ok(outcome(owner.prepare(&it.name.parse()?, it.ballot).await?))
+}
+
+async fn accept(State(owner): State<Owner>, Json(it): Json<Accept>) -> Result<Response, Failed> {
+    let attempt = (it.ballot, it.incarnation);
+    let taken = owner.accept(&it.name.parse()?, attempt, it.state).await?;
+    Ok(outcome(taken))
+}
+
+async fn hand_over(State(owner): State<Owner>, Json(it): Json<Window>) -> Result<Response, Failed> {
+    let page = owner.hand_over(&it.after.unwrap_or_default()).await?;
+    Ok(Json(page).into_response())
+}
+
+async fn page(State(owner): State<Owner>, Json(it): Json<Window>) -> Result<Response, Failed> {
+    let limit = it.limit.min(PAGE + 1);
+    let page = owner.page(&it.prefix, limit, it.after.as_deref()).await?;
+    Ok(Json(page).into_response())
+}
+
+async fn repositories(
+    State(owner): State<Owner>,
+    Json(it): Json<Window>,
+) -> Result<Response, Failed> {
+    let limit = it.limit.min(PAGE + 1);
+    let page = owner.repositories(limit, it.after.as_deref()).await?;
+    Ok(Json(page).into_response())
+}

@@ -1,0 +1,583 @@
+//! The tags of a cluster, kept by several build-indexes together.
+//!
+//! The tags of a repository belong to a few of them by rendezvous hashing over all that are listed,
+//! whether they answer or not: who owns a tag must not depend on who is up. A change is acknowledged
+//! when most owners have it on disk, and whoever reads it later from any build-index sees it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use kraken_proto::tags::record::{Change, Condition, Refusal, TagState};
+use kraken_proto::tags::register::Ballot;
+use kraken_proto::tags::round::{Look, Round, Step, quorum};
+use kraken_proto::{Digest, Member, Ring};
+use reqwest::Client;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
+
+use super::owner::{Owner, PAGE, Promise, Remote, Said};
+use super::store::{Listed, TagStore};
+use super::{TagError, TagService, chance};
+use crate::name::{RepoName, Tag, TagName};
+
+/// How long a change is attempted while others attempt the same, or owners come and go.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest wait between two attempts at first; it doubles up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(4);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// A build-index of the ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexMember {
+    /// The name that places its share; stays when it moves.
+    pub name: String,
+    /// Its base URL, such as `https://index-1:7604`.
+    pub url: String,
+}
+
+/// The build-indexes of a cluster, as one of them sees them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct TagRing {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    cluster: String,
+    name: String,
+    ring: Ring,
+    owners: BTreeMap<String, Owner>,
+    replicas: usize,
+    proposer: u64,
+    round: AtomicU64,
+}
+
+impl TagRing {
+    /// The build-index `name` of `cluster`, which keeps its registers in `store`. `members` are all
+    /// build-indexes, this one among them, or none if it is alone; each tag belongs to `replicas`.
+    ///
+    /// # Errors
+    /// The list makes no sense.
+    pub fn new(
+        store: TagStore,
+        (cluster, name): (&str, &str),
+        members: &[IndexMember],
+        replicas: usize,
+        http: Client,
+    ) -> Result<Self, RingError> {
+        let alone = [IndexMember {
+            name: name.to_owned(),
+            url: String::new(),
+        }];
+        let members = if members.is_empty() { &alone } else { members };
+        let mut owners = BTreeMap::new();
+        for member in members {
+            let owner = if member.name == name {
+                Owner::Here(store.clone())
+            } else {
+                Owner::There(Remote::new(http.clone(), &member.url))
+            };
+            if owners.insert(member.name.clone(), owner).is_some() {
+                return Err(RingError::Twice(member.name.clone()));
+            }
+        }
+        if !owners.contains_key(name) {
+            return Err(RingError::NotListed(name.to_owned()));
+        }
+        if replicas == 0 {
+            return Err(RingError::NoReplicas);
+        }
+        if cluster.is_empty() || cluster.len() > 255 {
+            return Err(RingError::Cluster);
+        }
+        let ring = Ring::new(members.iter().map(|it| Member::new(&it.name)));
+        let inner = Inner {
+            cluster: cluster.to_owned(),
+            name: name.to_owned(),
+            ring,
+            owners,
+            replicas,
+            proposer: chance(),
+            round: AtomicU64::new(1),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Whether this build-index votes: after its start it may first have to learn what the tags are.
+    pub fn is_ready(&self) -> bool {
+        self.here().is_some_and(|store| store.standing().votes())
+    }
+
+    /// What a tag is, with its history; nothing of one that was never set.
+    ///
+    /// # Errors
+    /// Too few of its owners answer.
+    pub async fn state(&self, name: &TagName) -> Result<Option<TagState>, TagError> {
+        self.change(name, Change::Read, true).await
+    }
+
+    /// Lets a tag point to `digest`, or removes it without one, if `condition` holds.
+    ///
+    /// # Errors
+    /// [`TagError::Conflict`]; [`TagError::Unavailable`] when too few of its owners answer: then the
+    /// change may have been made, or be made yet.
+    pub async fn set(
+        &self,
+        name: &TagName,
+        digest: Option<Digest>,
+        condition: Condition,
+    ) -> Result<Option<TagState>, TagError> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let millis = since.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(0));
+        let cluster = self.inner.cluster.clone();
+        let change = Change::Set {
+            digest,
+            condition,
+            millis,
+            cluster,
+        };
+        self.change(name, change, false).await
+    }
+
+    /// Makes the owners of a tag agree on what it is, all that answer.
+    pub(super) async fn agree(&self, name: &TagName) -> Result<(), TagError> {
+        self.change(name, Change::Read, false).await.map(drop)
+    }
+
+    /// Up to `n` tags whose `repository:tag` begins with `prefix`, behind `after`.
+    ///
+    /// # Errors
+    /// Too few build-indexes answer.
+    pub async fn page(
+        &self,
+        prefix: &str,
+        n: usize,
+        after: Option<&str>,
+    ) -> Result<Vec<String>, TagError> {
+        // Of one repository its owners know all; of several, all have to be asked.
+        let repo = prefix.split_once(':').map(|(repo, _)| repo);
+        let (owners, enough) = match repo {
+            Some(repo) => {
+                let owners = self.inner.owners_of(repo);
+                let enough = quorum(owners.len());
+                (owners, enough)
+            }
+            None => self.inner.all(),
+        };
+        let mut names = Vec::new();
+        let mut after = after.map(str::to_owned);
+        while names.len() < n {
+            let ask = (n - names.len()).saturating_add(1).min(PAGE);
+            let pages = owners
+                .iter()
+                .map(|owner| owner.page(prefix, ask, after.as_deref()));
+            let pages = gather(pages, enough).await?;
+            let (listed, last) = merge(pages, ask);
+            names.extend(listed.into_iter().filter(|it| it.is_set).map(|it| it.name));
+            match last {
+                Some(last) => after = Some(last),
+                None => break,
+            }
+        }
+        names.truncate(n);
+        Ok(names)
+    }
+
+    /// The registers of this build-index.
+    pub(super) fn here(&self) -> Option<&TagStore> {
+        match self.inner.owners.get(&self.inner.name) {
+            Some(Owner::Here(store)) => Some(store),
+            _ => None,
+        }
+    }
+
+    /// All other build-indexes.
+    pub(super) fn others(&self) -> impl Iterator<Item = (&String, &Owner)> {
+        let owners = self.inner.owners.iter();
+        owners.filter(|(name, _)| **name != self.inner.name)
+    }
+
+    /// How many owners each tag has.
+    pub(super) fn copies(&self) -> usize {
+        self.inner.replicas.min(self.inner.owners.len())
+    }
+
+    /// Whether the tags of a repository belong to this build-index.
+    pub(super) fn owns(&self, name: &TagName) -> bool {
+        let owners = self.inner.names_of(name.repo().as_str());
+        owners.contains(&self.inner.name)
+    }
+
+    /// Reads or changes a tag; with `look`, it first only looks whether the owners agree. Once begun it
+    /// is gone through with, also when nobody waits any more.
+    async fn change(
+        &self,
+        name: &TagName,
+        change: Change,
+        look: bool,
+    ) -> Result<Option<TagState>, TagError> {
+        let (inner, name) = (self.inner.clone(), name.clone());
+        let (reply, answer) = oneshot::channel();
+        tokio::spawn(async move { inner.attempt(name, (change, look), reply).await });
+        answer
+            .await
+            .map_err(|_| TagError::Unavailable("the build-index stops".into()))?
+    }
+}
+
+type Reply = oneshot::Sender<Result<Option<TagState>, TagError>>;
+
+/// How an attempt ended.
+enum End {
+    Done(Option<TagState>),
+    Refused(Refusal),
+    Again(Ballot),
+    Unreachable(String),
+}
+
+impl Inner {
+    fn names_of(&self, repo: &str) -> Vec<String> {
+        let owners = self
+            .ring
+            .owners(&Digest::of(repo.as_bytes()), self.replicas);
+        owners.into_iter().map(str::to_owned).collect()
+    }
+
+    fn owners_of(&self, repo: &str) -> Vec<Owner> {
+        let names = self.names_of(repo);
+        names
+            .iter()
+            .filter_map(|name| self.owners.get(name).cloned())
+            .collect()
+    }
+
+    /// All build-indexes, and how many must answer so that most owners of each tag are among them.
+    fn all(&self) -> (Vec<Owner>, usize) {
+        let copies = self.replicas.min(self.owners.len());
+        let spare = copies - quorum(copies);
+        let all: Vec<_> = self.owners.values().cloned().collect();
+        let enough = all.len() - spare;
+        (all, enough)
+    }
+
+    async fn attempt(&self, name: TagName, (change, look): (Change, bool), reply: Reply) {
+        let owners = self.owners_of(name.repo().as_str());
+        if let [Owner::Here(store)] = owners.as_slice() {
+            let changed = store.change_alone(&name, change).await;
+            let result = match changed {
+                Ok(result) => result.map_err(TagError::from),
+                Err(error) => Err(error.into()),
+            };
+            let _ = reply.send(result);
+            return;
+        }
+        let until = Instant::now() + PATIENCE;
+        let mut pause = PAUSE;
+        let mut reply = Some(reply);
+        let mut look = look;
+        loop {
+            let end = if look {
+                look_at(&owners, &name).await
+            } else {
+                self.round(&owners, &name, &change, &mut reply).await
+            };
+            let result = match end {
+                End::Done(state) => Ok(state),
+                End::Refused(refusal) => Err(refusal.into()),
+                End::Again(ballot) => {
+                    self.round.fetch_max(ballot.round, Ordering::Relaxed);
+                    if look {
+                        // The owners differ: a round makes them agree, and nobody is in its way yet.
+                        look = false;
+                        continue;
+                    }
+                    Err(TagError::Unavailable(
+                        "others change it all the time".into(),
+                    ))
+                }
+                End::Unreachable(reason) => Err(TagError::Unavailable(reason)),
+            };
+            let is_final = !matches!(result, Err(TagError::Unavailable(_)));
+            if is_final || Instant::now() + pause > until {
+                if let Some(reply) = reply {
+                    let _ = reply.send(result);
+                }
+                return;
+            }
+            look = false;
+            sleep(pause.mul_f64((chance() % 1000) as f64 / 1000.0)).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// One round. The answer is sent as soon as it is known; then the other owners are still told.
+    async fn round(
+        &self,
+        owners: &[Owner],
+        name: &TagName,
+        change: &Change,
+        reply: &mut Option<Reply>,
+    ) -> End {
+        let ballot = Ballot {
+            round: self.round.fetch_add(1, Ordering::Relaxed) + 1,
+            proposer: self.proposer,
+        };
+        let mut round = Round::new(ballot, owners.len(), change.clone());
+        let mut asked = FuturesUnordered::new();
+        for (at, owner) in owners.iter().enumerate() {
+            asked.push(Question::prepare(at, owner, name, ballot));
+        }
+        let mut told = vec![false; owners.len()];
+        let mut end = None;
+        let mut reasons = Vec::new();
+        while let Some((at, heard)) = asked.next().await {
+            let step = match heard {
+                Heard::Promise(Ok(Ok(it))) => round.heard_promise(at, it.incarnation, &it.register),
+                Heard::Accept(Ok(Ok(()))) => round.heard_accept(at),
+                Heard::Promise(Ok(Err(by))) | Heard::Accept(Ok(Err(by))) => round.outbid(by),
+                Heard::Promise(Err(reason)) | Heard::Accept(Err(reason)) => {
+                    reasons.push(reason);
+                    round.failed(at)
+                }
+            };
+            match step {
+                Step::Wait => {}
+                Step::Accept(state) => {
+                    for (at, incarnation) in round.promised() {
+                        if !std::mem::replace(&mut told[at], true) {
+                            let attempt = (ballot, incarnation);
+                            let question =
+                                Question::accept(at, &owners[at], name, attempt, state.clone());
+                            asked.push(question);
+                        }
+                    }
+                }
+                // The first that is known holds, whatever the rest say.
+                Step::Done(state) => {
+                    if let Some(reply) = reply.take() {
+                        let _ = reply.send(Ok(state.clone()));
+                    }
+                    end.get_or_insert(End::Done(state));
+                }
+                Step::Refused(refusal) => {
+                    if let Some(reply) = reply.take() {
+                        let _ = reply.send(Err(refusal.into()));
+                    }
+                    end.get_or_insert(End::Refused(refusal));
+                }
+                Step::Again(ballot) if end.is_none() => return End::Again(ballot),
+                Step::Unreachable if end.is_none() => {
+                    return End::Unreachable(reasons.join("; "));
+                }
+                Step::Again(_) | Step::Unreachable => {}
+            }
+        }
+        end.unwrap_or_else(|| End::Unreachable(reasons.join("; ")))
+    }
+}
+
+/// What an owner was asked, and answered.
+enum Heard {
+    Promise(Said<Promise>),
+    Accept(Said<()>),
+}
+
+/// The questions of a round.
+struct Question;
+
+type Asked<'a> = futures::future::BoxFuture<'a, (usize, Heard)>;
+
+impl Question {
+    fn prepare<'a>(at: usize, owner: &'a Owner, name: &'a TagName, ballot: Ballot) -> Asked<'a> {
+        Box::pin(async move { (at, Heard::Promise(owner.prepare(name, ballot).await)) })
+    }
+
+    fn accept<'a>(
+        at: usize,
+        owner: &'a Owner,
+        name: &'a TagName,
+        attempt: (Ballot, u64),
+        state: Option<TagState>,
+    ) -> Asked<'a> {
+        Box::pin(async move { (at, Heard::Accept(owner.accept(name, attempt, state).await)) })
+    }
+}
+
+async fn look_at(owners: &[Owner], name: &TagName) -> End {
+    let mut look = Look::new(owners.len());
+    let mut reasons = Vec::new();
+    let asked = owners.iter().enumerate();
+    let asked = asked.map(async |(at, owner)| (at, owner.look(name).await));
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    while let Some((at, held)) = asked.next().await {
+        let step = match held {
+            Ok(register) => look.heard(at, &register),
+            Err(reason) => {
+                reasons.push(reason);
+                look.failed(at)
+            }
+        };
+        match step {
+            Step::Done(state) => return End::Done(state),
+            Step::Again(ballot) => return End::Again(ballot),
+            Step::Unreachable => break,
+            _ => {}
+        }
+    }
+    End::Unreachable(reasons.join("; "))
+}
+
+/// The first `enough` answers.
+async fn gather<T>(
+    asked: impl Iterator<Item = impl Future<Output = Result<T, String>>>,
+    enough: usize,
+) -> Result<Vec<T>, TagError> {
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    let (mut answers, mut reasons) = (Vec::new(), Vec::new());
+    while answers.len() < enough {
+        match asked.next().await {
+            Some(Ok(answer)) => answers.push(answer),
+            Some(Err(reason)) => reasons.push(reason),
+            None => return Err(TagError::Unavailable(reasons.join("; "))),
+        }
+    }
+    Ok(answers)
+}
+
+/// What several owners say of the tags behind some name, each of them up to `asked`: of each tag the
+/// latest, and up to which name that is all; `None` when it is all there is.
+fn merge(pages: Vec<Vec<Listed>>, asked: usize) -> (Vec<Listed>, Option<String>) {
+    // Behind the end of a full page its owner may know more.
+    let ends = pages.iter().filter(|page| page.len() >= asked);
+    let until = ends
+        .filter_map(|page| Some(page.last()?.name.clone()))
+        .min();
+    let mut latest = BTreeMap::<String, Listed>::new();
+    for listed in pages.into_iter().flatten() {
+        if until.as_ref().is_some_and(|until| listed.name > *until) {
+            continue;
+        }
+        let known = latest
+            .entry(listed.name.clone())
+            .or_insert_with(|| listed.clone());
+        if listed.accepted > known.accepted {
+            *known = listed;
+        }
+    }
+    (latest.into_values().collect(), until)
+}
+
+impl TagService for TagRing {
+    async fn get(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, TagError> {
+        let name = TagName::new(repo.clone(), tag.clone());
+        let state = self.state(&name).await?;
+        Ok(state.and_then(|state| state.now.digest))
+    }
+
+    async fn put(&self, repo: &RepoName, tag: &Tag, digest: Digest) -> Result<(), TagError> {
+        let name = TagName::new(repo.clone(), tag.clone());
+        self.set(&name, Some(digest), Condition::Any).await?;
+        Ok(())
+    }
+
+    async fn list(
+        &self,
+        repo: &RepoName,
+        n: usize,
+        last: Option<&str>,
+    ) -> Result<Vec<String>, TagError> {
+        let prefix = format!("{repo}:");
+        let after = last.map(|last| format!("{prefix}{last}"));
+        let names = self.page(&prefix, n, after.as_deref()).await?;
+        let tags = names.iter().map(|name| name[prefix.len()..].to_owned());
+        Ok(tags.collect())
+    }
+
+    async fn repositories(&self, n: usize, last: Option<&str>) -> Result<Vec<String>, TagError> {
+        let (owners, enough) = self.inner.all();
+        let mut names: Vec<String> = Vec::new();
+        let mut after = last.map(str::to_owned);
+        while names.len() < n {
+            let ask = (n - names.len()).min(PAGE);
+            let pages = owners
+                .iter()
+                .map(|owner| owner.repositories(ask, after.as_deref()));
+            let pages = gather(pages, enough).await?;
+            let ends = pages.iter().filter(|page| page.len() >= ask);
+            let until = ends.filter_map(|page| page.last().cloned()).min();
+            let mut all: Vec<_> = pages.into_iter().flatten().collect();
+            all.retain(|name| until.as_ref().is_none_or(|until| name <= until));
+            all.sort_unstable();
+            all.dedup();
+            names.extend(all);
+            match until {
+                Some(until) => after = Some(until),
+                None => break,
+            }
+        }
+        names.truncate(n);
+        Ok(names)
+    }
+
+    async fn delete(&self, repo: &RepoName, tag: &Tag) -> Result<bool, TagError> {
+        if self.get(repo, tag).await?.is_none() {
+            return Ok(false);
+        }
+        let name = TagName::new(repo.clone(), tag.clone());
+        self.set(&name, None, Condition::Any).await?;
+        Ok(true)
+    }
+}
+
+/// Why a list of build-indexes makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RingError {
+    /// A name that occurs twice.
+    #[error("two build-indexes are named {0}")]
+    Twice(String),
+    /// This one is not among them.
+    #[error("{0} is not among the build-indexes that are listed")]
+    NotListed(String),
+    /// A tag needs an owner.
+    #[error("at least one build-index must own each tag")]
+    NoReplicas,
+    /// The cluster's name is none.
+    #[error("the name of the cluster has 1 to 255 bytes")]
+    Cluster,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(name: &str, round: u64, is_set: bool) -> Listed {
+        Listed {
+            name: name.into(),
+            accepted: Ballot { round, proposer: 1 },
+            is_set,
+        }
+    }
+
+    #[test]
+    fn of_two_lists_the_later_word_counts_and_no_gap_is_left() {
+        let one = vec![listed("a:1", 5, true), listed("a:4", 1, true)];
+        let other = vec![
+            listed("a:1", 9, false),
+            listed("a:2", 2, true),
+            listed("a:3", 2, true),
+        ];
+        let (all, until) = merge(vec![one.clone(), other.clone()], 3);
+        let names: Vec<_> = all.iter().map(|it| (&*it.name, it.is_set)).collect();
+        assert_eq!(names, [("a:1", false), ("a:2", true), ("a:3", true)]);
+        assert_eq!(until.as_deref(), Some("a:3"), "the second may know more");
+        let (all, until) = merge(vec![one, other], 9);
+        assert_eq!((all.len(), until), (4, None));
+    }
+}
