@@ -40,6 +40,7 @@ impl Role {
 pub(crate) struct Sizes {
     pub(crate) origins: usize,
     pub(crate) trackers: usize,
+    pub(crate) build_indexes: usize,
     pub(crate) proxies: usize,
     pub(crate) agents: usize,
     /// What an agent may keep.
@@ -97,7 +98,7 @@ impl Cluster {
         let kinds = [
             (Role::Origin, sizes.origins),
             (Role::Tracker, sizes.trackers),
-            (Role::BuildIndex, 1),
+            (Role::BuildIndex, sizes.build_indexes),
             (Role::Proxy, sizes.proxies),
             (Role::Agent, sizes.agents),
         ];
@@ -164,6 +165,8 @@ impl Cluster {
         let ca = dir.join("ca.crt");
         fs::write(&ca, authority.to_pem().0)?;
         let url = |member: &Member| format!("https://{}", member.http());
+        let named = |it: &Member| json!({"name": it.name, "url": url(it)});
+        let indexes: Vec<_> = self.of(Role::BuildIndex).map(named).collect();
         let urls = |role| self.of(role).map(url).collect::<Vec<_>>();
         for member in &self.members {
             let (cert, key) = authority.issue(member.role.name(), &[addr(member.host)])?;
@@ -191,7 +194,11 @@ impl Cluster {
                     set("trackers", json!(urls(Role::Tracker)));
                     set("build_indexes", json!(urls(Role::BuildIndex)));
                 }
-                Role::BuildIndex => set("store", json!(member.store)),
+                Role::BuildIndex => {
+                    set("store", json!(member.store));
+                    set("name", json!(member.name));
+                    set("build_indexes", json!(indexes));
+                }
                 Role::Proxy => set("build_indexes", json!(urls(Role::BuildIndex))),
                 Role::Tracker => {}
             }

@@ -68,10 +68,10 @@ impl Kind {
         }
     }
 
-    /// Whom it hits. A disk is lost where others have copies; tags have one keeper.
+    /// Whom it hits. A disk is lost where others have copies.
     fn may_hit(self, member: &Member) -> bool {
         match self {
-            Self::Wipe => matches!(member.role, Role::Origin | Role::Agent),
+            Self::Wipe => matches!(member.role, Role::Origin | Role::Agent | Role::BuildIndex),
             Self::BusyDisk => member.role == Role::Origin,
             Self::Clock => clock_library().is_some(),
             _ => true,
@@ -110,8 +110,12 @@ impl Fault {
             .filter(|it| members.iter().any(|member| it.may_hit(member)))
             .collect();
         let kind = kinds[number % kinds.len()];
+        let indexes = members.iter().filter(|it| it.role == Role::BuildIndex);
+        let has_copies = indexes.count() >= 3;
+        let survives =
+            |member: &Member| kind != Kind::Wipe || member.role != Role::BuildIndex || has_copies;
         let may: Vec<_> = (0..members.len())
-            .filter(|at| kind.may_hit(&members[*at]))
+            .filter(|at| kind.may_hit(&members[*at]) && survives(&members[*at]))
             .collect();
         let at = may[rng.below(may.len())];
         let other = (at + 1 + rng.below(members.len() - 1)) % members.len();

@@ -58,6 +58,9 @@ struct Options {
     /// How many trackers.
     #[arg(long, default_value_t = 2)]
     trackers: usize,
+    /// How many build-indexes; each tag has three copies.
+    #[arg(long, default_value_t = 3)]
+    build_indexes: usize,
     /// How many agents.
     #[arg(long, default_value_t = 8)]
     agents: usize,
@@ -192,6 +195,7 @@ fn run(options: &Options) -> Outcome<bool> {
     let sizes = Sizes {
         origins: options.origins,
         trackers: options.trackers,
+        build_indexes: options.build_indexes,
         proxies: 2,
         agents: options.agents,
         // What is pushed in random faults is more: blobs go and come again.

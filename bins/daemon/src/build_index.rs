@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
-use kraken_registry::tags::server::router;
+use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve, with_health};
+use kraken_registry::tags::ring::{IndexMember, TagRing};
+use kraken_registry::tags::server::{TagPolicy, router};
 use kraken_registry::tags::store::TagStore;
+use regex::Regex;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -30,8 +32,44 @@ pub struct BuildIndexConfig {
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
+    /// This build-index's name among the others.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// The name of this cluster, which is part of each version of a tag.
+    #[serde(default = "default_cluster")]
+    pub cluster: String,
+    /// All build-indexes of the cluster, this one among them; none when it is alone.
+    #[serde(default)]
+    pub build_indexes: Vec<IndexEntry>,
+    /// How many build-indexes own each tag; most of these must be there to read or change it.
+    #[serde(default = "config::default_replicas")]
+    pub tag_replicas: usize,
+    /// Tags that never change once they are set: regular expressions of which one matches all of
+    /// `repository:tag`.
+    #[serde(default)]
+    pub immutable_tags: Vec<String>,
     /// This process's certificate.
     pub tls: Tls,
+}
+
+/// One build-index among the others.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IndexEntry {
+    /// Its name, which stays when it moves.
+    pub name: String,
+    /// Where the others reach it.
+    pub url: String,
+}
+
+/// The name of a build-index that is not given any.
+pub fn default_name() -> String {
+    "build-index-1".into()
+}
+
+/// The name of a cluster that is not given any.
+pub fn default_cluster() -> String {
+    "default".into()
 }
 
 /// A build-index that runs.
@@ -64,14 +102,54 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     let shutdown = CancellationToken::new();
     config::watch(&origins, &shutdown);
     members::follow_with(&origins, config.origins_file.as_deref(), &shutdown);
-    let tags = TagStore::open(config.store.join("tags.redb"))?;
-    let router = with_health(router(tags, origins), || async { Ok(()) });
+    let tags = ring(&config, &http)?;
+    let policy = TagPolicy {
+        immutable: patterns(&config.immutable_tags)?,
+    };
+    let taking_part = tags.clone();
+    let taking_part = async move { taking_part.take_part().await };
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(taking_part));
+    let ready = tags.clone();
+    let router = with_health(router(tags, policy, origins), move || {
+        let is_ready = ready.is_ready();
+        async move {
+            let wait = || "it waits for the other build-indexes: it does not know the tags yet";
+            is_ready.then_some(()).ok_or_else(|| wait().to_owned())
+        }
+    });
     let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;
     Ok(BuildIndexService {
         addr: server.local_addr(),
         server,
         shutdown,
     })
+}
+
+/// The build-indexes as this one sees them.
+fn ring(config: &BuildIndexConfig, http: &HttpClient) -> Result<TagRing, StartError> {
+    let store = TagStore::open(config.store.join("tags.redb"))?;
+    let mut members = Vec::new();
+    for entry in &config.build_indexes {
+        let url: BaseUrl = entry
+            .url
+            .parse()
+            .map_err(|error| StartError::Config(format!("build_indexes: {error}")))?;
+        members.push(IndexMember {
+            name: entry.name.clone(),
+            url: url.to_string(),
+        });
+    }
+    let who = (config.cluster.as_str(), config.name.as_str());
+    TagRing::new(store, who, &members, config.tag_replicas, http.raw())
+        .map_err(|error| StartError::Config(format!("build_indexes: {error}")))
+}
+
+fn patterns(texts: &[String]) -> Result<Vec<Regex>, StartError> {
+    let compile = |text: &String| {
+        Regex::new(text)
+            .map_err(|error| StartError::Config(format!("immutable_tags: {text:?}: {error}")))
+    };
+    texts.iter().map(compile).collect()
 }
 
 impl Service for BuildIndexService {

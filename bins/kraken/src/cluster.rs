@@ -116,6 +116,11 @@ impl Cluster {
             origins: entries.clone(),
             origins_file: None,
             replicas,
+            name: kraken_daemon::build_index::default_name(),
+            cluster: kraken_daemon::build_index::default_cluster(),
+            build_indexes: Vec::new(),
+            tag_replicas: 1,
+            immutable_tags: Vec::new(),
             tls: files.tls("build-index-1", "build-index")?,
         })
         .await?;

@@ -16,7 +16,7 @@ use crate::name::TagName;
 
 /// The waits while the others do not answer.
 const PAUSE: Duration = Duration::from_millis(200);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often this build-index looks for what it missed.
 const MEND: Duration = Duration::from_secs(600);
 
