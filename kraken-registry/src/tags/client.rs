@@ -3,24 +3,31 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use http::{Method, StatusCode};
 use kraken_proto::Digest;
 use kraken_proto::tags::record::Refusal;
-use reqwest::{Client, Response};
+use reqwest::{Client, RequestBuilder, Response};
 use serde::Deserialize;
+use tokio::time::timeout;
 
-use super::server::{Page, TAG_IMMUTABLE, TAG_UNKNOWN};
+use super::server::{Page, TAG_AT, TAG_CHANGED, TAG_IMMUTABLE, TAG_UNKNOWN, TAG_VERSION};
 use super::{TagError, TagService};
 use crate::name::{RepoName, Tag};
 use crate::web::{chain, encode};
 
 /// How long one build-index may take to answer; a put waits for the check of all layers.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long one may take before the next is asked as well.
+const HEDGE_READ: Duration = Duration::from_millis(500);
+const HEDGE_WRITE: Duration = Duration::from_secs(3);
+/// How often a change is attempted while others change the same tag.
+const TURNS: usize = 20;
 
 /// A [`TagService`] over the build-indexes of one cluster, any of which can answer for all.
 ///
-/// An answer is taken from the first that gives one, beginning with the one that answered last. A
-/// connection that fails, a server error, and a 404 that is not a build-index's own count as no
+/// An answer is taken from the first that gives one, beginning with the one that answered last; when
+/// that takes long, the next is asked as well. A connection that fails, a server error, and a 404 that is not a build-index's own count as no
 /// answer; when nobody answers, the result is [`TagError::Unavailable`].
 #[derive(Debug)]
 pub struct TagClient {
@@ -31,7 +38,7 @@ pub struct TagClient {
 
 impl TagClient {
     /// A client for the build-indexes at `hosts`, base URLs such as `https://index-1:7604`. A
-    /// host that hangs is passed over after 15 s.
+    /// host that does not answer within 0.5 s, or a change within 3 s, is not waited for alone.
     pub fn new(http: Client, hosts: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let trim = |host: String| host.trim_end_matches('/').to_string();
         Self {
@@ -41,22 +48,30 @@ impl TagClient {
         }
     }
 
-    /// Asks one host after the other until one answers.
-    async fn ask(&self, method: Method, path: &str) -> Result<Answer, TagError> {
+    /// Asks one host after the other until one answers; the next also when one takes long. The first
+    /// answer counts.
+    async fn ask(&self, question: &Question<'_>) -> Result<Reply, TagError> {
         let first = self.preferred.load(Ordering::Relaxed);
-        let mut reasons = Vec::new();
-        for turn in 0..self.hosts.len() {
-            let at = (first + turn) % self.hosts.len();
-            match self.ask_host(&self.hosts[at], method.clone(), path).await {
-                Ok(answer) => {
+        let mut left = (0..self.hosts.len()).map(|turn| (first + turn) % self.hosts.len());
+        let (mut asked, mut reasons) = (FuturesUnordered::new(), Vec::new());
+        asked.extend(left.next().map(|at| self.ask_host(at, question)));
+        while !asked.is_empty() {
+            let said = timeout(question.hedge(), asked.next()).await;
+            match said {
+                Ok(Some((at, Ok(reply)))) => {
                     self.preferred.store(at, Ordering::Relaxed);
-                    return Ok(answer);
+                    return Ok(reply);
                 }
-                Err(reason) => {
+                Ok(Some((at, Err(reason)))) => {
                     let host = &self.hosts[at];
                     tracing::debug!(host, reason, "build-index gave no answer");
                     reasons.push(format!("{host}: {reason}"));
+                    if asked.is_empty() {
+                        asked.extend(left.next().map(|at| self.ask_host(at, question)));
+                    }
                 }
+                Ok(None) => break,
+                Err(_) => asked.extend(left.next().map(|at| self.ask_host(at, question))),
             }
         }
         Err(TagError::Unavailable(if reasons.is_empty() {
@@ -66,29 +81,38 @@ impl TagClient {
         }))
     }
 
-    async fn ask_host(&self, host: &str, method: Method, path: &str) -> Result<Answer, String> {
-        let request = self
-            .http
-            .request(method, format!("{host}{path}"))
-            .timeout(TIMEOUT);
-        let response = request.send().await.map_err(|error| chain(&error))?;
-        let status = response.status();
-        if status.is_success() {
-            let body = response.text().await.map_err(|error| chain(&error))?;
-            return Ok(Answer::Body(body));
+    async fn ask_host(&self, at: usize, question: &Question<'_>) -> (usize, Result<Reply, String>) {
+        let url = format!("{}{}", self.hosts[at], question.path);
+        let mut request = self.http.request(question.method.clone(), url);
+        if let Some(version) = question.at {
+            request = request.header(TAG_AT, version);
         }
-        if !is_verdict(status) {
-            return Err(format!("status {status}"));
+        (at, reply(request.timeout(TIMEOUT)).await)
+    }
+
+    /// What a tag points to, and since which version; 0 when it was never set.
+    async fn look(&self, path: &str) -> Result<(Option<String>, u64), TagError> {
+        let reply = self.ask(&Question::get(path)).await?;
+        Ok((reply.answer.body()?, reply.version))
+    }
+
+    /// Changes a tag, as long as nobody else does in between: a request that is still on its way when
+    /// another host has been asked must not undo what was done since.
+    async fn change(&self, method: Method, tag: &str, path: &str) -> Result<Answer, TagError> {
+        for _ in 0..TURNS {
+            let (_, version) = self.look(tag).await?;
+            let question = Question {
+                method: method.clone(),
+                path,
+                at: Some(version),
+            };
+            match self.ask(&question).await?.answer {
+                Answer::Changed => {}
+                answer => return Ok(answer),
+            }
         }
-        match failure(response).await {
-            Some(failure) if failure.code == TAG_UNKNOWN => Ok(Answer::Unknown),
-            Some(failure) if failure.code == TAG_IMMUTABLE => Ok(Answer::Immutable),
-            Some(failure) => Ok(Answer::Refused(failure.message)),
-            // Some other server answered in its place.
-            None => Err(format!(
-                "status {status}, which is not a build-index's answer"
-            )),
-        }
+        let reason = "others change the tag all the time";
+        Err(TagError::Unavailable(reason.into()))
     }
 
     /// Follows pages until `n` names are there or no more exist.
@@ -107,7 +131,7 @@ impl TagClient {
                 .unwrap_or_default();
             let limit = n - names.len();
             let query = format!("{path}?limit={limit}&offset={}", encode(offset));
-            let Some(body) = self.ask(Method::GET, &query).await?.body()? else {
+            let Some(body) = self.ask(&Question::get(&query)).await?.answer.body()? else {
                 break;
             };
             let page: Page = serde_json::from_str(&body).map_err(|error| unreadable(&error))?;
@@ -124,18 +148,15 @@ impl TagClient {
 
 impl TagService for TagClient {
     async fn get(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, TagError> {
-        let body = self.ask(Method::GET, &tag_path(repo, tag)).await?.body()?;
+        let (body, _) = self.look(&tag_path(repo, tag)).await?;
         let digest = body.map(|body| body.trim().parse().map_err(|it| unreadable(&it)));
         digest.transpose()
     }
 
     async fn put(&self, repo: &RepoName, tag: &Tag, digest: Digest) -> Result<(), TagError> {
-        let path = format!(
-            "{}/digest/{}",
-            tag_path(repo, tag),
-            encode(&digest.to_string())
-        );
-        match self.ask(Method::PUT, &path).await?.body()? {
+        let tag = tag_path(repo, tag);
+        let path = format!("{tag}/digest/{}", encode(&digest.to_string()));
+        match self.change(Method::PUT, &tag, &path).await?.body()? {
             Some(_) => Ok(()),
             None => Err(TagError::Refused("the tag does not exist".to_string())),
         }
@@ -156,26 +177,94 @@ impl TagService for TagClient {
     }
 
     async fn delete(&self, repo: &RepoName, tag: &Tag) -> Result<bool, TagError> {
-        let answer = self.ask(Method::DELETE, &tag_path(repo, tag)).await?;
+        let tag = tag_path(repo, tag);
+        let answer = self.change(Method::DELETE, &tag, &tag).await?;
         Ok(answer.body()?.is_some())
     }
 }
 
-/// What a build-index said.
+/// What is asked of a build-index.
+struct Question<'a> {
+    method: Method,
+    path: &'a str,
+    /// Only as long as the tag is at this version.
+    at: Option<u64>,
+}
+
+impl<'a> Question<'a> {
+    const fn get(path: &'a str) -> Self {
+        Self {
+            method: Method::GET,
+            path,
+            at: None,
+        }
+    }
+
+    /// How long one may take before the next is asked as well.
+    fn hedge(&self) -> Duration {
+        if self.method == Method::GET {
+            HEDGE_READ
+        } else {
+            HEDGE_WRITE
+        }
+    }
+}
+
+/// What a build-index said, and at which version the tag is.
+struct Reply {
+    answer: Answer,
+    version: u64,
+}
+
+async fn reply(request: RequestBuilder) -> Result<Reply, String> {
+    let response = request.send().await.map_err(|error| chain(&error))?;
+    let status = response.status();
+    let version = response.headers().get(TAG_VERSION);
+    let version = version.and_then(|it| it.to_str().ok()?.parse().ok());
+    let version = version.unwrap_or_default();
+    let answer = if status.is_success() {
+        Answer::Body(response.text().await.map_err(|error| chain(&error))?)
+    } else if is_verdict(status) {
+        match failure(response).await {
+            Some(failure) => Answer::of(failure),
+            // Some other server answered in its place.
+            None => {
+                return Err(format!(
+                    "status {status}, which is not a build-index's answer"
+                ));
+            }
+        }
+    } else {
+        return Err(format!("status {status}"));
+    };
+    Ok(Reply { answer, version })
+}
+
 #[derive(Debug)]
 enum Answer {
     Body(String),
     Unknown,
+    Changed,
     Immutable,
     Refused(String),
 }
 
 impl Answer {
+    fn of(failure: Failure) -> Self {
+        match failure.code.as_str() {
+            TAG_UNKNOWN => Self::Unknown,
+            TAG_IMMUTABLE => Self::Immutable,
+            TAG_CHANGED => Self::Changed,
+            _ => Self::Refused(failure.message),
+        }
+    }
+
     /// What it says of something that was asked for: a body, or that there is none.
     fn body(self) -> Result<Option<String>, TagError> {
         match self {
             Self::Body(body) => Ok(Some(body)),
             Self::Unknown => Ok(None),
+            Self::Changed => Err(TagError::Unavailable("the tag was changed".into())),
             Self::Immutable => Err(TagError::Conflict(Refusal::Immutable)),
             Self::Refused(message) => Err(TagError::Refused(message)),
         }
@@ -198,7 +287,10 @@ struct Failure {
 fn is_verdict(status: StatusCode) -> bool {
     matches!(
         status,
-        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::CONFLICT
+        StatusCode::BAD_REQUEST
+            | StatusCode::NOT_FOUND
+            | StatusCode::CONFLICT
+            | StatusCode::PRECONDITION_FAILED
     )
 }
 

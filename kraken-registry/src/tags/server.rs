@@ -17,7 +17,9 @@
 //!
 //! The version of a tag is its `ETag`: with `If-Match: "version"` a tag is changed or removed only as
 //! long as it is at that version, with `If-None-Match: *` only when it does not exist; otherwise the
-//! answer is 412.
+//! answer is 412. With `Kraken-Tag-At: version`, 0 for one that was never set, it is changed only as long
+//! as nobody else has changed or removed it since: a request that comes late, after its client
+//! has asked another build-index, then changes nothing.
 
 use std::sync::Arc;
 
@@ -93,6 +95,10 @@ pub(super) struct Links {
 
 /// The header with a tag's version.
 pub(super) const TAG_VERSION: &str = "kraken-tag-version";
+/// The header by which a client says at which version a tag is to be changed, 0 if never set.
+pub(super) const TAG_AT: &str = "kraken-tag-at";
+/// The code that says that a tag was changed in between.
+pub(super) const TAG_CHANGED: &str = "TAG_CHANGED";
 /// The code that says for sure that a tag does not exist.
 pub(super) const TAG_UNKNOWN: &str = "TAG_UNKNOWN";
 /// The code that says that a tag never changes.
@@ -143,7 +149,7 @@ where
     };
     let digest = digest.map_err(NameError::from)?;
     let condition = match condition(headers)? {
-        Condition::Any if policy.is_immutable(&name) => Condition::Immutable,
+        Condition::Any | Condition::At(_) if policy.is_immutable(&name) => Condition::Immutable,
         condition => condition,
     };
     check(name.repo().clone(), digest).await?;
@@ -168,7 +174,13 @@ fn condition(headers: &HeaderMap) -> Result<Condition, IndexError> {
             .then(|| web::header(headers, name).unwrap_or(""))
     };
     match (read(IF_MATCH), read(IF_NONE_MATCH)) {
-        (None, None) => Ok(Condition::Any),
+        (None, None) => match read(HeaderName::from_static(TAG_AT)) {
+            None => Ok(Condition::Any),
+            Some(text) => {
+                let number = text.parse().map_err(|_| bad(text))?;
+                Ok(Condition::At(Version::new(number)))
+            }
+        },
         (None, Some("*")) => Ok(Condition::Absent),
         (Some(text), None) => {
             let number = text.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
@@ -196,14 +208,17 @@ async fn get_tag(
     Path(name): Path<String>,
 ) -> Result<Response, IndexError> {
     let name: TagName = name.parse()?;
-    let now = tags.state(&name).await?.map(|state| state.now);
-    match now
-        .as_ref()
-        .and_then(|now| now.digest.map(|it| (it, now.version)))
-    {
-        Some((digest, version)) => Ok((versioned(version), digest.to_string()).into_response()),
-        None => Err(IndexError::unknown(&name)),
-    }
+    let state = tags.state(&name).await?;
+    let version = state.as_ref().map_or(Version::ZERO, |it| it.now.version);
+    Ok(match state.and_then(|state| state.now.digest) {
+        Some(digest) => (versioned(version), digest.to_string()).into_response(),
+        // When it was removed: who wants to set it says so.
+        None => {
+            let number = HeaderName::from_static(TAG_VERSION);
+            let version = [(number, value(version.get().to_string()))];
+            (version, IndexError::unknown(&name)).into_response()
+        }
+    })
 }
 
 /// One state of a tag, as clients are told it.
@@ -372,7 +387,7 @@ impl From<TagError> for IndexError {
                 Self::new(StatusCode::CONFLICT, TAG_IMMUTABLE, message)
             }
             TagError::Conflict(_) => {
-                Self::new(StatusCode::PRECONDITION_FAILED, "TAG_CHANGED", message)
+                Self::new(StatusCode::PRECONDITION_FAILED, TAG_CHANGED, message)
             }
         }
     }

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use kraken_proto::Digest;
 use kraken_proto::tags::record::{Condition, Refusal, TagState, Version};
+use kraken_proto::tags::register::{Ballot, Outbid};
 use kraken_registry::name::TagName;
 use kraken_registry::tags::client::TagClient;
 use kraken_registry::tags::ring::{IndexMember, TagRing};
 use kraken_registry::tags::server::{self, TagPolicy};
-use kraken_registry::tags::store::TagStore;
+use kraken_registry::tags::store::{TagStore, TagStoreError};
 use kraken_registry::{RepoName, TagError, TagService};
 use regex::Regex;
 use reqwest::Method;
@@ -342,6 +343,34 @@ async fn conditions_and_immutable_tags_hold_over_http() {
     tags.put(&repo, &tag, one).await.unwrap();
     let refused = tags.put(&repo, &tag, two).await;
     assert_eq!(refused, Err(TagError::Conflict(Refusal::Immutable)));
+}
+
+#[tokio::test]
+async fn an_owner_takes_nothing_that_it_promised_before_it_lost_its_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = TagStore::open(dir.path().join("new.redb")).unwrap();
+    let (tag, ballot) = (
+        name("a:v1"),
+        Ballot {
+            round: 9,
+            proposer: 1,
+        },
+    );
+    let ours = store.standing().incarnation;
+    let before = store.accept(&tag, (ballot, ours ^ 1), None).await;
+    assert!(matches!(before, Err(TagStoreError::Forgot)), "{before:?}");
+    assert_eq!(
+        store.accept(&tag, (ballot, ours), None).await.unwrap(),
+        Ok(())
+    );
+    let earlier = Ballot {
+        round: 8,
+        proposer: 2,
+    };
+    assert_eq!(
+        store.prepare(&tag, earlier).await.unwrap(),
+        Err(Outbid(ballot))
+    );
 }
 
 /// One operation as its client saw it.

@@ -106,6 +106,9 @@ pub enum Condition {
     Any,
     /// It was last changed at this version.
     Version(Version),
+    /// It was last changed, or removed, at this version, zero if never: whoever asks twice, because
+    /// no answer came, then does not undo what others did in between.
+    At(Version),
     /// It does not exist.
     Absent,
     /// It does not exist, because it must never change: an immutable tag.
@@ -191,6 +194,7 @@ fn set(
     match condition {
         Condition::Version(_) if now.is_none() => return Err(Refusal::Unknown),
         Condition::Version(wanted) if wanted != version => return Err(Refusal::Changed(version)),
+        Condition::At(wanted) if wanted != version => return Err(Refusal::Changed(version)),
         Condition::Absent if now.is_some() => return Err(Refusal::Exists),
         Condition::Immutable if now.is_some() => return Err(Refusal::Immutable),
         _ => {}

@@ -137,6 +137,7 @@ impl World {
             condition: match self.rng.below(5) {
                 0 => Condition::Version(version),
                 1 => Condition::Absent,
+                2 => Condition::At(version),
                 _ => Condition::Any,
             },
             // Clocks that are wrong.
@@ -156,10 +157,13 @@ impl World {
                         self.begin(client, change, self.step, 0);
                     }
                     // It gives up this attempt and begins another one.
-                    Some(op) => self.begin(client, op.change, op.began, self.round),
+                    Some(op) if self.rng.below(6) == 0 => {
+                        self.begin(client, op.change, op.began, self.round);
+                    }
+                    goes_on => self.clients[client] = goes_on,
                 }
             }
-            2 => self.wipe(),
+            2 if self.rng.below(self.owners.len()) == 0 => self.wipe(),
             3 => self.catch_up(),
             4 if !self.net.is_empty() => {
                 let at = self.rng.below(self.net.len());
@@ -403,8 +407,8 @@ fn run(seed: u64, owners: usize, steps: usize) -> usize {
 fn what_was_acknowledged_holds_whatever_happens() {
     let acknowledged: usize = (0..300).map(|seed| run(seed, 3, 3000)).sum();
     assert!(acknowledged > 4000, "{acknowledged}");
-    let acknowledged: usize = (0..60).map(|seed| run(seed, 5, 3000)).sum();
-    assert!(acknowledged > 1000, "{acknowledged}");
+    let acknowledged: usize = (0..60).map(|seed| run(seed, 5, 12_000)).sum();
+    assert!(acknowledged > 400, "{acknowledged}");
 }
 
 proptest! {
@@ -443,6 +447,9 @@ fn conditions_hold_and_what_is_there_already_changes_nothing() {
     let old = Condition::Version(Version::new(3));
     assert_eq!(put(state, b"b", old), Err(Refusal::Changed(version)));
     assert_eq!(put(None, b"b", old), Err(Refusal::Unknown));
+    let at = |version| put(None, b"a", Condition::At(version));
+    assert_eq!(at(Version::ZERO), Ok(first.clone()));
+    assert_eq!(at(version), Err(Refusal::Changed(Version::ZERO)));
     let second = put(state, b"b", Condition::Version(version))
         .unwrap()
         .unwrap();
@@ -482,4 +489,35 @@ fn the_history_is_bounded_and_two_clusters_agree_on_it() {
         "twice is once"
     );
     assert_eq!(Change::Merge(Vec::new()).apply(None), Ok(None));
+}
+
+#[test]
+fn what_an_owner_was_only_told_is_no_vote() {
+    let state = put(None, b"a", Condition::Any).unwrap();
+    let ballot = Ballot {
+        round: 4,
+        proposer: 1,
+    };
+    let mut holder = Register::default();
+    holder.accept(ballot, state.clone()).unwrap();
+    let mut back = Register::default();
+    back.learn(&holder.hand_over());
+    assert_eq!(
+        holder.accept(ballot, None).unwrap_err().0.round,
+        5,
+        "what was under way is outbid"
+    );
+    let mut look = Look::new(3);
+    assert_eq!(look.heard(0, &holder), Step::Wait);
+    assert!(matches!(look.heard(1, &back), Step::Again(_)));
+    // Once it has voted for it, it counts.
+    let later = Ballot {
+        round: 6,
+        proposer: 2,
+    };
+    back.accept(later, state.clone()).unwrap();
+    holder.accept(later, state.clone()).unwrap();
+    let mut look = Look::new(3);
+    look.heard(0, &holder);
+    assert_eq!(look.heard(1, &back), Step::Done(state));
 }
