@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use kraken_core::net::{
     Discovery, DiscoveryError, Frame, MemNetwork, MemTransport, NetError, PeerConn as _,
     Transport as _,
 };
 use kraken_core::proto::{
-    AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Message, PeerInfo, PeerRole,
+    AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Bitfield, Message, PeerInfo,
+    PeerRole,
 };
 use kraken_core::storage::testkit::blob;
-use kraken_core::storage::{MemStore, PieceStore as _, UploadStore as _};
+use kraken_core::storage::{MemStore, UploadStore as _};
 use kraken_core::{Agent, Config, Digest, MetaInfo, Namespace, OpenError, PeerId};
 use tokio::io::AsyncReadExt as _;
 
@@ -146,10 +148,11 @@ async fn with_all_origins_dead_those_tell_whom_the_tracker_names() {
     }
 }
 
-/// Says that a blob consists of other pieces than it does, and serves none.
-async fn lie(liar: MemTransport, meta: MetaInfo) {
+/// Says that a blob consists of other pieces than it does, and serves these if it has any.
+async fn lie(liar: MemTransport, meta: MetaInfo, pieces: Option<Vec<u8>>) {
+    let pieces = pieces.map(Bytes::from);
     while let Ok(conn) = liar.accept().await {
-        let encoding = meta.encode();
+        let (meta, pieces) = (meta.clone(), pieces.clone());
         tokio::spawn(async move {
             let (role, contact) = (PeerRole::Agent, None);
             conn.send(Frame::control(Message::Hello { role, contact }))
@@ -157,9 +160,32 @@ async fn lie(liar: MemTransport, meta: MetaInfo) {
             loop {
                 let answer = match conn.recv().await?.message {
                     Message::AskMetaInfo { digest, offset } => {
-                        Message::metainfo_part(digest, &encoding, offset)
+                        Message::metainfo_part(digest, &meta.encode(), offset)
                     }
-                    Message::Subscribe { digest, .. } => Message::Unsubscribe { digest },
+                    Message::Subscribe { digest, .. } if pieces.is_none() => {
+                        Message::Unsubscribe { digest }
+                    }
+                    Message::Subscribe { digest, .. } => Message::Subscribe {
+                        digest,
+                        piece_length: meta.piece_length(),
+                        have: Bitfield::full(meta.piece_count()),
+                    },
+                    Message::Request { digest, piece } => {
+                        let range = meta.piece_range(piece);
+                        let (from, to) = (range.start as usize, range.end as usize);
+                        let bytes = pieces.as_ref().map(|it| it.slice(from..to));
+                        let payload = bytes.unwrap_or_default();
+                        let len = meta.piece_size(piece);
+                        let message = Message::Piece { digest, piece, len };
+                        let first = false;
+                        conn.send(Frame {
+                            message,
+                            payload,
+                            first,
+                        })
+                        .await?;
+                        continue;
+                    }
                     _ => continue,
                 };
                 conn.send(Frame::control(answer)).await?;
@@ -170,57 +196,121 @@ async fn lie(liar: MemTransport, meta: MetaInfo) {
     }
 }
 
+/// A blob, and what a liar says that it consists of: all but the last piece of another.
+struct Lie {
+    bytes: Vec<u8>,
+    meta: MetaInfo,
+    invented: Vec<u8>,
+    made_up: MetaInfo,
+}
+
+impl Lie {
+    fn new(seed: u64) -> Self {
+        let ((bytes, meta), (invented, other)) = (blob(3_000_000, seed), blob(3_000_000, seed + 1));
+        let states = (1..meta.piece_count()).map(|it| other.state_before(it));
+        let made_up = MetaInfo::new(
+            meta.digest(),
+            meta.length(),
+            meta.piece_length(),
+            states.collect(),
+        );
+        Self {
+            bytes,
+            meta,
+            invented,
+            made_up: made_up.unwrap(),
+        }
+    }
+
+    /// Lets the tracker know the liar, and nobody else.
+    async fn tell(&self, world: &World, pieces: Option<Vec<u8>>) -> tokio::task::JoinHandle<()> {
+        let transport = world.network.transport(PeerId::from_bytes([66; 32]));
+        let peer = PeerInfo {
+            id: transport.local_id(),
+            addr: transport.local_addr(),
+            role: PeerRole::Agent,
+            zone: None,
+        };
+        let lying = tokio::spawn(lie(transport, self.made_up.clone(), pieces));
+        let blobs = vec![AnnounceBlob {
+            namespace: Namespace::default(),
+            digest: self.meta.digest(),
+            state: AnnounceState::Seeding,
+            links: 0,
+            progress: None,
+            needy: false,
+        }];
+        let request = AnnounceRequest { peer, blobs };
+        world.discovery.announce(request).await.unwrap();
+        world.discovery.origins.store(false, Ordering::Relaxed);
+        lying
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_reads_what_a_liar_invents() {
+    let (world, lie) = (World::new(), Lie::new(6));
+    let lying = lie.tell(&world, Some(lie.invented.clone())).await;
+    let agent = world.agent(2, MemStore::new());
+    let mut reader = agent.open(lie.meta.digest()).await.unwrap();
+    // Eleven of twelve pieces fit what it says.
+    let invented = async {
+        while reader.pieces().0 + 1 < reader.pieces().1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let arrive = tokio::time::timeout(Duration::from_secs(10), invented).await;
+    let gone = !reader.is_usable();
+    assert!(arrive.is_ok() || gone, "{:?}", reader.pieces());
+    let mut bytes = Vec::new();
+    let error = reader.read_to_end(&mut bytes).await.unwrap_err();
+    assert!(error.to_string().contains("metainfo was wrong"), "{error}");
+    assert_eq!(bytes, b"", "not one byte of it was read");
+    lying.abort();
+    agent.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_metainfo_that_was_made_up_is_dropped_with_what_it_spoilt() {
-    let world = World::new();
-    let (bytes, meta) = blob(3_000_000, 4);
-    let (_, other) = blob(3_000_000, 5);
-    let states = (1..meta.piece_count()).map(|it| other.state_before(it));
-    let made_up = MetaInfo::new(
-        meta.digest(),
-        meta.length(),
-        meta.piece_length(),
-        states.collect(),
-    );
-    let transport = world.network.transport(PeerId::from_bytes([66; 32]));
-    let liar = PeerInfo {
-        id: transport.local_id(),
-        addr: transport.local_addr(),
-        role: PeerRole::Agent,
-        zone: None,
-    };
-    let lying = tokio::spawn(lie(transport, made_up.unwrap()));
-    // The tracker knows the liar alone.
-    let blobs = vec![AnnounceBlob {
-        namespace: Namespace::default(),
-        digest: meta.digest(),
-        state: AnnounceState::Seeding,
-        links: 0,
-        progress: None,
-        needy: false,
-    }];
-    let request = AnnounceRequest { peer: liar, blobs };
-    world.discovery.announce(request).await.unwrap();
-    world.discovery.origins.store(false, Ordering::Relaxed);
-    let store = MemStore::new();
-    let agent = world.agent(2, store.clone());
+    let (world, lie) = (World::new(), Lie::new(4));
+    let lying = lie.tell(&world, None).await;
+    let (bytes, meta) = (&lie.bytes, &lie.meta);
+    let agent = world.agent(2, MemStore::new());
     let reader = agent.open(meta.digest()).await.unwrap();
     // Then comes somebody with the right pieces, which do not fit: all is dropped.
-    let seeder = world.seeder(1, &[&bytes]).await;
+    let seeder = world.seeder(1, &[bytes]).await;
     let error = reader.complete().await.unwrap_err();
     assert!(error.to_string().contains("metainfo was wrong"), "{error}");
     lying.abort();
     // The next attempt begins anew, and the origins are there again.
     world.discovery.origins.store(true, Ordering::Relaxed);
     let again = async {
-        while !matches!(read_all(&agent, meta.digest()).await, Ok(read) if read == bytes) {
+        while !matches!(read_all(&agent, meta.digest()).await, Ok(read) if read == *bytes) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), again)
         .await
         .unwrap();
-    assert!(store.status(meta.digest()).await.is_ok());
+    seeder.shutdown().await;
+    agent.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_said_is_read_as_soon_as_the_discovery_says_the_same() {
+    let world = World::new();
+    let (bytes, meta) = blob(3_000_000, 9);
+    let seeder = world.seeder(1, &[&bytes]).await;
+    world.discovery.origins.store(false, Ordering::Relaxed);
+    let agent = world.agent(2, MemStore::new());
+    let mut reader = agent.open(meta.digest()).await.unwrap();
+    while reader.pieces().0 == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.discovery.origins.store(true, Ordering::Relaxed);
+    let mut first = vec![0; 1000];
+    reader.read_exact(&mut first).await.unwrap();
+    assert!(first == bytes[..1000]);
     seeder.shutdown().await;
     agent.shutdown().await;
 }

@@ -119,9 +119,12 @@ impl Agent {
     ) -> Result<BlobReader, OpenError> {
         loop {
             let told = match self.inner.store.status(digest).await? {
-                BlobStatus::Sealed { meta } | BlobStatus::Partial { meta, .. } => {
-                    Told::surely(meta)
-                }
+                BlobStatus::Sealed { meta } => Told::surely(meta),
+                // Who said so in an earlier life is not known any more.
+                BlobStatus::Partial { meta, .. } => Told {
+                    meta,
+                    is_hearsay: true,
+                },
                 BlobStatus::Absent => self.metainfo(namespace, digest).await?,
             };
             self.open_in_store(&told.meta).await?;

@@ -242,7 +242,12 @@ impl Cursor {
         let pieces = self.shared.meta.pieces_of(self.range.clone());
         let piece = pieces.start;
         self.want.moved(pieces).await;
-        while !self.shared.settled(|progress| progress.have.has(piece))? {
+        // What a peer said of a blob is proved by its last piece only: up to then its bytes may be
+        // anything.
+        let is_proved = |progress: &Progress| {
+            progress.sealed || (progress.have.has(piece) && !progress.is_hearsay)
+        };
+        while !self.shared.settled(is_proved)? {
             self.shared.changed().await?;
         }
         Ok(self.shared.meta.piece_range(piece).end)

@@ -1,11 +1,17 @@
 //! Metainfo from peers and for peers, and what to make of it when a piece does not fit.
 
+use std::time::Duration;
+
 use kraken_proto::{ConnId, Digest, Input, Message, MetaInfo, Namespace, PeerId};
 use kraken_storage::BlobStatus;
 use tokio::sync::oneshot;
+use tokio_util::sync::DropGuard;
 
 use super::{Driver, Note};
 use crate::agent::hearsay::{Sources, Told};
+
+/// How often the discovery is asked whether what a peer said is right.
+const CONFIRM: Duration = Duration::from_secs(2);
 
 impl Driver {
     pub(super) fn sources(&self) -> Sources {
@@ -26,7 +32,7 @@ impl Driver {
         // Another one may have opened it meanwhile.
         let blob = self.blobs.get(&digest);
         if let Some(blob) = blob.filter(|it| it.meta.encoded_len() > known) {
-            let (meta, is_hearsay) = (blob.meta.clone(), blob.is_hearsay);
+            let (meta, is_hearsay) = (blob.meta.clone(), blob.progress.borrow().is_hearsay);
             let _ = reply.send(Some(Told { meta, is_hearsay }));
             return;
         }
@@ -82,6 +88,29 @@ impl Driver {
         });
     }
 
+    /// Asks the discovery, until it answers, whether a metainfo by hearsay is right.
+    pub(super) fn confirm(&self, namespace: Namespace, meta: MetaInfo) -> DropGuard {
+        let (discovery, notes) = (self.parts.discovery.clone(), self.notes.clone());
+        let digest = meta.digest();
+        self.guarded(async move {
+            let said = loop {
+                match discovery.open_metainfo(&namespace, digest, None).await {
+                    Ok(said) => break said,
+                    Err(error) => tracing::debug!(%digest, %error, "hearsay so far"),
+                }
+                tokio::time::sleep(CONFIRM).await;
+            };
+            let note = if contradict(&said, &meta) {
+                Note::Contradicted { digest, meta }
+            } else {
+                Note::Confirmed { digest }
+            };
+            if let Some(notes) = notes.upgrade() {
+                let _ = notes.send(note).await;
+            }
+        })
+    }
+
     /// A piece does not fit its metainfo: either it is wrong, or the metainfo is.
     pub(super) fn doubt(&self, digest: Digest) {
         let Some(blob) = self.blobs.get(&digest) else {
@@ -89,11 +118,11 @@ impl Driver {
         };
         let (meta, namespace) = (blob.meta.clone(), blob.namespace.clone());
         let (discovery, notes) = (self.parts.discovery.clone(), self.notes.clone());
-        let is_hearsay = blob.is_hearsay;
+        let is_hearsay = blob.progress.borrow().is_hearsay;
         self.parts.tasks.spawn(async move {
             let said = discovery.open_metainfo(&namespace, digest, None).await;
             let is_contradicted = match said {
-                Ok(said) => !said.continues(&meta) && !meta.continues(&said),
+                Ok(said) => contradict(&said, &meta),
                 Err(_) => is_hearsay,
             };
             if let Some(notes) = notes.upgrade().filter(|_| is_contradicted) {
@@ -110,6 +139,11 @@ impl Driver {
             self.discard(digest, reason.into());
         }
     }
+}
+
+/// Whether two metainfos cannot both be right.
+fn contradict(one: &MetaInfo, other: &MetaInfo) -> bool {
+    !one.continues(other) && !other.continues(one)
 }
 
 /// The part of the encoding from `offset` on.

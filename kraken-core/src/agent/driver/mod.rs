@@ -66,7 +66,9 @@ pub(crate) enum Note {
     },
     /// A part of a metainfo, for a peer that asked for it.
     Tell { conn: ConnId, message: Message },
-    /// A piece did not fit its metainfo, which is not what the discovery says.
+    /// The discovery says the same of a metainfo as a peer did.
+    Confirmed { digest: Digest },
+    /// A metainfo is not what the discovery says, or a piece did not fit one that it says nothing of.
     Contradicted { digest: Digest, meta: MetaInfo },
     /// A piece came from elsewhere and is in the store, with the metainfo that proves it.
     #[cfg_attr(
@@ -125,16 +127,17 @@ pub(crate) struct Progress {
     pub(crate) sealed: bool,
     /// Nothing more will come.
     pub(crate) failed: Option<String>,
+    /// Peers said what its metainfo is: until it is whole, nothing of it is proved.
+    pub(crate) is_hearsay: bool,
 }
 
 struct Blob {
     meta: MetaInfo,
     namespace: Namespace,
-    /// Peers said what its metainfo is.
-    is_hearsay: bool,
     progress: watch::Sender<Progress>,
-    /// Ends what follows its open metainfo, with the blob.
+    /// End what follows its open metainfo, and what asks whether it is right, with the blob.
     _following: Option<DropGuard>,
+    _confirming: Option<DropGuard>,
 }
 
 /// The parts that a driver works with.
@@ -305,6 +308,7 @@ impl Driver {
                 reply,
             } => self.seek(namespace, digest, known, reply),
             Note::Tell { conn, message } => self.send(conn, message),
+            Note::Confirmed { digest } => self.progress(digest, |it| it.is_hearsay = false),
             Note::Contradicted { digest, meta } => self.contradicted(digest, &meta),
             Note::Ingested { meta, piece } => self.ingested(meta, piece),
             Note::Failed { digest, end } => self.failed(digest, end),
@@ -392,20 +396,23 @@ impl Driver {
             have: have.clone(),
             sealed,
             failed: None,
+            is_hearsay,
         };
         let (progress, following) = watch::channel(progress);
         let spec = BlobSpec::of(&meta, namespace.clone());
         let open = !meta.is_whole();
         let pieces = if ingest { 0 } else { meta.provable() };
         let _following = (open && !ingest).then(|| self.follow(namespace.clone(), meta.clone()));
+        let _confirming =
+            (is_hearsay && !sealed).then(|| self.confirm(namespace.clone(), meta.clone()));
         self.blobs.insert(
             digest,
             Blob {
                 meta,
                 namespace,
-                is_hearsay,
                 progress,
                 _following,
+                _confirming,
             },
         );
         self.input(Input::Open { spec, have });
@@ -421,11 +428,15 @@ impl Driver {
             store: self.parts.store.clone(),
             patience: self.parts.patience,
         };
+        self.guarded(follower.follow(namespace, meta))
+    }
+
+    /// Does something that ends with the guard.
+    fn guarded(&self, work: impl Future<Output = ()> + Send + 'static) -> DropGuard {
         let token = CancellationToken::new();
-        let following = follower.follow(namespace, meta);
-        let following = token.clone().run_until_cancelled_owned(following);
+        let work = token.clone().run_until_cancelled_owned(work);
         self.parts.tasks.spawn(async move {
-            let _ = following.await;
+            let _ = work.await;
         });
         token.drop_guard()
     }
@@ -435,8 +446,8 @@ impl Driver {
         let (digest, pieces) = (meta.digest(), meta.provable());
         if let Some(blob) = self.blobs.get_mut(&digest) {
             blob.meta = meta;
-            // Whatever was hearsay before goes on in what the discovery says now.
-            blob.is_hearsay = is_hearsay;
+            // What was hearsay before goes on in what the discovery says now.
+            blob.progress.send_modify(|it| it.is_hearsay = is_hearsay);
             self.input(Input::Provable { digest, pieces });
         }
     }
@@ -481,13 +492,14 @@ impl Driver {
                 have,
                 sealed: true,
                 failed: None,
+                is_hearsay: false,
             });
             self.blobs.entry(digest).or_insert(Blob {
                 meta,
                 namespace: Namespace::default(),
-                is_hearsay: false,
                 progress,
                 _following: None,
+                _confirming: None,
             });
         }
         self.input(Input::Found { digest, spec });
