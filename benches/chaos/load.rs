@@ -105,6 +105,12 @@ impl Book {
             .any(|it| it.overlaps(attempt.from, attempt.until))
     }
 
+    /// Whether something was wrong with the member that was asked while it ran.
+    pub(crate) fn was_hit(&self, attempt: &Attempt) -> bool {
+        let mut spells = self.spells.iter().filter(|it| it.at == attempt.at);
+        spells.any(|it| it.overlaps(attempt.from, attempt.until))
+    }
+
     /// Whether something was wrong with the member that was asked, just when the attempt failed. One
     /// that was not done in time has no such excuse.
     pub(crate) fn is_excused(&self, attempt: &Attempt) -> bool {

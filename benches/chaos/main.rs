@@ -123,6 +123,8 @@ struct Report {
     pull_p99_quiet_s: f64,
     pull_p99_fault_s: f64,
     pull_p99_ratio: f64,
+    /// Through agents that nothing was wrong with themselves.
+    pull_p99_well_s: f64,
     push_p99_quiet_s: f64,
     push_p99_fault_s: f64,
     /// From the death of two origins until all that was acknowledged before had three copies again,
@@ -335,6 +337,13 @@ fn report(book: &Book, outcome: Played, (lost, converged_s): (usize, f64)) -> Re
         let at = (times.len() * 99 / 100).min(times.len().saturating_sub(1));
         times.get(at).map_or(0.0, Duration::as_secs_f64)
     };
+    let well: Vec<_> = book
+        .pulls
+        .iter()
+        .filter(|it| !book.was_hit(it))
+        .copied()
+        .collect();
+    let well = p99(&well, true);
     let (quiet, trouble) = (p99(&book.pulls, false), p99(&book.pulls, true));
     let mut reasons = book.reasons.clone();
     reasons.truncate(20);
@@ -352,6 +361,7 @@ fn report(book: &Book, outcome: Played, (lost, converged_s): (usize, f64)) -> Re
         failed_pushes_at_faults: failed(&book.pushes, true),
         pull_p99_quiet_s: quiet,
         pull_p99_fault_s: trouble,
+        pull_p99_well_s: well,
         pull_p99_ratio: if quiet > 0.0 { trouble / quiet } else { 0.0 },
         push_p99_quiet_s: p99(&book.pushes, false),
         push_p99_fault_s: p99(&book.pushes, true),

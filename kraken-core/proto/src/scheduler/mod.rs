@@ -330,7 +330,7 @@ impl Scheduler {
         self.penalties.add(now, peer, first, longest, false);
         for digest in self.conns.dial_ended(peer) {
             self.announces.hurry(now, digest);
-            self.seek_on(now, digest);
+            self.seek_undialled(now, digest, peer);
         }
     }
 

@@ -24,6 +24,8 @@ use crate::wire::message::Message;
 const LIFE: Duration = Duration::from_secs(15);
 /// How long a peer may take to answer, and to send each further part.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a dial may take before others are dialled as well: a host that is gone says nothing.
+const DIAL_PATIENCE: Duration = Duration::from_millis(500);
 /// Peers asked at a time.
 const ASKED_AT_ONCE: usize = 4;
 /// Peers asked in one search: some of these are likely to take part when anybody near does.
@@ -47,12 +49,16 @@ struct Seek {
     asked: BTreeSet<PeerId>,
     /// Peers that the tracker named and that were not asked yet.
     leads: VecDeque<PeerInfo>,
+    /// Who is being dialled, and until when others are not dialled instead.
+    dialled: BTreeMap<PeerId, Timestamp>,
     /// Who was asked and has not answered, and until when it may.
     waiting: BTreeMap<ConnId, Timestamp>,
     /// Who has it, beside the source.
     holders: VecDeque<ConnId>,
     source: Option<Source>,
     found: Option<(MetaInfo, PeerId)>,
+    /// Somebody does not come: others are to be asked.
+    is_behind: bool,
 }
 
 /// From whom the encoding comes.
@@ -72,10 +78,12 @@ impl Seek {
             until,
             asked: BTreeSet::new(),
             leads: VecDeque::new(),
+            dialled: BTreeMap::new(),
             waiting: BTreeMap::new(),
             holders: VecDeque::new(),
             source: None,
             found: None,
+            is_behind: false,
         }
     }
 
@@ -85,7 +93,7 @@ impl Seek {
 
     /// When it has to be looked at next.
     fn next(&self) -> Timestamp {
-        let waiting = self.waiting.values().copied();
+        let waiting = self.waiting.values().chain(self.dialled.values()).copied();
         let source = self.source.as_ref().map(|it| it.until);
         waiting.chain(source).fold(self.until, Timestamp::min)
     }
@@ -180,7 +188,6 @@ impl Scheduler {
     /// Asks further peers, while few are being asked.
     pub(super) fn seek_on(&mut self, now: Timestamp, digest: Digest) {
         while self.seeks.is_open(digest) {
-            let coming = self.conns.coming(digest);
             let Some(seek) = self.seeks.by_digest.get_mut(&digest) else {
                 return;
             };
@@ -190,6 +197,7 @@ impl Scheduler {
                 self.ask_metainfo(now, conn, digest);
                 continue;
             }
+            let coming = seek.dialled.values().filter(|until| **until > now).count();
             let busy = seek.waiting.len() + usize::from(seek.source.is_some()) + coming;
             if busy >= ASKED_AT_ONCE || seek.asked.len() >= MAX_ASKED {
                 return;
@@ -229,6 +237,7 @@ impl Scheduler {
             self.ask_metainfo(now, conn, digest);
         } else if let Some(seek) = self.seeks.by_digest.get_mut(&digest) {
             seek.asked.insert(peer.id);
+            seek.dialled.insert(peer.id, now + DIAL_PATIENCE);
             self.dial_for(now, digest, peer);
         }
     }
@@ -243,6 +252,7 @@ impl Scheduler {
             return;
         };
         seek.asked.insert(it.peer);
+        seek.dialled.remove(&it.peer);
         seek.waiting.insert(conn, now + PATIENCE);
         if it.role.is_none() {
             it.wanted.insert(digest);
@@ -329,6 +339,7 @@ impl Scheduler {
         }
         seek.found = Some((meta.clone(), from));
         seek.waiting.clear();
+        seek.dialled.clear();
         seek.holders.clear();
         let found = Some((meta, from));
         self.actions.push_back(Action::Sought { digest, found });
@@ -364,7 +375,21 @@ impl Scheduler {
                 self.announces.leave(seek.namespace, digest);
             }
         }
+        for seek in self.seeks.by_digest.values_mut() {
+            // It may still come about; but nobody waits for it.
+            let before = seek.dialled.len();
+            seek.dialled.retain(|_, until| *until > now);
+            seek.is_behind |= before != seek.dialled.len();
+        }
         self.seek_elsewhere(now, |_, until| until.is_some_and(|at| at <= now));
+    }
+
+    /// A dial came to nothing.
+    pub(super) fn seek_undialled(&mut self, now: Timestamp, digest: Digest, peer: PeerId) {
+        if let Some(seek) = self.seeks.by_digest.get_mut(&digest) {
+            seek.dialled.remove(&peer);
+        }
+        self.seek_on(now, digest);
     }
 
     /// A connection is gone.
@@ -379,7 +404,10 @@ impl Scheduler {
     ) {
         let seeks = self.seeks.by_digest.iter_mut();
         let touched = seeks
-            .filter_map(|(digest, seek)| seek.drop_silent(&is_silent).then_some(*digest))
+            .filter_map(|(digest, seek)| {
+                let lost = seek.drop_silent(&is_silent);
+                (lost || std::mem::take(&mut seek.is_behind)).then_some(*digest)
+            })
             .collect::<Vec<_>>();
         for digest in touched {
             self.seek_on(now, digest);

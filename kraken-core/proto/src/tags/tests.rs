@@ -45,7 +45,7 @@ struct Envelope {
 #[derive(Debug)]
 enum Attempt {
     Look(Look),
-    Round(Round, Vec<usize>),
+    Round(Box<Round>, Vec<usize>),
 }
 
 /// What one client does until it knows what became of it.
@@ -115,7 +115,10 @@ impl World {
                 proposer: number as u64,
             };
             (0..owners).for_each(|to| self.send(number, to, Message::Prepare(ballot)));
-            Attempt::Round(Round::new(ballot, owners, change.clone()), Vec::new())
+            Attempt::Round(
+                Box::new(Round::new(ballot, owners, change.clone())),
+                Vec::new(),
+            )
         };
         self.clients[client] = Some(Op {
             number,

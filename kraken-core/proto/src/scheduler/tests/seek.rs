@@ -161,6 +161,28 @@ fn peers_that_the_tracker_names_are_called_before_those_met_earlier() {
 }
 
 #[test]
+fn others_are_dialled_when_the_first_do_not_come() {
+    let (mut bench, _) = bench(0);
+    let peers = (20..30).map(|it| info(it, PeerRole::Agent)).collect();
+    bench.feed(Input::Known { peers });
+    let first = dials(&seeking(&mut bench, 0));
+    let next = dials(&bench.wait(Duration::from_millis(600)));
+    assert_eq!((first.len(), next.len()), (4, 4));
+    assert!(next.iter().all(|it| !first.contains(it)));
+    // One of the first comes all the same, and is asked.
+    bench.conns += 1;
+    let (conn, peer, dialled) = (ConnId(bench.conns), first[0], true);
+    bench.feed(Input::ConnUp {
+        conn,
+        peer,
+        dialled,
+    });
+    let (role, contact) = (PeerRole::Agent, None);
+    let asked = bench.say(conn, Message::Hello { role, contact });
+    assert_eq!(asks(&asked), [(conn, 0)]);
+}
+
+#[test]
 fn what_nobody_has_is_given_up_and_the_tracker_told() {
     let (mut bench, conns) = bench(1);
     seeking(&mut bench, 0);
