@@ -21,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::config::{self, QuicMtu, Tls, TransportConfig};
+use crate::dns::DnsName;
 use crate::limits::{LimitsConfig, with_live_limits};
+use crate::members::Urls;
 use crate::pages;
 use crate::process::{Service, StartError};
 use crate::store::http::with_store;
@@ -68,9 +70,18 @@ pub struct AgentConfig {
     /// Where the local container runtime connects to (plain HTTP: keep it on loopback).
     pub registry_listen: SocketAddr,
     /// Base URLs of the trackers.
+    #[serde(default)]
     pub trackers: Vec<String>,
+    /// A name by which DNS says where the trackers are; instead of `trackers`. All hosts must use the
+    /// same.
+    #[serde(default)]
+    pub trackers_dns: Option<DnsName>,
     /// Base URLs of the build-indexes.
+    #[serde(default)]
     pub build_indexes: Vec<String>,
+    /// A name by which DNS says where the build-indexes are; instead of `build_indexes`.
+    #[serde(default)]
+    pub build_indexes_dns: Option<DnsName>,
     /// How much of the network to take for peers.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -103,8 +114,11 @@ pub struct AgentService {
 pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
-    let trackers = TrackerClient::new(&config.trackers, http.clone())
+    let shutdown = CancellationToken::new();
+    let listed = Urls::of("trackers", config.trackers, config.trackers_dns)?;
+    let trackers = TrackerClient::new(listed.now().await?, http.clone())
         .map_err(|error| StartError::Config(format!("trackers: {error}")))?;
+    listed.follow_trackers(&trackers, &shutdown);
     let transport = config::bind(
         config.peer_listen,
         &identity,
@@ -114,7 +128,6 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     config::make_dir(&config.store)?;
     let (volumes, eviction) = (&config.volumes, &config.eviction);
     let disks = store::open(dir, volumes, config.store_limit, eviction).await?;
-    let shutdown = CancellationToken::new();
     store::scrub(disks.clone(), config.scrub, &shutdown);
     let builder = match config.memory {
         Some(Memory(bytes)) => Agent::builder(MemoryTier::new(disks.clone(), bytes), transport),
@@ -136,7 +149,13 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let agent = builder
         .spawn()
         .map_err(|error| StartError::Config(error.to_string()))?;
-    let tags = TagClient::new(http.raw(), config.build_indexes);
+    let indexes = Urls::of(
+        "build_indexes",
+        config.build_indexes,
+        config.build_indexes_dns,
+    )?;
+    let tags = TagClient::new(http.raw(), indexes.now().await?);
+    indexes.follow_tags(&tags, &shutdown);
     let router = router(agent.clone(), disks, tags);
     let server = serve(config.registry_listen, router, None, shutdown.clone())?;
     let seeding = agent.clone();

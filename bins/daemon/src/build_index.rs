@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve, with_health};
+use kraken_core::net::origin::OriginCluster;
 use kraken_registry::tags::ring::{IndexMember, TagRing};
 use kraken_registry::tags::server::{TagPolicy, router};
 use kraken_registry::tags::store::TagStore;
@@ -12,7 +13,8 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, OriginEntry, Tls};
-use crate::members;
+use crate::dns::DnsName;
+use crate::members::Origins;
 use crate::process::{Service, StartError};
 
 /// The configuration of a build-index.
@@ -29,6 +31,9 @@ pub struct BuildIndexConfig {
     /// A file with the same list, read again when it changes; instead of `origins`.
     #[serde(default)]
     pub origins_file: Option<PathBuf>,
+    /// A name by which DNS says who the origins are; instead of `origins`.
+    #[serde(default)]
+    pub origins_dns: Option<DnsName>,
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
@@ -85,23 +90,19 @@ pub struct BuildIndexService {
 ///
 /// # Errors
 /// [`StartError`] says what to mend.
-#[expect(
-    clippy::unused_async,
-    reason = "starts tasks, so that it must run on a runtime"
-)]
 pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
-    let origins = config::origin_cluster(
+    let listed = Origins::of(
         &config.origins,
-        config.origins_file.as_deref(),
-        config.replicas,
-        &http,
+        config.origins_file.as_ref(),
+        config.origins_dns.as_ref(),
     )?;
+    let origins = OriginCluster::new(listed.now(None).await?, http.clone(), config.replicas);
     config::make_dir(&config.store)?;
     let shutdown = CancellationToken::new();
     config::watch(&origins, &shutdown);
-    members::follow_with(&origins, config.origins_file.as_deref(), &shutdown);
+    listed.follow_with(&origins, &shutdown);
     let tags = ring(&config, &http)?;
     let policy = TagPolicy {
         immutable: patterns(&config.immutable_tags)?,

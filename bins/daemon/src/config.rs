@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use kraken_core::Zone;
-use kraken_core::net::http::{BaseUrl, HttpClient};
+use kraken_core::net::http::BaseUrl;
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::net::{Dual, Identity, NetError, PathChoice, QuicOptions};
 use kraken_core::origin::RingMember;
@@ -12,7 +12,6 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use crate::members;
 use crate::process::StartError;
 use crate::store::Weight;
 
@@ -91,17 +90,6 @@ pub fn ring(origins: &[OriginEntry]) -> Result<Vec<RingMember>, StartError> {
         })
     };
     origins.iter().map(member).collect()
-}
-
-/// A client of the origins.
-pub(crate) fn origin_cluster(
-    origins: &[OriginEntry],
-    file: Option<&Path>,
-    replicas: usize,
-    http: &HttpClient,
-) -> Result<OriginCluster, StartError> {
-    let members = members::origins(origins, file)?;
-    Ok(OriginCluster::new(members, http.clone(), replicas))
 }
 
 /// Makes a directory that is not there.

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod backends;
 pub mod build_index;
 pub mod config;
+pub mod dns;
 pub mod leave;
 pub mod limits;
 mod members;

@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backends::{BackendConfig, RouteConfig, backend};
 use crate::config::{self, OriginEntry, QuicMtu, Tls, TransportConfig};
+use crate::dns::DnsName;
 use crate::leave::with_leave;
 use crate::limits::{LimitsConfig, Rate, with_live_limits};
-use crate::members;
+use crate::members::Origins;
 use crate::process::{Service, StartError};
 use crate::queue::with_queue;
 use crate::store::http::with_store;
@@ -79,6 +80,9 @@ pub struct OriginConfig {
     /// A file with the same list, read again when it changes; instead of `origins`.
     #[serde(default)]
     pub origins_file: Option<PathBuf>,
+    /// A name by which DNS says who the origins are; instead of `origins`.
+    #[serde(default)]
+    pub origins_dns: Option<DnsName>,
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
@@ -153,7 +157,12 @@ pub struct OriginService {
 pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
-    let ring = members::origins(&config.origins, config.origins_file.as_deref())?;
+    let listed = Origins::of(
+        &config.origins,
+        config.origins_file.as_ref(),
+        config.origins_dns.as_ref(),
+    )?;
+    let ring = listed.now(Some(&config.name)).await?;
     let origins = ring.len();
     let backend = backend(config.backend.as_ref(), &config.backends, origins)?;
     let dir = config.store.join("blobs");
@@ -192,7 +201,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         .spawn()
         .map_err(|error| StartError::Config(error.to_string()))?;
     let following = origin.clone();
-    members::follow(config.origins_file.as_deref(), &shutdown, move |members| {
+    listed.follow(&shutdown, move |members| {
         following
             .set_ring(members)
             .map_err(|error| error.to_string())

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
+use kraken_core::net::origin::OriginCluster;
 use kraken_registry::pull::PullState;
 use kraken_registry::push::{self, PushState};
 use kraken_registry::tags::client::TagClient;
@@ -11,7 +12,8 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, OriginEntry, Tls};
-use crate::members;
+use crate::dns::DnsName;
+use crate::members::{Origins, Urls};
 use crate::process::{Service, StartError};
 
 /// The configuration of a proxy.
@@ -26,11 +28,18 @@ pub struct ProxyConfig {
     /// A file with the same list, read again when it changes; instead of `origins`.
     #[serde(default)]
     pub origins_file: Option<PathBuf>,
+    /// A name by which DNS says who the origins are; instead of `origins`.
+    #[serde(default)]
+    pub origins_dns: Option<DnsName>,
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
     /// Base URLs of the build-indexes.
+    #[serde(default)]
     pub build_indexes: Vec<String>,
+    /// A name by which DNS says where the build-indexes are; instead of `build_indexes`.
+    #[serde(default)]
+    pub build_indexes_dns: Option<DnsName>,
     /// This process's certificate, shown to origins and build-indexes.
     pub tls: Tls,
 }
@@ -48,23 +57,25 @@ pub struct ProxyService {
 ///
 /// # Errors
 /// [`StartError`] says what to mend.
-#[expect(
-    clippy::unused_async,
-    reason = "starts tasks, so that it must run on a runtime"
-)]
 pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
-    let origins = config::origin_cluster(
+    let listed = Origins::of(
         &config.origins,
-        config.origins_file.as_deref(),
-        config.replicas,
-        &http,
+        config.origins_file.as_ref(),
+        config.origins_dns.as_ref(),
     )?;
-    let tags = TagClient::new(http.raw(), config.build_indexes);
+    let origins = OriginCluster::new(listed.now(None).await?, http.clone(), config.replicas);
+    let indexes = Urls::of(
+        "build_indexes",
+        config.build_indexes,
+        config.build_indexes_dns,
+    )?;
+    let tags = TagClient::new(http.raw(), indexes.now().await?);
     let shutdown = CancellationToken::new();
     config::watch(&origins, &shutdown);
-    members::follow_with(&origins, config.origins_file.as_deref(), &shutdown);
+    indexes.follow_tags(&tags, &shutdown);
+    listed.follow_with(&origins, &shutdown);
     let router = push::router(PushState::new(
         PullState::new(origins.clone(), tags),
         origins,

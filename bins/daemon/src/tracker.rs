@@ -8,11 +8,13 @@ use axum::routing::get;
 use kraken_core::Tracker;
 use kraken_core::net::announce::router;
 use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
+use kraken_core::net::origin::OriginCluster;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, OriginEntry, Tls};
-use crate::members;
+use crate::dns::DnsName;
+use crate::members::Origins;
 use crate::process::{Service, StartError};
 
 /// The configuration of a tracker.
@@ -27,6 +29,9 @@ pub struct TrackerConfig {
     /// A file with the same list, read again when it changes; instead of `origins`.
     #[serde(default)]
     pub origins_file: Option<PathBuf>,
+    /// A name by which DNS says who the origins are; instead of `origins`.
+    #[serde(default)]
+    pub origins_dns: Option<DnsName>,
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
@@ -49,19 +54,15 @@ pub struct TrackerService {
 ///
 /// # Errors
 /// [`StartError`] says what to mend.
-#[expect(
-    clippy::unused_async,
-    reason = "starts tasks, so that it must run on a runtime"
-)]
 pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
-    let origins = config::origin_cluster(
+    let listed = Origins::of(
         &config.origins,
-        config.origins_file.as_deref(),
-        config.replicas,
-        &http,
+        config.origins_file.as_ref(),
+        config.origins_dns.as_ref(),
     )?;
+    let origins = OriginCluster::new(listed.now(None).await?, http.clone(), config.replicas);
     let tracker = Tracker::builder(origins).spawn();
     let (stats, live) = (tracker.clone(), tracker.clone());
     let router =
@@ -76,7 +77,7 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     });
     let shutdown = CancellationToken::new();
     let following = tracker.clone();
-    members::follow(config.origins_file.as_deref(), &shutdown, move |members| {
+    listed.follow(&shutdown, move |members| {
         following.set_origins(members);
         Ok(())
     });

@@ -95,6 +95,7 @@ impl Cluster {
                 listen: *listen,
                 origins: entries.clone(),
                 origins_file: None,
+                origins_dns: None,
                 replicas,
                 heal: Default::default(),
                 limits: Default::default(),
@@ -106,6 +107,7 @@ impl Cluster {
             listen: ports.tracker,
             origins: entries.clone(),
             origins_file: None,
+            origins_dns: None,
             replicas,
             tls: files.tls("tracker-1", "tracker")?,
         })
@@ -115,6 +117,7 @@ impl Cluster {
             store: options.dir.join("build-index-1"),
             origins: entries.clone(),
             origins_file: None,
+            origins_dns: None,
             replicas,
             name: kraken_daemon::build_index::default_name(),
             cluster: kraken_daemon::build_index::default_cluster(),
@@ -129,8 +132,10 @@ impl Cluster {
             listen: ports.proxy,
             origins: entries,
             origins_file: None,
+            origins_dns: None,
             replicas,
             build_indexes: build_indexes.clone(),
+            build_indexes_dns: None,
             tls: files.tls("proxy-1", "proxy")?,
         })
         .await?;
@@ -151,6 +156,8 @@ impl Cluster {
                 zone: None,
                 registry_listen: *registry_listen,
                 trackers: vec![format!("https://{}", tracker.addr)],
+                trackers_dns: None,
+                build_indexes_dns: None,
                 build_indexes: build_indexes.clone(),
                 limits: Default::default(),
                 remember_peers: true,

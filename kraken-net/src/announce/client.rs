@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -34,16 +34,29 @@ const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(5);
 /// failed lately.
 #[derive(Clone)]
 pub struct TrackerClient {
-    inner: Arc<Inner>,
+    current: Arc<RwLock<Arc<Inner>>>,
 }
 
 struct Inner {
     ring: Ring,
     urls: BTreeMap<String, BaseUrl>,
     http: HttpClient,
-    health: Health,
+    health: Arc<Health>,
     /// Announces on their way to trackers that are only told.
     telling: Arc<Semaphore>,
+}
+
+impl Inner {
+    fn table<T: AsRef<str>>(
+        trackers: impl IntoIterator<Item = T>,
+    ) -> Result<(Ring, BTreeMap<String, BaseUrl>), BaseUrlError> {
+        let mut urls = BTreeMap::new();
+        for tracker in trackers {
+            let url: BaseUrl = tracker.as_ref().parse()?;
+            urls.insert(url.to_string(), url);
+        }
+        Ok((Ring::new(urls.keys().map(Member::new)), urls))
+    }
 }
 
 impl TrackerClient {
@@ -56,37 +69,60 @@ impl TrackerClient {
         trackers: impl IntoIterator<Item = T>,
         http: HttpClient,
     ) -> Result<Self, BaseUrlError> {
-        let mut urls = BTreeMap::new();
-        for tracker in trackers {
-            let url: BaseUrl = tracker.as_ref().parse()?;
-            urls.insert(url.to_string(), url);
-        }
-        let ring = Ring::new(urls.keys().map(Member::new));
+        let (ring, urls) = Inner::table(trackers)?;
+        let inner = Inner {
+            ring,
+            urls,
+            http,
+            health: Arc::default(),
+            telling: Arc::new(Semaphore::new(MAX_TELLING)),
+        };
         Ok(Self {
-            inner: Arc::new(Inner {
-                ring,
-                urls,
-                http,
-                health: Health::default(),
-                telling: Arc::new(Semaphore::new(MAX_TELLING)),
-            }),
+            current: Arc::new(RwLock::new(Arc::new(inner))),
         })
+    }
+
+    /// From now on these are the trackers; what is being asked goes on with those of before.
+    ///
+    /// # Errors
+    /// A text is no URL; nothing has changed then.
+    pub fn set<T: AsRef<str>>(
+        &self,
+        trackers: impl IntoIterator<Item = T>,
+    ) -> Result<(), BaseUrlError> {
+        let (ring, urls) = Inner::table(trackers)?;
+        let before = self.inner();
+        let inner = Inner {
+            ring,
+            urls,
+            http: before.http.clone(),
+            health: before.health.clone(),
+            telling: before.telling.clone(),
+        };
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(inner);
+        Ok(())
+    }
+
+    fn inner(&self) -> Arc<Inner> {
+        let current = self.current.read();
+        current.unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl fmt::Debug for TrackerClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TrackerClient")
-            .field("trackers", &self.inner.urls.keys())
+            .field("trackers", &self.inner().urls.keys())
             .finish_non_exhaustive()
     }
 }
 
 impl Discovery for TrackerClient {
     async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
-        let inner = &self.inner;
-        self.tell_the_next(&request);
-        let mut round = Round::new(inner, request.blobs);
+        let inner = self.inner();
+        Self::tell_the_next(&inner, &request);
+        let mut round = Round::new(&inner, request.blobs);
         let mut merged: Option<AnnounceReply> = None;
         // Each round loses at least one tracker or is the last.
         while !round.groups.is_empty() {
@@ -114,7 +150,7 @@ impl Discovery for TrackerClient {
         digest: Digest,
     ) -> Result<MetaInfo, DiscoveryError> {
         let asked = Asked::Whole;
-        let meta = self.inner.metainfo(namespace, digest, &asked).await?;
+        let meta = self.inner().metainfo(namespace, digest, &asked).await?;
         if meta.is_whole() {
             Ok(meta)
         } else {
@@ -130,18 +166,18 @@ impl Discovery for TrackerClient {
         known: Option<MetaInfo>,
     ) -> Result<MetaInfo, DiscoveryError> {
         let asked = Asked::Open(known);
-        self.inner.metainfo(namespace, digest, &asked).await
+        self.inner().metainfo(namespace, digest, &asked).await
     }
 }
 
 impl TrackerClient {
     /// Tells those who are asked next, should those fail that are asked now; nobody waits for it.
-    fn tell_the_next(&self, request: &AnnounceRequest) {
+    fn tell_the_next(inner: &Arc<Inner>, request: &AnnounceRequest) {
         let mut groups = BTreeMap::<String, Vec<AnnounceBlob>>::new();
         for blob in &request.blobs {
             // One that failed lately stands last: with two trackers that is the second.
-            let next = self.inner.order(&blob.digest).get(1).copied();
-            if let Some(next) = next.filter(|next| !self.inner.health.has_failed(next)) {
+            let next = inner.order(&blob.digest).get(1).copied();
+            if let Some(next) = next.filter(|next| !inner.health.has_failed(next)) {
                 groups
                     .entry(next.to_string())
                     .or_default()
@@ -153,11 +189,11 @@ impl TrackerClient {
                 peer: request.peer.clone(),
                 blobs,
             };
-            let Ok(permit) = self.inner.telling.clone().try_acquire_owned() else {
+            let Ok(permit) = inner.telling.clone().try_acquire_owned() else {
                 // They are slow to hear: the next announce tells as much.
                 return;
             };
-            let inner = self.inner.clone();
+            let inner = inner.clone();
             tokio::spawn(async move {
                 let _permit = permit;
                 let told = inner

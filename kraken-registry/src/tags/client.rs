@@ -1,6 +1,7 @@
 //! Asks a build-index for tags.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -29,32 +30,51 @@ const TURNS: usize = 20;
 /// An answer is taken from the first that gives one, beginning with the one that answered last; when
 /// that takes long, the next is asked as well. A connection that fails, a server error, and a 404 that is not a build-index's own count as no
 /// answer; when nobody answers, the result is [`TagError::Unavailable`].
-#[derive(Debug)]
+///
+/// Clones share the memory of who answered last.
+#[derive(Debug, Clone)]
 pub struct TagClient {
     http: Client,
-    hosts: Vec<String>,
-    preferred: AtomicUsize,
+    hosts: Arc<RwLock<Arc<[String]>>>,
+    preferred: Arc<AtomicUsize>,
 }
 
 impl TagClient {
     /// A client for the build-indexes at `hosts`, base URLs such as `https://index-1:7604`. A
     /// host that does not answer within 0.5 s, or a change within 3 s, is not waited for alone.
     pub fn new(http: Client, hosts: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        let trim = |host: String| host.trim_end_matches('/').to_string();
-        Self {
+        let client = Self {
             http,
-            hosts: hosts.into_iter().map(Into::into).map(trim).collect(),
-            preferred: AtomicUsize::new(0),
-        }
+            hosts: Arc::default(),
+            preferred: Arc::default(),
+        };
+        client.set(hosts);
+        client
+    }
+
+    /// From now on these are the hosts.
+    pub fn set(&self, hosts: impl IntoIterator<Item = impl Into<String>>) {
+        let trim = |host: String| host.trim_end_matches('/').to_string();
+        let hosts = hosts.into_iter().map(Into::into).map(trim).collect();
+        *self.hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts;
+    }
+
+    fn hosts(&self) -> Arc<[String]> {
+        let hosts = self.hosts.read();
+        hosts.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks one host after the other until one answers; the next also when one takes long. The first
     /// answer counts.
     async fn ask(&self, question: &Question<'_>) -> Result<Reply, TagError> {
-        let first = self.preferred.load(Ordering::Relaxed);
-        let mut left = (0..self.hosts.len()).map(|turn| (first + turn) % self.hosts.len());
+        let (hosts, first) = (self.hosts(), self.preferred.load(Ordering::Relaxed));
+        let mut left = (0..hosts.len()).map(|turn| (first + turn) % hosts.len());
+        let ask = |at: usize| {
+            let asking = self.ask_host(&hosts[at], question);
+            async move { (at, asking.await) }
+        };
         let (mut asked, mut reasons) = (FuturesUnordered::new(), Vec::new());
-        asked.extend(left.next().map(|at| self.ask_host(at, question)));
+        asked.extend(left.next().map(ask));
         while !asked.is_empty() {
             let said = timeout(question.hedge(), asked.next()).await;
             match said {
@@ -63,15 +83,15 @@ impl TagClient {
                     return Ok(reply);
                 }
                 Ok(Some((at, Err(reason)))) => {
-                    let host = &self.hosts[at];
+                    let host = &hosts[at];
                     tracing::debug!(host, reason, "build-index gave no answer");
                     reasons.push(format!("{host}: {reason}"));
                     if asked.is_empty() {
-                        asked.extend(left.next().map(|at| self.ask_host(at, question)));
+                        asked.extend(left.next().map(ask));
                     }
                 }
                 Ok(None) => break,
-                Err(_) => asked.extend(left.next().map(|at| self.ask_host(at, question))),
+                Err(_) => asked.extend(left.next().map(ask)),
             }
         }
         Err(TagError::Unavailable(if reasons.is_empty() {
@@ -81,13 +101,13 @@ impl TagClient {
         }))
     }
 
-    async fn ask_host(&self, at: usize, question: &Question<'_>) -> (usize, Result<Reply, String>) {
-        let url = format!("{}{}", self.hosts[at], question.path);
+    async fn ask_host(&self, host: &str, question: &Question<'_>) -> Result<Reply, String> {
+        let url = format!("{host}{}", question.path);
         let mut request = self.http.request(question.method.clone(), url);
         if let Some(version) = question.at {
             request = request.header(TAG_AT, version);
         }
-        (at, reply(request.timeout(TIMEOUT)).await)
+        reply(request.timeout(TIMEOUT)).await
     }
 
     /// What a tag points to, and since which version; 0 when it was never set.
