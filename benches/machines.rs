@@ -1,14 +1,15 @@
-//! What the machines cost: the proof of a piece, one piece through the scheduler, and one chunk
-//! through the fair queue.
+//! What the machines cost: the proof of a piece, one piece through the scheduler, one chunk through the
+//! fair queue, and one announce at a tracker.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use kraken_proto::limits::fair::FairQueue;
+use kraken_proto::tracker::handout::{Tracker, TrackerConfig};
 use kraken_proto::{
-    Bitfield, BlobSpec, ChainHasher, Config, ConnId, Digest, Input, Message, MetaInfo, Namespace,
-    PeerId, PeerInfo, PeerRole, Scheduler, Timestamp,
+    AnnounceBlob, AnnounceRequest, AnnounceState, Bitfield, BlobSpec, ChainHasher, Config, ConnId,
+    Digest, Input, Message, MetaInfo, Namespace, PeerId, PeerInfo, PeerRole, Scheduler, Timestamp,
 };
 
 /// One pass of SHA-256 over 4 MiB, with the chain's states; and the check of one piece.
@@ -182,5 +183,50 @@ fn fair(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, proof, scheduler, fair);
+/// An announce of a host that wants one blob, to a tracker that knows 10,000 hosts with 100 blobs each.
+fn tracker(c: &mut Criterion) {
+    const HOSTS: u32 = 10_000;
+    const BLOBS: u32 = 100;
+    let host = |number: u32| PeerInfo {
+        id: PeerId::from_bytes(*Digest::of(&number.to_be_bytes()).as_bytes()),
+        addr: ([10, 0, (number >> 8) as u8, number as u8], 7610).into(),
+        role: PeerRole::Agent,
+        zone: None,
+    };
+    let wants = |blob: u32, state: AnnounceState| AnnounceBlob {
+        namespace: Namespace::default(),
+        digest: Digest::of(&[b"blob", &blob.to_be_bytes()[..]].concat()),
+        state,
+        links: 0,
+        progress: None,
+        needy: false,
+    };
+    let mut tracker = Tracker::new(TrackerConfig::default(), 1);
+    let now = Timestamp::ZERO;
+    for number in 0..HOSTS {
+        let blobs = (0..BLOBS).map(|blob| wants(blob, AnnounceState::Seeding));
+        let request = AnnounceRequest {
+            peer: host(number),
+            blobs: blobs.collect(),
+        };
+        tracker
+            .announce(now, &request, &|_| Vec::new())
+            .expect("within the bounds");
+    }
+    let mut group = c.benchmark_group("tracker");
+    let mut turn = 0;
+    group.bench_function("announce, 1,000,000 pairs", |b| {
+        b.iter(|| {
+            turn += 1;
+            let request = AnnounceRequest {
+                peer: host(turn % HOSTS),
+                blobs: vec![wants(turn % BLOBS, AnnounceState::Leeching)],
+            };
+            tracker.announce(now, &request, &|_| Vec::new())
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, proof, scheduler, fair, tracker);
 criterion_main!(benches);

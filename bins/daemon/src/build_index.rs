@@ -8,7 +8,6 @@ use kraken_core::net::origin::OriginCluster;
 use kraken_registry::tags::ring::{IndexMember, TagRing};
 use kraken_registry::tags::server::{TagPolicy, router};
 use kraken_registry::tags::store::TagStore;
-use regex::Regex;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -37,9 +36,9 @@ pub struct BuildIndexConfig {
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
-    /// This build-index's name among the others.
-    #[serde(default = "default_name")]
-    pub name: String,
+    /// This build-index's name among the others; needed when these are listed.
+    #[serde(default)]
+    pub name: Option<String>,
     /// The name of this cluster, which is part of each version of a tag.
     #[serde(default = "default_cluster")]
     pub cluster: String,
@@ -67,10 +66,8 @@ pub struct IndexEntry {
     pub url: String,
 }
 
-/// The name of a build-index that is not given any.
-pub fn default_name() -> String {
-    "build-index-1".into()
-}
+/// The name of a build-index that is alone and not given any.
+const ALONE: &str = "build-index-1";
 
 /// The name of a cluster that is not given any.
 pub fn default_cluster() -> String {
@@ -104,9 +101,8 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     config::watch(&origins, &shutdown);
     listed.follow_with(&origins, &shutdown);
     let tags = ring(&config, &http)?;
-    let policy = TagPolicy {
-        immutable: patterns(&config.immutable_tags)?,
-    };
+    let policy = TagPolicy::new(&config.immutable_tags)
+        .map_err(|error| StartError::Config(format!("immutable_tags: {error}")))?;
     let taking_part = tags.clone();
     let taking_part = async move { taking_part.take_part().await };
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(taking_part));
@@ -140,17 +136,17 @@ fn ring(config: &BuildIndexConfig, http: &HttpClient) -> Result<TagRing, StartEr
             url: url.to_string(),
         });
     }
-    let who = (config.cluster.as_str(), config.name.as_str());
+    let name = match &config.name {
+        Some(name) => name,
+        None if members.is_empty() => ALONE,
+        None => {
+            let what = "name: say which of the build_indexes this one is";
+            return Err(StartError::Config(what.into()));
+        }
+    };
+    let who = (config.cluster.as_str(), name);
     TagRing::new(store, who, &members, config.tag_replicas, http.raw())
         .map_err(|error| StartError::Config(format!("build_indexes: {error}")))
-}
-
-fn patterns(texts: &[String]) -> Result<Vec<Regex>, StartError> {
-    let compile = |text: &String| {
-        Regex::new(text)
-            .map_err(|error| StartError::Config(format!("immutable_tags: {text:?}: {error}")))
-    };
-    texts.iter().map(compile).collect()
 }
 
 impl Service for BuildIndexService {

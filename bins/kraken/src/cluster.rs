@@ -119,7 +119,7 @@ impl Cluster {
             origins_file: None,
             origins_dns: None,
             replicas,
-            name: kraken_daemon::build_index::default_name(),
+            name: None,
             cluster: kraken_daemon::build_index::default_cluster(),
             build_indexes: Vec::new(),
             tag_replicas: 1,

@@ -165,12 +165,7 @@ impl World<'_> {
     pub(crate) fn seek(&mut self, host: u32, blob: u32) {
         let spec = &self.specs[blob as usize];
         let (namespace, digest) = (spec.namespace.clone(), spec.digest);
-        let seek = Input::Seek {
-            namespace,
-            digest,
-            known: 0,
-        };
-        self.feed(host, seek);
+        self.feed(host, Input::Seek { namespace, digest });
     }
 
     /// The host takes part in the blob's swarm.

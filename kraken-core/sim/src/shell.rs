@@ -13,6 +13,9 @@ use crate::net::{End, Transfer, span};
 use crate::trace::mark;
 use crate::world::{HANDLING, What, World};
 
+/// How long a client waits after it was told that nobody knows a blob.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
 impl World<'_> {
     /// Something happens to a host.
     pub(crate) fn feed(&mut self, host: u32, input: Input) {
@@ -172,7 +175,10 @@ impl World<'_> {
                 match found {
                     Some(_) => self.join(host, blob),
                     // A client that asks again.
-                    None => self.seek(host, blob),
+                    None => {
+                        let epoch = self.hosts[host as usize].epoch;
+                        self.after(ASK_AGAIN, What::Open { host, epoch, blob });
+                    }
                 }
             }
             Action::Event(event) => self.event(host, event),

@@ -64,7 +64,7 @@ pub(crate) fn mark(input: &Input) -> (u8, u64, u64) {
         Input::AnnounceFailed { digests } => (15, digests.len() as u64, 0),
         Input::Found { spec, .. } => (16, u64::from(spec.is_some()), 0),
         Input::Shutdown => (17, 0, 0),
-        Input::Seek { known, .. } => (21, *known as u64, 0),
+        Input::Seek { .. } => (21, 0, 0),
     }
 }
 

@@ -7,11 +7,11 @@ use kraken_net::DiscoveryError;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{MetaInfo, Namespace};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::driver::Note;
-use super::hearsay::{Sources, Told};
-use crate::dynamic::DynStore;
+use crate::dynamic::{DynDiscovery, DynStore};
 
 /// The least time between two questions: whoever answers is to wait until there is more, and this
 /// bounds what a hasty one can make us do.
@@ -22,8 +22,9 @@ const RETRY_MAX: Duration = Duration::from_secs(3);
 
 /// What a blob's open metainfo is followed with.
 pub(super) struct Follower {
-    pub(super) sources: Sources,
+    pub(super) discovery: Arc<dyn DynDiscovery>,
     pub(super) store: Arc<dyn DynStore>,
+    pub(super) notes: mpsc::WeakSender<Note>,
     /// How long to go on without anything new.
     pub(super) patience: Duration,
 }
@@ -36,7 +37,7 @@ impl Follower {
             Ok(()) => return,
             Err(end) => end,
         };
-        if let Some(notes) = self.sources.notes.upgrade() {
+        if let Some(notes) = self.notes.upgrade() {
             let _ = notes.send(Note::Failed { digest, end }).await;
         }
     }
@@ -47,18 +48,17 @@ impl Follower {
         let mut rng = Rng::seeded(u64::from(digest.as_bytes()[0]));
         let (mut ask, mut known, mut heard) = (Some(open.clone()), open, Instant::now());
         while !known.is_whole() {
-            let asked = self.sources.more(namespace, &known, ask);
+            let asked = self.discovery.open_metainfo(namespace, digest, ask);
             match asked.await {
-                Ok(Told { meta, .. }) if known.continues(&meta) => {
+                Ok(meta) if known.continues(&meta) => {
                     if heard.elapsed() > self.patience {
                         return Err(End::silent("no more of its metainfo came"));
                     }
                     ask = Some(known.clone());
                     sleep(PAUSE).await;
                 }
-                Ok(told) => {
-                    let meta = told.meta.clone();
-                    self.keep(&known, told).await?;
+                Ok(meta) => {
+                    self.keep(&known, meta.clone()).await?;
                     (ask, known, heard) = (Some(meta.clone()), meta, Instant::now());
                     backoff.reset();
                     sleep(PAUSE).await;
@@ -79,19 +79,15 @@ impl Follower {
     }
 
     /// Into the store first: no piece may be written that it cannot prove.
-    async fn keep(&self, known: &MetaInfo, told: Told) -> Result<(), End> {
-        let meta = &told.meta;
-        if told.is_hearsay && !meta.continues(known) {
-            return Err(End::silent("a peer says other things of its metainfo"));
-        }
+    async fn keep(&self, known: &MetaInfo, meta: MetaInfo) -> Result<(), End> {
         let opened = self.store.open(meta.clone()).await;
         opened.map_err(|error| End::silent(&error.to_string()))?;
         if !meta.continues(known) {
             let reason = "its metainfo was replaced by one of other bytes: open the blob again";
             return Err(End::silent(reason));
         }
-        if let Some(notes) = self.sources.notes.upgrade() {
-            let _ = notes.send(Note::Continued { told }).await;
+        if let Some(notes) = self.notes.upgrade() {
+            let _ = notes.send(Note::Continued { meta }).await;
         }
         Ok(())
     }

@@ -60,47 +60,23 @@ impl Sources {
         }
         match said {
             Some(Err(error)) if error.is_retryable() => {
-                let told = self.peers(namespace, digest, None).await;
+                let told = self.peers(namespace, digest).await;
                 told.ok_or(error)
             }
             Some(answer) => answer.map(Told::surely),
             None => tokio::select! {
                 answer = &mut asked => answer.map(Told::surely),
-                Some(told) = self.peers(namespace, digest, None) => Ok(told),
+                Some(told) = self.peers(namespace, digest) => Ok(told),
             },
         }
     }
 
-    /// More than `known`, which is open. Without any known, as much as anybody says at once.
-    pub(crate) async fn more(
-        &self,
-        namespace: &Namespace,
-        known: &MetaInfo,
-        ask: Option<MetaInfo>,
-    ) -> Result<Told, DiscoveryError> {
-        let digest = known.digest();
-        match self.discovery.open_metainfo(namespace, digest, ask).await {
-            Ok(meta) => Ok(Told::surely(meta)),
-            Err(error) if error.is_retryable() => {
-                let told = self.peers(namespace, digest, Some(known)).await;
-                told.ok_or(error)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// What peers say, if they say more than is known.
-    async fn peers(
-        &self,
-        namespace: &Namespace,
-        digest: Digest,
-        known: Option<&MetaInfo>,
-    ) -> Option<Told> {
+    /// What peers say.
+    async fn peers(&self, namespace: &Namespace, digest: Digest) -> Option<Told> {
         let (reply, answer) = oneshot::channel();
         let note = Note::Seek {
             namespace: namespace.clone(),
             digest,
-            known: known.map_or(0, MetaInfo::encoded_len),
             reply,
         };
         self.notes.upgrade()?.send(note).await.ok()?;

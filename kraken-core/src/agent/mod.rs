@@ -122,11 +122,19 @@ impl Agent {
                 BlobStatus::Sealed { meta } => Told::surely(meta),
                 // Who said so in an earlier life is not known any more.
                 BlobStatus::Partial { meta, .. } => Told {
+                    // Peers tell whole ones only.
+                    is_hearsay: meta.is_whole(),
                     meta,
-                    is_hearsay: true,
                 },
                 BlobStatus::Absent => self.metainfo(namespace, digest).await?,
             };
+            if told.is_hearsay
+                && let BlobStatus::Partial { meta, .. } = self.inner.store.status(digest).await?
+                && !told.meta.continues(&meta)
+            {
+                // Somebody else knew better meanwhile.
+                continue;
+            }
             self.open_in_store(&told.meta).await?;
             let _stays = self.inner.leaving.read().await;
             let (meta, have) = match self.inner.store.status(digest).await? {
@@ -138,7 +146,7 @@ impl Agent {
                 }
                 BlobStatus::Partial { meta, have } => (meta, have),
             };
-            let is_hearsay = told.is_hearsay;
+            let is_hearsay = told.is_hearsay || !told.meta.continues(&meta);
             return self.join(namespace, Told { meta, is_hearsay }, have).await;
         }
     }

@@ -118,7 +118,12 @@ impl TagClient {
 
     /// Changes a tag, as long as nobody else does in between: a request that is still on its way when
     /// another host has been asked must not undo what was done since.
-    async fn change(&self, method: Method, tag: &str, path: &str) -> Result<Answer, TagError> {
+    async fn change(
+        &self,
+        method: Method,
+        (tag, path): (&str, &str),
+        digest: Option<Digest>,
+    ) -> Result<Answer, TagError> {
         for _ in 0..TURNS {
             let (_, version) = self.look(tag).await?;
             let question = Question {
@@ -127,12 +132,35 @@ impl TagClient {
                 at: Some(version),
             };
             match self.ask(&question).await?.answer {
+                // By others; or by this client, through a host whose answer did not come.
+                Answer::Changed if self.was_made(tag, digest, version).await? => {
+                    return Ok(Answer::Body(String::new()));
+                }
                 Answer::Changed => {}
                 answer => return Ok(answer),
             }
         }
         let reason = "others change the tag all the time";
         Err(TagError::Unavailable(reason.into()))
+    }
+
+    /// Whether a tag was made this since a version.
+    async fn was_made(
+        &self,
+        tag: &str,
+        digest: Option<Digest>,
+        since: u64,
+    ) -> Result<bool, TagError> {
+        let path = format!("{tag}/history");
+        let answer = self.ask(&Question::get(&path)).await?.answer;
+        let Some(text) = answer.body()? else {
+            return Ok(false);
+        };
+        let history: Vec<Past> = serde_json::from_str(&text).map_err(|it| unreadable(&it))?;
+        let mut later = history
+            .iter()
+            .filter(|it| it.version.parse().is_ok_and(|at: u64| at > since));
+        Ok(later.any(|it| it.digest == digest))
     }
 
     /// Follows pages until `n` names are there or no more exist.
@@ -176,7 +204,11 @@ impl TagService for TagClient {
     async fn put(&self, repo: &RepoName, tag: &Tag, digest: Digest) -> Result<(), TagError> {
         let tag = tag_path(repo, tag);
         let path = format!("{tag}/digest/{}", encode(&digest.to_string()));
-        match self.change(Method::PUT, &tag, &path).await?.body()? {
+        match self
+            .change(Method::PUT, (&tag, &path), Some(digest))
+            .await?
+            .body()?
+        {
             Some(_) => Ok(()),
             None => Err(TagError::Refused("the tag does not exist".to_string())),
         }
@@ -198,7 +230,7 @@ impl TagService for TagClient {
 
     async fn delete(&self, repo: &RepoName, tag: &Tag) -> Result<bool, TagError> {
         let tag = tag_path(repo, tag);
-        let answer = self.change(Method::DELETE, &tag, &tag).await?;
+        let answer = self.change(Method::DELETE, (&tag, &tag), None).await?;
         Ok(answer.body()?.is_some())
     }
 }
@@ -289,6 +321,13 @@ impl Answer {
             Self::Refused(message) => Err(TagError::Refused(message)),
         }
     }
+}
+
+/// One state of a tag.
+#[derive(Deserialize)]
+struct Past {
+    digest: Option<Digest>,
+    version: String,
 }
 
 #[derive(Deserialize)]

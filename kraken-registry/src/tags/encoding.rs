@@ -114,8 +114,10 @@ mod tests {
             let change = Change::Set {
                 digest: (number % 4 > 0).then(|| Digest::of(&[number])),
                 condition: Condition::Any,
+                is_immutable: false,
+                attempted: Vec::new(),
                 millis: u64::from(number),
-                cluster: "c".repeat(usize::from(number)),
+                cluster: "c".repeat(usize::from(number) + 1),
             };
             let state = change.apply(register.state.as_ref()).unwrap();
             let ballot = Ballot {

@@ -12,6 +12,7 @@
 //!
 //! One that does not vote answers all but the first with 503.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -26,12 +27,13 @@ use reqwest::Client;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::store::{Listed, TagStore, TagStoreError};
+use super::store::{Attempt, Listed, TagStore, TagStoreError};
 use crate::name::{NameError, TagName};
 use crate::web::chain;
 
 /// How long another build-index may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
+const TIMEOUT_PAGE: Duration = Duration::from_secs(30);
 /// Names or registers in one page, at most.
 pub(super) const PAGE: usize = 1000;
 
@@ -71,9 +73,16 @@ struct Prepare {
 #[serde(deny_unknown_fields)]
 struct Accept {
     name: String,
-    ballot: Ballot,
-    incarnation: u64,
+    attempt: Attempt,
     state: Option<TagState>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HandOver {
+    to: String,
+    incarnation: u64,
+    after: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -134,19 +143,18 @@ impl Owner {
     pub(super) async fn accept(
         &self,
         name: &TagName,
-        (ballot, incarnation): (Ballot, u64),
+        attempt: Attempt,
         state: Option<TagState>,
     ) -> Said<()> {
         match self {
             Self::Here(store) => {
-                let taken = voting(store)?.accept(name, (ballot, incarnation), state);
+                let taken = voting(store)?.accept(name, attempt, state);
                 taken.await.map_err(said)
             }
             Self::There(remote) => {
                 let request = Accept {
                     name: name.to_string(),
-                    ballot,
-                    incarnation,
+                    attempt,
                     state,
                 };
                 remote.ask("accept", &request).await
@@ -154,13 +162,26 @@ impl Owner {
         }
     }
 
-    pub(super) async fn hand_over(&self, after: &str) -> Result<Vec<(String, Register)>, String> {
+    /// A page of registers behind `after`, for the new life of the build-index `to`.
+    pub(super) async fn hand_over(
+        &self,
+        (to, incarnation): (&str, u64),
+        after: &str,
+    ) -> Result<Vec<(String, Register)>, String> {
+        let to = to.to_owned();
         match self {
-            Self::Here(store) => voting(store)?.hand_over(after, PAGE).await.map_err(said),
+            Self::Here(store) => {
+                let page = voting(store)?.hand_over((to, incarnation), after, PAGE);
+                page.await.map_err(said)
+            }
             Self::There(remote) => {
-                remote
-                    .plain("hand-over", &window("", Some(after), PAGE))
-                    .await
+                let after = after.to_owned();
+                let request = HandOver {
+                    to,
+                    incarnation,
+                    after,
+                };
+                remote.plain("hand-over", &request).await
             }
         }
     }
@@ -200,7 +221,13 @@ impl Remote {
 
     async fn ask<T: DeserializeOwned>(&self, what: &str, body: &impl Serialize) -> Said<T> {
         let url = format!("{}/internal/tags/{what}", self.url);
-        answer(self.http.post(url).timeout(TIMEOUT).json(body)).await
+        // A page for one that comes back is written before it is sent.
+        let patience = if what == "hand-over" {
+            TIMEOUT_PAGE
+        } else {
+            TIMEOUT
+        };
+        answer(self.http.post(url).timeout(patience).json(body)).await
     }
 
     /// A question that nobody can outbid.
@@ -236,7 +263,7 @@ async fn answer<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Said<T
 }
 
 /// The store, if it votes.
-fn voting(store: &TagStore) -> Result<&TagStore, String> {
+pub(super) fn voting(store: &TagStore) -> Result<&TagStore, String> {
     if store.standing().votes() {
         Ok(store)
     } else {
@@ -249,7 +276,12 @@ fn said(error: TagStoreError) -> String {
 }
 
 /// The routes by which the other build-indexes reach this one's registers.
-pub(super) fn router(store: TagStore) -> Router {
+pub(super) fn router(store: TagStore, others: Vec<String>) -> Router {
+    let others: Arc<[String]> = others.into();
+    let hand_over = move |owner: State<Owner>, request: Json<HandOver>| {
+        let is_known = others.contains(&request.0.to);
+        hand_over(owner, request, is_known)
+    };
     Router::new()
         .route("/internal/tags/standing", get(standing))
         .route("/internal/tags/look", post(look))
@@ -282,6 +314,17 @@ impl IntoResponse for Failed {
     }
 }
 
+/// A larger round would leave no room for those after it.
+const MAX_ROUND: u64 = u64::MAX / 2;
+
+fn bounded(ballot: Ballot) -> Result<Ballot, Failed> {
+    if ballot.round <= MAX_ROUND {
+        return Ok(ballot);
+    }
+    let what = "an attempt of this round would be the last one".to_owned();
+    Err(Failed(StatusCode::BAD_REQUEST, what))
+}
+
 fn outcome<T: Serialize>(said: Result<T, Outbid>) -> Response {
     match said {
         Ok(done) => Json(done).into_response(),
@@ -298,22 +341,34 @@ async fn look(State(owner): State<Owner>, Json(it): Json<Look>) -> Result<Respon
 }
 
 async fn prepare(State(owner): State<Owner>, Json(it): Json<Prepare>) -> Result<Response, Failed> {
-    Ok(outcome(owner.prepare(&it.name.parse()?, it.ballot).await?))
+    let name = it.name.parse()?;
+    Ok(outcome(owner.prepare(&name, bounded(it.ballot)?).await?))
 }
 
 async fn accept(State(owner): State<Owner>, Json(it): Json<Accept>) -> Result<Response, Failed> {
-    let attempt = (it.ballot, it.incarnation);
-    let taken = owner.accept(&it.name.parse()?, attempt, it.state).await?;
-    Ok(outcome(taken))
+    let name = it.name.parse()?;
+    bounded(it.attempt.ballot)?;
+    Ok(outcome(owner.accept(&name, it.attempt, it.state).await?))
 }
 
-async fn hand_over(State(owner): State<Owner>, Json(it): Json<Window>) -> Result<Response, Failed> {
-    let page = owner.hand_over(&it.after.unwrap_or_default()).await?;
+async fn hand_over(
+    State(owner): State<Owner>,
+    Json(it): Json<HandOver>,
+    is_known: bool,
+) -> Result<Response, Failed> {
+    if !is_known {
+        let what = format!(
+            "{:?} is not among the other build-indexes that are listed",
+            it.to
+        );
+        return Err(Failed(StatusCode::FORBIDDEN, what));
+    }
+    let page = owner.hand_over((&it.to, it.incarnation), &it.after).await?;
     Ok(Json(page).into_response())
 }
 
 async fn page(State(owner): State<Owner>, Json(it): Json<Window>) -> Result<Response, Failed> {
-    let limit = it.limit.min(PAGE + 1);
+    let limit = it.limit.min(PAGE);
     let page = owner.page(&it.prefix, limit, it.after.as_deref()).await?;
     Ok(Json(page).into_response())
 }
@@ -322,7 +377,7 @@ async fn repositories(
     State(owner): State<Owner>,
     Json(it): Json<Window>,
 ) -> Result<Response, Failed> {
-    let limit = it.limit.min(PAGE + 1);
+    let limit = it.limit.min(PAGE);
     let page = owner.repositories(limit, it.after.as_deref()).await?;
     Ok(Json(page).into_response())
 }

@@ -4,7 +4,7 @@
 //! whether they answer or not: who owns a tag must not depend on who is up. A change is acknowledged
 //! when most owners have it on disk, and whoever reads it later from any build-index sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,13 +19,16 @@ use reqwest::Client;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::owner::{Owner, PAGE, Promise, Remote, Said};
-use super::store::{Listed, TagStore};
+use super::owner::{Owner, PAGE, Promise, Remote, Said, voting};
+use super::store::{Attempt, Listed, TagStore};
 use super::{TagError, TagService, chance};
 use crate::name::{RepoName, Tag, TagName};
 
-/// How long a change is attempted while others attempt the same, or owners come and go.
+/// How long a change is attempted anew while others attempt the same, or owners come and go; the last
+/// attempt may take some seconds more.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same for a read.
+const PATIENCE_READ: Duration = Duration::from_secs(3);
 /// The longest wait between two attempts at first; it doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(4);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -91,6 +94,13 @@ impl TagRing {
         if replicas == 0 {
             return Err(RingError::NoReplicas);
         }
+        let standing = store.standing();
+        if standing.votes() && standing.replicas != replicas {
+            return Err(RingError::Replicas {
+                before: standing.replicas,
+                now: replicas,
+            });
+        }
         if cluster.is_empty() || cluster.len() > 255 {
             return Err(RingError::Cluster);
         }
@@ -111,7 +121,8 @@ impl TagRing {
 
     /// Whether this build-index votes: after its start it may first have to learn what the tags are.
     pub fn is_ready(&self) -> bool {
-        self.here().is_some_and(|store| store.standing().votes())
+        self.here()
+            .is_some_and(|store| store.standing().votes() && store.is_writable())
     }
 
     /// What a tag is, with its history; nothing of one that was never set.
@@ -133,12 +144,24 @@ impl TagRing {
         digest: Option<Digest>,
         condition: Condition,
     ) -> Result<Option<TagState>, TagError> {
+        self.set_by(name, digest, (condition, false)).await
+    }
+
+    /// The same for a tag that may have to stay what it is.
+    pub(super) async fn set_by(
+        &self,
+        name: &TagName,
+        digest: Option<Digest>,
+        (condition, is_immutable): (Condition, bool),
+    ) -> Result<Option<TagState>, TagError> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let millis = since.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(0));
         let cluster = self.inner.cluster.clone();
         let change = Change::Set {
             digest,
             condition,
+            is_immutable,
+            attempted: Vec::new(),
             millis,
             cluster,
         };
@@ -173,12 +196,12 @@ impl TagRing {
         let mut names = Vec::new();
         let mut after = after.map(str::to_owned);
         while names.len() < n {
-            let ask = (n - names.len()).saturating_add(1).min(PAGE);
+            // Those that were removed are among them.
             let pages = owners
                 .iter()
-                .map(|owner| owner.page(prefix, ask, after.as_deref()));
+                .map(|owner| owner.page(prefix, PAGE, after.as_deref()));
             let pages = gather(pages, enough).await?;
-            let (listed, last) = merge(pages, ask);
+            let (listed, last) = merge(pages, PAGE);
             names.extend(listed.into_iter().filter(|it| it.is_set).map(|it| it.name));
             match last {
                 Some(last) => after = Some(last),
@@ -201,6 +224,16 @@ impl TagRing {
     pub(super) fn others(&self) -> impl Iterator<Item = (&String, &Owner)> {
         let owners = self.inner.owners.iter();
         owners.filter(|(name, _)| **name != self.inner.name)
+    }
+
+    /// This build-index's name.
+    pub(super) fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// How many owners each tag is to have.
+    pub(super) fn replicas(&self) -> usize {
+        self.inner.replicas
     }
 
     /// How many owners each tag has.
@@ -266,18 +299,47 @@ impl Inner {
         (all, enough)
     }
 
+    /// The repositories behind `after` that an owner of theirs tells of, and whether all of these that
+    /// answer do; and up to which name that is all there is.
+    async fn repositories(
+        &self,
+        after: Option<&str>,
+    ) -> Result<(BTreeMap<String, bool>, Option<String>), TagError> {
+        let (_, enough) = self.all();
+        let asked = self.owners.iter().map(|(name, owner)| async move {
+            let page = owner.repositories(PAGE, after).await;
+            page.map(|page| (name, page))
+        });
+        let pages: BTreeMap<_, _> = gather(asked, enough).await?.into_iter().collect();
+        let ends = pages.values().filter(|page| page.len() >= PAGE);
+        let until = ends.filter_map(|page| page.last()).min().cloned();
+        let all = pages.values().flatten();
+        let all: BTreeSet<_> = all
+            .filter(|name| until.as_ref().is_none_or(|until| *name <= until))
+            .collect();
+        let mut told = BTreeMap::new();
+        for name in all {
+            let owners = self.names_of(name);
+            let answers = owners.iter().filter_map(|owner| pages.get(owner));
+            let says: Vec<_> = answers
+                .map(|page| page.binary_search(name).is_ok())
+                .collect();
+            if says.contains(&true) {
+                told.insert(name.clone(), !says.contains(&false));
+            }
+        }
+        Ok((told, until))
+    }
+
     async fn attempt(&self, name: TagName, (change, look): (Change, bool), reply: Reply) {
         let owners = self.owners_of(name.repo().as_str());
         if let [Owner::Here(store)] = owners.as_slice() {
-            let changed = store.change_alone(&name, change).await;
-            let result = match changed {
-                Ok(result) => result.map_err(TagError::from),
-                Err(error) => Err(error.into()),
-            };
-            let _ = reply.send(result);
+            let _ = reply.send(alone(store, &name, change).await);
             return;
         }
-        let until = Instant::now() + PATIENCE;
+        let is_read = change == Change::Read;
+        let mut change = change;
+        let until = Instant::now() + if is_read { PATIENCE_READ } else { PATIENCE };
         let mut pause = PAUSE;
         let mut reply = Some(reply);
         let mut look = look;
@@ -285,7 +347,7 @@ impl Inner {
             let end = if look {
                 look_at(&owners, &name).await
             } else {
-                self.round(&owners, &name, &change, &mut reply).await
+                self.round(&owners, &name, &mut change, &mut reply).await
             };
             let result = match end {
                 End::Done(state) => Ok(state),
@@ -310,7 +372,6 @@ impl Inner {
                 }
                 return;
             }
-            look = false;
             sleep(pause.mul_f64((chance() % 1000) as f64 / 1000.0)).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
@@ -321,7 +382,7 @@ impl Inner {
         &self,
         owners: &[Owner],
         name: &TagName,
-        change: &Change,
+        change: &mut Change,
         reply: &mut Option<Reply>,
     ) -> End {
         let ballot = Ballot {
@@ -333,6 +394,7 @@ impl Inner {
         for (at, owner) in owners.iter().enumerate() {
             asked.push(Question::prepare(at, owner, name, ballot));
         }
+        let names = self.names_of(name.repo().as_str());
         let mut told = vec![false; owners.len()];
         let mut end = None;
         let mut reasons = Vec::new();
@@ -349,9 +411,20 @@ impl Inner {
             match step {
                 Step::Wait => {}
                 Step::Accept(state) => {
+                    if let Some(state) = round.attempted() {
+                        change.attempted(&state.now);
+                    }
+                    let promised: Vec<_> = round
+                        .promised()
+                        .map(|(at, life)| (names[at].clone(), life))
+                        .collect();
                     for (at, incarnation) in round.promised() {
                         if !std::mem::replace(&mut told[at], true) {
-                            let attempt = (ballot, incarnation);
+                            let attempt = Attempt {
+                                ballot,
+                                incarnation,
+                                promised: promised.clone(),
+                            };
                             let question =
                                 Question::accept(at, &owners[at], name, attempt, state.clone());
                             asked.push(question);
@@ -402,11 +475,24 @@ impl Question {
         at: usize,
         owner: &'a Owner,
         name: &'a TagName,
-        attempt: (Ballot, u64),
+        attempt: Attempt,
         state: Option<TagState>,
     ) -> Asked<'a> {
         Box::pin(async move { (at, Heard::Accept(owner.accept(name, attempt, state).await)) })
     }
+}
+
+/// Reads or changes a tag as its only owner.
+async fn alone(
+    store: &TagStore,
+    name: &TagName,
+    change: Change,
+) -> Result<Option<TagState>, TagError> {
+    let store = voting(store).map_err(TagError::Unavailable)?;
+    if change == Change::Read {
+        return Ok(store.look(name).await?.state);
+    }
+    store.change_alone(name, change).await?.map_err(Into::into)
 }
 
 async fn look_at(owners: &[Owner], name: &TagName) -> End {
@@ -500,28 +586,25 @@ impl TagService for TagRing {
     }
 
     async fn repositories(&self, n: usize, last: Option<&str>) -> Result<Vec<String>, TagError> {
-        let (owners, enough) = self.inner.all();
         let mut names: Vec<String> = Vec::new();
         let mut after = last.map(str::to_owned);
         while names.len() < n {
-            let ask = (n - names.len()).min(PAGE);
-            let pages = owners
-                .iter()
-                .map(|owner| owner.repositories(ask, after.as_deref()));
-            let pages = gather(pages, enough).await?;
-            let ends = pages.iter().filter(|page| page.len() >= ask);
-            let until = ends.filter_map(|page| page.last().cloned()).min();
-            let mut all: Vec<_> = pages.into_iter().flatten().collect();
-            all.retain(|name| until.as_ref().is_none_or(|until| name <= until));
-            all.sort_unstable();
-            all.dedup();
-            names.extend(all);
+            let (told, until) = self.inner.repositories(after.as_deref()).await?;
+            for (name, is_certain) in told {
+                if names.len() == n {
+                    break;
+                }
+                // One of its owners may have missed that its last tag was removed.
+                let prefix = format!("{name}:");
+                if is_certain || !self.page(&prefix, 1, None).await?.is_empty() {
+                    names.push(name);
+                }
+            }
             match until {
                 Some(until) => after = Some(until),
                 None => break,
             }
         }
-        names.truncate(n);
         Ok(names)
     }
 
@@ -548,6 +631,14 @@ pub enum RingError {
     /// A tag needs an owner.
     #[error("at least one build-index must own each tag")]
     NoReplicas,
+    /// Owners of tags would change without knowing them.
+    #[error("each tag has {before} owners since this build-index began, and cannot have {now}")]
+    Replicas {
+        /// How many they are.
+        before: usize,
+        /// How many they are to be.
+        now: usize,
+    },
     /// The cluster's name is none.
     #[error("the name of the cluster has 1 to 255 bytes")]
     Cluster,

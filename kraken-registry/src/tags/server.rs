@@ -62,17 +62,27 @@ pub fn unchecked_router(tags: TagRing, policy: TagPolicy) -> Router {
 /// What is asked of tags beside a digest.
 #[derive(Debug, Clone, Default)]
 pub struct TagPolicy {
-    /// Tags that never point to anything else once they are set: of which one of these matches all
-    /// of `repository:tag`.
-    pub immutable: Vec<Regex>,
+    immutable: Vec<Regex>,
 }
 
 impl TagPolicy {
+    /// Tags of which one of these regular expressions matches all of `repository:tag` never point to
+    /// anything else once they are set; they can be removed.
+    ///
+    /// # Errors
+    /// A text is no regular expression.
+    pub fn new<T: AsRef<str>>(
+        immutable: impl IntoIterator<Item = T>,
+    ) -> Result<Self, regex::Error> {
+        // All of it, whichever alternative would be tried first.
+        let whole = |text: T| Regex::new(&format!(r"\A(?:{})\z", text.as_ref()));
+        let immutable = immutable.into_iter().map(whole).collect::<Result<_, _>>()?;
+        Ok(Self { immutable })
+    }
+
     fn is_immutable(&self, name: &TagName) -> bool {
         let name = name.to_string();
-        let whole = |it: regex::Match<'_>| it.start() == 0 && it.end() == name.len();
-        let mut patterns = self.immutable.iter();
-        patterns.any(|it| it.find(&name).is_some_and(whole))
+        self.immutable.iter().any(|it| it.is_match(&name))
     }
 }
 
@@ -116,7 +126,10 @@ where
         let (check, policy) = (check.clone(), policy.clone());
         async move { set_tag(&tags, (&policy, check), (&name, &digest), &headers).await }
     };
-    let internal = tags.here().cloned().map(owner::router).unwrap_or_default();
+    let others = tags.others().map(|(name, _)| name.clone()).collect();
+    let internal = tags.here().cloned();
+    let internal = internal.map(|store| owner::router(store, others));
+    let internal = internal.unwrap_or_default();
     Router::new()
         .route("/tags/{tag}/digest/{digest}", put(set))
         .route("/tags/{tag}", get(get_tag).delete(delete_tag))
@@ -148,13 +161,15 @@ where
         Digest::from_hex(digest)
     };
     let digest = digest.map_err(NameError::from)?;
-    let condition = match condition(headers)? {
-        Condition::Any | Condition::At(_) if policy.is_immutable(&name) => Condition::Immutable,
-        condition => condition,
-    };
+    let asked = (condition(headers)?, policy.is_immutable(&name));
     check(name.repo().clone(), digest).await?;
-    let state = tags.set(&name, Some(digest), condition).await?;
-    let version = state.map_or(Version::ZERO, |state| state.now.version);
+    let state = tags.set_by(&name, Some(digest), asked).await?;
+    // Others may have changed it since.
+    let made = state.iter().flat_map(|state| state.records());
+    let made = made
+        .into_iter()
+        .find(|record| record.digest == Some(digest));
+    let version = made.map_or(Version::ZERO, |record| record.version);
     tracing::info!(tag = %name, %digest, version = version.get(), "tag set");
     Ok((versioned(version), ()).into_response())
 }
@@ -226,7 +241,8 @@ async fn get_tag(
 struct Told {
     /// Nothing once it was removed.
     digest: Option<Digest>,
-    version: u64,
+    /// As text: it is larger than the numbers that all readers of JSON keep exactly.
+    version: String,
     /// Milliseconds since 1970.
     time_ms: u64,
     cluster: String,
@@ -241,7 +257,7 @@ async fn history(
     let state = state.ok_or_else(|| IndexError::unknown(&name))?;
     let told = state.records().map(|record| Told {
         digest: record.digest,
-        version: record.version.get(),
+        version: record.version.get().to_string(),
         time_ms: record.version.millis(),
         cluster: record.cluster.clone(),
     });
@@ -272,7 +288,7 @@ struct Window {
 
 impl Window {
     fn limit(&self) -> usize {
-        self.limit.unwrap_or(MAX_PAGE).min(MAX_PAGE)
+        self.limit.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE)
     }
 
     fn offset(&self) -> Option<&str> {

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use kraken_core::storage::database::make_once;
 use kraken_proto::tags::record::{Change, Refusal, TagState};
 use kraken_proto::tags::register::{Ballot, Outbid, Register};
-use kraken_proto::tags::rejoin::Standing;
+use kraken_proto::tags::rejoin::{Lives, Standing};
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
@@ -28,6 +28,18 @@ pub struct TagStore {
     db: Arc<Database>,
     writer: Writer,
     standing: Arc<RwLock<Standing>>,
+}
+
+/// An attempt that an owner has promised to, and on whose promises it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attempt {
+    /// Its name.
+    pub ballot: Ballot,
+    /// In which life the owner that is asked has promised.
+    pub incarnation: u64,
+    /// All that have promised so far, and in which life.
+    pub promised: Vec<(String, u64)>,
 }
 
 /// A tag in a list.
@@ -55,12 +67,23 @@ impl TagStore {
         let made = make_once(path, |new| create(new).map(drop));
         made.map_err(|error| TagStoreError::database(error.into()))?;
         let db = Arc::new(create(path).map_err(TagStoreError::database)?);
+        if db
+            .begin_read()
+            .is_ok_and(|it| it.open_table(OLD_TAGS).is_ok())
+        {
+            return Err(TagStoreError::Old);
+        }
         let standing = standing(&db)?;
         Ok(Self {
             writer: Writer::start(db.clone()),
             standing: Arc::new(RwLock::new(standing)),
             db,
         })
+    }
+
+    /// Whether its file can be written: false once a write has failed, until it is opened anew.
+    pub fn is_writable(&self) -> bool {
+        self.writer.is_well()
     }
 
     /// What this owner is among the others.
@@ -73,10 +96,11 @@ impl TagStore {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn begin(&self, founders: Vec<u64>) -> Result<(), TagStoreError> {
+    pub async fn begin(&self, founders: Vec<u64>, replicas: usize) -> Result<(), TagStoreError> {
         let standing = Standing {
             incarnation: self.standing().incarnation,
             founders,
+            replicas,
         };
         let text = serde_json::to_string(&standing).map_err(|_| TagStoreError::Record)?;
         self.writer
@@ -128,22 +152,37 @@ impl TagStore {
         .await
     }
 
-    /// Takes a state, if this is still the incarnation that promised.
+    /// Takes a state, if this and all others that promised it are still in the lives in which they did,
+    /// as far as is known here.
     ///
     /// # Errors
-    /// The database failed, or this owner has lost its disk since. The inner error: a later attempt
+    /// The database failed, or one of them has lost its disk since. The inner error: a later attempt
     /// came before.
     pub async fn accept(
         &self,
         name: &TagName,
-        (ballot, incarnation): (Ballot, u64),
+        attempt: Attempt,
         state: Option<TagState>,
     ) -> Result<Result<(), Outbid>, TagStoreError> {
-        if incarnation != self.standing().incarnation {
+        if attempt.incarnation != self.standing().incarnation {
             return Err(TagStoreError::Forgot);
         }
-        self.with(name, move |register| register.accept(ballot, state))
-            .await
+        if state.as_ref().is_some_and(|state| !state.is_sound()) {
+            return Err(TagStoreError::Record);
+        }
+        let (name, ballot) = (name.clone(), attempt.ballot);
+        let taken = self.writer.run(move |write| {
+            let promised = attempt.promised.iter().map(|(it, life)| (&**it, *life));
+            let Some(lives) = lives(write)? else {
+                return Ok(Err(TagStoreError::Record));
+            };
+            if !lives.allow(promised) {
+                return Ok(Err(TagStoreError::Forgot));
+            }
+            let taken = update(write, &name, |register| register.accept(ballot, state))?;
+            Ok(taken.ok_or(TagStoreError::Record))
+        });
+        taken.await?
     }
 
     /// Makes a change as the only owner, in one step.
@@ -171,19 +210,28 @@ impl TagStore {
         .await
     }
 
-    /// Some registers behind `after`, for an owner that has lost its disk: attempts that are under way
-    /// find this one outbid.
+    /// Some registers behind `after`, for the new life of an owner that has lost its disk: attempts that
+    /// are under way find this one outbid, and what the earlier life promised counts for nothing here.
     ///
     /// # Errors
     /// The database failed.
     pub async fn hand_over(
         &self,
+        (owner, incarnation): (String, u64),
         after: &str,
         limit: usize,
     ) -> Result<Vec<(String, Register)>, TagStoreError> {
         let after = after.to_owned();
         self.writer
             .run(move |write| {
+                let Some(mut lives) = lives(write)? else {
+                    return Ok(None);
+                };
+                lives.began(&owner, incarnation);
+                let text = serde_json::to_string(&lives).unwrap_or_default();
+                write
+                    .open_table(STANDING)?
+                    .insert(LIVES_KEY, text.as_str())?;
                 let mut registers = write.open_table(REGISTERS)?;
                 let mut page = Vec::new();
                 let behind = (Bound::Excluded(after.as_str()), Bound::Unbounded);
@@ -213,7 +261,11 @@ impl TagStore {
     pub async fn learn(&self, page: Vec<(TagName, Register)>) -> Result<(), TagStoreError> {
         self.writer
             .run(move |write| {
+                let sound = |it: &Register| it.state.as_ref().is_none_or(TagState::is_sound);
                 for (name, other) in page {
+                    if !sound(&other) {
+                        return Ok(None);
+                    }
                     let learnt = update(write, &name, |register| register.learn(&other))?;
                     if learnt.is_none() {
                         return Ok(None);
@@ -321,6 +373,12 @@ pub enum TagStoreError {
     /// A record is not one that this version writes.
     #[error("a tag's record cannot be read: was the database written by another version?")]
     Record,
+    /// It holds tags in the form of a version that was never released.
+    #[error(
+        "the tag database is of an earlier version, whose tags this one cannot read: export them with \
+         that one, move the file away, and set them again"
+    )]
+    Old,
     /// More changes wait for the disk than may.
     #[error("too many changes of tags wait for the disk")]
     Busy,
@@ -352,6 +410,19 @@ const REGISTERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("regist
 const REPOSITORIES: TableDefinition<'_, &str, u64> = TableDefinition::new("repositories");
 const STANDING: TableDefinition<'_, &str, &str> = TableDefinition::new("standing");
 const STANDING_KEY: &str = "standing";
+const LIVES_KEY: &str = "lives";
+/// Of versions before the first release.
+const OLD_TAGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tags");
+
+/// Which lives of other owners began with what this one told them; nothing when it cannot be read.
+fn lives(write: &WriteTransaction) -> Result<Option<Lives>, redb::Error> {
+    let table = write.open_table(STANDING)?;
+    let found = table.get(LIVES_KEY)?;
+    let Some(text) = found else {
+        return Ok(Some(Lives::default()));
+    };
+    Ok(serde_json::from_str(text.value()).ok())
+}
 
 /// Makes the tables too, so that readers need not handle their absence.
 fn create(path: &Path) -> Result<Database, redb::Error> {
@@ -378,6 +449,7 @@ fn standing(db: &Database) -> Result<Standing, TagStoreError> {
     let standing = Standing {
         incarnation: super::chance(),
         founders: Vec::new(),
+        replicas: 0,
     };
     let text = serde_json::to_string(&standing).map_err(|_| TagStoreError::Record)?;
     let write = || {

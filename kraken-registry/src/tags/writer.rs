@@ -1,7 +1,9 @@
 //! One thread that writes: what comes while a transaction is being made durable goes into the next
 //! one, together.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use redb::{Database, Durability, WriteTransaction};
@@ -22,20 +24,32 @@ type Answer = Box<dyn FnOnce(Result<(), TagStoreError>) + Send>;
 #[derive(Clone)]
 pub(super) struct Writer {
     jobs: SyncSender<Job>,
+    is_well: Arc<AtomicBool>,
 }
 
 impl Writer {
     pub(super) fn start(db: Arc<Database>) -> Self {
         let (jobs, waiting) = sync_channel(WAITING);
+        let is_well = Arc::new(AtomicBool::new(true));
+        let well = is_well.clone();
         std::thread::spawn(move || {
             while let Some(batch) = next(&waiting) {
-                write(&db, batch);
+                let written = catch_unwind(AssertUnwindSafe(|| write(&db, batch)));
+                if !written.unwrap_or(false) {
+                    // redb refuses to write from now on, until the file is opened anew.
+                    well.store(false, Ordering::Relaxed);
+                }
             }
         });
-        Self { jobs }
+        Self { jobs, is_well }
     }
 
-    /// Makes a change; it is durable when this returns, or has not been made.
+    /// Whether all writes so far were made.
+    pub(super) fn is_well(&self) -> bool {
+        self.is_well.load(Ordering::Relaxed)
+    }
+
+    /// Makes a change, which is durable when this returns. After an error it may have been made.
     pub(super) async fn run<R: Send + 'static>(
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<R, redb::Error> + Send + 'static,
@@ -64,7 +78,8 @@ fn next(waiting: &Receiver<Job>) -> Option<Vec<Job>> {
     Some(batch)
 }
 
-fn write(db: &Database, batch: Vec<Job>) {
+/// Whether it could be written.
+fn write(db: &Database, batch: Vec<Job>) -> bool {
     let mut answers = Vec::with_capacity(batch.len());
     let written = transact(db, batch, &mut answers);
     for answer in answers {
@@ -73,9 +88,10 @@ fn write(db: &Database, batch: Vec<Job>) {
             Err(error) => Err(TagStoreError::Database(error.to_string().into())),
         });
     }
-    if let Err(error) = written {
-        tracing::error!(%error, "tags cannot be written");
+    if let Err(error) = &written {
+        tracing::error!(%error, "tags cannot be written until the process starts anew");
     }
+    written.is_ok()
 }
 
 /// A job that fails takes the whole batch with it: nothing of it is written, and its own answer is

@@ -12,9 +12,8 @@ use kraken_registry::name::TagName;
 use kraken_registry::tags::client::TagClient;
 use kraken_registry::tags::ring::{IndexMember, TagRing};
 use kraken_registry::tags::server::{self, TagPolicy};
-use kraken_registry::tags::store::{TagStore, TagStoreError};
+use kraken_registry::tags::store::{Attempt, TagStore, TagStoreError};
 use kraken_registry::{RepoName, TagError, TagService};
-use regex::Regex;
 use reqwest::Method;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -77,9 +76,7 @@ impl Cluster {
         };
         let who = ("east", self.members[at].name.as_str());
         let ring = TagRing::new(store, who, &self.members, 3, client()).unwrap();
-        let policy = TagPolicy {
-            immutable: vec![Regex::new("release/.*").unwrap()],
-        };
+        let policy = TagPolicy::new(["release/.*|release/.*x", "app:v1|app:v10"]).unwrap();
         let app = server::unchecked_router(ring.clone(), policy);
         let listener = loop {
             match TcpListener::bind(self.addrs[at]).await {
@@ -343,6 +340,86 @@ async fn conditions_and_immutable_tags_hold_over_http() {
     tags.put(&repo, &tag, one).await.unwrap();
     let refused = tags.put(&repo, &tag, two).await;
     assert_eq!(refused, Err(TagError::Conflict(Refusal::Immutable)));
+    let path = |tag: &str, digest: Digest| format!("/tags/{tag}/digest/{digest}");
+    let release = "release%2Fapp%3Av1";
+    let etag = ask(Method::GET, &format!("/tags/{release}"), None)
+        .await
+        .1
+        .unwrap();
+    let matches = Some(("if-match", etag.as_str()));
+    assert_eq!(ask(Method::PUT, &path(release, two), matches).await.0, 409);
+    assert_eq!(ask(Method::PUT, &path("app%3Av10", one), None).await.0, 200);
+    assert_eq!(ask(Method::PUT, &path("app%3Av10", two), None).await.0, 409);
+    assert_eq!(
+        ask(Method::DELETE, &format!("/tags/{release}"), None)
+            .await
+            .0,
+        200
+    );
+    // A request that was held up since before it was set does not set it again.
+    let late = Some(("kraken-tag-at", "0"));
+    assert_eq!(ask(Method::PUT, &path(release, one), late).await.0, 412);
+    assert_eq!(ask(Method::PUT, &path(release, two), None).await.0, 200);
+}
+
+/// The first build-index makes the change, and its answer does not come; then others change the tag.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_that_was_made_without_an_answer_does_not_undo_what_came_after_it() {
+    let cluster = Cluster::started(3).await;
+    let (repo, tag) = ("a".parse().unwrap(), "v1".parse().unwrap());
+    let (mine, theirs) = (Digest::of(b"mine"), Digest::of(b"theirs"));
+    put(cluster.ring(0), "a:v1", "old").await.unwrap();
+    let other = cluster.ring(1).clone();
+    let target = cluster.members[0].url.clone();
+    // It hands requests on, and hangs up instead of answering a put.
+    let app = axum::Router::new().fallback(move |request: axum::extract::Request| {
+        let (other, target) = (other.clone(), target.clone());
+        async move {
+            let is_put = request.method() == Method::PUT;
+            let url = format!("{target}{}", request.uri());
+            let mut asked = client().request(request.method().clone(), url);
+            if let Some(at) = request.headers().get("kraken-tag-at") {
+                asked = asked.header("kraken-tag-at", at);
+            }
+            let answer = asked.send().await.unwrap();
+            if is_put {
+                put(&other, "a:v1", "theirs").await.unwrap();
+                return http::Response::builder()
+                    .status(502)
+                    .body(String::new())
+                    .unwrap();
+            }
+            let version = answer.headers()["kraken-tag-version"].clone();
+            let body = answer.text().await.unwrap();
+            let answer = http::Response::builder().header("kraken-tag-version", version);
+            answer.body(body).unwrap()
+        }
+    });
+    let broken = super::common::serve(app).await;
+    let tags = TagClient::new(client(), [broken, cluster.members[2].url.clone()]);
+    tags.put(&repo, &tag, mine).await.unwrap();
+    assert_eq!(get(cluster.ring(0), "a:v1").await, Some(theirs));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_goes_with_its_last_tag_also_where_one_owner_missed_that() {
+    let mut cluster = Cluster::started(3).await;
+    put(cluster.ring(0), "gone:v1", "x").await.unwrap();
+    put(cluster.ring(0), "stays:v1", "x").await.unwrap();
+    let (repo, tag) = ("gone".parse().unwrap(), "v1".parse().unwrap());
+    // All three know of it.
+    while !cluster.holds(2, "gone:v1").await {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cluster.kill(2);
+    assert_eq!(cluster.ring(0).delete(&repo, &tag).await, Ok(true));
+    cluster.kill(1);
+    cluster.start(2).await;
+    cluster.ready(2).await;
+    for at in [0, 2] {
+        let listed = cluster.ring(at).repositories(9, None).await;
+        assert_eq!(listed.unwrap(), ["stays"]);
+    }
 }
 
 #[tokio::test]
@@ -357,11 +434,26 @@ async fn an_owner_takes_nothing_that_it_promised_before_it_lost_its_disk() {
         },
     );
     let ours = store.standing().incarnation;
-    let before = store.accept(&tag, (ballot, ours ^ 1), None).await;
+    let attempt = |incarnation: u64, other: u64| Attempt {
+        ballot,
+        incarnation,
+        promised: vec![("this".into(), incarnation), ("index-2".into(), other)],
+    };
+    let before = store.accept(&tag, attempt(ours ^ 1, 5), None).await;
     assert!(matches!(before, Err(TagStoreError::Forgot)), "{before:?}");
     assert_eq!(
-        store.accept(&tag, (ballot, ours), None).await.unwrap(),
+        store.accept(&tag, attempt(ours, 5), None).await.unwrap(),
         Ok(())
+    );
+    // Nor what another promised before that one lost its own.
+    store
+        .hand_over(("index-2".into(), 6), "", 10)
+        .await
+        .unwrap();
+    let forgotten = store.accept(&tag, attempt(ours, 5), None).await;
+    assert!(
+        matches!(forgotten, Err(TagStoreError::Forgot)),
+        "{forgotten:?}"
     );
     let earlier = Ballot {
         round: 8,
@@ -369,7 +461,10 @@ async fn an_owner_takes_nothing_that_it_promised_before_it_lost_its_disk() {
     };
     assert_eq!(
         store.prepare(&tag, earlier).await.unwrap(),
-        Err(Outbid(ballot))
+        Err(Outbid(Ballot {
+            round: 10,
+            ..ballot
+        }))
     );
 }
 

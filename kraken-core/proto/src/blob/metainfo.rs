@@ -247,6 +247,29 @@ impl MetaInfo {
         HEADER + 32 * self.states.len()
     }
 
+    /// Up to `most` bytes of [`MetaInfo::encode`] from `from` on, without making all of it.
+    pub fn encoded_part(&self, from: usize, most: usize) -> Vec<u8> {
+        let version = if self.is_whole() {
+            VERSION
+        } else {
+            VERSION_OPEN
+        };
+        let first = from.saturating_sub(HEADER) / 32;
+        let states = self.states.get(first..).unwrap_or_default();
+        let bytes = states.iter().flat_map(|state| state.to_bytes());
+        let header = self.header(version, 0);
+        if from < HEADER {
+            header
+                .into_iter()
+                .chain(bytes)
+                .skip(from)
+                .take(most)
+                .collect()
+        } else {
+            bytes.skip((from - HEADER) % 32).take(most).collect()
+        }
+    }
+
     /// What every encoding begins with; `rest` bytes are to follow.
     pub(super) fn header(&self, version: u8, rest: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER + rest);
@@ -388,6 +411,24 @@ mod tests {
 
     fn blob(len: usize) -> Vec<u8> {
         (0..len).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect()
+    }
+
+    #[test]
+    fn parts_of_an_encoding_are_those_of_all_of_it() {
+        let meta = MetaInfo::of(&vec![7; 3 << 20]);
+        let all = meta.encode();
+        assert_eq!(meta.encoded_len(), all.len());
+        for from in 0..=all.len() + 40 {
+            for most in [0, 1, 31, 32, 100, 4096] {
+                let start = from.min(all.len());
+                let end = (start + most).min(all.len());
+                assert_eq!(
+                    meta.encoded_part(from, most),
+                    all[start..end],
+                    "{from} {most}"
+                );
+            }
+        }
     }
 
     #[test]

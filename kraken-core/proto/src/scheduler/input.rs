@@ -91,9 +91,6 @@ pub enum Input {
         namespace: Namespace,
         /// The blob.
         digest: Digest,
-        /// An encoding of so many bytes is here already, as of a metainfo that is open: only a
-        /// longer one is of use.
-        known: usize,
     },
     /// Peers that were met in an earlier life of this host.
     Known {

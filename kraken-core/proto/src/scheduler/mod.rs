@@ -153,11 +153,7 @@ impl Scheduler {
                     self.seek_on(now, digest);
                 }
             }
-            Input::Seek {
-                namespace,
-                digest,
-                known,
-            } => self.seek(now, namespace, digest, known),
+            Input::Seek { namespace, digest } => self.seek(now, namespace, digest),
             Input::Known { peers } => peers.into_iter().for_each(|peer| self.known.learn(peer)),
             Input::Found { digest, spec } => self.found(now, digest, spec),
             Input::Shutdown => self.shutdown(),
@@ -247,6 +243,7 @@ impl Scheduler {
     }
 
     fn forget(&mut self, now: Timestamp, digest: Digest) {
+        self.seeks.forget(digest);
         let Some(swarm) = self.swarms.remove(&digest) else {
             return;
         };

@@ -43,8 +43,6 @@ pub(crate) struct Seeks {
 #[derive(Debug)]
 struct Seek {
     namespace: Namespace,
-    /// So long an encoding is known already: only a longer one says more.
-    known: usize,
     until: Timestamp,
     asked: BTreeSet<PeerId>,
     /// Peers that the tracker named and that were not asked yet.
@@ -74,7 +72,6 @@ impl Seek {
     fn new(namespace: Namespace, until: Timestamp) -> Self {
         Self {
             namespace,
-            known: 0,
             until,
             asked: BTreeSet::new(),
             leads: VecDeque::new(),
@@ -132,6 +129,17 @@ impl Seeks {
         })
     }
 
+    /// What was found is not told again: it may have turned out wrong.
+    pub(crate) fn forget(&mut self, digest: Digest) {
+        if self
+            .by_digest
+            .get(&digest)
+            .is_some_and(|seek| !seek.is_open())
+        {
+            self.by_digest.remove(&digest);
+        }
+    }
+
     /// Ends all searches.
     pub(crate) fn take(&mut self) -> Vec<(Namespace, Digest)> {
         let all = std::mem::take(&mut self.by_digest).into_iter();
@@ -140,14 +148,8 @@ impl Seeks {
 }
 
 impl Scheduler {
-    /// Looks for a metainfo whose encoding is longer than `known` bytes.
-    pub(super) fn seek(
-        &mut self,
-        now: Timestamp,
-        namespace: Namespace,
-        digest: Digest,
-        known: usize,
-    ) {
+    /// Looks for the metainfo of a blob.
+    pub(super) fn seek(&mut self, now: Timestamp, namespace: Namespace, digest: Digest) {
         let seeks = &mut self.seeks.by_digest;
         if self.stopping || (seeks.len() >= MAX_SEEKS && !seeks.contains_key(&digest)) {
             let found = None;
@@ -158,16 +160,13 @@ impl Scheduler {
         let seek = seeks
             .entry(digest)
             .or_insert_with(|| Seek::new(namespace.clone(), now));
-        match &seek.found {
-            Some((meta, from)) if meta.encoded_len() > known => {
-                let found = Some((meta.clone(), *from));
-                self.actions.push_back(Action::Sought { digest, found });
-            }
-            // Whoever had no more then may have by now.
-            Some(_) => *seek = Seek::new(namespace, now),
-            None => {}
+        if let Some((meta, from)) = &seek.found {
+            let found = Some((meta.clone(), *from));
+            self.actions.push_back(Action::Sought { digest, found });
+        } else if seek.waiting.is_empty() && seek.source.is_none() {
+            // Whoever did not have it, or did not answer, may by now.
+            seek.asked.clear();
         }
-        seek.known = known;
         seek.until = now + LIFE;
         if is_new && self.local.role == PeerRole::Agent && !self.swarms.contains_key(&digest) {
             self.announces.now(now, digest, &self.config);
@@ -276,7 +275,7 @@ impl Scheduler {
             return Ok(());
         };
         let is_answer = seek.waiting.remove(&conn).is_some();
-        if is_answer && total as usize > seek.known {
+        if is_answer && total > 0 {
             if seek.source.is_none() {
                 seek.source = Some(Source {
                     conn,
@@ -309,17 +308,16 @@ impl Scheduler {
             return Ok(());
         };
         if total != source.total {
-            // It knows more than before, or dropped the blob: it may be asked anew.
+            // It dropped the blob.
             seek.source = None;
-            if total as usize > seek.known {
-                seek.holders.push_back(conn);
-            }
             return Ok(());
         }
         if offset as usize != source.bytes.len() {
             return Ok(());
         }
-        if part.is_empty() {
+        // With less at a time it could hold the search up.
+        let left = total as usize - source.bytes.len();
+        if part.len() < left.min(Message::MAX_PART) {
             seek.source = None;
             return Err(Violation);
         }

@@ -51,7 +51,7 @@ impl Version {
 pub struct Record {
     /// When it was set.
     pub version: Version,
-    /// In which cluster; of two records with one version, the one with the larger name is the later.
+    /// In which cluster.
     pub cluster: String,
     /// What the tag points to; nothing once it has been removed.
     pub digest: Option<Digest>,
@@ -77,24 +77,22 @@ impl TagState {
         Self { now, before }
     }
 
+    /// Whether it is within the bounds of what is made here, as a state from elsewhere must be.
+    pub fn is_sound(&self) -> bool {
+        let fits = |record: &Record| (1..=255).contains(&record.cluster.len());
+        self.before.len() <= Self::HISTORY && self.records().all(fits)
+    }
+
     /// This state, all earlier ones behind it.
     pub fn records(&self) -> impl Iterator<Item = &Record> {
         std::iter::once(&self.now).chain(&self.before)
     }
 
-    /// The same with one more record, in its place by version.
+    /// The same with one more record in front.
     #[must_use]
-    fn with(&self, record: Record) -> Self {
-        let mut all: Vec<_> = self.records().cloned().collect();
-        if !all.contains(&record) {
-            all.push(record);
-        }
-        all.sort_unstable_by(|one, other| other.cmp(one));
-        let mut all = all.into_iter();
-        Self {
-            now: all.next().unwrap_or_else(|| self.now.clone()),
-            before: all.take(Self::HISTORY).collect(),
-        }
+    fn with(&self, now: Record) -> Self {
+        let before = self.records().take(Self::HISTORY).cloned().collect();
+        Self { now, before }
     }
 }
 
@@ -111,8 +109,6 @@ pub enum Condition {
     At(Version),
     /// It does not exist.
     Absent,
-    /// It does not exist, because it must never change: an immutable tag.
-    Immutable,
 }
 
 /// What is to become of a tag.
@@ -126,13 +122,16 @@ pub enum Change {
         digest: Option<Digest>,
         /// What must hold.
         condition: Condition,
+        /// Whether the tag must never point to anything else than it does, unless it is removed.
+        is_immutable: bool,
+        /// What earlier attempts at this change would have made of the tag: if it was one of these, the
+        /// change has been made.
+        attempted: Vec<Record>,
         /// The time, in milliseconds since 1970.
         millis: u64,
         /// The name of this cluster.
         cluster: String,
     },
-    /// Records of another cluster join the history; the latest of all is what the tag points to.
-    Merge(Vec<Record>),
 }
 
 /// Why a tag was not changed.
@@ -164,16 +163,28 @@ impl Change {
             Self::Set {
                 digest,
                 condition,
+                is_immutable,
+                attempted,
                 millis,
                 cluster,
-            } => set(state, *digest, *condition, *millis, cluster),
-            Self::Merge(records) => {
-                let mut records = records.iter().cloned();
-                let first = state
-                    .cloned()
-                    .or_else(|| records.next().map(TagState::first));
-                Ok(first.map(|state| records.fold(state, |state, record| state.with(record))))
+            } => {
+                let mut records = state.iter().flat_map(|state| state.records());
+                if records.any(|record| attempted.contains(record)) {
+                    return Ok(state.cloned());
+                }
+                let now = state.and_then(|state| state.now.digest);
+                if *is_immutable && digest.is_some() && now.is_some() && now != *digest {
+                    return Err(Refusal::Immutable);
+                }
+                set(state, *digest, *condition, *millis, cluster)
             }
+        }
+    }
+
+    /// A change that was attempted, and would have made this of the tag.
+    pub fn attempted(&mut self, record: &Record) {
+        if let Self::Set { attempted, .. } = self {
+            attempted.push(record.clone());
         }
     }
 }
@@ -187,7 +198,7 @@ fn set(
 ) -> Result<Option<TagState>, Refusal> {
     let now = state.and_then(|state| state.now.digest);
     if digest == now {
-        // It is as it is wanted: also when an earlier attempt has done it and nobody heard of it.
+        // It is as it is wanted.
         return Ok(state.cloned());
     }
     let version = state.map_or(Version::ZERO, |state| state.now.version);
@@ -196,7 +207,6 @@ fn set(
         Condition::Version(wanted) if wanted != version => return Err(Refusal::Changed(version)),
         Condition::At(wanted) if wanted != version => return Err(Refusal::Changed(version)),
         Condition::Absent if now.is_some() => return Err(Refusal::Exists),
-        Condition::Immutable if now.is_some() => return Err(Refusal::Immutable),
         _ => {}
     }
     let record = Record {

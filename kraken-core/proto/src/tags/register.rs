@@ -67,7 +67,7 @@ impl Register {
     /// that are under way find this owner outbid: one that the other had promised to before it lost
     /// its disk must not come to its end with half of its promises forgotten.
     pub fn hand_over(&mut self) -> Self {
-        self.promised.round += 1;
+        self.promised.round = self.promised.round.saturating_add(1);
         self.clone()
     }
 

@@ -6,9 +6,36 @@
 //! and those that see that of all others write down who began it: whoever is among these had nothing
 //! to forget.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::round::quorum;
+
+/// Which lives of the other owners' disks this one has helped to begin: what an attempt was promised in
+/// an earlier life of one of them must not come to its end here.
+///
+/// Of each majority that promised, one has told the new life what it holds. Either it had taken the
+/// attempt's state by then, and told of it; or it turns the attempt down from then on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Lives(BTreeMap<String, u64>);
+
+impl Lives {
+    /// This owner tells a new life of another what it holds.
+    pub fn began(&mut self, owner: &str, incarnation: u64) {
+        self.0.insert(owner.to_owned(), incarnation);
+    }
+
+    /// Whether an attempt stands on promises of these lives, and not on forgotten ones.
+    pub fn allow<'a>(&self, promised: impl IntoIterator<Item = (&'a str, u64)>) -> bool {
+        let is_new = |(owner, incarnation)| {
+            let known = self.0.get(owner);
+            known.is_none_or(|known| *known == incarnation)
+        };
+        promised.into_iter().all(is_new)
+    }
+}
 
 /// What an owner says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +45,8 @@ pub struct Standing {
     pub incarnation: u64,
     /// The incarnations that began the cluster, as far as it remembers; nobody while it does not vote.
     pub founders: Vec<u64>,
+    /// How many owners each tag is to have, by the configuration that it began with.
+    pub replicas: usize,
 }
 
 impl Standing {
@@ -86,6 +115,7 @@ mod tests {
         Some(Standing {
             incarnation,
             founders,
+            replicas: 3,
         })
     }
 

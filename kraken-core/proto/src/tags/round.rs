@@ -133,10 +133,15 @@ impl Round {
 
     /// An owner promised; `register` is what it holds.
     pub fn heard_promise(&mut self, owner: usize, incarnation: u64, register: &Register) -> Step {
-        self.promised.insert(owner, incarnation);
         if let Some(state) = &self.decided {
+            if register.accepted > self.latest.0 {
+                // What was decided on did not know of it.
+                return Step::Again(self.ballot);
+            }
+            self.promised.insert(owner, incarnation);
             return Step::Accept(state.clone());
         }
+        self.promised.insert(owner, incarnation);
         if register.accepted > self.latest.0 {
             self.latest = (register.accepted, register.state.clone());
         }
@@ -152,6 +157,12 @@ impl Round {
         };
         self.decided = Some(state.clone());
         Step::Accept(state)
+    }
+
+    /// What the tag is to be, if that is decided and a change.
+    pub fn attempted(&self) -> Option<&TagState> {
+        let decided = self.decided.as_ref()?.as_ref()?;
+        (self.latest.1.as_ref() != Some(decided)).then_some(decided)
     }
 
     /// An owner took the state.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::record::{Change, Condition, Record, Refusal, TagState, Version};
 use super::register::{Ballot, Register};
-use super::rejoin::needed;
+use super::rejoin::{Lives, needed};
 use super::round::{Look, Round, Step, quorum};
 use crate::blob::digest::Digest;
 use crate::rng::Rng;
@@ -16,6 +16,7 @@ use crate::rng::Rng;
 struct Owner {
     register: Register,
     incarnation: u64,
+    lives: Lives,
     /// Who told it what they hold, since it lost its disk; nothing while it votes.
     catching_up: Option<Vec<usize>>,
 }
@@ -24,7 +25,8 @@ struct Owner {
 enum Message {
     Prepare(Ballot),
     Promise(u64, Register),
-    Accept(Ballot, u64, Option<TagState>),
+    /// With the lives of all that promised.
+    Accept(Ballot, u64, Option<TagState>, Vec<(String, u64)>),
     Taken,
     Outbid(Ballot),
     Look,
@@ -143,6 +145,8 @@ impl World {
                 2 => Condition::At(version),
                 _ => Condition::Any,
             },
+            is_immutable: false,
+            attempted: Vec::new(),
             // Clocks that are wrong.
             millis: self.rng.below(50) as u64,
             cluster: "c".into(),
@@ -211,6 +215,7 @@ impl World {
             self.wiped += 1;
             self.owners[at] = Owner {
                 register: Register::default(),
+                lives: Lives::default(),
                 incarnation: 100 + self.wiped as u64,
                 catching_up: Some(Vec::new()),
             };
@@ -264,7 +269,12 @@ impl World {
                 Ok(()) => Message::Promise(owner.incarnation, owner.register.clone()),
                 Err(by) => Message::Outbid(by.0),
             },
-            Message::Accept(ballot, incarnation, state) if incarnation == owner.incarnation => {
+            Message::Accept(ballot, incarnation, state, promised)
+                if incarnation == owner.incarnation
+                    && owner
+                        .lives
+                        .allow(promised.iter().map(|(it, life)| (&**it, *life))) =>
+            {
                 match owner.register.accept(ballot, state) {
                     Ok(()) => Message::Taken,
                     Err(by) => Message::Outbid(by.0),
@@ -272,6 +282,7 @@ impl World {
             }
             Message::Look => Message::Held(owner.register.clone()),
             Message::HandOver(incarnation) => {
+                owner.lives.began(&from.to_string(), incarnation);
                 Message::Handed(incarnation, owner.register.hand_over())
             }
             _ => return,
@@ -299,13 +310,18 @@ impl World {
             Step::Accept(state) => {
                 if let Attempt::Round(round, asked) = &mut op.attempt {
                     let ballot = round.ballot();
+                    let all: Vec<_> = round
+                        .promised()
+                        .map(|(it, life)| (it.to_string(), life))
+                        .collect();
                     let fresh: Vec<_> = round
                         .promised()
                         .filter(|(it, _)| !asked.contains(it))
                         .collect();
                     for (owner, incarnation) in fresh {
                         asked.push(owner);
-                        let message = Message::Accept(ballot, incarnation, state.clone());
+                        let message =
+                            Message::Accept(ballot, incarnation, state.clone(), all.clone());
                         self.net.push(Envelope {
                             from: number,
                             to: owner,
@@ -429,6 +445,8 @@ fn put(
     let change = Change::Set {
         digest: Some(Digest::of(name)),
         condition,
+        is_immutable: false,
+        attempted: Vec::new(),
         millis: 5,
         cluster: "east".into(),
     };
@@ -443,10 +461,6 @@ fn conditions_hold_and_what_is_there_already_changes_nothing() {
     let state = first.as_ref();
     assert_eq!(put(state, b"a", Condition::Any), Ok(first.clone()));
     assert_eq!(put(state, b"b", Condition::Absent), Err(Refusal::Exists));
-    assert_eq!(
-        put(state, b"b", Condition::Immutable),
-        Err(Refusal::Immutable)
-    );
     let old = Condition::Version(Version::new(3));
     assert_eq!(put(state, b"b", old), Err(Refusal::Changed(version)));
     assert_eq!(put(None, b"b", old), Err(Refusal::Unknown));
@@ -463,35 +477,85 @@ fn conditions_hold_and_what_is_there_already_changes_nothing() {
     assert_eq!(second.before, [first.unwrap().now]);
 }
 
-#[test]
-fn the_history_is_bounded_and_two_clusters_agree_on_it() {
-    let (mut east, mut west): (Option<TagState>, Option<TagState>) = (None, None);
-    for number in 0..30_u8 {
-        let (state, cluster) = if number % 3 == 0 {
-            (&mut east, "east")
-        } else {
-            (&mut west, "west")
-        };
-        let change = Change::Set {
-            digest: Some(Digest::of(&[number])),
-            condition: Condition::Any,
-            millis: u64::from(number / 4),
-            cluster: cluster.into(),
-        };
-        *state = change.apply(state.as_ref()).unwrap();
+fn forever(name: Option<&[u8]>, condition: Condition) -> Change {
+    Change::Set {
+        digest: name.map(Digest::of),
+        condition,
+        is_immutable: true,
+        attempted: Vec::new(),
+        millis: 7,
+        cluster: "east".into(),
     }
-    let (east, west) = (east.unwrap(), west.unwrap());
-    assert_eq!(west.before.len(), TagState::HISTORY);
-    let all = |state: &TagState| Change::Merge(state.records().cloned().collect());
-    let one = all(&west).apply(Some(&east)).unwrap().unwrap();
-    let other = all(&east).apply(Some(&west)).unwrap().unwrap();
-    assert_eq!(one, other);
-    assert_eq!(
-        all(&east).apply(Some(&one)),
-        Ok(Some(one.clone())),
-        "twice is once"
-    );
-    assert_eq!(Change::Merge(Vec::new()).apply(None), Ok(None));
+}
+
+#[test]
+fn an_immutable_tag_changes_under_no_condition_and_can_be_removed() {
+    let state = put(None, b"a", Condition::Any).unwrap();
+    let version = state.as_ref().unwrap().now.version;
+    for condition in [
+        Condition::Any,
+        Condition::At(version),
+        Condition::Version(version),
+        Condition::Absent,
+    ] {
+        let changed = forever(Some(b"b"), condition).apply(state.as_ref());
+        assert_eq!(changed, Err(Refusal::Immutable), "{condition:?}");
+    }
+    let same = forever(Some(b"a"), Condition::Any).apply(state.as_ref());
+    assert_eq!(same, Ok(state.clone()));
+    let gone = forever(None, Condition::Any).apply(state.as_ref()).unwrap();
+    // What was asked for before it was removed does not bring it back.
+    let late = forever(Some(b"a"), Condition::At(Version::ZERO)).apply(gone.as_ref());
+    assert!(matches!(late, Err(Refusal::Changed(_))), "{late:?}");
+}
+
+#[test]
+fn a_change_that_was_made_and_overtaken_is_not_made_again() {
+    let state = put(None, b"a", Condition::Any).unwrap();
+    let mine = put(state.as_ref(), b"b", Condition::Any).unwrap();
+    let theirs = put(mine.as_ref(), b"c", Condition::Any).unwrap();
+    let mut change = Change::Set {
+        digest: Some(Digest::of(b"b")),
+        condition: Condition::Any,
+        is_immutable: false,
+        attempted: Vec::new(),
+        millis: 9,
+        cluster: "east".into(),
+    };
+    let again = change.apply(theirs.as_ref()).unwrap().unwrap();
+    assert_eq!(again.now.digest, Some(Digest::of(b"b")));
+    change.attempted(&mine.unwrap().now);
+    assert_eq!(change.apply(theirs.as_ref()), Ok(theirs));
+}
+
+#[test]
+fn the_history_is_bounded() {
+    let mut state: Option<TagState> = None;
+    for number in 0..30_u8 {
+        state = put(state.as_ref(), &[number], Condition::Any).unwrap();
+    }
+    let state = state.unwrap();
+    assert!(state.is_sound());
+    let digests: Vec<_> = state.records().filter_map(|it| it.digest).collect();
+    let expected: Vec<_> = (19..30_u8).rev().map(|it| Digest::of(&[it])).collect();
+    assert_eq!(digests, expected);
+    let versions: Vec<_> = state.records().map(|it| it.version).collect();
+    assert!(versions.is_sorted_by(|one, other| one > other));
+    let mut wrong = state.clone();
+    wrong.before.push_back(state.now.clone());
+    assert!(!wrong.is_sound());
+    wrong = state;
+    wrong.now.cluster = "c".repeat(256);
+    assert!(!wrong.is_sound());
+}
+
+#[test]
+fn promises_of_a_life_that_is_over_count_for_nothing() {
+    let mut lives = Lives::default();
+    assert!(lives.allow([("a", 1), ("b", 2)]));
+    lives.began("a", 7);
+    assert!(lives.allow([("a", 7), ("b", 2)]));
+    assert!(!lives.allow([("a", 1), ("b", 2)]));
 }
 
 #[test]

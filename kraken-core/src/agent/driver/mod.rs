@@ -56,20 +56,19 @@ pub(crate) enum Note {
         reply: oneshot::Sender<watch::Receiver<Progress>>,
     },
     /// More is known of an open metainfo, and the store has it.
-    Continued { told: Told },
-    /// Peers are to be asked for the metainfo of a blob, more of it than `known` bytes.
+    Continued { meta: MetaInfo },
+    /// Peers are to be asked for the metainfo of a blob.
     Seek {
         namespace: Namespace,
         digest: Digest,
-        known: usize,
         reply: oneshot::Sender<Option<Told>>,
     },
     /// A part of a metainfo, for a peer that asked for it.
     Tell { conn: ConnId, message: Message },
     /// The discovery says the same of a metainfo as a peer did.
-    Confirmed { digest: Digest },
+    Confirmed { meta: MetaInfo },
     /// A metainfo is not what the discovery says, or a piece did not fit one that it says nothing of.
-    Contradicted { digest: Digest, meta: MetaInfo },
+    Contradicted { meta: MetaInfo, is_sure: bool },
     /// A piece came from elsewhere and is in the store, with the metainfo that proves it.
     #[cfg_attr(
         not(all(feature = "http", feature = "fs")),
@@ -138,6 +137,12 @@ struct Blob {
     /// End what follows its open metainfo, and what asks whether it is right, with the blob.
     _following: Option<DropGuard>,
     _confirming: Option<DropGuard>,
+    /// Pieces that did not fit its metainfo while that was hearsay, and who sent the last of these.
+    misfits: u32,
+    misfit_from: Option<ConnId>,
+    /// Ends with the blob: what was proved for it is not written for another.
+    life: CancellationToken,
+    _ends: DropGuard,
 }
 
 /// The parts that a driver works with.
@@ -300,16 +305,15 @@ impl Driver {
             } => {
                 let _ = reply.send(self.open(told, namespace, have, ingest));
             }
-            Note::Continued { told } => self.continued(told),
+            Note::Continued { meta } => self.continued(meta),
             Note::Seek {
                 namespace,
                 digest,
-                known,
                 reply,
-            } => self.seek(namespace, digest, known, reply),
+            } => self.seek(namespace, digest, reply),
             Note::Tell { conn, message } => self.send(conn, message),
-            Note::Confirmed { digest } => self.progress(digest, |it| it.is_hearsay = false),
-            Note::Contradicted { digest, meta } => self.contradicted(digest, &meta),
+            Note::Confirmed { meta } => self.confirmed(&meta),
+            Note::Contradicted { meta, is_sure } => self.contradicted(&meta, is_sure),
             Note::Ingested { meta, piece } => self.ingested(meta, piece),
             Note::Failed { digest, end } => self.failed(digest, end),
             Note::LookedUp { digest, meta } => self.looked_up(digest, meta),
@@ -318,6 +322,9 @@ impl Driver {
                 result: Ok(()),
             } => {
                 self.progress(digest, |progress| progress.sealed = true);
+                if let Some(blob) = self.blobs.get_mut(&digest) {
+                    blob._confirming = None;
+                }
             }
             // The next one to open the blob finds what the store has, and tries again.
             Note::Sealed {
@@ -367,9 +374,15 @@ impl Driver {
         if let Input::ConnDown { conn } = input {
             self.links.remove(&conn);
         }
-        if let Input::PieceRejected { digest, .. } = input {
-            self.doubt(digest);
-        }
+        let input = match input {
+            // Whoever sent it may well have sent what is right.
+            Input::PieceRejected {
+                digest,
+                piece,
+                conn,
+            } if !self.doubt(digest, conn) => Input::PieceLost { digest, piece },
+            input => input,
+        };
         if let Input::PieceStored { digest, piece, .. } = input {
             self.progress(digest, |progress| {
                 progress.have.insert(piece);
@@ -405,6 +418,7 @@ impl Driver {
         let _following = (open && !ingest).then(|| self.follow(namespace.clone(), meta.clone()));
         let _confirming =
             (is_hearsay && !sealed).then(|| self.confirm(namespace.clone(), meta.clone()));
+        let life = CancellationToken::new();
         self.blobs.insert(
             digest,
             Blob {
@@ -413,6 +427,10 @@ impl Driver {
                 progress,
                 _following,
                 _confirming,
+                misfits: 0,
+                misfit_from: None,
+                _ends: life.clone().drop_guard(),
+                life,
             },
         );
         self.input(Input::Open { spec, have });
@@ -424,8 +442,9 @@ impl Driver {
 
     fn follow(&self, namespace: Namespace, meta: MetaInfo) -> DropGuard {
         let follower = Follower {
-            sources: self.sources(),
+            discovery: self.parts.discovery.clone(),
             store: self.parts.store.clone(),
+            notes: self.notes.clone(),
             patience: self.parts.patience,
         };
         self.guarded(follower.follow(namespace, meta))
@@ -441,13 +460,10 @@ impl Driver {
         token.drop_guard()
     }
 
-    fn continued(&mut self, told: Told) {
-        let Told { meta, is_hearsay } = told;
+    fn continued(&mut self, meta: MetaInfo) {
         let (digest, pieces) = (meta.digest(), meta.provable());
         if let Some(blob) = self.blobs.get_mut(&digest) {
             blob.meta = meta;
-            // What was hearsay before goes on in what the discovery says now.
-            blob.progress.send_modify(|it| it.is_hearsay = is_hearsay);
             self.input(Input::Provable { digest, pieces });
         }
     }
@@ -488,6 +504,7 @@ impl Driver {
             .map(|meta| BlobSpec::of(meta, Namespace::default()));
         if let Some(meta) = meta {
             let have = Bitfield::full(meta.piece_count());
+            let life = CancellationToken::new();
             let progress = watch::Sender::new(Progress {
                 have,
                 sealed: true,
@@ -500,6 +517,10 @@ impl Driver {
                 progress,
                 _following: None,
                 _confirming: None,
+                misfits: 0,
+                misfit_from: None,
+                _ends: life.clone().drop_guard(),
+                life,
             });
         }
         self.input(Input::Found { digest, spec });

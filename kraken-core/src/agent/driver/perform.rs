@@ -117,7 +117,7 @@ impl Driver {
             self.parts.store.clone(),
             self.storing.clone(),
         );
-        let metrics = self.parts.metrics.clone();
+        let (metrics, life) = (self.parts.metrics.clone(), blob.life.clone());
         self.task(async move {
             let _permit = storing.acquire(digest, 1).await;
             // Kept until the bytes are written or given up.
@@ -137,6 +137,9 @@ impl Driver {
                     piece,
                     conn,
                 });
+            }
+            if life.is_cancelled() {
+                return Note::Input(Input::PieceLost { digest, piece });
             }
             match store.write(digest, piece, data).await {
                 Ok(()) => Note::Input(Input::PieceStored {

@@ -100,7 +100,6 @@ fn any_input(op: (u8, u8, u32, u8), bench: &mut Bench, owed: &mut Owed) -> Optio
         7 if bits % 2 == 0 => Input::Seek {
             namespace: spec.namespace,
             digest,
-            known: usize::from(detail),
         },
         7 => Input::DialFailed {
             peer: id(detail % 5),

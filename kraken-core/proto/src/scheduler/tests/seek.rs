@@ -21,11 +21,10 @@ fn none(offset: u32) -> Message {
     }
 }
 
-fn seeking(bench: &mut Bench, known: usize) -> Vec<Action> {
+fn seeking(bench: &mut Bench) -> Vec<Action> {
     bench.feed(Input::Seek {
         namespace: Namespace::default(),
         digest: blob(),
-        known,
     })
 }
 
@@ -86,7 +85,7 @@ fn dials(actions: &[Action]) -> Vec<PeerId> {
 #[test]
 fn the_first_that_has_it_gives_it_part_by_part() {
     let (mut bench, conns) = bench(2);
-    let asked = seeking(&mut bench, 0);
+    let asked = seeking(&mut bench);
     assert_eq!(announces(&asked), 1, "the tracker may name others");
     let mut to: Vec<_> = asks(&asked);
     to.sort_unstable();
@@ -97,7 +96,7 @@ fn the_first_that_has_it_gives_it_part_by_part() {
     let done = answer(&mut bench, conns[1], &encoding, asked);
     assert_eq!(sought(&done), Some(&Some((meta(), id(2)))));
     // Whoever asks a moment later is told at once, and nobody is asked.
-    let again = seeking(&mut bench, 0);
+    let again = seeking(&mut bench);
     assert_eq!(sought(&again), Some(&Some((meta(), id(2)))));
     assert!(asks(&again).is_empty());
 }
@@ -106,7 +105,7 @@ fn the_first_that_has_it_gives_it_part_by_part() {
 fn another_goes_on_for_whoever_hangs_up_or_is_silent() {
     for hangs_up in [true, false] {
         let (mut bench, conns) = bench(2);
-        let asked = seeking(&mut bench, 0);
+        let asked = seeking(&mut bench);
         let encoding = meta().encode();
         let first = |offset| Message::metainfo_part(blob(), &encoding, offset);
         assert_eq!(asks(&bench.say(conns[0], first(0))).len(), 1);
@@ -129,7 +128,7 @@ fn peers_that_the_tracker_names_are_called_before_those_met_earlier() {
     let (mut bench, _) = bench(0);
     let peers = (20..30).map(|it| info(it, PeerRole::Agent)).collect();
     bench.feed(Input::Known { peers });
-    let dialled = dials(&seeking(&mut bench, 0));
+    let dialled = dials(&seeking(&mut bench));
     assert_eq!(dialled.len(), 4, "a few at a time");
     let reply = AnnounceReply {
         interval_ms: 1000,
@@ -165,7 +164,7 @@ fn others_are_dialled_when_the_first_do_not_come() {
     let (mut bench, _) = bench(0);
     let peers = (20..30).map(|it| info(it, PeerRole::Agent)).collect();
     bench.feed(Input::Known { peers });
-    let first = dials(&seeking(&mut bench, 0));
+    let first = dials(&seeking(&mut bench));
     let next = dials(&bench.wait(Duration::from_millis(600)));
     assert_eq!((first.len(), next.len()), (4, 4));
     assert!(next.iter().all(|it| !first.contains(it)));
@@ -185,7 +184,7 @@ fn others_are_dialled_when_the_first_do_not_come() {
 #[test]
 fn what_nobody_has_is_given_up_and_the_tracker_told() {
     let (mut bench, conns) = bench(1);
-    seeking(&mut bench, 0);
+    seeking(&mut bench);
     bench.say(conns[0], none(0));
     let ended = bench.wait(Duration::from_secs(16));
     assert_eq!(sought(&ended), Some(&None));
@@ -204,24 +203,27 @@ fn what_nobody_has_is_given_up_and_the_tracker_told() {
 }
 
 #[test]
-fn more_of_an_open_one_is_looked_for_while_it_is_fetched() {
-    let whole = meta();
-    let open = MetaInfo::open(blob(), whole.length()).unwrap();
+fn what_turned_out_wrong_is_not_told_again() {
     let (mut bench, conns) = bench(2);
+    let asked = seeking(&mut bench);
+    answer(&mut bench, conns[0], &meta().encode(), asked);
     let (spec, have) = (
-        BlobSpec::of(&whole, Namespace::default()),
+        BlobSpec::of(&meta(), Namespace::default()),
         Bitfield::empty(1000),
     );
     bench.feed(Input::Open { spec, have });
-    let asked = seeking(&mut bench, open.encoded_len());
-    assert_eq!(announces(&asked), 0, "it is known there");
-    // Whoever knows no more is of no use.
-    let same = Message::metainfo_part(blob(), &open.encode(), 0);
-    bench.say(conns[0], same);
-    let done = answer(&mut bench, conns[1], &whole.encode(), asked);
-    assert_eq!(sought(&done), Some(&Some((whole.clone(), id(2)))));
-    // More than that is a new search.
-    assert_eq!(asks(&seeking(&mut bench, whole.encoded_len())).len(), 2);
+    bench.feed(Input::Forget { digest: blob() });
+    let again = seeking(&mut bench);
+    assert_eq!(sought(&again), None);
+    assert_eq!(asks(&again).len(), 2);
+}
+
+#[test]
+fn those_that_had_nothing_are_asked_again_later() {
+    let (mut bench, conns) = bench(1);
+    seeking(&mut bench);
+    bench.say(conns[0], none(0));
+    assert_eq!(asks(&seeking(&mut bench)), [(conns[0], 0)]);
 }
 
 #[test]
@@ -231,7 +233,7 @@ fn whoever_makes_things_up_is_sent_away() {
     broken[0] ^= 1;
     for lie in [&other, &broken] {
         let (mut bench, conns) = bench(2);
-        let asked = seeking(&mut bench, 0);
+        let asked = seeking(&mut bench);
         let caught = answer(&mut bench, conns[0], lie, asked.clone());
         assert!(banned(&caught, 1, CloseReason::Protocol), "{caught:?}");
         assert_eq!(sought(&caught), None);
@@ -246,7 +248,7 @@ fn a_part_that_nobody_asked_for_changes_nothing() {
     let encoding = meta().encode();
     let part = |offset| Message::metainfo_part(blob(), &encoding, offset);
     assert!(bench.say(conns[0], part(0)).is_empty());
-    seeking(&mut bench, 0);
+    seeking(&mut bench);
     bench.say(conns[0], part(0));
     assert!(bench.say(conns[0], part(0)).is_empty(), "said twice");
     assert!(asks(&bench.say(conns[1], part(0))).is_empty());
