@@ -4,7 +4,7 @@
 //! packets that wait to leave count against the small queues of TCP, which would slow it down.
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -29,13 +29,33 @@ impl Delay {
     pub(crate) fn start(net: &Net, host: usize, late: Duration) -> Outcome<Self> {
         let mut command = net.at(host, std::env::current_exe()?);
         command.arg("--delay").arg(late.as_millis().to_string());
-        Ok(Self(command.stdin(Stdio::null()).spawn()?))
+        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let mut delay = Self(piped?);
+        let mut said = String::new();
+        if let Some(out) = delay.0.stdout.take() {
+            BufReader::new(out).read_line(&mut said)?;
+        }
+        if said.is_empty() {
+            return Err("packets cannot be held up: this needs NFQUEUE".into());
+        }
+        Ok(delay)
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// It had ended by itself.
+    pub(crate) fn end(mut self) -> Outcome<()> {
+        match self.0.try_wait()? {
+            None => Ok(()),
+            Some(status) => Err(format!("what holds up packets ended: {status}").into()),
+        }
     }
 }
 
 impl Drop for Delay {
     fn drop(&mut self) {
-        // Without anybody at the queue the kernel lets packets pass.
+        // The rule that fills the queue is gone by now, and the queue is empty.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -51,6 +71,7 @@ pub(crate) fn hold_up(late: Duration) -> Outcome<()> {
     queue.set_queue_max_len(QUEUE, MOST)?;
     queue.set_copy_range(QUEUE, HEADER)?;
     queue.set_nonblocking(true);
+    println!("ready");
     let mut waiting = VecDeque::new();
     loop {
         match queue.recv() {

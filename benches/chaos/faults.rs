@@ -91,6 +91,23 @@ const JUMP: i64 = 45 * 60;
 /// How late packets are.
 const LATE: Duration = Duration::from_millis(20);
 
+/// What does harm as long as it is there.
+pub(crate) enum Lasting {
+    Hog(disk::Hog),
+    Delay(Delay),
+}
+
+impl Lasting {
+    /// Ends it; an error when it had ended by itself, and so was no fault.
+    pub(crate) fn end(self) -> Outcome<()> {
+        match self {
+            Self::Hog(hog) => drop(hog),
+            Self::Delay(delay) => delay.end()?,
+        }
+        Ok(())
+    }
+}
+
 /// A fault as it was drawn.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fault {
@@ -139,8 +156,8 @@ impl Fault {
         }
     }
 
-    /// Begins, and gives what goes on until it is dropped.
-    pub(crate) fn begin(&self, cluster: &mut Cluster) -> Outcome<Option<Box<dyn Send>>> {
+    /// Begins, and gives what goes on until it is ended.
+    pub(crate) fn begin(&self, cluster: &mut Cluster) -> Outcome<Option<Lasting>> {
         match self.kind {
             Kind::Kill => cluster.kill(self.at)?,
             Kind::Wipe => {
@@ -152,7 +169,7 @@ impl Fault {
                 cluster.start(self.at)?;
             }
             Kind::Pause => cluster.pause(self.at, true)?,
-            Kind::BusyDisk => return Ok(Some(Box::new(disk::Hog::start(&cluster.dir)?))),
+            Kind::BusyDisk => return Ok(Some(Lasting::Hog(disk::Hog::start(&cluster.dir)?))),
             // Half of them jump back first.
             Kind::Clock if self.other.is_multiple_of(2) => cluster.set_clock(self.at, -JUMP)?,
             Kind::Clock => cluster.set_clock(self.at, JUMP)?,
@@ -162,7 +179,11 @@ impl Fault {
             let host = cluster.members[self.at].host;
             cluster.net.set(host, &wrong, true)?;
             if wrong == Wrong::Late {
-                return Ok(Some(Box::new(Delay::start(&cluster.net, host, LATE)?)));
+                return Ok(Some(Lasting::Delay(Delay::start(
+                    &cluster.net,
+                    host,
+                    LATE,
+                )?)));
             }
         }
         Ok(None)

@@ -183,6 +183,15 @@ pub(crate) async fn push_once(proxy: &str, rng: &mut Rng, tag: &str) -> Outcome<
     pushed.unwrap_or_else(|_| Err(Box::new(Late)))
 }
 
+/// Pushes a blob of random bytes, and no image of it.
+pub(crate) async fn push_blob(proxy: &str, rng: &mut Rng) -> Outcome<()> {
+    let bytes = random(rng, 1 << 16);
+    let body = futures::stream::iter([Ok(bytes)]);
+    let registry = Registry::new(proxy)?;
+    timeout(PUSH, registry.push_blob(REPOSITORY, body)).await??;
+    Ok(())
+}
+
 /// It was given up.
 #[derive(Debug)]
 struct Late;

@@ -98,7 +98,7 @@ enum Plan {
     /// All origins are dead for a minute, and the trackers forget what they knew; what agents hold is
     /// pulled.
     NoOrigins,
-    /// One origin with a proxy and an agent is cut off from all the others for half a minute.
+    /// One origin with a proxy and an agent is cut off from all the others for a minute.
     Minority,
     /// An origin joins the others under load.
     Join,
@@ -107,6 +107,8 @@ enum Plan {
 #[derive(Debug, Serialize)]
 struct Report {
     faults: BTreeMap<&'static str, usize>,
+    /// Whether what the plan is there to show was seen.
+    is_shown: bool,
     /// Blobs and tags.
     acknowledged: usize,
     lost: usize,
@@ -230,6 +232,7 @@ fn run(options: &Options) -> Outcome<bool> {
         println!("{report:#?}");
     }
     let is_kept = report.lost == 0 && report.wrong == 0 && report.acknowledged > 0;
+    let is_kept = is_kept && report.is_shown;
     Ok(is_kept && report.ended == 0)
 }
 
@@ -276,7 +279,9 @@ async fn play(options: &Options, mut cluster: Cluster) -> Outcome<Report> {
     let lost = missing(&book, &agents, &proxies).await;
     let converged_s = began.elapsed().as_secs_f64();
     let book = std::mem::take(&mut *load::open(&book));
+    let is_shown = outcome.is_shown();
     let mut report = report(&book, outcome, (lost, converged_s));
+    report.is_shown = is_shown && (options.plan == Plan::Random || report.failed_pulls == 0);
     report.ended = cluster.ended();
     if load_ended {
         return Err("a client of the cluster ended by itself".into());
@@ -349,6 +354,7 @@ fn report(book: &Book, outcome: Played, (lost, converged_s): (usize, f64)) -> Re
     reasons.truncate(20);
     Report {
         faults: outcome.faults,
+        is_shown: false,
         acknowledged: book.acknowledged.len(),
         lost,
         wrong: book.wrong,

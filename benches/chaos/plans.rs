@@ -24,6 +24,19 @@ pub(crate) struct Played {
     pub(crate) joined: Option<Joined>,
 }
 
+impl Played {
+    /// Whether what the plan is there to show was seen; the rest is in the report.
+    pub(crate) fn is_shown(&self) -> bool {
+        let spread = self.spread.as_ref();
+        let minority = self.minority.as_ref();
+        let joined = self.joined.as_ref();
+        spread.is_none_or(|it| it.blobs > 0 && it.copies_after > it.copies_before)
+            && minority.is_none_or(|it| it.pushes_acknowledged == 0 && it.pushes_refused > 0)
+            && minority.is_none_or(|it| it.pulls_served > 0 && it.pulls_failed == 0)
+            && joined.is_none_or(|it| it.moved > 0)
+    }
+}
+
 pub(crate) async fn play(
     options: &Options,
     cluster: &mut Cluster,
@@ -122,14 +135,15 @@ async fn lose_origins(
     held.retain(|image| copies(image) > 0);
     held.sort_by_key(copies);
     held.truncate(HELD);
-    let copies_before = held.iter().map(copies).sum();
-    load::open(book).only = Some(held.clone());
-    // Pulls of others end.
+    load::open(book).only = Some(Vec::new());
+    // Pulls end.
     sleep(Duration::from_secs(5)).await;
+    let copies_before = held.iter().map(copies).sum();
     let origins = kill_all(cluster, Role::Origin, book)?;
     // And trackers that never heard what these blobs consist of.
     let trackers = kill_all(cluster, Role::Tracker, book)?;
     start_again(cluster, &trackers, book).await?;
+    load::open(book).only = Some(held.clone());
     sleep(DEAD).await;
     let copies = |image: &Acknowledged| {
         let members = agents.iter().map(|at| &cluster.members[*at]);
@@ -151,11 +165,10 @@ async fn lose_origins(
 /// What a minority did while it was alone.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Minority {
-    /// Pushes that its proxy did not acknowledge.
+    /// Blobs that its proxy did not acknowledge: most owners are on the other side.
     pushes_refused: usize,
-    /// Those that it did: these must be there in the end like all others.
     pushes_acknowledged: usize,
-    /// Pulls through its agent of blobs that the agent or the origin had.
+    /// Pulls through its agent of blobs that it had, or the origin alone.
     pulls_served: usize,
     pulls_failed: usize,
 }
@@ -172,9 +185,13 @@ async fn part(cluster: &mut Cluster, book: &Shared) -> Outcome<Minority> {
     let held: Vec<_> = {
         let acknowledged = load::open(book).acknowledged.clone();
         let has = |at: usize, blob: Digest| cluster.members[at].blob_bytes(blob).is_some();
-        let held = acknowledged.into_iter();
-        held.filter(|it| has(agent, it.blob) && has(origin, it.blob))
-            .collect()
+        let (here, there): (Vec<_>, Vec<_>) = acknowledged
+            .into_iter()
+            .filter(|it| has(origin, it.blob))
+            .partition(|it| has(agent, it.blob));
+        // Those of the agent one by one with those that it has to get.
+        let mixed = here.into_iter().rev().zip(there.into_iter().rev());
+        mixed.flat_map(|(here, there)| [here, there]).collect()
     };
     let alone = [origin, proxy, agent];
     let others: Vec<_> = (0..cluster.members.len())
@@ -193,7 +210,7 @@ async fn part(cluster: &mut Cluster, book: &Shared) -> Outcome<Minority> {
     let until = Instant::now() + ALONE;
     let [at_proxy, at_agent] = &targets;
     let (pushes, pulls) = tokio::join!(
-        push_alone(&at_proxy.http, until, book),
+        push_alone(&at_proxy.http, until),
         pull_alone(&at_agent.http, until, &held, book)
     );
     let seen = Minority {
@@ -214,18 +231,15 @@ async fn part(cluster: &mut Cluster, book: &Shared) -> Outcome<Minority> {
 }
 
 /// How many pushes were refused and how many acknowledged.
-async fn push_alone(proxy: &str, until: Instant, book: &Shared) -> (usize, usize) {
+async fn push_alone(proxy: &str, until: Instant) -> (usize, usize) {
     let mut rng = Rng::seeded(77);
     let (mut refused, mut acknowledged) = (0, 0);
     while Instant::now() < until {
-        let tag = format!("alone-{}", refused + acknowledged);
-        match load::push_once(proxy, &mut rng, &tag).await {
-            Ok(image) => {
-                load::open(book).acknowledged.push(image);
-                acknowledged += 1;
-            }
+        match load::push_blob(proxy, &mut rng).await {
+            Ok(()) => acknowledged += 1,
             Err(_) => refused += 1,
         }
+        sleep(Duration::from_secs(1)).await;
     }
     (refused, acknowledged)
 }
@@ -238,7 +252,7 @@ async fn pull_alone(
     book: &Shared,
 ) -> (usize, usize) {
     let (mut served, mut failed) = (0, 0);
-    for image in held.iter().rev().cycle() {
+    for image in held {
         if Instant::now() > until {
             break;
         }
@@ -271,6 +285,8 @@ pub(crate) struct Joined {
     seconds: f64,
 }
 
+/// Longer than a round of an origin's look after its share.
+const QUIET_ROUNDS: Duration = Duration::from_secs(90);
 /// How long an origin that joins may take until it has what is its own.
 const SETTLE: Duration = Duration::from_secs(300);
 
@@ -291,7 +307,7 @@ async fn join(cluster: &mut Cluster, book: &Shared) -> Outcome<Joined> {
     let began = Instant::now();
     let (mut last, mut since) = (usize::MAX, Instant::now());
     // Until nothing has moved for a while.
-    while since.elapsed() < Duration::from_secs(40) {
+    while since.elapsed() < QUIET_ROUNDS {
         if began.elapsed() > SETTLE {
             return Err("blobs still move after five minutes".into());
         }
@@ -410,8 +426,12 @@ async fn trouble(
         load::open(book).fault_began(fault.at);
         let lasting = fault.begin(cluster)?;
         sleep(fault.lasts).await;
-        drop(lasting);
         fault.end(cluster)?;
+        // What a delay holds up is let through before it ends.
+        sleep(Duration::from_millis(100)).await;
+        if let Some(lasting) = lasting {
+            lasting.end()?;
+        }
         load::open(book).fault_ended(fault.at);
         *faults.entry(fault.kind.name()).or_default() += 1;
         sleep_until(next).await;

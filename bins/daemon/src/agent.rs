@@ -116,6 +116,11 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let http = HttpClient::new(Some(&identity))?;
     let shutdown = CancellationToken::new();
     let listed = Urls::of("trackers", config.trackers, config.trackers_dns)?;
+    let indexes = Urls::of(
+        "build_indexes",
+        config.build_indexes,
+        config.build_indexes_dns,
+    )?;
     let trackers = TrackerClient::new(listed.now().await?, http.clone())
         .map_err(|error| StartError::Config(format!("trackers: {error}")))?;
     listed.follow_trackers(&trackers, &shutdown);
@@ -149,11 +154,6 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let agent = builder
         .spawn()
         .map_err(|error| StartError::Config(error.to_string()))?;
-    let indexes = Urls::of(
-        "build_indexes",
-        config.build_indexes,
-        config.build_indexes_dns,
-    )?;
     let tags = TagClient::new(http.raw(), indexes.now().await?);
     indexes.follow_tags(&tags, &shutdown);
     let router = router(agent.clone(), disks, tags);

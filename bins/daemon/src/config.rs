@@ -89,7 +89,14 @@ pub fn ring(origins: &[OriginEntry]) -> Result<Vec<RingMember>, StartError> {
             zone: origin.zone.clone(),
         })
     };
-    origins.iter().map(member).collect()
+    let members: Vec<_> = origins.iter().map(member).collect::<Result<_, _>>()?;
+    let mut names: Vec<_> = members.iter().map(|it| it.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        let name = twice[0];
+        return Err(StartError::Config(format!("origins: two are named {name}")));
+    }
+    Ok(members)
 }
 
 /// Makes a directory that is not there.

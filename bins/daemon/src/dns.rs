@@ -3,14 +3,18 @@
 //! What was found last holds when nothing is found: a name server that does not answer takes nobody out
 //! of a ring.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{
+    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig,
+};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::RData;
 use serde::Deserialize;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::process::StartError;
@@ -25,9 +29,20 @@ pub struct DnsName {
     /// The port of the members, for names that have addresses only.
     #[serde(default)]
     pub port: Option<u16>,
+    /// How many there are at least: a start waits for so many, and with fewer nothing changes. Give it for
+    /// origins, of which most must have a blob before a push is acknowledged.
+    #[serde(default = "one")]
+    pub at_least: usize,
     /// Which name server to ask; those of the host when absent.
     #[serde(default)]
     pub server: Option<SocketAddr>,
+    /// How often to look, for tests.
+    #[serde(skip)]
+    pub(crate) refresh: Option<Duration>,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Somebody who is there.
@@ -42,6 +57,11 @@ const REFRESH: Duration = Duration::from_secs(10);
 /// How long a start waits until anybody is found: those who are looked for may be starting as well.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long a start waits that can do without.
+const SOON: Duration = Duration::from_secs(3);
+/// How long somebody who is not found any more still counts: a host that is started anew may be out of
+/// DNS meanwhile, and its share is not to move for that.
+const KEPT: Duration = Duration::from_secs(300);
 /// The longest time to live that is believed.
 const MAX_TTL: Duration = Duration::from_secs(60);
 
@@ -65,6 +85,8 @@ impl DnsName {
                 TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
             }
         };
+        // One host is one member: the other family counts only where there is no address of this one.
+        builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
         builder.options_mut().positive_max_ttl = Some(MAX_TTL);
         builder.options_mut().negative_max_ttl = Some(PAUSE);
         builder.build().map_err(|error| failed(&error))
@@ -87,8 +109,11 @@ impl DnsName {
                 targets.collect::<Vec<_>>()
             }
         };
-        if found.is_empty() {
-            return Err("it has no such records".into());
+        if found.len() < self.at_least.max(1) {
+            let (found, wanted) = (found.len(), self.at_least);
+            return Err(format!(
+                "{found} are found, and there are at least {wanted}"
+            ));
         }
         found.sort_unstable();
         found.dedup();
@@ -104,19 +129,33 @@ impl DnsName {
         suits: impl Fn(&[Found]) -> bool,
     ) -> Result<Vec<Found>, StartError> {
         let resolver = self.resolver()?;
-        let end = tokio::time::Instant::now() + PATIENCE;
+        let end = Instant::now() + PATIENCE;
         loop {
             let reason = match self.look_up(&resolver).await {
                 Ok(found) if suits(&found) => return Ok(found),
                 Ok(_) => "this one is not among those that are found".to_owned(),
                 Err(reason) => reason,
             };
-            if tokio::time::Instant::now() > end {
+            if Instant::now() > end {
                 return Err(StartError::Config(format!("{}: {reason}", self.name)));
             }
             tracing::info!(name = self.name, reason, "waiting for DNS");
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Who is there now, if that is known within some seconds.
+    ///
+    /// # Errors
+    /// No name server can be asked, by the configuration.
+    pub(crate) async fn at_once(&self) -> Result<Option<Vec<Found>>, StartError> {
+        let resolver = self.resolver()?;
+        let found = tokio::time::timeout(SOON, self.look_up(&resolver)).await;
+        Ok(found.ok().and_then(Result::ok))
+    }
+
+    fn refresh(&self) -> Duration {
+        self.refresh.unwrap_or(REFRESH)
     }
 
     /// Tells who is there whenever that changes, until the token says otherwise.
@@ -133,10 +172,16 @@ impl DnsName {
                     return;
                 }
             };
-            let mut before = Vec::new();
+            let (mut before, mut seen) = (Vec::new(), Seen::default());
             loop {
-                tokio::time::sleep(REFRESH).await;
-                match self.look_up(&resolver).await {
+                let pause = if before.is_empty() {
+                    PAUSE
+                } else {
+                    self.refresh()
+                };
+                tokio::time::sleep(pause).await;
+                let found = self.look_up(&resolver).await;
+                match found.map(|found| seen.all(Instant::now(), found)) {
                     Ok(found) if found == before => {}
                     Ok(found) => {
                         before.clone_from(&found);
@@ -152,6 +197,26 @@ impl DnsName {
             }
         };
         tokio::spawn(until.clone().run_until_cancelled_owned(following));
+    }
+}
+
+/// Who was found, and when last.
+#[derive(Debug, Default)]
+struct Seen(BTreeMap<Found, Instant>);
+
+impl Seen {
+    /// Those that are found now, and those that were lately.
+    fn all(&mut self, now: Instant, found: Vec<Found>) -> Vec<Found> {
+        // One that moved is not at its old place any more.
+        let moved = |it: &Found| {
+            found
+                .iter()
+                .any(|new| new.name == it.name && new.url != it.url)
+        };
+        self.0
+            .retain(|it, at| now.duration_since(*at) < KEPT && !moved(it));
+        self.0.extend(found.into_iter().map(|it| (it, now)));
+        self.0.keys().cloned().collect()
     }
 }
 
@@ -190,6 +255,24 @@ mod tests {
             (&*found.name, &*found.url),
             ("fd00--7", "https://[fd00::7]:7602")
         );
+    }
+
+    #[test]
+    fn whoever_vanishes_stays_for_a_while_unless_it_moved() {
+        let found = |name: &str, at: u8| Found {
+            name: name.into(),
+            url: format!("https://10.0.0.{at}:1"),
+        };
+        let (mut seen, now) = (Seen::default(), Instant::now());
+        let (one, two, moved) = (found("one", 1), found("two", 2), found("two", 3));
+        assert_eq!(seen.all(now, vec![one.clone(), two.clone()]).len(), 2);
+        assert_eq!(
+            seen.all(now + KEPT / 2, vec![one.clone()]),
+            [one.clone(), two]
+        );
+        let after = seen.all(now + KEPT / 2, vec![one.clone(), moved.clone()]);
+        assert_eq!(after, [one, moved.clone()]);
+        assert_eq!(seen.all(now + KEPT * 2, vec![moved.clone()]), [moved]);
     }
 
     /// A real name server.
@@ -247,7 +330,9 @@ mod tests {
             DnsName {
                 name: name.into(),
                 port,
+                at_least: 1,
                 server: Some(self.at),
+                refresh: Some(Duration::from_millis(500)),
             }
         }
     }
@@ -259,6 +344,7 @@ mod tests {
     }
 
     const ONE: &str = "--srv-host=_kraken._tcp.origins.test,origin-1.origins.test,7602";
+    const THREE: &str = "--srv-host=_kraken._tcp.origins.test,origin-3.origins.test,7622";
     const TWO: &str = "--srv-host=_kraken._tcp.origins.test,origin-2.origins.test,7612";
 
     #[tokio::test(flavor = "multi_thread")]
@@ -302,14 +388,23 @@ mod tests {
         };
         let minute = Duration::from_secs(60);
         tokio::time::timeout(minute, wait(2)).await.unwrap();
-        server.answer(&[ONE]);
-        tokio::time::timeout(minute, wait(1)).await.unwrap();
-        // Neither a server that knows nothing nor none at all takes anybody away.
-        server.answer(&[]);
-        tokio::time::sleep(REFRESH + Duration::from_secs(2)).await;
+        server.answer(&[ONE, TWO, THREE]);
+        tokio::time::timeout(minute, wait(3)).await.unwrap();
+        // Whoever is not found for a moment stays, whatever the server knows, if there is one.
+        for records in [&[ONE][..], &[]] {
+            server.answer(records);
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
         server.stop();
-        tokio::time::sleep(REFRESH + Duration::from_secs(2)).await;
-        assert_eq!(seen.lock().unwrap().last(), Some(&1));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(*seen.lock().unwrap(), [2, 3]);
         until.cancel();
+        // And with fewer than there are at least nobody begins.
+        server.answer(&[ONE]);
+        let most = DnsName {
+            at_least: 2,
+            ..origins
+        };
+        assert_eq!(most.at_once().await.unwrap(), None);
     }
 }

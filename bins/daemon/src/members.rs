@@ -155,14 +155,15 @@ impl Urls {
         }
     }
 
-    /// Where they are now.
+    /// Where they are now; nowhere while DNS does not say, as what is here already can be served
+    /// without them.
     ///
     /// # Errors
-    /// DNS names nobody within a minute.
+    /// No name server can be asked, by the configuration.
     pub(crate) async fn now(&self) -> Result<Vec<String>, StartError> {
         match self {
             Self::Listed(urls) => Ok(urls.clone()),
-            Self::Dns(dns) => Ok(urls(dns.first(|_| true).await?)),
+            Self::Dns(dns) => Ok(urls(dns.at_once().await?.unwrap_or_default())),
         }
     }
 
