@@ -64,9 +64,14 @@ impl Sources {
                 told.ok_or(error)
             }
             Some(answer) => answer.map(Told::surely),
-            None => tokio::select! {
-                answer = &mut asked => answer.map(Told::surely),
-                Some(told) = self.peers(namespace, digest) => Ok(told),
+            // For as long as the discovery thinks.
+            None => loop {
+                tokio::select! {
+                    answer = &mut asked => break answer.map(Told::surely),
+                    told = self.peers(namespace, digest) => if let Some(told) = told {
+                        break Ok(told);
+                    },
+                }
             },
         }
     }
