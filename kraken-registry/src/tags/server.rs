@@ -23,11 +23,12 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use kraken_proto::Digest;
 use kraken_proto::tags::record::{Condition, Refusal, Version};
@@ -286,6 +287,22 @@ struct Window {
     offset: Option<String>,
 }
 
+/// The window of a query, or an error in this server's own form.
+struct Asked(Window);
+
+impl<S: Send + Sync> FromRequestParts<S> for Asked {
+    type Rejection = IndexError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, IndexError> {
+        let query = Query::from_request_parts(parts, state).await;
+        let Query(window) = query.map_err(|error| {
+            let message = format!("{}: limit is a number, offset a name", error.body_text());
+            IndexError::new(StatusCode::BAD_REQUEST, "PAGINATION_INVALID", message)
+        })?;
+        Ok(Self(window))
+    }
+}
+
 impl Window {
     fn limit(&self) -> usize {
         self.limit.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE)
@@ -317,14 +334,14 @@ impl Window {
 /// Names in one answer; the link leads to more.
 const MAX_PAGE: usize = 1000;
 
-async fn list_all(tags: State<TagRing>, window: Query<Window>) -> Result<Json<Page>, IndexError> {
+async fn list_all(tags: State<TagRing>, window: Asked) -> Result<Json<Page>, IndexError> {
     list(tags, Path(String::new()), window).await
 }
 
 async fn list(
     State(tags): State<TagRing>,
     Path(prefix): Path<String>,
-    Query(window): Query<Window>,
+    Asked(window): Asked,
 ) -> Result<Json<Page>, IndexError> {
     let names = tags
         .page(&prefix, window.limit() + 1, window.offset())
@@ -335,7 +352,7 @@ async fn list(
 async fn list_tags(
     State(tags): State<TagRing>,
     Path(repo): Path<String>,
-    Query(window): Query<Window>,
+    Asked(window): Asked,
 ) -> Result<Json<Page>, IndexError> {
     let repo: RepoName = repo.parse()?;
     let names = tags
@@ -347,7 +364,7 @@ async fn list_tags(
 
 async fn list_repositories(
     State(tags): State<TagRing>,
-    Query(window): Query<Window>,
+    Asked(window): Asked,
 ) -> Result<Json<Page>, IndexError> {
     let names = tags
         .repositories(window.limit() + 1, window.offset())

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use kraken_proto::Digest;
 use kraken_proto::tags::record::{Condition, Refusal, TagState, Version};
 use kraken_proto::tags::register::{Ballot, Outbid};
@@ -210,15 +211,13 @@ async fn a_new_cluster_begins_when_all_are_there_and_a_lost_disk_is_filled_again
     for at in 0..3 {
         cluster.ready(at).await;
     }
-    for number in 0..1200 {
-        put(
-            cluster.ring(number % 3),
-            &format!("r{}:v{number}", number % 7),
-            "x",
-        )
-        .await
-        .unwrap();
-    }
+    // More than fit one page, many at a time.
+    let puts = (0..1200).map(|number| {
+        let ring = cluster.ring(number % 3).clone();
+        async move { put(&ring, &format!("r{}:v{number}", number % 7), "x").await }
+    });
+    let puts = futures::stream::iter(puts).buffer_unordered(32);
+    puts.for_each(async |done| drop(done.unwrap())).await;
     // Only the first two know of this one, and one of them loses its disk.
     cluster.kill(2);
     put(cluster.ring(0), "a:v1", "kept").await.unwrap();

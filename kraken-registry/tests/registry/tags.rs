@@ -203,6 +203,11 @@ async fn the_index_speaks_the_paths_of_old() {
         let response = ask(Method::GET, &format!("{base}{bad}")).await;
         assert_eq!(code(response).await, (400, "NAME_INVALID".into()), "{bad}");
     }
+    for bad in ["limit=x", "limit=-1"] {
+        let response = ask(Method::GET, &format!("{base}/repositories?{bad}")).await;
+        let invalid = (400, "PAGINATION_INVALID".into());
+        assert_eq!(code(response).await, invalid, "{bad}");
+    }
     let response = ask(Method::PUT, &format!("{url}/digest/sha256:12")).await;
     assert_eq!(code(response).await, (400, "NAME_INVALID".into()));
 }
