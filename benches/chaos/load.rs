@@ -70,9 +70,9 @@ pub(crate) struct Book {
     pub(crate) pushes: Vec<Attempt>,
     pub(crate) pulls: Vec<Attempt>,
     pub(crate) wrong: usize,
-    /// Nothing is pushed for now.
+    /// Whether pushes wait.
     pub(crate) pushes_rest: bool,
-    /// What alone is pulled for now.
+    /// What alone is pulled, if not all.
     pub(crate) only: Option<Vec<Acknowledged>>,
     spells: Vec<Spell>,
     /// Why attempts failed that should not have.

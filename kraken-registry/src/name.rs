@@ -138,11 +138,6 @@ impl TagName {
     pub const fn repo(&self) -> &RepoName {
         &self.repo
     }
-
-    /// The tag.
-    pub const fn tag(&self) -> &Tag {
-        &self.tag
-    }
 }
 
 impl FromStr for TagName {

@@ -3,6 +3,7 @@
 mod check;
 pub mod client;
 mod encoding;
+mod lists;
 mod owner;
 mod rejoin;
 pub mod ring;

@@ -4,8 +4,7 @@
 //! whether they answer or not: who owns a tag must not depend on who is up. A change is acknowledged
 //! when most owners have it on disk, and whoever reads it later from any build-index sees it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,8 +18,8 @@ use reqwest::Client;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::owner::{Owner, PAGE, Promise, Remote, Said, voting};
-use super::store::{Attempt, Listed, TagStore};
+use super::owner::{Owner, Promise, Remote, Said, voting};
+use super::store::{Attempt, TagStore};
 use super::{TagError, TagService, chance};
 use crate::name::{RepoName, Tag, TagName};
 
@@ -49,7 +48,7 @@ pub struct TagRing {
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     cluster: String,
     name: String,
     ring: Ring,
@@ -173,43 +172,8 @@ impl TagRing {
         self.change(name, Change::Read, false).await.map(drop)
     }
 
-    /// Up to `n` tags whose `repository:tag` begins with `prefix`, behind `after`.
-    ///
-    /// # Errors
-    /// Too few build-indexes answer.
-    pub async fn page(
-        &self,
-        prefix: &str,
-        n: usize,
-        after: Option<&str>,
-    ) -> Result<Vec<String>, TagError> {
-        // Of one repository its owners know all; of several, all have to be asked.
-        let repo = prefix.split_once(':').map(|(repo, _)| repo);
-        let (owners, enough) = match repo {
-            Some(repo) => {
-                let owners = self.inner.owners_of(repo);
-                let enough = quorum(owners.len());
-                (owners, enough)
-            }
-            None => self.inner.all(),
-        };
-        let mut names = Vec::new();
-        let mut after = after.map(str::to_owned);
-        while names.len() < n {
-            // Those that were removed are among them.
-            let pages = owners
-                .iter()
-                .map(|owner| owner.page(prefix, PAGE, after.as_deref()));
-            let pages = gather(pages, enough).await?;
-            let (listed, last) = merge(pages, PAGE);
-            names.extend(listed.into_iter().filter(|it| it.is_set).map(|it| it.name));
-            match last {
-                Some(last) => after = Some(last),
-                None => break,
-            }
-        }
-        names.truncate(n);
-        Ok(names)
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
     }
 
     /// The registers of this build-index.
@@ -222,8 +186,9 @@ impl TagRing {
 
     /// All other build-indexes.
     pub(super) fn others(&self) -> impl Iterator<Item = (&String, &Owner)> {
-        let owners = self.inner.owners.iter();
-        owners.filter(|(name, _)| **name != self.inner.name)
+        self.inner
+            .owners()
+            .filter(|(name, _)| **name != self.inner.name)
     }
 
     /// This build-index's name.
@@ -275,14 +240,14 @@ enum End {
 }
 
 impl Inner {
-    fn names_of(&self, repo: &str) -> Vec<String> {
+    pub(super) fn names_of(&self, repo: &str) -> Vec<String> {
         let owners = self
             .ring
             .owners(&Digest::of(repo.as_bytes()), self.replicas);
         owners.into_iter().map(str::to_owned).collect()
     }
 
-    fn owners_of(&self, repo: &str) -> Vec<Owner> {
+    pub(super) fn owners_of(&self, repo: &str) -> Vec<Owner> {
         let names = self.names_of(repo);
         names
             .iter()
@@ -290,45 +255,18 @@ impl Inner {
             .collect()
     }
 
+    /// All build-indexes by name.
+    pub(super) fn owners(&self) -> impl Iterator<Item = (&String, &Owner)> {
+        self.owners.iter()
+    }
+
     /// All build-indexes, and how many must answer so that most owners of each tag are among them.
-    fn all(&self) -> (Vec<Owner>, usize) {
+    pub(super) fn all(&self) -> (Vec<Owner>, usize) {
         let copies = self.replicas.min(self.owners.len());
         let spare = copies - quorum(copies);
         let all: Vec<_> = self.owners.values().cloned().collect();
         let enough = all.len() - spare;
         (all, enough)
-    }
-
-    /// The repositories behind `after` that an owner of theirs tells of, and whether all of these that
-    /// answer do; and up to which name that is all there is.
-    async fn repositories(
-        &self,
-        after: Option<&str>,
-    ) -> Result<(BTreeMap<String, bool>, Option<String>), TagError> {
-        let (_, enough) = self.all();
-        let asked = self.owners.iter().map(|(name, owner)| async move {
-            let page = owner.repositories(PAGE, after).await;
-            page.map(|page| (name, page))
-        });
-        let pages: BTreeMap<_, _> = gather(asked, enough).await?.into_iter().collect();
-        let ends = pages.values().filter(|page| page.len() >= PAGE);
-        let until = ends.filter_map(|page| page.last()).min().cloned();
-        let all = pages.values().flatten();
-        let all: BTreeSet<_> = all
-            .filter(|name| until.as_ref().is_none_or(|until| *name <= until))
-            .collect();
-        let mut told = BTreeMap::new();
-        for name in all {
-            let owners = self.names_of(name);
-            let answers = owners.iter().filter_map(|owner| pages.get(owner));
-            let says: Vec<_> = answers
-                .map(|page| page.binary_search(name).is_ok())
-                .collect();
-            if says.contains(&true) {
-                told.insert(name.clone(), !says.contains(&false));
-            }
-        }
-        Ok((told, until))
     }
 
     async fn attempt(&self, name: TagName, (change, look): (Change, bool), reply: Reply) {
@@ -519,46 +457,6 @@ async fn look_at(owners: &[Owner], name: &TagName) -> End {
     End::Unreachable(reasons.join("; "))
 }
 
-/// The first `enough` answers.
-async fn gather<T>(
-    asked: impl Iterator<Item = impl Future<Output = Result<T, String>>>,
-    enough: usize,
-) -> Result<Vec<T>, TagError> {
-    let mut asked: FuturesUnordered<_> = asked.collect();
-    let (mut answers, mut reasons) = (Vec::new(), Vec::new());
-    while answers.len() < enough {
-        match asked.next().await {
-            Some(Ok(answer)) => answers.push(answer),
-            Some(Err(reason)) => reasons.push(reason),
-            None => return Err(TagError::Unavailable(reasons.join("; "))),
-        }
-    }
-    Ok(answers)
-}
-
-/// What several owners say of the tags behind some name, each of them up to `asked`: of each tag the
-/// latest, and up to which name that is all; `None` when it is all there is.
-fn merge(pages: Vec<Vec<Listed>>, asked: usize) -> (Vec<Listed>, Option<String>) {
-    // Behind the end of a full page its owner may know more.
-    let ends = pages.iter().filter(|page| page.len() >= asked);
-    let until = ends
-        .filter_map(|page| Some(page.last()?.name.clone()))
-        .min();
-    let mut latest = BTreeMap::<String, Listed>::new();
-    for listed in pages.into_iter().flatten() {
-        if until.as_ref().is_some_and(|until| listed.name > *until) {
-            continue;
-        }
-        let known = latest
-            .entry(listed.name.clone())
-            .or_insert_with(|| listed.clone());
-        if listed.accepted > known.accepted {
-            *known = listed;
-        }
-    }
-    (latest.into_values().collect(), until)
-}
-
 impl TagService for TagRing {
     async fn get(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, TagError> {
         let name = TagName::new(repo.clone(), tag.clone());
@@ -586,26 +484,7 @@ impl TagService for TagRing {
     }
 
     async fn repositories(&self, n: usize, last: Option<&str>) -> Result<Vec<String>, TagError> {
-        let mut names: Vec<String> = Vec::new();
-        let mut after = last.map(str::to_owned);
-        while names.len() < n {
-            let (told, until) = self.inner.repositories(after.as_deref()).await?;
-            for (name, is_certain) in told {
-                if names.len() == n {
-                    break;
-                }
-                // One of its owners may have missed that its last tag was removed.
-                let prefix = format!("{name}:");
-                if is_certain || !self.page(&prefix, 1, None).await?.is_empty() {
-                    names.push(name);
-                }
-            }
-            match until {
-                Some(until) => after = Some(until),
-                None => break,
-            }
-        }
-        Ok(names)
+        self.page_repositories(n, last).await
     }
 
     async fn delete(&self, repo: &RepoName, tag: &Tag) -> Result<bool, TagError> {
@@ -642,33 +521,4 @@ pub enum RingError {
     /// The cluster's name is none.
     #[error("the name of the cluster has 1 to 255 bytes")]
     Cluster,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn listed(name: &str, round: u64, is_set: bool) -> Listed {
-        Listed {
-            name: name.into(),
-            accepted: Ballot { round, proposer: 1 },
-            is_set,
-        }
-    }
-
-    #[test]
-    fn of_two_lists_the_later_word_counts_and_no_gap_is_left() {
-        let one = vec![listed("a:1", 5, true), listed("a:4", 1, true)];
-        let other = vec![
-            listed("a:1", 9, false),
-            listed("a:2", 2, true),
-            listed("a:3", 2, true),
-        ];
-        let (all, until) = merge(vec![one.clone(), other.clone()], 3);
-        let names: Vec<_> = all.iter().map(|it| (&*it.name, it.is_set)).collect();
-        assert_eq!(names, [("a:1", false), ("a:2", true), ("a:3", true)]);
-        assert_eq!(until.as_deref(), Some("a:3"), "the second may know more");
-        let (all, until) = merge(vec![one, other], 9);
-        assert_eq!((all.len(), until), (4, None));
-    }
 }

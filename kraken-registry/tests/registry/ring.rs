@@ -217,7 +217,8 @@ async fn a_new_cluster_begins_when_all_are_there_and_a_lost_disk_is_filled_again
         async move { put(&ring, &format!("r{}:v{number}", number % 7), "x").await }
     });
     let puts = futures::stream::iter(puts).buffer_unordered(32);
-    puts.for_each(async |done| drop(done.unwrap())).await;
+    puts.for_each(async |done| assert!(done.is_ok(), "{done:?}"))
+        .await;
     // Only the first two know of this one, and one of them loses its disk.
     cluster.kill(2);
     put(cluster.ring(0), "a:v1", "kept").await.unwrap();

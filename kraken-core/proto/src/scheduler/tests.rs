@@ -67,6 +67,14 @@ fn announces(actions: &[Action]) -> usize {
         .count()
 }
 
+fn dials(actions: &[Action]) -> Vec<PeerId> {
+    let dial = |action: &Action| match action {
+        Action::Dial(peer) => Some(peer.id),
+        _ => None,
+    };
+    actions.iter().filter_map(dial).collect()
+}
+
 fn closed(actions: &[Action], conn: ConnId, reason: CloseReason) -> bool {
     actions.contains(&Action::Close { conn, reason })
 }

@@ -36,14 +36,6 @@ fn asks(actions: &[Action]) -> Vec<ConnId> {
     actions.iter().filter_map(ask).collect()
 }
 
-fn dials(actions: &[Action]) -> Vec<PeerId> {
-    let dial = |action: &Action| match action {
-        Action::Dial(peer) => Some(peer.id),
-        _ => None,
-    };
-    actions.iter().filter_map(dial).collect()
-}
-
 #[test]
 fn whoever_asks_is_told_of_the_other_neighbours() {
     let mut bench = Bench::greedy();

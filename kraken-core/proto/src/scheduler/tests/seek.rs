@@ -74,14 +74,6 @@ fn answer(
     actions
 }
 
-fn dials(actions: &[Action]) -> Vec<PeerId> {
-    let dial = |action: &Action| match action {
-        Action::Dial(peer) => Some(peer.id),
-        _ => None,
-    };
-    actions.iter().filter_map(dial).collect()
-}
-
 #[test]
 fn the_first_that_has_it_gives_it_part_by_part() {
     let (mut bench, conns) = bench(2);
