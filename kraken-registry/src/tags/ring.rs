@@ -349,7 +349,8 @@ impl Inner {
             match step {
                 Step::Wait => {}
                 Step::Accept(state) => {
-                    if let Some(state) = round.attempted() {
+                    // Once, when it is decided; later promises come to the same state.
+                    if let Some(state) = round.attempted().filter(|_| !told.contains(&true)) {
                         change.attempted(&state.now);
                     }
                     let promised: Vec<_> = round

@@ -97,10 +97,9 @@ impl TagState {
 }
 
 /// What must hold of a tag for it to be changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
     /// Nothing.
-    #[default]
     Any,
     /// It was last changed at this version.
     Version(Version),
