@@ -1,8 +1,10 @@
 //! Every process of a cluster at a host of its own.
 
 use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kraken_core::Digest;
@@ -59,6 +61,8 @@ pub(crate) struct Member {
     config: PathBuf,
     log: PathBuf,
     child: Option<Child>,
+    /// The socket of its HTTP, where a supervisor keeps that open over restarts.
+    socket: Option<TcpListener>,
 }
 
 impl Member {
@@ -71,6 +75,11 @@ impl Member {
         };
         let path = self.store.join(sealed).join(&hex[..2]).join(&hex);
         fs::metadata(path).ok().map(|it| it.len())
+    }
+
+    /// Whether it answers without TLS.
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self.role, Role::Proxy | Role::Agent)
     }
 
     /// `host:port` of its HTTP.
@@ -114,6 +123,7 @@ impl Cluster {
                     log: dir.join(format!("{name}.log")),
                     name,
                     child: None,
+                    socket: None,
                 });
             }
         }
@@ -146,6 +156,26 @@ impl Cluster {
         let late = self.sizes.joins_later.then(|| self.sizes.origins - 1);
         let all = 0..self.members.len();
         all.filter(|at| late != Some(*at)).collect()
+    }
+
+    /// Keeps the sockets that users of the cluster connect to, as systemd does for a service with a
+    /// unit for its socket.
+    pub(crate) fn keep_sockets(&mut self) -> Outcome<()> {
+        let net = &self.net;
+        for member in self.members.iter_mut().filter(|it| it.is_plain()) {
+            let addr = member.http();
+            let host = member.host;
+            let bound = std::thread::scope(|scope| {
+                let bind = || {
+                    net.enter(host).map_err(|error| error.to_string())?;
+                    TcpListener::bind(addr).map_err(|error| error.to_string())
+                };
+                scope.spawn(bind).join()
+            });
+            let bound = bound.map_err(|_| "a socket cannot be opened")?;
+            member.socket = Some(bound?);
+        }
+        Ok(())
     }
 
     /// Lets the first origins be the ring.
@@ -221,6 +251,11 @@ impl Cluster {
             .open(&member.log)?;
         let program = std::env::current_exe()?;
         let mut command = self.net.at(member.host, program);
+        let mut stdin = Stdio::null();
+        if let Some(socket) = &member.socket {
+            command = handed_over(&command);
+            stdin = OwnedFd::from(socket.try_clone()?).into();
+        }
         command
             .arg("--role")
             .arg(member.role.name())
@@ -238,7 +273,7 @@ impl Cluster {
         }
         let child = command
             .env("RUST_LOG", level)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;
@@ -313,6 +348,15 @@ impl Cluster {
     pub(crate) fn wipe(&self, at: usize) -> Outcome<()> {
         Ok(fs::remove_dir_all(&self.members[at].store)?)
     }
+}
+
+/// The same command, which gets what is its standard input as a socket of sd_listen_fds(3).
+fn handed_over(command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    let script = "export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$@\" 3<&0 0</dev/null";
+    shell.args(["-c", script, "sh"]);
+    shell.arg(command.get_program()).args(command.get_args());
+    shell
 }
 
 // nsenter replaces itself with the program: its id is the program's.

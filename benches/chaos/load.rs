@@ -74,6 +74,8 @@ pub(crate) struct Book {
     pub(crate) pushes_rest: bool,
     /// What alone is pulled, if not all.
     pub(crate) only: Option<Vec<Acknowledged>>,
+    /// Nothing may fail, whatever is done to the member that is asked.
+    pub(crate) excuses_none: bool,
     spells: Vec<Spell>,
     /// Why attempts failed that should not have.
     pub(crate) reasons: Vec<String>,
@@ -116,7 +118,9 @@ impl Book {
     pub(crate) fn is_excused(&self, attempt: &Attempt) -> bool {
         let around = attempt.until - LATE.min(attempt.took());
         let mut spells = self.spells.iter().filter(|it| it.at == attempt.at);
-        !attempt.is_late && spells.any(|it| it.overlaps(around, attempt.until))
+        !self.excuses_none
+            && !attempt.is_late
+            && spells.any(|it| it.overlaps(around, attempt.until))
     }
 }
 

@@ -31,6 +31,7 @@ use clap::Parser;
 use futures::StreamExt as _;
 use kraken_daemon::{agent, build_index, origin, process, proxy, tracker};
 use serde::Serialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -214,6 +215,9 @@ fn run(options: &Options) -> Outcome<bool> {
     if faults::clock_library().is_none() {
         eprintln!("no clock will go wrong: install libfaketime for that");
     }
+    if options.plan == Plan::Rolling {
+        cluster.keep_sockets()?;
+    }
     for at in cluster.first() {
         cluster.start(at)?;
     }
@@ -281,7 +285,12 @@ async fn play(options: &Options, mut cluster: Cluster) -> Outcome<Report> {
     let book = std::mem::take(&mut *load::open(&book));
     let is_shown = outcome.is_shown();
     let mut report = report(&book, outcome, (lost, converged_s));
-    report.is_shown = is_shown && (options.plan == Plan::Random || report.failed_pulls == 0);
+    let failed = match options.plan {
+        Plan::Random => 0,
+        Plan::Rolling => report.failed_pulls + report.failed_pushes,
+        _ => report.failed_pulls,
+    };
+    report.is_shown = is_shown && failed == 0;
     report.ended = cluster.ended();
     if load_ended {
         return Err("a client of the cluster ended by itself".into());
@@ -380,14 +389,26 @@ fn report(book: &Book, outcome: Played, (lost, converged_s): (usize, f64)) -> Re
     }
 }
 
-/// Waits until a process answers; those that want a certificate answer by refusing.
+/// Asks a process whether it is there.
+async fn asked(member: &Member) -> Outcome<()> {
+    let mut stream = TcpStream::connect(member.http()).await?;
+    if !member.is_plain() {
+        return Ok(());
+    }
+    let request = "GET /health HTTP/1.1\r\nHost: chaos\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let is_well = answer.starts_with("HTTP/1.1 200");
+    is_well.then_some(()).ok_or_else(|| answer.into())
+}
+
+/// Waits until a process answers; those that want a certificate need only accept.
 pub(crate) async fn answers(member: &Member) -> Outcome<()> {
     let end = Instant::now() + Duration::from_secs(30);
     loop {
-        if timeout(Duration::from_secs(1), TcpStream::connect(member.http()))
-            .await
-            .is_ok_and(|it| it.is_ok())
-        {
+        let asked = timeout(Duration::from_secs(1), asked(member)).await;
+        if asked.is_ok_and(|it| it.is_ok()) {
             return Ok(());
         }
         if Instant::now() > end {

@@ -148,6 +148,34 @@ async fn with_all_origins_dead_those_tell_whom_the_tracker_names() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_pull_learns_the_rest_from_peers_when_the_trackers_die() {
+    let world = World::new();
+    let (bytes, meta) = blob(3_000_000, 12);
+    let seeder = world.seeder(1, &[&bytes]).await;
+    // As from an origin that has taken five pieces in.
+    let begun = MetaInfo::open(meta.digest(), meta.length()).unwrap();
+    let states = (1..=5).map(|piece| meta.state_before(piece));
+    let begun = begun.continued(states).unwrap();
+    {
+        let mut metas = world.discovery.local.metas.lock().unwrap();
+        metas.insert(meta.digest(), begun.clone());
+    }
+    let agent = world.agent(2, MemStore::new());
+    let mut reader = agent.open(meta.digest()).await.unwrap();
+    let mut first = vec![0; 1000];
+    reader.read_exact(&mut first).await.unwrap();
+    while reader.pieces().0 < begun.provable() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.discovery.trackers.store(false, Ordering::Relaxed);
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).await.unwrap();
+    assert!(rest == bytes[1000..] && first == bytes[..1000]);
+    seeder.shutdown().await;
+    agent.shutdown().await;
+}
+
 /// Says that a blob consists of other pieces than it does, and serves these if it has any.
 async fn lie(liar: MemTransport, meta: MetaInfo, pieces: Option<Vec<u8>>) {
     let pieces = pieces.map(Bytes::from);

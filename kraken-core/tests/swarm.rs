@@ -10,7 +10,9 @@ use kraken_core::net::{Discovery, DiscoveryError, MemNetwork};
 use kraken_core::proto::{AnnounceReply, AnnounceRequest, Message};
 use kraken_core::storage::testkit::blob;
 use kraken_core::storage::{BlobStatus, MemStore, PieceStore as _, UploadStore as _};
-use kraken_core::{Agent, Config, Digest, MetaInfo, Namespace, OpenError, PeerId, ReadError};
+use kraken_core::{
+    Agent, Config, Digest, Limits, MetaInfo, Namespace, OpenError, PeerId, ReadError,
+};
 use tokio::io::AsyncReadExt as _;
 
 use common::Local;
@@ -113,6 +115,37 @@ async fn an_agent_announces_its_zone() {
     assert_eq!(&request.peer, agent.local());
     drop(reader);
     agent.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_goes_hands_over_what_nobody_else_has() {
+    let world = World::new();
+    let (bytes, meta) = blob(16_000_000, 5);
+    let seeder = world.seeder(1, &bytes, &meta).await;
+    // So slow that nobody is done before it goes.
+    seeder.set_limits(Limits {
+        upload: std::num::NonZeroU64::new(10_000_000),
+        ..Limits::NONE
+    });
+    let others = [2, 3].map(|number| world.agent(number, MemStore::new()));
+    let reads = others.iter().map(|agent| read_all(agent, meta.digest()));
+    let reads = futures::future::join_all(reads);
+    let going = async {
+        while others
+            .iter()
+            .any(|it| it.metrics().bytes_from_agents() == 0)
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let left = seeder.hand_over(Duration::from_secs(20)).await;
+        seeder.shutdown().await;
+        left
+    };
+    let (reads, left) = tokio::join!(reads, going);
+    assert_eq!(left, 0);
+    assert!(reads.iter().all(|read| *read == bytes), "wrong bytes");
+    let sent = seeder.metrics().bytes_sent();
+    assert!(sent < meta.length() * 2, "{sent} bytes are two copies");
 }
 
 #[tokio::test(flavor = "multi_thread")]

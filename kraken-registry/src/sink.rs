@@ -130,6 +130,15 @@ impl<T: BlobSink> BlobSink for Arc<T> {
         T::upload_start(self, ns)
     }
 
+    fn upload_start_known(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+        length: u64,
+    ) -> impl Future<Output = Result<String, SinkError>> + Send {
+        T::upload_start_known(self, ns, digest, length)
+    }
+
     fn upload_len(&self, id: &str) -> impl Future<Output = Result<u64, SinkError>> + Send {
         T::upload_len(self, id)
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -11,7 +12,7 @@ use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use http::StatusCode;
 use kraken_core::net::announce::TrackerClient;
-use kraken_core::net::http::{ApiError, HttpClient, HttpServer, Params, serve, with_health};
+use kraken_core::net::http::{ApiError, HttpClient, HttpServer, Params, serve_on, with_health};
 use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
 use kraken_core::{Agent, Digest, Namespace, OpenError, Zone};
 use kraken_registry::pull::{self, PullState};
@@ -26,6 +27,7 @@ use crate::limits::{LimitsConfig, with_live_limits};
 use crate::members::Urls;
 use crate::pages;
 use crate::process::{Service, StartError};
+use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, Memory, ScrubRate, StoreLimit, VolumeConfig};
 
@@ -72,6 +74,9 @@ pub struct AgentConfig {
     /// Base URLs of the trackers.
     #[serde(default)]
     pub trackers: Vec<String>,
+    /// A file with the same list, read again when it changes; instead of `trackers`.
+    #[serde(default)]
+    pub trackers_file: Option<PathBuf>,
     /// A name by which DNS says where the trackers are; instead of `trackers`. All hosts must use the
     /// same.
     #[serde(default)]
@@ -79,6 +84,9 @@ pub struct AgentConfig {
     /// Base URLs of the build-indexes.
     #[serde(default)]
     pub build_indexes: Vec<String>,
+    /// A file with the same list, read again when it changes; instead of `build_indexes`.
+    #[serde(default)]
+    pub build_indexes_file: Option<PathBuf>,
     /// A name by which DNS says where the build-indexes are; instead of `build_indexes`.
     #[serde(default)]
     pub build_indexes_dns: Option<DnsName>,
@@ -95,6 +103,9 @@ pub struct AgentConfig {
 const fn remembers() -> bool {
     true
 }
+
+/// How long an agent that is asked to stop hands over what others lack.
+const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// An agent that runs.
 #[derive(Debug)]
@@ -115,10 +126,16 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let identity = config.tls.identity()?;
     let http = HttpClient::new(Some(&identity))?;
     let shutdown = CancellationToken::new();
-    let listed = Urls::of("trackers", config.trackers, config.trackers_dns)?;
+    let listed = Urls::of(
+        "trackers",
+        config.trackers,
+        config.trackers_file,
+        config.trackers_dns,
+    )?;
     let indexes = Urls::of(
         "build_indexes",
         config.build_indexes,
+        config.build_indexes_file,
         config.build_indexes_dns,
     )?;
     let trackers = TrackerClient::new(listed.now().await?, http.clone())
@@ -157,7 +174,12 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let tags = TagClient::new(http.raw(), indexes.now().await?);
     indexes.follow_tags(&tags, &shutdown);
     let router = router(agent.clone(), disks, tags);
-    let server = serve(config.registry_listen, router, None, shutdown.clone())?;
+    let server = serve_on(
+        sockets::listen(config.registry_listen)?,
+        router,
+        None,
+        shutdown.clone(),
+    )?;
     let seeding = agent.clone();
     tokio::spawn(async move {
         match seeding.seed_all().await {
@@ -176,8 +198,12 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
 impl Service for AgentService {
     async fn stop(self) {
         self.shutdown.cancel();
-        if let Err(error) = self.server.stopped().await {
+        let (served, left) = tokio::join!(self.server.stopped(), self.agent.hand_over(HAND_OVER));
+        if let Err(error) = served {
             tracing::warn!(%error, "the registry did not end well");
+        }
+        if left > 0 {
+            tracing::warn!(pieces = left, "pieces go that no other agent around has");
         }
         self.agent.shutdown().await;
     }

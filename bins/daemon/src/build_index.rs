@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve, with_health};
+use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::tags::ring::{IndexMember, TagRing};
 use kraken_registry::tags::server::{TagPolicy, router};
@@ -15,6 +15,7 @@ use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
+use crate::sockets;
 
 /// The configuration of a build-index.
 #[derive(Debug, Clone, Deserialize)]
@@ -114,7 +115,12 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
             is_ready.then_some(()).ok_or_else(|| wait().to_owned())
         }
     });
-    let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;
+    let server = serve_on(
+        sockets::listen(config.listen)?,
+        router,
+        Some(&identity),
+        shutdown.clone(),
+    )?;
     Ok(BuildIndexService {
         addr: server.local_addr(),
         server,

@@ -16,6 +16,7 @@ mod pages;
 pub mod process;
 pub mod proxy;
 pub mod queue;
+mod sockets;
 pub mod store;
 pub mod tracker;
 

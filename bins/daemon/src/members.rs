@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kraken_core::net::announce::TrackerClient;
+use kraken_core::net::http::BaseUrl;
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::origin::RingMember;
 use kraken_registry::tags::client::TagClient;
@@ -72,7 +73,7 @@ impl Origins {
         match self {
             Self::Listed(_) => {}
             Self::File(file) => {
-                let following = follow(file, changed);
+                let following = follow(file, read, changed);
                 tokio::spawn(until.clone().run_until_cancelled_owned(following));
             }
             Self::Dns(dns) => dns.follow(until, move |found| {
@@ -106,7 +107,11 @@ fn ring(found: &[Found]) -> Result<Vec<RingMember>, StartError> {
     config::ring(&found.iter().map(entry).collect::<Vec<_>>())
 }
 
-async fn follow(file: PathBuf, changed: impl Fn(Vec<RingMember>) -> Result<(), String>) {
+async fn follow<T>(
+    file: PathBuf,
+    read: impl Fn(&Path) -> Result<T, StartError>,
+    changed: impl Fn(T) -> Result<(), String>,
+) {
     // What it says first is handed over again: it may have changed since the start.
     let mut before = None;
     loop {
@@ -118,9 +123,10 @@ async fn follow(file: PathBuf, changed: impl Fn(Vec<RingMember>) -> Result<(), S
         before = now;
         let read = read(&file).map_err(|error| error.to_string());
         match read.and_then(&changed) {
-            Ok(()) => tracing::info!(file = %file.display(), "the origins are others now"),
+            Ok(()) => tracing::info!(file = %file.display(), "the members are others now"),
             Err(error) => {
-                tracing::error!(error, "the origins stay as they were");
+                let file = file.display();
+                tracing::error!(%file, error, "the members stay as they were");
             }
         }
     }
@@ -130,27 +136,30 @@ async fn follow(file: PathBuf, changed: impl Fn(Vec<RingMember>) -> Result<(), S
 #[derive(Debug, Clone)]
 pub(crate) enum Urls {
     Listed(Vec<String>),
+    File(PathBuf),
     Dns(DnsName),
 }
 
 impl Urls {
-    /// By the key `key`, or the same with `_dns`.
+    /// By the key `key`, or the same with `_file` or `_dns`.
     ///
     /// # Errors
-    /// Both are given, or none.
+    /// Several are given, or none.
     pub(crate) fn of(
         key: &str,
         listed: Vec<String>,
+        file: Option<PathBuf>,
         dns: Option<DnsName>,
     ) -> Result<Self, StartError> {
-        match dns {
-            None if listed.is_empty() => Err(StartError::Config(format!(
-                "{key}: name at least one, or give {key}_dns"
+        match (listed.is_empty(), file, dns) {
+            (false, None, None) => Ok(Self::Listed(listed)),
+            (true, Some(file), None) => Ok(Self::File(file)),
+            (true, None, Some(dns)) => Ok(Self::Dns(dns)),
+            (true, None, None) => Err(StartError::Config(format!(
+                "{key}: name at least one, or give {key}_file or {key}_dns"
             ))),
-            None => Ok(Self::Listed(listed)),
-            Some(dns) if listed.is_empty() => Ok(Self::Dns(dns)),
-            Some(_) => Err(StartError::Config(format!(
-                "{key} and {key}_dns: give one of them"
+            _ => Err(StartError::Config(format!(
+                "{key}, {key}_file and {key}_dns: give one of them"
             ))),
         }
     }
@@ -159,10 +168,11 @@ impl Urls {
     /// without them.
     ///
     /// # Errors
-    /// No name server can be asked, by the configuration.
+    /// The file cannot be read, or no name server can be asked, by the configuration.
     pub(crate) async fn now(&self) -> Result<Vec<String>, StartError> {
         match self {
             Self::Listed(urls) => Ok(urls.clone()),
+            Self::File(file) => read_urls(file),
             Self::Dns(dns) => Ok(urls(dns.at_once().await?.unwrap_or_default())),
         }
     }
@@ -172,8 +182,13 @@ impl Urls {
         until: &CancellationToken,
         changed: impl Fn(Vec<String>) -> Result<(), String> + Send + Sync + 'static,
     ) {
-        if let Self::Dns(dns) = self {
-            dns.follow(until, move |found| changed(urls(found)));
+        match self {
+            Self::Listed(_) => {}
+            Self::File(file) => {
+                let following = follow(file, read_urls, changed);
+                tokio::spawn(until.clone().run_until_cancelled_owned(following));
+            }
+            Self::Dns(dns) => dns.follow(until, move |found| changed(urls(found))),
         }
     }
 
@@ -193,6 +208,20 @@ impl Urls {
             Ok(())
         });
     }
+}
+
+/// The list in a file; none is a mistake.
+fn read_urls(file: &Path) -> Result<Vec<String>, StartError> {
+    let urls: Vec<String> = config::load(file)?;
+    let wrong = |what: String| StartError::Config(format!("{}: {what}", file.display()));
+    if urls.is_empty() {
+        return Err(wrong("name at least one".into()));
+    }
+    for url in &urls {
+        let checked = url.parse::<BaseUrl>();
+        checked.map_err(|error| wrong(error.to_string()))?;
+    }
+    Ok(urls)
 }
 
 fn urls(found: Vec<Found>) -> Vec<String> {
@@ -244,6 +273,24 @@ mod tests {
         );
         std::fs::write(&file, "- {name: origin-1, address: 'https://a:1'}").unwrap();
         assert!(says(Some(&file)).await.contains("url"));
+    }
+
+    #[tokio::test]
+    async fn trackers_and_build_indexes_may_be_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("trackers.yaml");
+        let said = async |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let urls = Urls::of("trackers", Vec::new(), Some(file.clone()), None).unwrap();
+            urls.now().await.map_err(|error| error.to_string())
+        };
+        let two = said("[https://a:1, 'https://b:2/']").await.unwrap();
+        assert_eq!(two.len(), 2);
+        assert!(said("[]").await.unwrap_err().contains("at least one"));
+        assert!(said("[a]").await.is_err());
+        let listed = vec!["https://a:1".to_owned()];
+        let both = Urls::of("trackers", listed, Some(file.clone()), None).unwrap_err();
+        assert!(both.to_string().contains("one of them"), "{both}");
     }
 
     #[tokio::test]

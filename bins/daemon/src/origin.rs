@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::routing::get;
 use jiff::SignedDuration;
-use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
+use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::router;
 use kraken_core::origin::HealConfig;
 use kraken_core::proto::ring::health::HealthConfig;
@@ -25,6 +25,7 @@ use crate::limits::{LimitsConfig, Rate, with_live_limits};
 use crate::members::Origins;
 use crate::process::{Service, StartError};
 use crate::queue::with_queue;
+use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, ScrubRate, StoreLimit, VolumeConfig};
 
@@ -222,7 +223,12 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
             storage.ready().await.map_err(|error| error.to_string())
         }
     });
-    let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;
+    let server = serve_on(
+        sockets::listen(config.listen)?,
+        router,
+        Some(&identity),
+        shutdown.clone(),
+    )?;
     Ok(OriginService {
         origin,
         addr: server.local_addr(),

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, ConfigError};
+use crate::sockets;
 
 /// Something that runs until it is stopped.
 pub trait Service: Send {
@@ -43,7 +44,8 @@ where
     }
 }
 
-/// Runs one service with the configuration in `path`, until SIGTERM or SIGINT, then drains.
+/// Runs one service with the configuration in `path`, until SIGTERM or SIGINT, then drains. It listens
+/// at the sockets that a supervisor hands over (sd_listen_fds(3)), as far as there are any.
 ///
 /// # Errors
 /// It did not start.
@@ -56,7 +58,12 @@ where
     S: Service,
     F: Future<Output = Result<S, StartError>>,
 {
-    let service = start(config::load::<C>(path)?).await?;
+    let config = config::load::<C>(path)?;
+    sockets::adopt();
+    let service = start(config).await?;
+
+    sockets::tell_unused();
+
     tracing::info!(config = %path.display(), "started");
     stop_signal().await;
     tracing::info!("stopping");

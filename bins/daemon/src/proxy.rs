@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
+use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::pull::PullState;
 use kraken_registry::push::{self, PushState};
@@ -15,6 +15,7 @@ use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::members::{Origins, Urls};
 use crate::process::{Service, StartError};
+use crate::sockets;
 
 /// The configuration of a proxy.
 #[derive(Debug, Clone, Deserialize)]
@@ -37,6 +38,9 @@ pub struct ProxyConfig {
     /// Base URLs of the build-indexes.
     #[serde(default)]
     pub build_indexes: Vec<String>,
+    /// A file with the same list, read again when it changes; instead of `build_indexes`.
+    #[serde(default)]
+    pub build_indexes_file: Option<PathBuf>,
     /// A name by which DNS says where the build-indexes are; instead of `build_indexes`.
     #[serde(default)]
     pub build_indexes_dns: Option<DnsName>,
@@ -69,6 +73,7 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let indexes = Urls::of(
         "build_indexes",
         config.build_indexes,
+        config.build_indexes_file,
         config.build_indexes_dns,
     )?;
     let tags = TagClient::new(http.raw(), indexes.now().await?);
@@ -81,7 +86,12 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
         origins,
     ));
     let router = with_health(router, || async { Ok(()) });
-    let server = serve(config.listen, router, None, shutdown.clone())?;
+    let server = serve_on(
+        sockets::listen(config.listen)?,
+        router,
+        None,
+        shutdown.clone(),
+    )?;
     Ok(ProxyService {
         addr: server.local_addr(),
         server,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::routing::get;
 use kraken_core::Tracker;
 use kraken_core::net::announce::router;
-use kraken_core::net::http::{HttpClient, HttpServer, serve, with_health};
+use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,7 @@ use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
+use crate::sockets;
 
 /// The configuration of a tracker.
 #[derive(Debug, Clone, Deserialize)]
@@ -81,7 +82,12 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
         following.set_origins(members);
         Ok(())
     });
-    let server = serve(config.listen, router, Some(&identity), shutdown.clone())?;
+    let server = serve_on(
+        sockets::listen(config.listen)?,
+        router,
+        Some(&identity),
+        shutdown.clone(),
+    )?;
     Ok(TrackerService {
         tracker,
         addr: server.local_addr(),

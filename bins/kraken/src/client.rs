@@ -281,11 +281,16 @@ impl Registry {
         let status = response.status();
         let said = response.bytes(16 << 10).await.unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
-        Failure::Registry(format!("{} answers {status}: {}", self.base, said.trim()))
+        let what = format!("{} answers {status}: {}", self.base, said.trim());
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            Failure::Away(what)
+        } else {
+            Failure::Registry(what)
+        }
     }
 
     fn failed(&self, path: &str, error: &dyn std::fmt::Display) -> Failure {
-        Failure::Registry(format!("{}{path}: {error}", self.base))
+        Failure::Away(format!("{}{path}: {error}", self.base))
     }
 
     /// The path in a `Location`, which may be relative.

@@ -135,6 +135,7 @@ impl Cluster {
             origins_dns: None,
             replicas,
             build_indexes: build_indexes.clone(),
+            build_indexes_file: None,
             build_indexes_dns: None,
             tls: files.tls("proxy-1", "proxy")?,
         })
@@ -156,7 +157,9 @@ impl Cluster {
                 zone: None,
                 registry_listen: *registry_listen,
                 trackers: vec![format!("https://{}", tracker.addr)],
+                trackers_file: None,
                 trackers_dns: None,
+                build_indexes_file: None,
                 build_indexes_dns: None,
                 build_indexes: build_indexes.clone(),
                 limits: Default::default(),

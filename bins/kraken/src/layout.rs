@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -165,6 +166,31 @@ impl Source {
 /// # Errors
 /// The file cannot be read, or the registry refuses: it has another digest.
 pub async fn push_file(
+    registry: &Registry,
+    repository: &str,
+    (path, known): (&Path, Option<Digest>),
+    bars: &Bars,
+) -> Result<Digest, Failure> {
+    let mut attempts = 1;
+    loop {
+        match push_file_once(registry, repository, (path, known), bars).await {
+            // The origin that took it may have been restarted, and the bytes are still here.
+            Err(Failure::Away(why)) if attempts < ATTEMPTS => {
+                tracing::warn!(attempts, "{why}");
+                attempts += 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+            pushed => return pushed,
+        }
+    }
+}
+
+/// How often a file is pushed from its first byte when the registry was away meanwhile.
+const ATTEMPTS: u32 = 5;
+/// How long a registry that was away gets before it is asked again.
+const PAUSE: Duration = Duration::from_secs(2);
+
+async fn push_file_once(
     registry: &Registry,
     repository: &str,
     (path, known): (&Path, Option<Digest>),

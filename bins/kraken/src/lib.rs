@@ -31,6 +31,9 @@ pub enum Failure {
     /// A registry does not answer, or refuses.
     #[error("{0}")]
     Registry(String),
+    /// A registry does not answer, or cannot do it now: it may be asked again.
+    #[error("{0}")]
+    Away(String),
     /// Bytes are not what their digest says.
     #[error("{what} has digest {found}, not {expected}")]
     WrongBytes {

@@ -65,6 +65,7 @@ pub(crate) fn mark(input: &Input) -> (u8, u64, u64) {
         Input::Found { spec, .. } => (16, u64::from(spec.is_some()), 0),
         Input::Shutdown => (17, 0, 0),
         Input::Seek { .. } => (21, 0, 0),
+        Input::Leave => (22, 0, 0),
     }
 }
 

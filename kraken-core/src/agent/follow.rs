@@ -7,11 +7,11 @@ use kraken_net::DiscoveryError;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{MetaInfo, Namespace};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::driver::Note;
-use crate::dynamic::{DynDiscovery, DynStore};
+use super::hearsay::{Sources, Told};
+use crate::dynamic::DynStore;
 
 /// The least time between two questions: whoever answers is to wait until there is more, and this
 /// bounds what a hasty one can make us do.
@@ -19,12 +19,14 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The waits after failures.
 const RETRY: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(3);
+/// How long the discovery may be silent before peers are asked: what is being read then waits for
+/// the blob's end, because peers may say what is not so.
+const PEERS_AFTER: Duration = Duration::from_secs(5);
 
 /// What a blob's open metainfo is followed with.
 pub(super) struct Follower {
-    pub(super) discovery: Arc<dyn DynDiscovery>,
+    pub(super) sources: Sources,
     pub(super) store: Arc<dyn DynStore>,
-    pub(super) notes: mpsc::WeakSender<Note>,
     /// How long to go on without anything new.
     pub(super) patience: Duration,
 }
@@ -37,7 +39,7 @@ impl Follower {
             Ok(()) => return,
             Err(end) => end,
         };
-        if let Some(notes) = self.notes.upgrade() {
+        if let Some(notes) = self.sources.notes.upgrade() {
             let _ = notes.send(Note::Failed { digest, end }).await;
         }
     }
@@ -48,7 +50,7 @@ impl Follower {
         let mut rng = Rng::seeded(u64::from(digest.as_bytes()[0]));
         let (mut ask, mut known, mut heard) = (Some(open.clone()), open, Instant::now());
         while !known.is_whole() {
-            let asked = self.discovery.open_metainfo(namespace, digest, ask);
+            let asked = self.sources.discovery.open_metainfo(namespace, digest, ask);
             match asked.await {
                 Ok(meta) if known.continues(&meta) => {
                     if heard.elapsed() > self.patience {
@@ -58,7 +60,7 @@ impl Follower {
                     sleep(PAUSE).await;
                 }
                 Ok(meta) => {
-                    self.keep(&known, meta.clone()).await?;
+                    self.keep(&known, Told::surely(meta.clone())).await?;
                     (ask, known, heard) = (Some(meta.clone()), meta, Instant::now());
                     backoff.reset();
                     sleep(PAUSE).await;
@@ -71,6 +73,15 @@ impl Follower {
                     tracing::debug!(%digest, %error, "an open metainfo cannot be followed now");
                     // Whoever answers next may know other states: all of them, please.
                     ask = None;
+                    let told = match heard.elapsed() > PEERS_AFTER {
+                        true => self.sources.peers(namespace, digest).await,
+                        false => None,
+                    };
+                    // Whoever has the blob tells all of it.
+                    if let Some(told) = told.filter(|it| ends(&it.meta, &known)) {
+                        self.keep(&known, told).await?;
+                        return Ok(());
+                    }
                     sleep(backoff.delay(&mut rng)).await;
                 }
             }
@@ -79,18 +90,24 @@ impl Follower {
     }
 
     /// Into the store first: no piece may be written that it cannot prove.
-    async fn keep(&self, known: &MetaInfo, meta: MetaInfo) -> Result<(), End> {
+    async fn keep(&self, known: &MetaInfo, told: Told) -> Result<(), End> {
+        let Told { meta, is_hearsay } = told;
         let opened = self.store.open(meta.clone()).await;
         opened.map_err(|error| End::silent(&error.to_string()))?;
         if !meta.continues(known) {
             let reason = "its metainfo was replaced by one of other bytes: open the blob again";
             return Err(End::silent(reason));
         }
-        if let Some(notes) = self.notes.upgrade() {
-            let _ = notes.send(Note::Continued { meta }).await;
+        if let Some(notes) = self.sources.notes.upgrade() {
+            let _ = notes.send(Note::Continued { meta, is_hearsay }).await;
         }
         Ok(())
     }
+}
+
+/// Whether one metainfo is the whole of the other.
+fn ends(whole: &MetaInfo, open: &MetaInfo) -> bool {
+    whole.is_whole() && whole.continues(open)
 }
 
 /// Why a metainfo will not become whole.

@@ -77,7 +77,7 @@ impl Sources {
     }
 
     /// What peers say.
-    async fn peers(&self, namespace: &Namespace, digest: Digest) -> Option<Told> {
+    pub(super) async fn peers(&self, namespace: &Namespace, digest: Digest) -> Option<Told> {
         let (reply, answer) = oneshot::channel();
         let note = Note::Seek {
             namespace: namespace.clone(),

@@ -65,6 +65,8 @@ impl Drop for Inner {
 
 /// How long a shutdown waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether everything is handed over.
+const HAND_OVER_LOOK: Duration = Duration::from_millis(50);
 
 impl Agent {
     /// Starts to put an agent together.
@@ -268,6 +270,24 @@ impl Agent {
             .await
             .is_ok();
         asked && answer.await.is_ok()
+    }
+
+    /// Before [`Agent::shutdown`]: hands pieces over that nobody else around has to those that lack
+    /// them, and waits until all are, or for `at_most`. Gives how many pieces are left: none in most
+    /// cases, and at once, for others have them, or nobody lacks them.
+    pub async fn hand_over(&self, at_most: Duration) -> usize {
+        let until = tokio::time::Instant::now() + at_most;
+        loop {
+            let (reply, answer) = oneshot::channel();
+            if self.inner.notes.send(Note::Leave { reply }).await.is_err() {
+                return 0;
+            }
+            let left = answer.await.unwrap_or(0);
+            if left == 0 || tokio::time::Instant::now() >= until {
+                return left;
+            }
+            tokio::time::sleep(HAND_OVER_LOOK).await;
+        }
     }
 
     /// Ends in good order: says goodbye to the tracker and the peers, then closes.

@@ -18,7 +18,7 @@ pub use self::path::{Asked, Params, segment};
 pub use client::{HttpBody, HttpClient, HttpResponse};
 pub use error::ApiError;
 pub use plain::FileBody;
-pub use server::{HttpServer, ServeError, serve, with_health};
+pub use server::{HttpServer, ServeError, serve, serve_on, with_health};
 
 /// A body in pieces, as they come.
 pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;

@@ -89,10 +89,28 @@ pub fn serve(
     identity: Option<&Identity>,
     shutdown: CancellationToken,
 ) -> Result<HttpServer, ServeError> {
-    let cannot = |source| ServeError::Bind { addr, source };
-    let listener = TcpListener::bind(addr).map_err(cannot)?;
+    let listener = TcpListener::bind(addr).map_err(|source| ServeError::Bind { addr, source })?;
+    serve_on(listener, router, identity, shutdown)
+}
+
+/// As [`serve`], at a socket that listens already, such as one that outlives this process.
+///
+/// # Errors
+/// The socket or the identity cannot be used.
+pub fn serve_on(
+    listener: TcpListener,
+    router: Router,
+    identity: Option<&Identity>,
+    shutdown: CancellationToken,
+) -> Result<HttpServer, ServeError> {
+    let bound = listener.local_addr();
+    let bound = bound.map_err(|source| ServeError::Socket { source })?;
+    let cannot = |source| ServeError::Bind {
+        addr: bound,
+        source,
+    };
     listener.set_nonblocking(true).map_err(cannot)?;
-    let bound = listener.local_addr().map_err(cannot)?;
+
     let (open, task) = match identity {
         None => plain(listener, router, shutdown).map_err(cannot)?,
         Some(identity) => {
@@ -190,6 +208,12 @@ pub enum ServeError {
     Bind {
         /// Which address.
         addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A socket that was handed over is not one.
+    #[error("a socket that was handed over cannot be used: {source}")]
+    Socket {
         /// Why.
         source: std::io::Error,
     },

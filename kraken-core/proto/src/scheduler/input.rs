@@ -193,6 +193,9 @@ pub enum Input {
         /// What it is, when it is there.
         spec: Option<BlobSpec>,
     },
+    /// This host stops soon: hand over what others lack and nobody else has, those pieces first that
+    /// the fewest have, and be handed out to nobody. What is being fetched goes on.
+    Leave,
     /// Stop: no more dials, say goodbye.
     Shutdown,
 }

@@ -61,10 +61,11 @@ impl Scheduler {
                 self.with_swarm(now, digest, |swarm, cx| swarm.refused(cx, conn, piece));
                 Some(Ok(()))
             }
-            (Message::Offer { digest, piece }, Some(PeerRole::Origin)) => {
+            // Of an origin, or an agent that goes soon.
+            (Message::Offer { digest, piece }, Some(_)) => {
                 self.with_swarm(now, digest, |swarm, cx| swarm.offered(cx, conn, piece))
             }
-            (Message::Offer { .. }, Some(PeerRole::Agent)) => Some(Err(Violation)),
+
             (Message::AskPeers { digest }, Some(_)) => {
                 self.tell_peers(conn, digest);
                 Some(Ok(()))

@@ -73,6 +73,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// Greetings of one connection for blobs that the store is asked about: more are turned away.
 const MAX_LOOKUPS: usize = 4096;
 
+/// Pieces of a blob that an agent which goes soon offers at a time, as many as an origin does.
+const HAND_OVER: usize = 8;
+
 impl Scheduler {
     /// A host that knows nobody. Origins do not announce: their tracker knows them.
     pub fn new(now: Timestamp, local: PeerInfo, config: Config, seed: u64) -> Self {
@@ -156,6 +159,7 @@ impl Scheduler {
             Input::Seek { namespace, digest } => self.seek(now, namespace, digest),
             Input::Known { peers } => peers.into_iter().for_each(|peer| self.known.learn(peer)),
             Input::Found { digest, spec } => self.found(now, digest, spec),
+            Input::Leave => self.leave(now),
             Input::Shutdown => self.shutdown(),
         }
         self.announce_due(now);
@@ -222,6 +226,12 @@ impl Scheduler {
     /// How many neighbours a blob's swarm has here, agents and origins, when it is in one.
     pub fn neighbours(&self, digest: Digest) -> Option<usize> {
         Some(self.swarms.get(&digest)?.conns().count())
+    }
+
+    /// How many pieces are here that no other agent around has and some lack: with this host they
+    /// would go.
+    pub fn rare_pieces(&self) -> usize {
+        self.swarms.values().map(Swarm::rare).sum()
     }
 
     /// The blobs in a swarm.
@@ -363,6 +373,17 @@ impl Scheduler {
             .push_back(Action::Event(Event::PeerBanned { peer, reason }));
         if let Some(conn) = self.conns.of_peer(peer) {
             self.close(now, conn, reason);
+        }
+    }
+
+    fn leave(&mut self, now: Timestamp) {
+        self.config.offers = self.config.offers.max(HAND_OVER);
+        for digest in self.blobs().collect::<Vec<_>>() {
+            self.with_swarm(now, digest, Swarm::hand_over);
+        }
+        for (digest, swarm) in self.swarms.iter().filter(|(_, it)| it.is_complete()) {
+            let namespace = swarm.spec().namespace.clone();
+            self.announces.leave(namespace, *digest);
         }
     }
 

@@ -408,13 +408,18 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&conn) else {
             return;
         };
-        if let Some(offers) = &mut self.offers {
+        // The answer to a cancel says nothing about what the peer has.
+        let cancelled = take(&mut peer.cancelled, piece);
+        // What is offered is here, and what is asked for is not.
+        if let Some(offers) = &mut self.offers
+            && self.have.has(piece)
+            && !cancelled
+        {
             offers.declined(cx.now, piece, conn, cx.config);
             self.offer(cx);
             return;
         }
-        // The answer to a cancel says nothing about what the peer has.
-        let cancelled = take(&mut peer.cancelled, piece);
+
         if !cancelled && peer.have.remove(piece) && peer.is_agent() {
             self.rarest.fewer(piece);
         }

@@ -1,4 +1,5 @@
-//! How an origin chooses what it brings into a swarm: see [`super::offers`].
+//! How an origin, or an agent that goes soon, chooses what it brings into a swarm: see
+//! [`super::offers`].
 
 use super::offers::Offers;
 use super::peers::Neighbour;
@@ -27,6 +28,22 @@ impl Swarm {
             }
             self.offers = Some(offers);
         }
+    }
+
+    /// This host goes soon: what no other agent around has is offered, as an origin does it.
+    pub(crate) fn hand_over(&mut self, cx: &mut Context<'_>) {
+        self.begin_offers(cx.config);
+        self.offer(cx);
+    }
+
+    /// How many pieces are here that no other agent around has, while one is there that lacks them.
+    pub(crate) fn rare(&self) -> usize {
+        if !self.peers.values().any(Neighbour::takes_offers) {
+            return 0;
+        }
+        let agents = || self.peers.values().filter(|peer| peer.is_agent());
+        let is_rare = |piece: &u32| !agents().any(|peer| peer.have.has(*piece));
+        self.have.iter().filter(is_rare).count()
     }
 
     /// Offers scarce pieces to the neighbours, as far as there is room.

@@ -26,7 +26,7 @@ impl Driver {
         reply: oneshot::Sender<Option<Told>>,
     ) {
         // Another one may have opened it meanwhile.
-        if let Some(blob) = self.blobs.get(&digest) {
+        if let Some(blob) = self.blobs.get(&digest).filter(|it| it.meta.is_whole()) {
             let (meta, is_hearsay) = (blob.meta.clone(), blob.progress.borrow().is_hearsay);
             let _ = reply.send(Some(Told { meta, is_hearsay }));
             return;

@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::agent::follow::{End, Follower};
-use crate::agent::hearsay::Told;
+use crate::agent::hearsay::{Sources, Told};
 use crate::agent::link::{Link, LinkContext};
 use crate::agent::peers::{PeersFile, SAVE_EVERY};
 use crate::agent::rooms::Rooms;
@@ -56,7 +56,7 @@ pub(crate) enum Note {
         reply: oneshot::Sender<watch::Receiver<Progress>>,
     },
     /// More is known of an open metainfo, and the store has it.
-    Continued { meta: MetaInfo },
+    Continued { meta: MetaInfo, is_hearsay: bool },
     /// Peers are to be asked for the metainfo of a blob.
     Seek {
         namespace: Namespace,
@@ -114,6 +114,8 @@ pub(crate) enum Note {
         digest: Digest,
         reply: oneshot::Sender<Option<SwarmStats>>,
     },
+    /// This host ends soon: the answer is how many pieces are left to hand over.
+    Leave { reply: oneshot::Sender<usize> },
     /// End: answered when the tracker is being told and the peers that were met are kept.
     Stop { reply: oneshot::Sender<()> },
 }
@@ -305,7 +307,7 @@ impl Driver {
             } => {
                 let _ = reply.send(self.open(told, namespace, have, ingest));
             }
-            Note::Continued { meta } => self.continued(meta),
+            Note::Continued { meta, is_hearsay } => self.continued(meta, is_hearsay),
             Note::Seek {
                 namespace,
                 digest,
@@ -363,6 +365,10 @@ impl Driver {
                 let _ = reply.send(!read);
             }
             Note::Stats { digest, reply } => drop(reply.send(self.scheduler.stats(digest))),
+            Note::Leave { reply } => {
+                self.input(Input::Leave);
+                let _ = reply.send(self.scheduler.rare_pieces());
+            }
             Note::Stop { reply } => {
                 self.input(Input::Shutdown);
                 self.stopping = Some(reply);
@@ -441,10 +447,13 @@ impl Driver {
     }
 
     fn follow(&self, namespace: Namespace, meta: MetaInfo) -> DropGuard {
-        let follower = Follower {
+        let sources = Sources {
             discovery: self.parts.discovery.clone(),
-            store: self.parts.store.clone(),
             notes: self.notes.clone(),
+        };
+        let follower = Follower {
+            sources,
+            store: self.parts.store.clone(),
             patience: self.parts.patience,
         };
         self.guarded(follower.follow(namespace, meta))
@@ -460,10 +469,18 @@ impl Driver {
         token.drop_guard()
     }
 
-    fn continued(&mut self, meta: MetaInfo) {
+    fn continued(&mut self, meta: MetaInfo, is_hearsay: bool) {
         let (digest, pieces) = (meta.digest(), meta.provable());
+        let confirming = is_hearsay
+            .then(|| self.blobs.get(&digest))
+            .flatten()
+            .map(|blob| self.confirm(blob.namespace.clone(), meta.clone()));
         if let Some(blob) = self.blobs.get_mut(&digest) {
             blob.meta = meta;
+            blob.progress.send_modify(|it| it.is_hearsay |= is_hearsay);
+            if confirming.is_some() {
+                blob._confirming = confirming;
+            }
             self.input(Input::Provable { digest, pieces });
         }
     }

@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::body::{Body, HttpBody as _};
@@ -13,7 +13,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use http::{Method, Request, Response};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -25,6 +25,10 @@ use crate::http::server::HEAD;
 /// Bytes of a body that go out with the head in one write: more would be copied for nothing.
 const TOGETHER: usize = 16 << 10;
 
+/// How long the rest of a head, and the first one of a connection, are waited for while this process
+/// ends: the client has sent it, or is about to.
+const FRESH: Duration = Duration::from_secs(1);
+
 pub(super) struct Connection {
     stream: TcpStream,
     client: SocketAddr,
@@ -32,6 +36,9 @@ pub(super) struct Connection {
     shutdown: CancellationToken,
     /// What was read and belongs to no request yet.
     read: BytesMut,
+    /// Until when the first request of a client that has just connected is waited for, even while
+    /// this process ends.
+    fresh_until: Option<Instant>,
 }
 
 impl Connection {
@@ -47,6 +54,7 @@ impl Connection {
             router,
             shutdown,
             read: BytesMut::new(),
+            fresh_until: Some(Instant::now() + FRESH),
         }
     }
 
@@ -57,6 +65,7 @@ impl Connection {
             match self.head().await? {
                 None => return Ok(None),
                 Some(Head::Plain { request, len, keep }) => {
+                    self.fresh_until = None;
                     self.read.advance(len);
                     if !self.answer(*request, keep).await? {
                         return Ok(None);
@@ -70,7 +79,8 @@ impl Connection {
         }
     }
 
-    /// The next head; none when the client has gone, was silent for [`HEAD`], or this process ends.
+    /// The next head; none when the client has gone, was silent for [`HEAD`], or this process ends
+    /// and none is on its way.
     async fn head(&mut self) -> io::Result<Option<Head>> {
         let until = Instant::now() + HEAD;
         loop {
@@ -79,10 +89,18 @@ impl Connection {
                 head => return Ok(Some(head)),
             }
             self.read.reserve(4096);
+            let begun = (!self.read.is_empty()).then(|| Instant::now() + FRESH);
+            let grace = self.fresh_until.or(begun);
+            let ends = async {
+                self.shutdown.cancelled().await;
+                if let Some(grace) = grace {
+                    sleep_until(grace).await;
+                }
+            };
             let more = timeout_at(until, self.stream.read_buf(&mut self.read));
             let more = tokio::select! {
                 biased;
-                () = self.shutdown.cancelled() => return Ok(None),
+                () = ends => return Ok(None),
                 more = more => more,
             };
             match more {

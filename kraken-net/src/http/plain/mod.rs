@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
+use futures::FutureExt as _;
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -42,6 +43,10 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) {
     let cut = CancellationToken::new();
+    let begin = |stream, client| {
+        let served = serve(stream, client, router.clone(), shutdown.clone());
+        connections.spawn(cut.clone().run_until_cancelled_owned(served));
+    };
     loop {
         let accepted = tokio::select! {
             biased;
@@ -49,21 +54,16 @@ pub(super) async fn run(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, client)) => {
-                let served = serve(stream, client, router.clone(), shutdown.clone());
-                let cut = cut.clone();
-                connections.spawn(async move {
-                    tokio::select! {
-                        () = cut.cancelled() => {}
-                        () = served => {}
-                    }
-                });
-            }
+            Ok((stream, client)) => begin(stream, client),
             Err(error) => {
                 tracing::warn!(%error, "a connection cannot be accepted");
                 tokio::time::sleep(REFUSED).await;
             }
         }
+    }
+    // Those that the system has taken in would be reset with the socket.
+    while let Some(Ok((stream, client))) = listener.accept().now_or_never() {
+        begin(stream, client);
     }
     drop(listener);
     connections.close();
@@ -106,6 +106,8 @@ async fn by_hyper(
     let served = builder.serve_connection(TokioIo::new(stream), service);
     let mut served = std::pin::pin!(served);
     tokio::select! {
+        // What has been read of a request is to be answered before it is asked to end.
+        biased;
         result = served.as_mut() => return result,
         () = shutdown.cancelled() => {}
     }

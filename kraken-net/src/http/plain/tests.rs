@@ -356,6 +356,32 @@ async fn a_shutdown_lets_a_body_end_and_closes_who_waits() {
 }
 
 #[tokio::test]
+async fn who_has_connected_before_a_shutdown_is_answered() {
+    let (server, shutdown) = start(Router::new().route("/small", get(async || "small")));
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        streams.push(connect(&server).await);
+    }
+    let mut used = connect(&server).await;
+    assert_eq!(ask(&mut used, "GET /small").await.1, b"small");
+    used.write_all(b"GET /sm").await.unwrap();
+    // Whether they are accepted yet or not, and whatever came of their requests.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    shutdown.cancel();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    for stream in &mut streams {
+        let (head, body) = ask(stream, "GET /small").await;
+        assert_eq!(body, b"small");
+        assert!(head.contains("connection: close"), "{head}");
+    }
+    used.write_all(b"all HTTP/1.1\r\nhost: h\r\n\r\n")
+        .await
+        .unwrap();
+    assert_eq!(answer(&mut used).await.1, b"small");
+    server.stopped().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_slow_client_holds_nobody_up() {
     let (router, _) = with_file();
     let (server, _shutdown) = start(router);

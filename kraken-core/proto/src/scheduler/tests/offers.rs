@@ -53,11 +53,57 @@ fn an_offer_is_taken_up_unless_the_piece_comes_from_elsewhere() {
 }
 
 #[test]
-fn an_agent_that_offers_breaks_the_protocol() {
-    let mut bench = Bench::greedy();
-    let (agent, _) = bench.agent(1, 0..8);
-    let actions = bench.say(agent, offer(0));
-    assert!(closed(&actions, agent, CloseReason::Protocol));
+fn an_agent_that_goes_offers_what_nobody_else_has() {
+    let mut bench = Bench::with(pieces(0..6), Config::lan());
+    let (first, _) = bench.agent(1, [0, 1, 2]);
+    let (second, _) = bench.agent(2, [3]);
+    assert_eq!(bench.machine.rare_pieces(), 2);
+    let mut rare = vec![4, 5];
+    let mut offered = offers(&bench.feed(Input::Leave));
+    while let Some((conn, piece)) = offered.pop() {
+        rare.retain(|it| *it != piece);
+        let digest = blob();
+        bench.say(conn, Message::Request { digest, piece });
+        offered.extend(offers(&bench.feed(Input::PieceSent {
+            digest,
+            piece,
+            conn,
+            sent: true,
+        })));
+        let pieces = vec![piece];
+        offered.extend(offers(&bench.say(conn, Message::Have { digest, pieces })));
+    }
+    assert!(rare.is_empty(), "nobody was offered {rare:?}");
+    assert_eq!(bench.machine.rare_pieces(), 0);
+    // What it still lacks it goes on asking for, and a refusal of that is no answer to an offer.
+    let asked = requests(&bench.say(first, news(&[6])));
+    assert_eq!(asked, [(first, 6)]);
+    bench.say(second, news(&[6]));
+    let digest = blob();
+    let again = bench.say(first, Message::Refuse { digest, piece: 6 });
+    assert_eq!(requests(&again), [(second, 6)]);
+}
+
+fn news(pieces: &[u32]) -> Message {
+    Message::Have {
+        digest: blob(),
+        pieces: pieces.to_vec(),
+    }
+}
+
+#[test]
+fn an_agent_that_goes_and_has_everything_leaves_the_tracker_first() {
+    let mut bench = Bench::with(Bitfield::full(PIECES), Config::lan());
+    bench.agent(1, []);
+    assert_eq!(bench.machine.rare_pieces(), PIECES as usize);
+    let actions = bench.feed(Input::Leave);
+    assert_eq!(offers(&actions).len(), 1);
+    let left = actions.iter().any(|action| {
+        matches!(action, Action::Announce(request)
+            if request.blobs.iter().any(|it| it.state == AnnounceState::Left))
+    });
+    assert!(left, "{actions:?}");
+    assert_eq!(announces(&bench.feed(Input::Leave)), 0);
 }
 
 #[test]
