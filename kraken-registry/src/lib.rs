@@ -27,6 +27,7 @@
 
 pub mod cluster;
 pub mod error;
+pub mod link;
 pub mod manifest;
 pub mod memory;
 pub mod name;
@@ -42,6 +43,7 @@ mod stream;
 mod web;
 
 pub use error::{Code, RegistryError};
+pub use link::{Link, LinkKind, Linked};
 pub use manifest::{Manifest, ManifestError, MediaType};
 pub use name::{Reference, RepoName, Tag};
 pub use route::Route;

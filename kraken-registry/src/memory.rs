@@ -9,10 +9,11 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt};
 use kraken_proto::{Digest, Namespace};
 
+use crate::link::{Link, LinkKind, Linked};
 use crate::name::{RepoName, Tag};
 use crate::sink::{BlobSink, BodyError, SinkError};
 use crate::source::{BlobBody, BlobSource, SourceError};
-use crate::tags::{TagError, TagService};
+use crate::tags::{LinkService, TagError, TagService};
 
 /// Blobs in memory, of all namespaces alike. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -170,9 +171,12 @@ impl BlobSink for MemoryBlobs {
 #[derive(Debug, Clone, Default)]
 pub struct MemoryTags {
     tags: Arc<Mutex<Repositories>>,
+    links: Arc<Mutex<Links>>,
     unavailable: Arc<AtomicBool>,
 }
 
+/// Whether each is held, or was removed.
+type Links = BTreeMap<(String, Link), bool>;
 type Repositories = BTreeMap<String, BTreeMap<String, Digest>>;
 
 impl MemoryTags {
@@ -220,6 +224,18 @@ impl TagService for MemoryTags {
         Ok(page(self.lock()?.keys(), n, last))
     }
 
+    async fn delete_at(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+        digest: Digest,
+    ) -> Result<bool, TagError> {
+        match self.get(repo, tag).await? {
+            Some(found) if found == digest => self.delete(repo, tag).await,
+            _ => Ok(false),
+        }
+    }
+
     async fn delete(&self, repo: &RepoName, tag: &Tag) -> Result<bool, TagError> {
         let mut tags = self.lock()?;
         let Some(of_repo) = tags.get_mut(repo.as_str()) else {
@@ -230,6 +246,54 @@ impl TagService for MemoryTags {
             tags.remove(repo.as_str());
         }
         Ok(found)
+    }
+}
+
+impl LinkService for MemoryTags {
+    async fn link(&self, repo: &RepoName, link: Link) -> Result<Linked, TagError> {
+        drop(self.lock()?);
+        let links = lock(&self.links);
+        Ok(match links.get(&(repo.to_string(), link)) {
+            None => Linked::Never,
+            Some(true) => Linked::Held,
+            Some(false) => Linked::Removed,
+        })
+    }
+
+    async fn set_link(&self, repo: &RepoName, link: Link, is_held: bool) -> Result<(), TagError> {
+        drop(self.lock()?);
+        lock(&self.links).insert((repo.to_string(), link), is_held);
+        Ok(())
+    }
+
+    async fn links(
+        &self,
+        repo: &RepoName,
+        kind: LinkKind,
+        n: usize,
+        after: Option<Digest>,
+    ) -> Result<Vec<Digest>, TagError> {
+        drop(self.lock()?);
+        let links = lock(&self.links);
+        let of = links.iter().filter(|((of, link), is_held)| {
+            **is_held && of == repo.as_str() && link.kind() == kind
+        });
+        let digests = of.map(|((_, link), _)| link.digest());
+        let behind = digests.filter(|digest| after.is_none_or(|after| *digest > after));
+        Ok(behind.take(n).collect())
+    }
+
+    async fn tags_of(&self, repo: &RepoName, digest: Digest) -> Result<Vec<Tag>, TagError> {
+        let tags = self.lock()?;
+        let of = tags.get(repo.as_str()).into_iter().flatten();
+        let found = of.filter(|(_, found)| **found == digest);
+        Ok(found.filter_map(|(tag, _)| tag.parse().ok()).collect())
+    }
+
+    async fn is_known(&self, repo: &RepoName) -> Result<bool, TagError> {
+        let is_tagged = self.lock()?.contains_key(repo.as_str());
+        let links = lock(&self.links);
+        Ok(is_tagged || links.keys().any(|(of, _)| of == repo.as_str()))
     }
 }
 

@@ -138,6 +138,11 @@ impl TagName {
     pub const fn repo(&self) -> &RepoName {
         &self.repo
     }
+
+    /// The tag.
+    pub const fn tag(&self) -> &Tag {
+        &self.tag
+    }
 }
 
 impl FromStr for TagName {
@@ -185,6 +190,11 @@ pub enum NameError {
     /// Not `repository:tag`.
     #[error("{0:?} names no tag: write repository:tag")]
     NoTag(String),
+    /// Not something that a repository holds.
+    #[error(
+        "{0:?} is no link: write manifests/, blobs/ or referrers/<subject>/ and the digest in hex"
+    )]
+    Link(String),
     /// Not a digest.
     #[error(transparent)]
     Digest(#[from] DigestError),

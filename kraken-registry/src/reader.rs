@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use kraken_proto::{Digest, Namespace};
 use moka::future::Cache;
+use serde_json::{Value, json};
 
 use crate::manifest::{Manifest, ManifestError, MediaType};
 use crate::source::{BlobSource, SourceError};
@@ -21,6 +22,30 @@ pub(crate) struct ManifestReader {
 pub(crate) struct Stored {
     pub(crate) bytes: Bytes,
     pub(crate) media_type: MediaType,
+}
+
+impl Stored {
+    /// Its descriptor as a list of referrers has it: with its artifact type and all annotations.
+    pub(crate) fn describe(&self, digest: Digest) -> Value {
+        let manifest: Value = serde_json::from_slice(&self.bytes).unwrap_or_default();
+        let mut descriptor = json!({
+            "mediaType": self.media_type.as_str(),
+            "digest": digest,
+            "size": self.bytes.len(),
+        });
+        let written = &manifest["artifactType"];
+        let config = &manifest["config"]["mediaType"];
+        let kind = [written, config]
+            .into_iter()
+            .find_map(|it| it.as_str().filter(|it| !it.is_empty()));
+        if let Some(kind) = kind {
+            descriptor["artifactType"] = kind.into();
+        }
+        if manifest["annotations"].is_object() {
+            descriptor["annotations"] = manifest["annotations"].clone();
+        }
+        descriptor
+    }
 }
 
 impl ManifestReader {

@@ -102,7 +102,7 @@ impl From<NameError> for RegistryError {
             NameError::Repository(_) => Code::NameInvalid,
             NameError::Digest(_) => Code::DigestInvalid,
             // The specification has no code of its own for tags.
-            NameError::Tag(_) | NameError::NoTag(_) => Code::ManifestInvalid,
+            NameError::Tag(_) | NameError::NoTag(_) | NameError::Link(_) => Code::ManifestInvalid,
         };
         Self::new(code, error.to_string())
     }

@@ -69,6 +69,8 @@ pub(crate) const API_VERSION: HeaderName =
     HeaderName::from_static("docker-distribution-api-version");
 /// `OCI-Namespace`: the upstream host that a mirror answers for.
 pub(crate) const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+/// `OCI-Subject`: the manifest that the one just pushed is about.
+pub(crate) const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 /// `OCI-Tag`: a tag that was set along with a manifest.
 pub(crate) const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 

@@ -6,6 +6,9 @@
     reason = "a test's helpers fail by panicking, as tests do"
 )]
 
+#[path = "../../../kraken-registry/tests/conformance/mod.rs"]
+mod conformance;
+
 mod common;
 
 #[path = "faults/demo.rs"]
@@ -18,5 +21,7 @@ mod kill;
 mod outage;
 #[path = "faults/rogue.rs"]
 mod rogue;
+#[path = "faults/rules.rs"]
+mod rules;
 #[path = "faults/simulate.rs"]
 mod simulate;

@@ -12,13 +12,15 @@ use kraken_proto::Digest;
 use super::range::{Asked, Span};
 use super::{PullState, content, etag, not_modified};
 use crate::error::{Code, RegistryError};
+use crate::link::Link;
 use crate::name::RepoName;
 use crate::source::{BlobBody, BlobSource, SourceError};
 use crate::stream::exact;
+use crate::tags::LinkService;
 use crate::web::{header, value};
 
 /// Answers from the length alone: asking whether a blob exists never downloads it.
-pub(super) async fn head<B: BlobSource, T>(
+pub(super) async fn head<B: BlobSource, T: LinkService>(
     state: &PullState<B, T>,
     parts: &Parts,
     repo: &RepoName,
@@ -31,7 +33,7 @@ pub(super) async fn head<B: BlobSource, T>(
     Ok((describe(digest, total), Body::empty()).into_response())
 }
 
-pub(super) async fn get<B: BlobSource, T>(
+pub(super) async fn get<B: BlobSource, T: LinkService>(
     state: &PullState<B, T>,
     parts: &Parts,
     repo: &RepoName,
@@ -49,7 +51,7 @@ pub(super) async fn get<B: BlobSource, T>(
     }
 }
 
-async fn whole<B: BlobSource, T>(
+async fn whole<B: BlobSource, T: LinkService>(
     state: &PullState<B, T>,
     repo: &RepoName,
     digest: Digest,
@@ -65,7 +67,7 @@ async fn whole<B: BlobSource, T>(
     .await
 }
 
-async fn part<B: BlobSource, T>(
+async fn part<B: BlobSource, T: LinkService>(
     state: &PullState<B, T>,
     repo: &RepoName,
     digest: Digest,
@@ -102,22 +104,32 @@ async fn answer(
     Ok(response)
 }
 
-async fn stat<B: BlobSource, T>(
+async fn stat<B: BlobSource, T: LinkService>(
     state: &PullState<B, T>,
     repo: &RepoName,
     digest: Digest,
 ) -> Result<u64, RegistryError> {
-    let length = state.blobs.stat(&repo.namespace(), digest).await?;
+    let ns = repo.namespace();
+    let length = state.blobs.stat(&ns, digest);
+    let removed = state.is_removed(repo, Link::Blob(digest));
+    let (length, is_removed) = futures::join!(length, removed);
+    let length = length?.filter(|_| !is_removed);
     length.ok_or_else(|| unknown(repo, digest))
 }
 
-async fn open<B: BlobSource, T>(
+async fn open<B: BlobSource, T: LinkService>(
     state: &PullState<B, T>,
     repo: &RepoName,
     digest: Digest,
     range: std::ops::Range<u64>,
 ) -> Result<BlobBody, RegistryError> {
-    let opened = state.blobs.open(&repo.namespace(), digest, range).await;
+    let ns = repo.namespace();
+    let opened = state.blobs.open(&ns, digest, range);
+    let removed = state.is_removed(repo, Link::Blob(digest));
+    let (opened, is_removed) = futures::join!(opened, removed);
+    if is_removed {
+        return Err(unknown(repo, digest));
+    }
     opened.map_err(|error| refuse(error, repo, digest))
 }
 

@@ -11,18 +11,18 @@ use super::PullState;
 use crate::error::{Code, RegistryError};
 use crate::name::RepoName;
 use crate::source::BlobSource;
-use crate::tags::TagService;
+use crate::tags::{LinkService, TagService};
 use crate::web::{encode, param, query, value};
 
 /// `GET /v2/<name>/tags/list?n=&last=`
-pub(super) async fn tags<B: BlobSource, T: TagService>(
+pub(super) async fn tags<B: BlobSource, T: TagService + LinkService>(
     state: &PullState<B, T>,
     parts: &Parts,
     repo: &RepoName,
 ) -> Result<Response, RegistryError> {
     let page = Page::parse(parts)?;
     let mut tags = state.tags.list(repo, page.n + 1, page.last()).await?;
-    if tags.is_empty() && !exists(state, repo).await? {
+    if tags.is_empty() && !state.tags.is_known(repo).await? {
         let message = format!("there is no repository {repo}");
         return Err(RegistryError::new(Code::NameUnknown, message));
     }
@@ -31,7 +31,7 @@ pub(super) async fn tags<B: BlobSource, T: TagService>(
 }
 
 /// `GET /v2/_catalog?n=&last=`
-pub(super) async fn catalog<B: BlobSource, T: TagService>(
+pub(super) async fn catalog<B: BlobSource, T: TagService + LinkService>(
     state: &PullState<B, T>,
     parts: &Parts,
 ) -> Result<Response, RegistryError> {
@@ -39,14 +39,6 @@ pub(super) async fn catalog<B: BlobSource, T: TagService>(
     let mut repositories = state.tags.repositories(page.n + 1, page.last()).await?;
     let link = page.cut(&mut repositories, "/v2/_catalog");
     Ok((link, Json(json!({ "repositories": repositories }))).into_response())
-}
-
-/// A repository is what has a tag.
-async fn exists<B: BlobSource, T: TagService>(
-    state: &PullState<B, T>,
-    repo: &RepoName,
-) -> Result<bool, RegistryError> {
-    Ok(!state.tags.list(repo, 1, None).await?.is_empty())
 }
 
 /// The longest page. A longer list goes on behind a `Link`, which clients follow unasked.

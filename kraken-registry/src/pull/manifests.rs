@@ -8,14 +8,15 @@ use kraken_proto::Digest;
 
 use super::{PullState, content, not_modified};
 use crate::error::{Code, RegistryError};
+use crate::link::Link;
 use crate::name::{Reference, RepoName};
 use crate::reader::ReadError;
 use crate::source::BlobSource;
-use crate::tags::TagService;
+use crate::tags::{LinkService, TagService};
 
 /// `GET` and `HEAD` alike: the type stands in the bytes, so both read them, and hyper leaves the
 /// body out for `HEAD`.
-pub(super) async fn get<B: BlobSource, T: TagService>(
+pub(super) async fn get<B: BlobSource, T: TagService + LinkService>(
     state: &PullState<B, T>,
     parts: &Parts,
     repo: &RepoName,
@@ -24,7 +25,13 @@ pub(super) async fn get<B: BlobSource, T: TagService>(
     let digest = resolve(state, repo, &reference).await?;
     let ns = repo.namespace();
     let read = state.manifests.read(&state.blobs, &ns, digest);
-    let stored = read.await.map_err(|error| match error {
+    let by_digest = matches!(reference, Reference::Digest(_));
+    let removed = async { by_digest && state.is_removed(repo, Link::Manifest(digest)).await };
+    let (read, is_removed) = futures::join!(read, removed);
+    if is_removed {
+        return Err(unknown(repo, &reference));
+    }
+    let stored = read.map_err(|error| match error {
         ReadError::Unavailable(_) => state.manifest_unavailable(&error.to_string()),
         // A layer is a blob of the same space; asked for as a manifest it does not exist.
         ReadError::NotFound | ReadError::Refused(_) => unknown(repo, &reference),
@@ -40,7 +47,7 @@ pub(super) async fn get<B: BlobSource, T: TagService>(
     Ok((headers, stored.bytes).into_response())
 }
 
-async fn resolve<B: BlobSource, T: TagService>(
+async fn resolve<B: BlobSource, T: TagService + LinkService>(
     state: &PullState<B, T>,
     repo: &RepoName,
     reference: &Reference,

@@ -4,6 +4,7 @@ mod blobs;
 mod lists;
 mod manifests;
 mod range;
+mod referrers;
 
 use std::sync::Arc;
 
@@ -18,10 +19,12 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use kraken_proto::Digest;
 
 use crate::error::{Code, RegistryError};
+use crate::link::{Link, Linked};
+use crate::name::RepoName;
 use crate::reader::ManifestReader;
 use crate::route::Route;
 use crate::source::BlobSource;
-use crate::tags::TagService;
+use crate::tags::{LinkService, TagService};
 use crate::web::{API_VERSION, CONTENT_DIGEST, OCI_NAMESPACE, header, param, query, value};
 
 /// What the read-only registry works with.
@@ -33,7 +36,7 @@ pub struct PullState<B, T> {
     mirror: bool,
 }
 
-impl<B: BlobSource, T: TagService> PullState<B, T> {
+impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
     /// A registry: what could not be asked is 503.
     pub fn new(blobs: B, tags: T) -> Self {
         Self {
@@ -68,8 +71,16 @@ impl<B: BlobSource, T: TagService> PullState<B, T> {
     }
 }
 
+impl<B, T: LinkService> PullState<B, T> {
+    /// Whether it is known that the repository does not hold something any more. A mirror serves what
+    /// its digest names, and so does everybody else while nobody can be asked.
+    pub(crate) async fn is_removed(&self, repo: &RepoName, link: Link) -> bool {
+        !self.mirror && matches!(self.tags.link(repo, link).await, Ok(Linked::Removed))
+    }
+}
+
 /// The routes below `/v2/` for `GET` and `HEAD`; writing methods are answered with 405.
-pub fn router<B: BlobSource, T: TagService>(state: PullState<B, T>) -> Router {
+pub fn router<B: BlobSource, T: TagService + LinkService>(state: PullState<B, T>) -> Router {
     let state = Arc::new(state);
     routes(move |parts, _body| {
         let state = state.clone();
@@ -104,7 +115,7 @@ where
         .route("/v2/{*rest}", any(answer))
 }
 
-async fn serve<B: BlobSource, T: TagService>(
+async fn serve<B: BlobSource, T: TagService + LinkService>(
     state: &PullState<B, T>,
     parts: &Parts,
 ) -> Result<Response, RegistryError> {
@@ -118,7 +129,7 @@ async fn serve<B: BlobSource, T: TagService>(
 }
 
 /// Answers a `GET` or `HEAD`.
-pub(crate) async fn read<B: BlobSource, T: TagService>(
+pub(crate) async fn read<B: BlobSource, T: TagService + LinkService>(
     state: &PullState<B, T>,
     parts: &Parts,
     route: Route,
@@ -132,12 +143,7 @@ pub(crate) async fn read<B: BlobSource, T: TagService>(
             blobs::head(state, parts, &repo, digest).await
         }
         Route::Blob(repo, digest) => blobs::get(state, parts, &repo, digest).await,
-        // 404 makes clients use tags of the fallback scheme, which need nothing from a registry.
-        Route::Referrers(..) => Err(RegistryError::new(
-            Code::Unsupported,
-            "referrers are not supported here: use the fallback tag",
-        )
-        .with_status(StatusCode::NOT_FOUND)),
+        Route::Referrers(repo, subject) => referrers::get(state, parts, &repo, subject).await,
         Route::Uploads(_) | Route::Upload(..) => Err(RegistryError::new(
             Code::BlobUploadUnknown,
             "there is no upload to read here: uploads are made at the proxy",

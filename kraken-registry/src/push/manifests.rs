@@ -13,17 +13,18 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use kraken_proto::Digest;
 use serde_json::json;
 
-use super::{PushState, drain};
+use super::{PushState, drain, hold};
 use crate::error::{Code, RegistryError};
+use crate::link::Link;
 use crate::manifest::{Manifest, ManifestError, MediaType};
 use crate::name::{Reference, RepoName, Tag};
 use crate::sink::{BlobSink, BodyError};
 use crate::source::BlobSource;
-use crate::tags::TagService;
-use crate::web::{CONTENT_DIGEST, OCI_TAG, header, query, value};
+use crate::tags::{LinkService, TagService};
+use crate::web::{CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, header, query, value};
 
 /// `PUT`: the tag moves only after everything that the manifest needs is there.
-pub(super) async fn put<B: BlobSource, S: BlobSink, T: TagService>(
+pub(super) async fn put<B: BlobSource, S: BlobSink, T: TagService + LinkService>(
     state: &PushState<B, S, T>,
     parts: &Parts,
     body: Body,
@@ -49,24 +50,22 @@ pub(super) async fn put<B: BlobSource, S: BlobSink, T: TagService>(
         .manifests
         .remember(digest, bytes, media_type)
         .await;
+    let subject = manifest.subject().map(|subject| subject.digest);
+    if let Some(subject) = subject {
+        let manifest = digest;
+        hold(state, repo, Link::Referrer { subject, manifest }).await?;
+    }
+    hold(state, repo, Link::Manifest(digest)).await?;
     for tag in &tags {
         state.pull.tags.put(repo, tag, digest).await?;
     }
-    Ok(created(repo, &reference, digest, &tags))
-}
-
-/// `DELETE` of a tag: the manifest stays.
-pub(super) async fn delete_tag<B, S, T: TagService>(
-    state: &PushState<B, S, T>,
-    repo: &RepoName,
-    tag: &Tag,
-) -> Result<Response, RegistryError> {
-    if state.pull.tags.delete(repo, tag).await? {
-        Ok(StatusCode::ACCEPTED.into_response())
-    } else {
-        let message = format!("{repo} has no tag {tag}");
-        Err(RegistryError::new(Code::ManifestUnknown, message))
+    let mut response = created(repo, &reference, digest, &tags);
+    if let Some(subject) = subject {
+        response
+            .headers_mut()
+            .insert(OCI_SUBJECT, value(subject.to_string()));
     }
+    Ok(response)
 }
 
 impl From<ManifestError> for RegistryError {
@@ -140,21 +139,25 @@ fn check_type(parts: &Parts, found: MediaType) -> Result<(), RegistryError> {
 }
 
 /// Whatever a pull would need exists. A subject may be missing: it is often pushed later.
-async fn check_references<B: BlobSource, S, T>(
+async fn check_references<B: BlobSource, S, T: LinkService>(
     state: &PushState<B, S, T>,
     repo: &RepoName,
     manifest: &Manifest,
 ) -> Result<(), RegistryError> {
     let ns = &repo.namespace();
-    let needed: BTreeSet<Digest> = manifest
-        .blobs()
-        .chain(manifest.manifests())
-        .map(|descriptor| descriptor.digest)
-        .collect();
+    let blobs = manifest.blobs().map(|blob| Link::Blob(blob.digest));
+    let children = manifest
+        .manifests()
+        .map(|child| Link::Manifest(child.digest));
+    let needed: BTreeSet<Link> = blobs.chain(children).collect();
     let missing: Vec<Digest> = stream::iter(needed)
-        .map(async |digest| {
-            let length = state.pull.blobs.stat(ns, digest).await?;
-            Ok::<_, RegistryError>(length.is_none().then_some(digest))
+        .map(async |link| {
+            let digest = link.digest();
+            let length = state.pull.blobs.stat(ns, digest);
+            let removed = state.pull.is_removed(repo, link);
+            let (length, is_removed) = futures::join!(length, removed);
+            let is_missing = length?.is_none() || is_removed;
+            Ok::<_, RegistryError>(is_missing.then_some(digest))
         })
         .buffer_unordered(STATS)
         .try_filter_map(async |missing| Ok(missing))

@@ -2,6 +2,7 @@
 //!
 //! Bodies stream through to the [`BlobSink`]; only manifests, which are small, are held in memory.
 
+mod delete;
 mod manifests;
 mod session;
 mod uploads;
@@ -14,14 +15,16 @@ use axum::response::Response;
 use futures::StreamExt;
 use http::request::Parts;
 use http::{Method, StatusCode};
+use kraken_proto::Digest;
 
 use crate::error::{Code, RegistryError};
-use crate::name::Reference;
+use crate::link::{Link, Linked};
+use crate::name::{Reference, RepoName};
 use crate::pull::{self, PullState};
 use crate::route::Route;
 use crate::sink::{BlobSink, BodyError, SinkError};
 use crate::source::BlobSource;
-use crate::tags::TagService;
+use crate::tags::{LinkService, TagService};
 
 /// What the registry with pushes works with.
 #[derive(Debug)]
@@ -30,7 +33,7 @@ pub struct PushState<B, S, T> {
     sink: S,
 }
 
-impl<B: BlobSource, S: BlobSink, T: TagService> PushState<B, S, T> {
+impl<B: BlobSource, S: BlobSink, T: TagService + LinkService> PushState<B, S, T> {
     /// Pulls as `pull` says, pushes into `sink`. The source must see what the sink has committed
     /// at once: dockerd asks for every blob right after pushing it.
     pub fn new(pull: PullState<B, T>, sink: S) -> Self {
@@ -39,7 +42,9 @@ impl<B: BlobSource, S: BlobSink, T: TagService> PushState<B, S, T> {
 }
 
 /// The routes below `/v2/` for reading and for pushing.
-pub fn router<B: BlobSource, S: BlobSink, T: TagService>(state: PushState<B, S, T>) -> Router {
+pub fn router<B: BlobSource, S: BlobSink, T: TagService + LinkService>(
+    state: PushState<B, S, T>,
+) -> Router {
     let state = Arc::new(state);
     pull::routes(move |parts, body| {
         let state = state.clone();
@@ -47,7 +52,7 @@ pub fn router<B: BlobSource, S: BlobSink, T: TagService>(state: PushState<B, S, 
     })
 }
 
-async fn serve<B: BlobSource, S: BlobSink, T: TagService>(
+async fn serve<B: BlobSource, S: BlobSink, T: TagService + LinkService>(
     state: &PushState<B, S, T>,
     parts: Parts,
     body: Body,
@@ -67,14 +72,18 @@ async fn serve<B: BlobSource, S: BlobSink, T: TagService>(
             manifests::put(state, &parts, body, &repo, reference).await
         }
         (Method::DELETE, Route::Manifest(repo, Reference::Tag(tag))) => {
-            manifests::delete_tag(state, &repo, &tag).await
+            delete::tag(state, &repo, &tag).await
         }
+        (Method::DELETE, Route::Manifest(repo, Reference::Digest(digest))) => {
+            delete::manifest(state, &repo, digest).await
+        }
+        (Method::DELETE, Route::Blob(repo, digest)) => delete::blob(state, &repo, digest).await,
         (Method::HEAD, route) if asks_by_digest(&route) => {
             let answer = pull::read(&state.pull, &parts, route).await;
             answer.map_err(push_it_again)
         }
         (Method::GET | Method::HEAD, route) => pull::read(&state.pull, &parts, route).await,
-        (method, route) => Err(refuse(&method, &route)),
+        (_, route) => Err(refuse(&route)),
     }
 }
 
@@ -97,17 +106,9 @@ fn push_it_again(error: RegistryError) -> RegistryError {
     RegistryError::new(Code::BlobUnknown, message)
 }
 
-fn refuse(method: &Method, route: &Route) -> RegistryError {
+fn refuse(route: &Route) -> RegistryError {
     let (message, allowed) = match route {
-        Route::Manifest(_, Reference::Digest(_)) if method == Method::DELETE => (
-            "manifests are not deleted by digest: delete the tags, and the storage's own retention \
-             drops what no tag needs",
-            "GET, HEAD, PUT",
-        ),
-        Route::Blob(..) if method == Method::DELETE => (
-            "blobs are not deleted one by one: the storage's own retention drops them",
-            "GET, HEAD",
-        ),
+        Route::Blob(..) => ("a blob takes GET, HEAD and DELETE", "GET, HEAD, DELETE"),
         Route::Uploads(_) => ("start an upload with POST", "POST"),
         Route::Upload(..) => (
             "an upload takes GET, PATCH, PUT and DELETE",
@@ -120,6 +121,28 @@ fn refuse(method: &Method, route: &Route) -> RegistryError {
         _ => ("only GET and HEAD work here", "GET, HEAD"),
     };
     RegistryError::method(message, allowed)
+}
+
+/// Lets a repository hold what was just pushed into it.
+async fn hold<B, S, T: LinkService>(
+    state: &PushState<B, S, T>,
+    repo: &RepoName,
+    link: Link,
+) -> Result<(), RegistryError> {
+    Ok(state.pull.tags.set_link(repo, link, true).await?)
+}
+
+/// The same for a blob, which is served without a link as well, as long as it was not removed.
+async fn hold_blob<B, S, T: LinkService>(
+    state: &PushState<B, S, T>,
+    repo: &RepoName,
+    digest: Digest,
+) -> Result<(), RegistryError> {
+    let link = Link::Blob(digest);
+    match state.pull.tags.link(repo, link).await? {
+        Linked::Removed => hold(state, repo, link).await,
+        Linked::Held | Linked::Never => Ok(()),
+    }
 }
 
 /// Reads the rest of a body that is of no use, up to a limit. A server that closes the connection

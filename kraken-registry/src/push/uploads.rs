@@ -10,17 +10,18 @@ use http::{HeaderMap, StatusCode};
 use kraken_proto::Digest;
 
 use super::session::{self, Chunk};
-use super::{PushState, drain};
+use super::{PushState, drain, hold_blob};
 use crate::error::{Code, RegistryError};
+use crate::link::Link;
 use crate::name::{NameError, RepoName};
 use crate::sink::{BlobSink, BodyError};
 use crate::source::BlobSource;
 use crate::stream::exact;
-use crate::tags::TagService;
+use crate::tags::{LinkService, TagService};
 use crate::web::{CONTENT_DIGEST, header, param, query, value};
 
 /// `POST`: an upload begins, unless the blob can be mounted or came along with the request.
-pub(super) async fn start<B: BlobSource, S: BlobSink, T: TagService>(
+pub(super) async fn start<B: BlobSource, S: BlobSink, T: TagService + LinkService>(
     state: &PushState<B, S, T>,
     parts: &Parts,
     body: Body,
@@ -30,11 +31,16 @@ pub(super) async fn start<B: BlobSource, S: BlobSink, T: TagService>(
     if let Some(digest) = param(&pairs, "mount") {
         let digest = parse(digest)?;
         if is_mountable(state, repo, param(&pairs, "from"), digest).await {
+            hold_blob(state, repo, digest).await?;
             return Ok(created(repo, digest));
         }
     }
     let whole = param(&pairs, "digest").map(parse).transpose()?;
     let Some(digest) = whole else {
+        if let Some(algorithm) = param(&pairs, "digest-algorithm").filter(|it| *it != "sha256") {
+            let message = format!("{algorithm:?} is not supported: blobs are named by sha256");
+            return Err(RegistryError::new(Code::DigestInvalid, message));
+        }
         let id = state.sink.upload_start(&repo.namespace()).await?;
         return Ok((StatusCode::ACCEPTED, session::headers(repo, &id, 0)).into_response());
     };
@@ -67,7 +73,7 @@ pub(super) async fn patch<B, S: BlobSink, T>(
 }
 
 /// `PUT`: the last bytes, if any, and the digest of all.
-pub(super) async fn finish<B, S: BlobSink, T>(
+pub(super) async fn finish<B, S: BlobSink, T: LinkService>(
     state: &PushState<B, S, T>,
     parts: &Parts,
     body: Body,
@@ -97,6 +103,7 @@ pub(super) async fn finish<B, S: BlobSink, T>(
     }
     let ns = repo.namespace();
     state.sink.upload_commit(&id, &ns, digest).await?;
+    hold_blob(state, repo, digest).await?;
     Ok(created(repo, digest))
 }
 
@@ -105,7 +112,10 @@ pub(super) async fn cancel<B, S: BlobSink, T>(
     state: &PushState<B, S, T>,
     token: &str,
 ) -> Result<Response, RegistryError> {
-    state.sink.upload_abort(&session::id(token)?).await?;
+    let id = session::id(token)?;
+    // Some give up what is not there without a word.
+    state.sink.upload_len(&id).await?;
+    state.sink.upload_abort(&id).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -120,7 +130,7 @@ fn created(repo: &RepoName, digest: Digest) -> Response {
 /// Blobs live in one space, so mounting is finding: here, in the other repository's backend, or
 /// anywhere when the client names none. What cannot be asked is not mounted: the specification lets
 /// a mount that does not work fall back to an upload.
-async fn is_mountable<B: BlobSource, S, T>(
+async fn is_mountable<B: BlobSource, S, T: LinkService>(
     state: &PushState<B, S, T>,
     repo: &RepoName,
     from: Option<&str>,
@@ -129,7 +139,8 @@ async fn is_mountable<B: BlobSource, S, T>(
     let from = from.and_then(|from| from.parse::<RepoName>().ok());
     for repo in [Some(repo), from.as_ref()].into_iter().flatten() {
         let found = state.pull.blobs.stat(&repo.namespace(), digest).await;
-        if matches!(found, Ok(Some(_))) {
+        let is_removed = state.pull.is_removed(repo, Link::Blob(digest)).await;
+        if matches!(found, Ok(Some(_))) && !is_removed {
             return true;
         }
     }
@@ -137,7 +148,7 @@ async fn is_mountable<B: BlobSource, S, T>(
 }
 
 /// A blob that comes in one request.
-async fn monolithic<B, S: BlobSink, T>(
+async fn monolithic<B, S: BlobSink, T: LinkService>(
     state: &PushState<B, S, T>,
     body: Body,
     repo: &RepoName,
@@ -158,7 +169,8 @@ async fn monolithic<B, S: BlobSink, T>(
     if taken.is_err() {
         give_up(state, &id).await;
     }
-    Ok(taken?)
+    taken?;
+    hold_blob(state, repo, digest).await
 }
 
 async fn give_up<B, S: BlobSink, T>(state: &PushState<B, S, T>, id: &str) {

@@ -12,8 +12,11 @@ use reqwest::{Client, RequestBuilder, Response};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::server::{Page, TAG_AT, TAG_CHANGED, TAG_IMMUTABLE, TAG_UNKNOWN, TAG_VERSION};
-use super::{TagError, TagService};
+use super::server::{
+    LINK_REMOVED, Page, TAG_AT, TAG_CHANGED, TAG_IMMUTABLE, TAG_UNKNOWN, TAG_VERSION,
+};
+use super::{LinkService, TagError, TagService};
+use crate::link::{Link, LinkKind, Linked};
 use crate::name::{RepoName, Tag};
 use crate::web::{chain, encode};
 
@@ -163,6 +166,18 @@ impl TagClient {
         Ok(later.any(|it| it.digest == digest))
     }
 
+    async fn look_link(&self, path: &str) -> Result<(Linked, u64), TagError> {
+        let Reply { answer, version } = self.ask(&Question::get(path)).await?;
+        let known = match answer {
+            Answer::Removed => Linked::Removed,
+            answer => match answer.body()? {
+                Some(_) => Linked::Held,
+                None => Linked::Never,
+            },
+        };
+        Ok((known, version))
+    }
+
     /// Follows pages until `n` names are there or no more exist.
     async fn names(
         &self,
@@ -178,7 +193,8 @@ impl TagClient {
                 .or(last)
                 .unwrap_or_default();
             let limit = n - names.len();
-            let query = format!("{path}?limit={limit}&offset={}", encode(offset));
+            let joint = if path.contains('?') { '&' } else { '?' };
+            let query = format!("{path}{joint}limit={limit}&offset={}", encode(offset));
             let Some(body) = self.ask(&Question::get(&query)).await?.answer.body()? else {
                 break;
             };
@@ -228,9 +244,99 @@ impl TagService for TagClient {
         self.names("/repositories", n, last).await
     }
 
+    async fn delete_at(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+        digest: Digest,
+    ) -> Result<bool, TagError> {
+        let path = tag_path(repo, tag);
+        let (body, version) = self.look(&path).await?;
+        if body.is_none_or(|body| body.trim() != digest.to_string()) {
+            return Ok(false);
+        }
+        let question = Question {
+            method: Method::DELETE,
+            path: &path,
+            at: Some(version),
+        };
+        match self.ask(&question).await?.answer {
+            // Somebody else did something with it since.
+            Answer::Changed => Ok(false),
+            answer => Ok(answer.body()?.is_some()),
+        }
+    }
+
     async fn delete(&self, repo: &RepoName, tag: &Tag) -> Result<bool, TagError> {
         let tag = tag_path(repo, tag);
         let answer = self.change(Method::DELETE, (&tag, &tag), None).await?;
+        Ok(answer.body()?.is_some())
+    }
+}
+
+impl LinkService for TagClient {
+    async fn link(&self, repo: &RepoName, link: Link) -> Result<Linked, TagError> {
+        Ok(self.look_link(&link_path(repo, link)).await?.0)
+    }
+
+    async fn set_link(&self, repo: &RepoName, link: Link, is_held: bool) -> Result<(), TagError> {
+        let path = link_path(repo, link);
+        let (method, wanted) = match is_held {
+            true => (Method::PUT, Linked::Held),
+            false => (Method::DELETE, Linked::Removed),
+        };
+        for _ in 0..TURNS {
+            let (known, version) = self.look_link(&path).await?;
+            if known == wanted {
+                return Ok(());
+            }
+            let question = Question {
+                method: method.clone(),
+                path: &path,
+                at: Some(version),
+            };
+            match self.ask(&question).await?.answer {
+                Answer::Changed => {}
+                answer => return answer.body().map(drop),
+            }
+        }
+        let reason = "others change the link all the time";
+        Err(TagError::Unavailable(reason.into()))
+    }
+
+    async fn links(
+        &self,
+        repo: &RepoName,
+        kind: LinkKind,
+        n: usize,
+        after: Option<Digest>,
+    ) -> Result<Vec<Digest>, TagError> {
+        let repo = encode(repo.as_str());
+        let kind = encode(&kind.to_string());
+        let path = format!("/repositories/{repo}/links?kind={kind}");
+        let after = after.map(|after| after.hex());
+        let names = self.names(&path, n, after.as_deref()).await?;
+        let digests = names.iter().map(|hex| Digest::from_hex(hex));
+        let digests = digests.map(|it| it.map_err(|error| unreadable(&error)));
+        digests.collect()
+    }
+
+    async fn tags_of(&self, repo: &RepoName, digest: Digest) -> Result<Vec<Tag>, TagError> {
+        let (repo, digest) = (encode(repo.as_str()), encode(&digest.to_string()));
+        let path = format!("/repositories/{repo}/tags-of/{digest}");
+        let body = self.ask(&Question::get(&path)).await?.answer.body()?;
+        let Some(body) = body else {
+            return Ok(Vec::new());
+        };
+        let names: Vec<String> = serde_json::from_str(&body).map_err(|it| unreadable(&it))?;
+        let tags = names.iter().map(|name| name.parse());
+        tags.map(|it| it.map_err(|error| unreadable(&error)))
+            .collect()
+    }
+
+    async fn is_known(&self, repo: &RepoName) -> Result<bool, TagError> {
+        let path = format!("/repositories/{}", encode(repo.as_str()));
+        let answer = self.ask(&Question::get(&path)).await?.answer;
         Ok(answer.body()?.is_some())
     }
 }
@@ -296,6 +402,7 @@ async fn reply(request: RequestBuilder) -> Result<Reply, String> {
 enum Answer {
     Body(String),
     Unknown,
+    Removed,
     Changed,
     Immutable,
     Refused(String),
@@ -305,6 +412,7 @@ impl Answer {
     fn of(failure: Failure) -> Self {
         match failure.code.as_str() {
             TAG_UNKNOWN => Self::Unknown,
+            LINK_REMOVED => Self::Removed,
             TAG_IMMUTABLE => Self::Immutable,
             TAG_CHANGED => Self::Changed,
             _ => Self::Refused(failure.message),
@@ -315,7 +423,7 @@ impl Answer {
     fn body(self) -> Result<Option<String>, TagError> {
         match self {
             Self::Body(body) => Ok(Some(body)),
-            Self::Unknown => Ok(None),
+            Self::Unknown | Self::Removed => Ok(None),
             Self::Changed => Err(TagError::Unavailable("the tag was changed".into())),
             Self::Immutable => Err(TagError::Conflict(Refusal::Immutable)),
             Self::Refused(message) => Err(TagError::Refused(message)),
@@ -360,6 +468,10 @@ async fn failure(response: Response) -> Option<Failure> {
 
 fn tag_path(repo: &RepoName, tag: &Tag) -> String {
     format!("/tags/{}", encode(&format!("{repo}:{tag}")))
+}
+
+fn link_path(repo: &RepoName, link: Link) -> String {
+    format!("/repositories/{}/links/{link}", encode(repo.as_str()))
 }
 
 fn unreadable(error: &dyn std::error::Error) -> TagError {

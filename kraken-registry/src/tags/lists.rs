@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use kraken_proto::Digest;
 use kraken_proto::tags::round::quorum;
 
 use super::TagError;
 use super::owner::PAGE;
 use super::ring::TagRing;
 use super::store::Listed;
+use crate::link::{LINKS, RegisterName};
 
 impl TagRing {
     /// Up to `n` tags whose `repository:tag` begins with `prefix`, behind `after`.
@@ -22,8 +24,21 @@ impl TagRing {
         n: usize,
         after: Option<&str>,
     ) -> Result<Vec<String>, TagError> {
+        let mut names = self.page_registers(prefix, n, after).await?;
+        // Links stand behind all tags.
+        names.truncate(names.partition_point(|it| !it.0.starts_with(LINKS)));
+        Ok(names.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Up to `n` registers whose names begin with `prefix`, behind `after`, and what each points to.
+    pub(super) async fn page_registers(
+        &self,
+        prefix: &str,
+        n: usize,
+        after: Option<&str>,
+    ) -> Result<Vec<(String, Digest)>, TagError> {
         // Of one repository its owners know all; of several, all have to be asked.
-        let repo = prefix.split_once(':').map(|(repo, _)| repo);
+        let repo = RegisterName::repo_of(prefix);
         let (owners, enough) = match repo {
             Some(repo) => {
                 let owners = self.inner().owners_of(repo);
@@ -41,7 +56,11 @@ impl TagRing {
                 .map(|owner| owner.page(prefix, PAGE, after.as_deref()));
             let pages = gather(pages, enough).await?;
             let (listed, last) = merge(pages, PAGE);
-            names.extend(listed.into_iter().filter(|it| it.is_set).map(|it| it.name));
+            names.extend(
+                listed
+                    .into_iter()
+                    .filter_map(|it| Some((it.name, it.digest?))),
+            );
             match last {
                 Some(last) => after = Some(last),
                 None => break,
@@ -116,7 +135,7 @@ impl TagRing {
 }
 
 /// The first `enough` answers.
-async fn gather<T>(
+pub(super) async fn gather<T>(
     asked: impl Iterator<Item = impl Future<Output = Result<T, String>>>,
     enough: usize,
 ) -> Result<Vec<T>, TagError> {
@@ -165,7 +184,7 @@ mod tests {
         Listed {
             name: name.into(),
             accepted: Ballot { round, proposer: 1 },
-            is_set,
+            digest: is_set.then(|| Digest::of(b"it")),
         }
     }
 
@@ -178,7 +197,10 @@ mod tests {
             listed("a:3", 2, true),
         ];
         let (all, until) = merge(vec![one.clone(), other.clone()], 3);
-        let names: Vec<_> = all.iter().map(|it| (&*it.name, it.is_set)).collect();
+        let names: Vec<_> = all
+            .iter()
+            .map(|it| (&*it.name, it.digest.is_some()))
+            .collect();
         assert_eq!(names, [("a:1", false), ("a:2", true), ("a:3", true)]);
         assert_eq!(until.as_deref(), Some("a:3"), "the second may know more");
         let (all, until) = merge(vec![one, other], 9);

@@ -3,6 +3,7 @@
 mod check;
 pub mod client;
 mod encoding;
+mod links;
 mod lists;
 mod owner;
 mod rejoin;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use kraken_proto::Digest;
 use kraken_proto::tags::record::Refusal;
 
+use crate::link::{Link, LinkKind, Linked};
 use crate::name::{RepoName, Tag};
 
 /// Maps tags to digests: a build-index, its client, a map in memory.
@@ -67,6 +69,17 @@ pub trait TagService: Send + Sync + 'static {
         last: Option<&str>,
     ) -> impl Future<Output = Result<Vec<String>, TagError>> + Send;
 
+    /// Removes a tag as long as it points to `digest`; whether it did.
+    ///
+    /// # Errors
+    /// Nobody could be asked.
+    fn delete_at(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+        digest: Digest,
+    ) -> impl Future<Output = Result<bool, TagError>> + Send;
+
     /// Removes a tag; whether there was one.
     ///
     /// # Errors
@@ -76,6 +89,60 @@ pub trait TagService: Send + Sync + 'static {
         repo: &RepoName,
         tag: &Tag,
     ) -> impl Future<Output = Result<bool, TagError>> + Send;
+}
+
+/// What a repository holds beside its tags: a build-index, its client, a map in memory.
+///
+/// Errors are those of [`TagService`].
+pub trait LinkService: Send + Sync + 'static {
+    /// What is known of a link.
+    ///
+    /// # Errors
+    /// Nobody could be asked.
+    fn link(
+        &self,
+        repo: &RepoName,
+        link: Link,
+    ) -> impl Future<Output = Result<Linked, TagError>> + Send;
+
+    /// Lets the repository hold something, or no longer, durably when this returns.
+    ///
+    /// # Errors
+    /// Nobody could be asked; then either may be so.
+    fn set_link(
+        &self,
+        repo: &RepoName,
+        link: Link,
+        is_held: bool,
+    ) -> impl Future<Output = Result<(), TagError>> + Send;
+
+    /// Up to `n` digests that the repository holds links of a kind to, in their order, behind `after`.
+    ///
+    /// # Errors
+    /// Nobody could be asked.
+    fn links(
+        &self,
+        repo: &RepoName,
+        kind: LinkKind,
+        n: usize,
+        after: Option<Digest>,
+    ) -> impl Future<Output = Result<Vec<Digest>, TagError>> + Send;
+
+    /// The tags of a repository that point to `digest`.
+    ///
+    /// # Errors
+    /// Nobody could be asked.
+    fn tags_of(
+        &self,
+        repo: &RepoName,
+        digest: Digest,
+    ) -> impl Future<Output = Result<Vec<Tag>, TagError>> + Send;
+
+    /// Whether a repository holds anything, or ever did.
+    ///
+    /// # Errors
+    /// Nobody could be asked.
+    fn is_known(&self, repo: &RepoName) -> impl Future<Output = Result<bool, TagError>> + Send;
 }
 
 /// Why a tag could not be read or written.
@@ -134,11 +201,61 @@ impl<T: TagService> TagService for Arc<T> {
         T::repositories(self, n, last)
     }
 
+    fn delete_at(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+        digest: Digest,
+    ) -> impl Future<Output = Result<bool, TagError>> + Send {
+        T::delete_at(self, repo, tag, digest)
+    }
+
     fn delete(
         &self,
         repo: &RepoName,
         tag: &Tag,
     ) -> impl Future<Output = Result<bool, TagError>> + Send {
         T::delete(self, repo, tag)
+    }
+}
+
+impl<T: LinkService> LinkService for Arc<T> {
+    fn link(
+        &self,
+        repo: &RepoName,
+        link: Link,
+    ) -> impl Future<Output = Result<Linked, TagError>> + Send {
+        T::link(self, repo, link)
+    }
+
+    fn set_link(
+        &self,
+        repo: &RepoName,
+        link: Link,
+        is_held: bool,
+    ) -> impl Future<Output = Result<(), TagError>> + Send {
+        T::set_link(self, repo, link, is_held)
+    }
+
+    fn links(
+        &self,
+        repo: &RepoName,
+        kind: LinkKind,
+        n: usize,
+        after: Option<Digest>,
+    ) -> impl Future<Output = Result<Vec<Digest>, TagError>> + Send {
+        T::links(self, repo, kind, n, after)
+    }
+
+    fn tags_of(
+        &self,
+        repo: &RepoName,
+        digest: Digest,
+    ) -> impl Future<Output = Result<Vec<Tag>, TagError>> + Send {
+        T::tags_of(self, repo, digest)
+    }
+
+    fn is_known(&self, repo: &RepoName) -> impl Future<Output = Result<bool, TagError>> + Send {
+        T::is_known(self, repo)
     }
 }

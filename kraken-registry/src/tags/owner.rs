@@ -28,7 +28,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::store::{Attempt, Listed, TagStore, TagStoreError};
-use crate::name::{NameError, TagName};
+use crate::link::RegisterName;
+use crate::name::NameError;
 use crate::web::chain;
 
 /// How long another build-index may take to answer.
@@ -113,7 +114,7 @@ impl Owner {
         }
     }
 
-    pub(super) async fn look(&self, name: &TagName) -> Result<Register, String> {
+    pub(super) async fn look(&self, name: &RegisterName) -> Result<Register, String> {
         match self {
             Self::Here(store) => voting(store)?.look(name).await.map_err(said),
             Self::There(remote) => {
@@ -123,7 +124,7 @@ impl Owner {
         }
     }
 
-    pub(super) async fn prepare(&self, name: &TagName, ballot: Ballot) -> Said<Promise> {
+    pub(super) async fn prepare(&self, name: &RegisterName, ballot: Ballot) -> Said<Promise> {
         match self {
             Self::Here(store) => {
                 let incarnation = voting(store)?.standing().incarnation;
@@ -142,7 +143,7 @@ impl Owner {
 
     pub(super) async fn accept(
         &self,
-        name: &TagName,
+        name: &RegisterName,
         attempt: Attempt,
         state: Option<TagState>,
     ) -> Said<()> {

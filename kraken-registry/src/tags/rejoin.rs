@@ -13,7 +13,7 @@ use super::TagError;
 use super::owner::{Owner, PAGE};
 use super::ring::TagRing;
 use super::store::{TagStore, TagStoreError};
-use crate::name::TagName;
+use crate::link::RegisterName;
 
 /// The waits while the others do not answer.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -104,7 +104,7 @@ impl TagRing {
                 after.clone_from(last);
             }
             let ours = page.into_iter().filter_map(|(name, register)| {
-                let name: TagName = name.parse().ok()?;
+                let name: RegisterName = name.parse().ok()?;
                 self.owns(&name).then_some((name, register))
             });
             let learnt = store.learn(ours.collect()).await;
@@ -157,7 +157,7 @@ impl TagRing {
             let ours: BTreeMap<_, _> = ours.into_iter().map(|it| (it.name, it.accepted)).collect();
             after = page.last().map(|it| it.name.clone());
             for listed in page {
-                let Ok(name) = listed.name.parse::<TagName>() else {
+                let Ok(name) = listed.name.parse::<RegisterName>() else {
                     continue;
                 };
                 let known = match ours.get(&listed.name) {

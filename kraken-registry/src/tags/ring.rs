@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 use super::owner::{Owner, Promise, Remote, Said, voting};
 use super::store::{Attempt, TagStore};
 use super::{TagError, TagService, chance};
+use crate::link::RegisterName;
 use crate::name::{RepoName, Tag, TagName};
 
 /// How long a change is attempted anew while others attempt the same, or owners come and go; the last
@@ -129,6 +130,11 @@ impl TagRing {
     /// # Errors
     /// Too few of its owners answer.
     pub async fn state(&self, name: &TagName) -> Result<Option<TagState>, TagError> {
+        self.register(&name.clone().into()).await
+    }
+
+    /// The same of any register.
+    pub(super) async fn register(&self, name: &RegisterName) -> Result<Option<TagState>, TagError> {
         self.change(name, Change::Read, true).await
     }
 
@@ -143,13 +149,14 @@ impl TagRing {
         digest: Option<Digest>,
         condition: Condition,
     ) -> Result<Option<TagState>, TagError> {
-        self.set_by(name, digest, (condition, false)).await
+        let name = name.clone().into();
+        self.set_by(&name, digest, (condition, false)).await
     }
 
-    /// The same for a tag that may have to stay what it is.
+    /// The same of any register, which may have to stay what it is.
     pub(super) async fn set_by(
         &self,
-        name: &TagName,
+        name: &RegisterName,
         digest: Option<Digest>,
         (condition, is_immutable): (Condition, bool),
     ) -> Result<Option<TagState>, TagError> {
@@ -168,7 +175,7 @@ impl TagRing {
     }
 
     /// Makes the owners of a tag agree on what it is, all that answer.
-    pub(super) async fn agree(&self, name: &TagName) -> Result<(), TagError> {
+    pub(super) async fn agree(&self, name: &RegisterName) -> Result<(), TagError> {
         self.change(name, Change::Read, false).await.map(drop)
     }
 
@@ -207,7 +214,7 @@ impl TagRing {
     }
 
     /// Whether the tags of a repository belong to this build-index.
-    pub(super) fn owns(&self, name: &TagName) -> bool {
+    pub(super) fn owns(&self, name: &RegisterName) -> bool {
         let owners = self.inner.names_of(name.repo().as_str());
         owners.contains(&self.inner.name)
     }
@@ -216,7 +223,7 @@ impl TagRing {
     /// is gone through with, also when nobody waits any more.
     async fn change(
         &self,
-        name: &TagName,
+        name: &RegisterName,
         change: Change,
         look: bool,
     ) -> Result<Option<TagState>, TagError> {
@@ -269,7 +276,7 @@ impl Inner {
         (all, enough)
     }
 
-    async fn attempt(&self, name: TagName, (change, look): (Change, bool), reply: Reply) {
+    async fn attempt(&self, name: RegisterName, (change, look): (Change, bool), reply: Reply) {
         let owners = self.owners_of(name.repo().as_str());
         if let [Owner::Here(store)] = owners.as_slice() {
             let _ = reply.send(alone(store, &name, change).await);
@@ -319,7 +326,7 @@ impl Inner {
     async fn round(
         &self,
         owners: &[Owner],
-        name: &TagName,
+        name: &RegisterName,
         change: &mut Change,
         reply: &mut Option<Reply>,
     ) -> End {
@@ -406,14 +413,19 @@ struct Question;
 type Asked<'a> = futures::future::BoxFuture<'a, (usize, Heard)>;
 
 impl Question {
-    fn prepare<'a>(at: usize, owner: &'a Owner, name: &'a TagName, ballot: Ballot) -> Asked<'a> {
+    fn prepare<'a>(
+        at: usize,
+        owner: &'a Owner,
+        name: &'a RegisterName,
+        ballot: Ballot,
+    ) -> Asked<'a> {
         Box::pin(async move { (at, Heard::Promise(owner.prepare(name, ballot).await)) })
     }
 
     fn accept<'a>(
         at: usize,
         owner: &'a Owner,
-        name: &'a TagName,
+        name: &'a RegisterName,
         attempt: Attempt,
         state: Option<TagState>,
     ) -> Asked<'a> {
@@ -424,7 +436,7 @@ impl Question {
 /// Reads or changes a tag as its only owner.
 async fn alone(
     store: &TagStore,
-    name: &TagName,
+    name: &RegisterName,
     change: Change,
 ) -> Result<Option<TagState>, TagError> {
     let store = voting(store).map_err(TagError::Unavailable)?;
@@ -434,7 +446,7 @@ async fn alone(
     store.change_alone(name, change).await?.map_err(Into::into)
 }
 
-async fn look_at(owners: &[Owner], name: &TagName) -> End {
+async fn look_at(owners: &[Owner], name: &RegisterName) -> End {
     let mut look = Look::new(owners.len());
     let mut reasons = Vec::new();
     let asked = owners.iter().enumerate();
@@ -486,6 +498,26 @@ impl TagService for TagRing {
 
     async fn repositories(&self, n: usize, last: Option<&str>) -> Result<Vec<String>, TagError> {
         self.page_repositories(n, last).await
+    }
+
+    async fn delete_at(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+        digest: Digest,
+    ) -> Result<bool, TagError> {
+        let name = TagName::new(repo.clone(), tag.clone());
+        let state = self.state(&name).await?;
+        let Some(state) = state.filter(|state| state.now.digest == Some(digest)) else {
+            return Ok(false);
+        };
+        match self
+            .set(&name, None, Condition::At(state.now.version))
+            .await
+        {
+            Err(TagError::Conflict(_)) => Ok(false),
+            done => done.map(|_| true),
+        }
     }
 
     async fn delete(&self, repo: &RepoName, tag: &Tag) -> Result<bool, TagError> {

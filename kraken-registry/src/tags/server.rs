@@ -40,6 +40,7 @@ use super::check::{self, CheckError};
 use super::owner;
 use super::ring::TagRing;
 use super::{TagError, TagService};
+use crate::link::{Link, LinkKind, Linked};
 use crate::name::{NameError, RepoName, TagName};
 use crate::source::BlobSource;
 use crate::web::{self, encode, value};
@@ -112,6 +113,8 @@ pub(super) const TAG_AT: &str = "kraken-tag-at";
 pub(super) const TAG_CHANGED: &str = "TAG_CHANGED";
 /// The code that says for sure that a tag does not exist.
 pub(super) const TAG_UNKNOWN: &str = "TAG_UNKNOWN";
+/// The code that says that something was removed from its repository.
+pub(super) const LINK_REMOVED: &str = "LINK_REMOVED";
 /// The code that says that a tag never changes.
 pub(super) const TAG_IMMUTABLE: &str = "TAG_IMMUTABLE";
 
@@ -139,7 +142,14 @@ where
         .route("/list/", get(list_all))
         .route("/list/{*prefix}", get(list))
         .route("/repositories", get(list_repositories))
+        .route("/repositories/{repo}", get(know))
         .route("/repositories/{repo}/tags", get(list_tags))
+        .route("/repositories/{repo}/tags-of/{digest}", get(tags_of))
+        .route("/repositories/{repo}/links", get(list_links))
+        .route(
+            "/repositories/{repo}/links/{*link}",
+            get(get_link).put(hold_link).delete(remove_link),
+        )
         .with_state(tags)
         .merge(internal)
 }
@@ -164,7 +174,8 @@ where
     let digest = digest.map_err(NameError::from)?;
     let asked = (condition(headers)?, policy.is_immutable(&name));
     check(name.repo().clone(), digest).await?;
-    let state = tags.set_by(&name, Some(digest), asked).await?;
+    let register = name.clone().into();
+    let state = tags.set_by(&register, Some(digest), asked).await?;
     // Others may have changed it since.
     let made = state.iter().flat_map(|state| state.records());
     let made = made
@@ -360,6 +371,86 @@ async fn list_tags(
         .await?;
     let path = format!("/repositories/{}/tags", encode(repo.as_str()));
     Ok(window.page(&path, names))
+}
+
+/// Whether there is such a repository, or was.
+async fn know(
+    State(tags): State<TagRing>,
+    Path(repo): Path<String>,
+) -> Result<&'static str, IndexError> {
+    let repo: RepoName = repo.parse()?;
+    if tags.is_known(&repo).await? {
+        return Ok("");
+    }
+    let message = format!("there is no repository {repo}");
+    Err(IndexError::new(StatusCode::NOT_FOUND, TAG_UNKNOWN, message))
+}
+
+async fn tags_of(
+    State(tags): State<TagRing>,
+    Path((repo, digest)): Path<(String, String)>,
+) -> Result<Json<Vec<String>>, IndexError> {
+    let digest = digest.parse().map_err(NameError::from)?;
+    let found = tags.tags_of(&repo.parse()?, digest).await?;
+    Ok(Json(found.iter().map(ToString::to_string).collect()))
+}
+
+/// 200 when the repository holds it; 404 with one code when it was removed, and another when it never
+/// was there.
+async fn get_link(
+    State(tags): State<TagRing>,
+    Path((repo, link)): Path<(String, String)>,
+) -> Result<Response, IndexError> {
+    let (repo, link): (RepoName, Link) = (repo.parse()?, link.parse()?);
+    let (known, version) = tags.link(&repo, link).await?;
+    let code = match known {
+        Linked::Held => return Ok((versioned(version), ()).into_response()),
+        Linked::Removed => LINK_REMOVED,
+        Linked::Never => TAG_UNKNOWN,
+    };
+    let message = format!("{repo} does not hold {link}");
+    let error = IndexError::new(StatusCode::NOT_FOUND, code, message);
+    Ok((versioned(version), error).into_response())
+}
+
+async fn hold_link(
+    State(tags): State<TagRing>,
+    Path((repo, link)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, IndexError> {
+    let asked = (true, condition(&headers)?);
+    let version = tags.set_link(&repo.parse()?, link.parse()?, asked).await?;
+    Ok((versioned(version), ()).into_response())
+}
+
+async fn remove_link(
+    State(tags): State<TagRing>,
+    Path((repo, link)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, IndexError> {
+    let asked = (false, condition(&headers)?);
+    let version = tags.set_link(&repo.parse()?, link.parse()?, asked).await?;
+    Ok((versioned(version), ()).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+struct OfKind {
+    kind: String,
+}
+
+/// `?kind=manifests`, `blobs` or `referrers/<hex of the subject>`.
+async fn list_links(
+    State(tags): State<TagRing>,
+    Path(repo): Path<String>,
+    Query(OfKind { kind }): Query<OfKind>,
+    Asked(window): Asked,
+) -> Result<Json<Page>, IndexError> {
+    let (repo, of): (RepoName, LinkKind) = (repo.parse()?, kind.parse()?);
+    let after = window.offset().map(Digest::from_hex);
+    let after = after.transpose().map_err(NameError::from)?;
+    let found = tags.links(&repo, of, window.limit() + 1, after).await?;
+    let path = format!("/repositories/{}/links", encode(repo.as_str()));
+    Ok(window.page(&path, found.iter().map(Digest::hex).collect()))
 }
 
 async fn list_repositories(

@@ -1,6 +1,6 @@
 //! An owner's registers on its disk.
 //!
-//! One redb file with three tables: registers by `repository:tag`, the number of tags by repository,
+//! One redb file with three tables: registers by name (`repository:tag`, or that of a link), the number of tags by repository,
 //! and what this owner is among the others. Every change is on disk when the call returns, so that a
 //! crash leaves either what was before or what is after it.
 
@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use kraken_core::storage::database::make_once;
+use kraken_proto::Digest;
 use kraken_proto::tags::record::{Change, Refusal, TagState};
 use kraken_proto::tags::register::{Ballot, Outbid, Register};
 use kraken_proto::tags::rejoin::{Lives, Standing};
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::writer::Writer;
 use super::{TagError, encoding};
-use crate::name::TagName;
+use crate::link::RegisterName;
 
 /// What one owner holds of all tags. Clones share one file; a second process cannot open it.
 #[derive(Clone)]
@@ -42,16 +43,16 @@ pub struct Attempt {
     pub promised: Vec<(String, u64)>,
 }
 
-/// A tag in a list.
+/// A register in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listed {
-    /// `repository:tag`.
+    /// The register's: of a tag `repository:tag`.
     pub name: String,
     /// The attempt that left it as it is: of two lists, the one with the later one is right.
     pub accepted: Ballot,
-    /// Whether it points to something.
-    pub is_set: bool,
+    /// What it points to; nothing once that was removed.
+    pub digest: Option<Digest>,
 }
 
 /// The memory for pages of the file, in bytes.
@@ -123,7 +124,7 @@ impl TagStore {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn look(&self, name: &TagName) -> Result<Register, TagStoreError> {
+    pub async fn look(&self, name: &RegisterName) -> Result<Register, TagStoreError> {
         let name = name.to_string();
         self.read(move |db| {
             let registers = db.begin_read()?.open_table(REGISTERS)?;
@@ -143,7 +144,7 @@ impl TagStore {
     /// The database failed. The inner error: a later attempt came before.
     pub async fn prepare(
         &self,
-        name: &TagName,
+        name: &RegisterName,
         ballot: Ballot,
     ) -> Result<Result<Register, Outbid>, TagStoreError> {
         self.with(name, move |register| {
@@ -160,7 +161,7 @@ impl TagStore {
     /// came before.
     pub async fn accept(
         &self,
-        name: &TagName,
+        name: &RegisterName,
         attempt: Attempt,
         state: Option<TagState>,
     ) -> Result<Result<(), Outbid>, TagStoreError> {
@@ -191,7 +192,7 @@ impl TagStore {
     /// The database failed. The inner error: the change is not to be made.
     pub async fn change_alone(
         &self,
-        name: &TagName,
+        name: &RegisterName,
         change: Change,
     ) -> Result<Result<Option<TagState>, Refusal>, TagStoreError> {
         self.with(name, move |register| {
@@ -258,7 +259,7 @@ impl TagStore {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn learn(&self, page: Vec<(TagName, Register)>) -> Result<(), TagStoreError> {
+    pub async fn learn(&self, page: Vec<(RegisterName, Register)>) -> Result<(), TagStoreError> {
         self.writer
             .run(move |write| {
                 let sound = |it: &Register| it.state.as_ref().is_none_or(TagState::is_sound);
@@ -277,8 +278,8 @@ impl TagStore {
             .ok_or(TagStoreError::Record)
     }
 
-    /// Up to `n` tags whose `repository:tag` begins with `prefix`, in the order of their bytes, behind
-    /// `after` if given; those that were removed as well.
+    /// Up to `n` registers whose names begin with `prefix`, in the order of their bytes, behind
+    /// `after` if given; those whose tags or links were removed as well.
     ///
     /// # Errors
     /// The database failed.
@@ -305,7 +306,7 @@ impl TagStore {
                 page.push(Listed {
                     name: name.value().to_owned(),
                     accepted: register.accepted,
-                    is_set: is_set(&register),
+                    digest: register.state.and_then(|state| state.now.digest),
                 });
             }
             Ok(page)
@@ -335,7 +336,7 @@ impl TagStore {
 
     async fn with<R: Send + 'static>(
         &self,
-        name: &TagName,
+        name: &RegisterName,
         change: impl FnOnce(&mut Register) -> R + Send + 'static,
     ) -> Result<R, TagStoreError> {
         let name = name.clone();
@@ -475,7 +476,7 @@ fn is_set(register: &Register) -> bool {
 /// read: what it promised is not known then, and it must not promise anything else.
 fn update<R>(
     write: &WriteTransaction,
-    name: &TagName,
+    name: &RegisterName,
     change: impl FnOnce(&mut Register) -> R,
 ) -> Result<Option<R>, redb::Error> {
     let key = name.to_string();
@@ -494,7 +495,7 @@ fn update<R>(
     }
     registers.insert(key.as_str(), encoding::encode(&register).as_slice())?;
     let (was, is) = (is_set(&before), is_set(&register));
-    if was != is {
+    if was != is && matches!(name, RegisterName::Tag(_)) {
         let mut repositories = write.open_table(REPOSITORIES)?;
         let repo = name.repo().as_str();
         let count = repositories.get(repo)?.map_or(0, |count| count.value());

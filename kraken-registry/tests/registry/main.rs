@@ -7,7 +7,11 @@
 
 mod clients;
 mod common;
+#[path = "../conformance/mod.rs"]
+mod conformance;
+mod links;
 mod pull;
 mod push;
 mod ring;
+mod rules;
 mod tags;

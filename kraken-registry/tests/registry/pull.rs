@@ -184,7 +184,6 @@ async fn what_does_not_exist_is_named_so() {
         ),
         ("/v2/a/manifests/.v1".to_string(), 400, "MANIFEST_INVALID"),
         ("/v2/a/nothing".to_string(), 404, "UNSUPPORTED"),
-        (format!("/v2/a/referrers/{absent}"), 404, "UNSUPPORTED"),
         (
             "/v2/a/blobs/uploads/none".to_string(),
             404,

@@ -431,48 +431,6 @@ async fn manifests_are_taken_up_to_the_limit() {
 }
 
 #[tokio::test]
-async fn only_tags_are_deleted() {
-    let registry = Registry::start().await;
-    registry.blobs.insert("{}");
-    let manifest = image(MediaType::OciManifest, b"{}", &[]);
-    let digest = digest_of(&manifest);
-    registry.put_manifest("a", "v1", &manifest).await;
-    let delete = async |path: String| registry.ask(Method::DELETE, &path).send().await.unwrap();
-    error(
-        delete(format!("/v2/a/manifests/{digest}")).await,
-        405,
-        "UNSUPPORTED",
-    )
-    .await;
-    error(
-        delete(format!("/v2/a/blobs/{digest}")).await,
-        405,
-        "UNSUPPORTED",
-    )
-    .await;
-    assert_eq!(delete("/v2/a/manifests/v1".to_string()).await.status(), 202);
-    error(
-        registry.get("/v2/a/manifests/v1").await,
-        404,
-        "MANIFEST_UNKNOWN",
-    )
-    .await;
-    error(
-        delete("/v2/a/manifests/v1".to_string()).await,
-        404,
-        "MANIFEST_UNKNOWN",
-    )
-    .await;
-    assert_eq!(
-        registry
-            .get(&format!("/v2/a/manifests/{digest}"))
-            .await
-            .status(),
-        200
-    );
-}
-
-#[tokio::test]
 async fn an_outage_of_the_storage_asks_for_the_bytes_and_hides_nothing_from_reads() {
     let registry = Registry::start().await;
     let digest = Digest::of(b"abc");

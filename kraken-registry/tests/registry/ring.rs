@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use super::common::client;
 
 /// Build-indexes that can be killed and started again.
-struct Cluster {
+pub(crate) struct Cluster {
     dir: TempDir,
     members: Vec<IndexMember>,
     addrs: Vec<SocketAddr>,
@@ -52,7 +52,7 @@ impl Cluster {
     }
 
     /// All of them, when they vote.
-    async fn started(count: usize) -> Self {
+    pub(crate) async fn started(count: usize) -> Self {
         let mut cluster = Self::new(count).await;
         for at in 0..count {
             cluster.start(at).await;
@@ -67,7 +67,7 @@ impl Cluster {
         self.dir.path().join(format!("{at}.redb"))
     }
 
-    async fn start(&mut self, at: usize) {
+    pub(crate) async fn start(&mut self, at: usize) {
         // What still runs of an earlier life has the file open.
         let store = loop {
             match TagStore::open(self.file(at)) {
@@ -91,29 +91,29 @@ impl Cluster {
         self.running[at] = Some((ring, [serving, taking_part]));
     }
 
-    async fn ready(&self, at: usize) {
+    pub(crate) async fn ready(&self, at: usize) {
         while !self.ring(at).is_ready() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     /// It answers nobody any more; what it has on disk stays.
-    fn kill(&mut self, at: usize) {
+    pub(crate) fn kill(&mut self, at: usize) {
         if let Some((_, tasks)) = self.running[at].take() {
             tasks.iter().for_each(JoinHandle::abort);
         }
     }
 
-    fn wipe(&mut self, at: usize) {
+    pub(crate) fn wipe(&mut self, at: usize) {
         self.kill(at);
         std::fs::remove_file(self.file(at)).unwrap();
     }
 
-    fn ring(&self, at: usize) -> &TagRing {
+    pub(crate) fn ring(&self, at: usize) -> &TagRing {
         &self.running[at].as_ref().unwrap().0
     }
 
-    fn client(&self, at: usize) -> TagClient {
+    pub(crate) fn client(&self, at: usize) -> TagClient {
         TagClient::new(client(), [self.members[at].url.clone()])
     }
 }
@@ -427,7 +427,7 @@ async fn an_owner_takes_nothing_that_it_promised_before_it_lost_its_disk() {
     let dir = tempfile::tempdir().unwrap();
     let store = TagStore::open(dir.path().join("new.redb")).unwrap();
     let (tag, ballot) = (
-        name("a:v1"),
+        name("a:v1").into(),
         Ballot {
             round: 9,
             proposer: 1,

@@ -1,0 +1,134 @@
+//! Links in the registers of the build-indexes.
+
+use kraken_proto::tags::record::{Condition, TagState, Version};
+use kraken_proto::tags::round::quorum;
+use kraken_proto::{Digest, tags};
+
+use super::lists::gather;
+use super::ring::TagRing;
+use super::{LinkService, TagError};
+use crate::link::{Link, LinkKind, Linked, RegisterName};
+use crate::name::{RepoName, Tag, TagName};
+
+impl TagRing {
+    /// What is known of a link, and since which version.
+    ///
+    /// # Errors
+    /// Too few of its owners answer.
+    pub async fn link(&self, repo: &RepoName, link: Link) -> Result<(Linked, Version), TagError> {
+        let name = RegisterName::Link(repo.clone(), link);
+        Ok(known(self.register(&name).await?.as_ref()))
+    }
+
+    /// Lets a repository hold something, or no longer, if `condition` holds.
+    ///
+    /// # Errors
+    /// [`TagError::Conflict`]; [`TagError::Unavailable`] when too few of its owners answer: then it may
+    /// be so, or become so yet.
+    pub async fn set_link(
+        &self,
+        repo: &RepoName,
+        link: Link,
+        (is_held, condition): (bool, Condition),
+    ) -> Result<Version, TagError> {
+        let name = RegisterName::Link(repo.clone(), link);
+        let digest = is_held.then(|| link.digest());
+        let state = self.set_by(&name, digest, (condition, false)).await?;
+        if let Some(state) = state {
+            return Ok(state.now.version);
+        }
+        // What was never there leaves no trace when it is removed, and is to.
+        let held = (Condition::At(Version::ZERO), false);
+        let held = self.set_by(&name, Some(link.digest()), held).await?;
+        let version = held.map_or(Version::ZERO, |state| state.now.version);
+        let removed = (Condition::At(version), false);
+        let removed = self.set_by(&name, None, removed).await?;
+        Ok(removed.map_or(version, |state| state.now.version))
+    }
+
+    /// Up to `n` digests that a repository holds links of a kind to, in their order, behind `after`.
+    ///
+    /// # Errors
+    /// Too few build-indexes answer.
+    pub async fn links(
+        &self,
+        repo: &RepoName,
+        kind: LinkKind,
+        n: usize,
+        after: Option<Digest>,
+    ) -> Result<Vec<Digest>, TagError> {
+        let prefix = format!("{}{kind}/", RegisterName::links(repo));
+        let after = after.map(|after| format!("{prefix}{}", after.hex()));
+        let page = self.page_registers(&prefix, n, after.as_deref()).await?;
+        Ok(page.into_iter().map(|(_, digest)| digest).collect())
+    }
+
+    /// The tags of a repository that point to `digest`.
+    ///
+    /// # Errors
+    /// Too few build-indexes answer.
+    pub async fn tags_of(&self, repo: &RepoName, digest: Digest) -> Result<Vec<Tag>, TagError> {
+        let prefix = format!("{repo}:");
+        let all = self.page_registers(&prefix, usize::MAX, None).await?;
+        let of = all.into_iter().filter(|(_, found)| *found == digest);
+        let tags = of.filter_map(|(name, _)| name.parse::<TagName>().ok());
+        Ok(tags.map(|name| name.tag().clone()).collect())
+    }
+
+    /// Whether a repository holds anything, or ever did.
+    ///
+    /// # Errors
+    /// Too few build-indexes answer.
+    pub async fn is_known(&self, repo: &RepoName) -> Result<bool, TagError> {
+        let owners = self.inner().owners_of(repo.as_str());
+        for prefix in [format!("{repo}:"), RegisterName::links(repo)] {
+            let asked = owners.iter().map(|owner| owner.page(&prefix, 1, None));
+            let pages = gather(asked, quorum(owners.len())).await?;
+            if pages.iter().any(|page| !page.is_empty()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl LinkService for TagRing {
+    async fn link(&self, repo: &RepoName, link: Link) -> Result<Linked, TagError> {
+        Ok(Self::link(self, repo, link).await?.0)
+    }
+
+    async fn set_link(&self, repo: &RepoName, link: Link, is_held: bool) -> Result<(), TagError> {
+        let asked = (is_held, Condition::Any);
+        Self::set_link(self, repo, link, asked).await.map(drop)
+    }
+
+    async fn links(
+        &self,
+        repo: &RepoName,
+        kind: LinkKind,
+        n: usize,
+        after: Option<Digest>,
+    ) -> Result<Vec<Digest>, TagError> {
+        Self::links(self, repo, kind, n, after).await
+    }
+
+    async fn tags_of(&self, repo: &RepoName, digest: Digest) -> Result<Vec<Tag>, TagError> {
+        Self::tags_of(self, repo, digest).await
+    }
+
+    async fn is_known(&self, repo: &RepoName) -> Result<bool, TagError> {
+        Self::is_known(self, repo).await
+    }
+}
+
+fn known(state: Option<&TagState>) -> (Linked, Version) {
+    match state.map(|state| &state.now) {
+        None => (Linked::Never, Version::ZERO),
+        Some(tags::record::Record {
+            digest: Some(_),
+            version,
+            ..
+        }) => (Linked::Held, *version),
+        Some(removed) => (Linked::Removed, removed.version),
+    }
+}
