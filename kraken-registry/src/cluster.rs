@@ -149,6 +149,14 @@ impl BlobSource for OriginCluster {
         }
     }
 
+    async fn resolve(&self, ns: &Namespace, tag: &str) -> Result<Option<Digest>, SourceError> {
+        match Self::resolve(self, ns, tag).await {
+            Ok(digest) => Ok(Some(digest)),
+            Err(ApiError::NotFound) => Ok(None),
+            Err(error) => Err(SourceError::Unavailable(error.to_string())),
+        }
+    }
+
     async fn open(
         &self,
         ns: &Namespace,

@@ -53,6 +53,25 @@ impl Route {
         Self::from_parts(&parts)
     }
 
+    /// The same of another registry's repository, which is kept behind the host's name.
+    pub(crate) fn behind(self, host: &str) -> Result<Self, RouteError> {
+        let host = host.replace(':', "_");
+        let within = |repo: RepoName| -> Result<RepoName, NameError> {
+            // Whoever says the host in the path too means the same.
+            match repo.as_str().strip_prefix(&host) {
+                Some(rest) if rest.starts_with('/') => Ok(repo),
+                _ => format!("{host}/{repo}").parse(),
+            }
+        };
+        Ok(match self {
+            Self::Manifest(repo, reference) => Self::Manifest(within(repo)?, reference),
+            Self::Blob(repo, digest) => Self::Blob(within(repo)?, digest),
+            Self::Tags(repo) => Self::Tags(within(repo)?),
+            Self::Referrers(repo, digest) => Self::Referrers(within(repo)?, digest),
+            other => other,
+        })
+    }
+
     fn from_parts(parts: &[&str]) -> Result<Self, RouteError> {
         match parts {
             [""] => Ok(Self::Ping),

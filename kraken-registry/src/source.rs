@@ -24,6 +24,20 @@ pub trait BlobSource: Send + Sync + 'static {
         digest: Digest,
     ) -> impl Future<Output = Result<Option<u64>, SourceError>> + Send;
 
+    /// The digest that a tag points to in the registry that the namespace's blobs come from; `None` when
+    /// there is no such tag, or they come from no registry.
+    ///
+    /// # Errors
+    /// That registry could not be asked.
+    fn resolve(
+        &self,
+        ns: &Namespace,
+        tag: &str,
+    ) -> impl Future<Output = Result<Option<Digest>, SourceError>> + Send {
+        let _ = (ns, tag);
+        std::future::ready(Ok(None))
+    }
+
     /// The bytes of `range`, whose end is trimmed to the blob's: `0..u64::MAX` is all of it.
     ///
     /// Returns as soon as the length is known; the bytes may come much later. They are already
@@ -84,6 +98,13 @@ pub enum SourceError {
 }
 
 impl<T: BlobSource> BlobSource for Arc<T> {
+    fn resolve(
+        &self,
+        ns: &Namespace,
+        tag: &str,
+    ) -> impl Future<Output = Result<Option<Digest>, SourceError>> + Send {
+        T::resolve(self, ns, tag)
+    }
     fn stat(
         &self,
         ns: &Namespace,

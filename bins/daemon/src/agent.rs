@@ -10,6 +10,7 @@ use axum::extract::{Request, State};
 use axum::middleware;
 use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
+use futures::future::OptionFuture;
 use http::StatusCode;
 use kraken_core::net::announce::TrackerClient;
 use kraken_core::net::http::{ApiError, HttpClient, HttpServer, Params, serve_on, with_health};
@@ -90,6 +91,14 @@ pub struct AgentConfig {
     /// A name by which DNS says where the build-indexes are; instead of `build_indexes`.
     #[serde(default)]
     pub build_indexes_dns: Option<DnsName>,
+    /// Other registries that this agent mirrors, such as `docker.io`: containerd names them by `?ns=`. Their
+    /// images are kept as `docker.io/library/busybox`, and their blobs come by the origins' backends.
+    #[serde(default)]
+    pub upstreams: Vec<String>,
+    /// Where dockerd connects to, whose requests to a mirror name no registry: all are for `docker.io`. Plain
+    /// HTTP; nowhere when absent.
+    #[serde(default)]
+    pub docker_listen: Option<SocketAddr>,
     /// How much of the network to take for peers.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -104,6 +113,8 @@ const fn remembers() -> bool {
     true
 }
 
+/// The registry that dockerd means where it names none.
+const DOCKER_HUB: &str = "docker.io";
 /// How long an agent that is asked to stop hands over what others lack.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
@@ -115,6 +126,8 @@ pub struct AgentService {
     /// Where its registry answers.
     pub registry: SocketAddr,
     server: HttpServer,
+    /// The mirror of Docker Hub.
+    docker: Option<HttpServer>,
     shutdown: CancellationToken,
 }
 
@@ -173,7 +186,14 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         .map_err(|error| StartError::Config(error.to_string()))?;
     let tags = TagClient::new(http.raw(), indexes.now().await?);
     indexes.follow_tags(&tags, &shutdown);
-    let router = router(agent.clone(), disks, tags);
+    let docker = config.docker_listen.map(|addr| {
+        let mirror = PullState::mirror(agent.clone(), tags.clone());
+        let router = pull::router(mirror.usual_upstream(DOCKER_HUB));
+        let router = router.layer(middleware::from_fn(pages::refuse));
+        serve_on(sockets::listen(addr)?, router, None, shutdown.clone())
+    });
+    let docker = docker.transpose()?;
+    let router = router(agent.clone(), disks, (tags, config.upstreams));
     let server = serve_on(
         sockets::listen(config.registry_listen)?,
         router,
@@ -191,6 +211,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         agent,
         registry: server.local_addr(),
         server,
+        docker,
         shutdown,
     })
 }
@@ -198,8 +219,13 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
 impl Service for AgentService {
     async fn stop(self) {
         self.shutdown.cancel();
-        let (served, left) = tokio::join!(self.server.stopped(), self.agent.hand_over(HAND_OVER));
-        if let Err(error) = served {
+        let docker = OptionFuture::from(self.docker.map(HttpServer::stopped));
+        let handed_over = self.agent.hand_over(HAND_OVER);
+        let (served, docker, left) = tokio::join!(self.server.stopped(), docker, handed_over);
+        for error in [served.err(), docker.and_then(Result::err)]
+            .into_iter()
+            .flatten()
+        {
             tracing::warn!(%error, "the registry did not end well");
         }
         if left > 0 {
@@ -209,8 +235,9 @@ impl Service for AgentService {
     }
 }
 
-fn router(agent: Agent, disks: Disks, tags: TagClient) -> Router {
-    let registry = pull::router(PullState::mirror(agent.clone(), tags));
+fn router(agent: Agent, disks: Disks, (tags, upstreams): (TagClient, Vec<String>)) -> Router {
+    let mirror = PullState::mirror(agent.clone(), tags).upstreams(upstreams);
+    let registry = pull::router(mirror);
     let metrics = agent.clone();
     let blobs = registry.clone();
     let blob = move |request: Request| blob_by_namespace(blobs.clone(), request);

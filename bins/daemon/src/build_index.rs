@@ -2,12 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::tags::ring::{IndexMember, TagRing};
 use kraken_registry::tags::server::{TagPolicy, router};
 use kraken_registry::tags::store::TagStore;
+use kraken_registry::tags::upstream::{Freshness, UpstreamRule};
+use regex::Regex;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -53,8 +56,53 @@ pub struct BuildIndexConfig {
     /// `repository:tag`.
     #[serde(default)]
     pub immutable_tags: Vec<String>,
+    /// Repositories whose tags are those of other registries, and how fresh they are.
+    #[serde(default)]
+    pub upstream_tags: Vec<UpstreamTags>,
     /// This process's certificate.
     pub tls: Tls,
+}
+
+/// Whose tags come from another registry: that which the origins read the namespace's blobs from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTags {
+    /// A regular expression that matches anywhere in the repository, such as `^docker\\.io/`.
+    pub repositories: String,
+    /// How old an answer may be.
+    #[serde(default)]
+    pub fresh: FreshnessConfig,
+}
+
+/// How old an answer about another registry's tag may be: `always` it is asked, after a time such as
+/// `5m`, or it is `pinned`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct FreshnessConfig(Freshness);
+
+impl Default for FreshnessConfig {
+    fn default() -> Self {
+        Self(Freshness::Always)
+    }
+}
+
+impl TryFrom<String> for FreshnessConfig {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Ok(Self(match text.as_str() {
+            "always" => Freshness::Always,
+            "pinned" => Freshness::Pinned,
+            text => {
+                let wrong =
+                    |_| format!("{text:?} is neither always, pinned, nor a time such as 5m");
+                let span: jiff::Span = text.parse().map_err(wrong)?;
+                let age = jiff::SignedDuration::try_from(span).map_err(wrong)?;
+                let age = Duration::try_from(age);
+                Freshness::Within(age.map_err(|_| format!("{text:?} is no time ahead"))?)
+            }
+        }))
+    }
 }
 
 /// One build-index among the others.
@@ -104,6 +152,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     let tags = ring(&config, &http)?;
     let policy = TagPolicy::new(&config.immutable_tags)
         .map_err(|error| StartError::Config(format!("immutable_tags: {error}")))?;
+    let policy = policy.with_upstreams(upstreams(&config.upstream_tags)?);
     let taking_part = tags.clone();
     let taking_part = async move { taking_part.take_part().await };
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(taking_part));
@@ -126,6 +175,18 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
         server,
         shutdown,
     })
+}
+
+fn upstreams(config: &[UpstreamTags]) -> Result<Vec<UpstreamRule>, StartError> {
+    let rule = |it: &UpstreamTags| {
+        let repositories = Regex::new(&it.repositories);
+        let wrong = |error| StartError::Config(format!("upstream_tags: repositories: {error}"));
+        Ok(UpstreamRule {
+            repositories: repositories.map_err(wrong)?,
+            fresh: it.fresh.0,
+        })
+    };
+    config.iter().map(rule).collect()
 }
 
 /// The build-indexes as this one sees them.

@@ -124,6 +124,7 @@ impl Cluster {
             build_indexes: Vec::new(),
             tag_replicas: 1,
             immutable_tags: Vec::new(),
+            upstream_tags: Vec::new(),
             tls: files.tls("build-index-1", "build-index")?,
         })
         .await?;
@@ -162,6 +163,8 @@ impl Cluster {
                 build_indexes_file: None,
                 build_indexes_dns: None,
                 build_indexes: build_indexes.clone(),
+                upstreams: Vec::new(),
+                docker_listen: None,
                 limits: Default::default(),
                 remember_peers: true,
                 tls: files.tls(&name, "agent")?,

@@ -25,3 +25,5 @@ mod rogue;
 mod rules;
 #[path = "faults/simulate.rs"]
 mod simulate;
+#[path = "faults/upstream.rs"]
+mod upstream;

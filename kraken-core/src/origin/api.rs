@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use kraken_net::http::ApiError;
 use kraken_net::origin::{BlobRead, Holdings, HoldingsAsked, OriginApi, Prefetch};
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
-use kraken_storage::{Backend as _, Need, StoreError};
+use kraken_storage::{Backend as _, BackendError, Need, StoreError};
 
 use super::Origin;
 use super::ingest::store_error;
@@ -42,6 +42,14 @@ impl OriginApi for Origin {
                 let length = self.inner.backend.stat(namespace, digest).await;
                 length.map_err(|error| ApiError::Unavailable(error.to_string()))
             }
+        }
+    }
+
+    async fn resolve(&self, namespace: &Namespace, tag: &str) -> Result<Option<Digest>, ApiError> {
+        match self.inner.backend.resolve(namespace, tag).await {
+            Ok(found) => Ok(found),
+            Err(BackendError::Untagged | BackendError::Unrouted(_)) => Ok(None),
+            Err(error) => Err(ApiError::Unavailable(error.to_string())),
         }
     }
 

@@ -174,6 +174,20 @@ pub trait OriginApi: Send + Sync + 'static {
         asked: HoldingsAsked,
     ) -> impl Future<Output = Result<Holdings, ApiError>> + Send;
 
+    /// The digest that a tag of the namespace's repository points to in the registry that its blobs come
+    /// from; `None` when there is no such tag, or the blobs come from no registry.
+    ///
+    /// # Errors
+    /// The registry cannot be asked.
+    fn resolve(
+        &self,
+        namespace: &Namespace,
+        tag: &str,
+    ) -> impl Future<Output = Result<Option<Digest>, ApiError>> + Send {
+        let _ = (namespace, tag);
+        std::future::ready(Ok(None))
+    }
+
     /// Which of these blobs it holds whole, or had and let go, as they are in the backend.
     ///
     /// # Errors

@@ -186,6 +186,20 @@ impl OriginClient {
         read_metainfo(&answer.bytes(MetaInfo::MAX_ENCODED).await?, digest, None)
     }
 
+    /// What a tag points to in the registry that the namespace's blobs come from.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] when there is no such tag, or an answer that makes no sense.
+    pub async fn resolve(&self, namespace: &Namespace, tag: &str) -> Result<Digest, ApiError> {
+        let (namespace, tag) = (segment(namespace.as_str()), segment(tag));
+        let path = format!("/internal/namespace/{namespace}/tags/{tag}");
+        let answer = self.within(Method::GET, &path, FETCH_PATIENCE).await?;
+        let bytes = answer.bytes(MAX_DIGEST).await?;
+        let text = std::str::from_utf8(&bytes).unwrap_or_default();
+        let wrong = |_| ApiError::Unavailable("an origin's answer is no digest".into());
+        text.trim().parse().map_err(wrong)
+    }
+
     /// As much of a blob's metainfo as the origin knows; with `known`, it waits for a while until
     /// there is more than that.
     ///
@@ -394,6 +408,9 @@ impl OriginClient {
         ApiError::Internal(format!("{} gave an odd answer: {what}", self.url))
     }
 }
+
+/// Longer than any digest, in bytes.
+const MAX_DIGEST: usize = 256;
 
 fn blob(namespace: &Namespace, digest: Digest) -> String {
     format!("/namespace/{}/blobs/{digest}", segment(namespace.as_str()))

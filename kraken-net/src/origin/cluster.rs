@@ -91,6 +91,17 @@ impl OriginCluster {
         Ok(self.inner.first(&digest, ask).await?.1)
     }
 
+    /// What a tag points to in the registry that the namespace's blobs come from. All who ask for the same
+    /// ask the same origin, while that is there.
+    ///
+    /// # Errors
+    /// As [`OriginCluster::stat`].
+    pub async fn resolve(&self, namespace: &Namespace, tag: &str) -> Result<Digest, ApiError> {
+        let place = Digest::of(format!("{namespace}:{tag}").as_bytes());
+        let ask = |origin: OriginClient| async move { origin.resolve(namespace, tag).await };
+        Ok(self.inner.first(&place, ask).await?.1)
+    }
+
     /// A blob's metainfo.
     ///
     /// # Errors

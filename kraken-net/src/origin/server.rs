@@ -34,6 +34,7 @@ use crate::http::path::{self, Asked, Params};
 /// | GET `/internal/namespace/{ns}/blobs/{digest}/metainfo` | its metainfo, whole; with `?open=true`, as much as is known; with `&after=` more than so many states, or after a while |
 /// | GET `/internal/namespace/{ns}/blobs/{digest}/write-back` | 204 when this origin tries to write it to the backend, or has in vain, else 404 |
 /// | PUT `/internal/namespace/{ns}/blobs/{digest}/write-back?delay_ms=` | 204: it is to write the blob to the backend, if nobody has by then |
+/// | GET `/internal/namespace/{ns}/tags/{tag}` | the digest that a tag points to in the registry that the namespace's blobs come from |
 /// | DELETE `/internal/blobs/{digest}` | 202 |
 /// | GET `/internal/peercontext` | the origin as a peer; with the header `Origin-Leaving` when it hands its share over |
 /// | POST `/internal/ring/holdings` | what it holds of another origin's share: [`HoldingsAsked`](super::HoldingsAsked) to [`Holdings`] |
@@ -64,6 +65,10 @@ pub fn router<O: OriginApi>(api: Arc<O>) -> Router {
         .route(
             "/internal/namespace/{namespace}/blobs/{digest}/write-back",
             get(writes_back::<O>).put(write_back::<O>),
+        )
+        .route(
+            "/internal/namespace/{namespace}/tags/{tag}",
+            get(resolve::<O>),
         )
         .route("/internal/blobs/{digest}", delete(remove::<O>))
         .route("/internal/peercontext", get(peer_context::<O>))
@@ -207,6 +212,21 @@ async fn writes_back<O: OriginApi>(
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(ApiError::NotFound),
     }
+}
+
+async fn resolve<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    Params((namespace, tag)): Params<(String, String)>,
+) -> Result<String, ApiError> {
+    let namespace = path::namespace(&namespace)?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if tag.is_empty() || tag.len() > 128 || !tag.bytes().all(is_plain) {
+        return Err(ApiError::BadRequest(format!("{tag:?} is no tag")));
+    }
+    let found = api.resolve(&namespace, &tag).await?;
+    found
+        .map(|digest| digest.to_string())
+        .ok_or(ApiError::NotFound)
 }
 
 async fn remove<O: OriginApi>(

@@ -34,6 +34,10 @@ pub struct PullState<B, T> {
     pub(crate) tags: T,
     pub(crate) manifests: ManifestReader,
     mirror: bool,
+    /// The hosts whose repositories are kept under the host's name.
+    upstreams: Vec<String>,
+    /// The host that is meant where none is named.
+    usual: Option<String>,
 }
 
 impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
@@ -44,6 +48,8 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
             tags,
             manifests: ManifestReader::new(MANIFEST_CACHE),
             mirror: false,
+            upstreams: Vec::new(),
+            usual: None,
         }
     }
 
@@ -59,6 +65,23 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
         }
     }
 
+    /// Other registries that this one mirrors, such as `docker.io`. A request that names one of them by
+    /// `?ns=`, as containerd does, is for its repository, which is kept here behind the host's name:
+    /// `docker.io/library/busybox`. A port is set off by an underscore there. One that names any other host is
+    /// for the repository as it stands in the path.
+    #[must_use]
+    pub fn upstreams(mut self, hosts: impl IntoIterator<Item = String>) -> Self {
+        self.upstreams = hosts.into_iter().collect();
+        self
+    }
+
+    /// The registry that is meant where a request names none, as dockerd's do.
+    #[must_use]
+    pub fn usual_upstream(mut self, host: impl Into<String>) -> Self {
+        self.usual = Some(host.into());
+        self
+    }
+
     fn manifest_unavailable(&self, reason: &str) -> RegistryError {
         if self.mirror {
             RegistryError::new(
@@ -67,6 +90,17 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
             )
         } else {
             RegistryError::new(Code::Unavailable, reason)
+        }
+    }
+}
+
+impl<B, T> PullState<B, T> {
+    /// The other registry that a request is for.
+    fn host(&self, parts: &Parts) -> Option<String> {
+        let pairs = query(&parts.uri);
+        match param(&pairs, "ns") {
+            Some(named) => self.upstreams.iter().find(|host| *host == named).cloned(),
+            None => self.usual.clone(),
         }
     }
 }
@@ -125,7 +159,17 @@ async fn serve<B: BlobSource, T: TagService + LinkService>(
             "GET, HEAD",
         ));
     }
-    read(state, parts, Route::parse(parts.uri.path())?).await
+    let mut route = Route::parse(parts.uri.path())?;
+    if let Some(host) = state.host(parts) {
+        route = route.behind(&host)?;
+        if matches!(route, Route::Referrers(..)) {
+            // What is here of them is not all there is: clients go to the registry itself.
+            let what = "the lists of referrers of other registries are not mirrored";
+            let error = RegistryError::new(Code::Unsupported, what);
+            return Err(error.with_status(StatusCode::NOT_FOUND));
+        }
+    }
+    read(state, parts, route).await
 }
 
 /// Answers a `GET` or `HEAD`.

@@ -10,6 +10,7 @@ mod rejoin;
 pub mod ring;
 pub mod server;
 pub mod store;
+pub mod upstream;
 mod writer;
 
 use std::sync::Arc;

@@ -39,8 +39,10 @@ use serde_json::{Value, json};
 use super::check::{self, CheckError};
 use super::owner;
 use super::ring::TagRing;
+use super::upstream::{UpstreamRule, Upstreams};
 use super::{TagError, TagService};
 use crate::link::{Link, LinkKind, Linked};
+use crate::memory::MemoryBlobs;
 use crate::name::{NameError, RepoName, TagName};
 use crate::source::BlobSource;
 use crate::web::{self, encode, value};
@@ -49,22 +51,25 @@ use crate::web::{self, encode, value};
 /// for an index down to the layers of every image.
 pub fn router<B: BlobSource>(tags: TagRing, policy: TagPolicy, blobs: B) -> Router {
     let blobs = Arc::new(blobs);
+    let source = blobs.clone();
     let check = move |repo: RepoName, digest: Digest| {
         let blobs = blobs.clone();
         async move { check::complete(&*blobs, &repo.namespace(), digest).await }
     };
-    routes(tags, policy, check)
+    routes(tags, policy, source, check)
 }
 
 /// The same without the check, for tags whose blobs live elsewhere.
 pub fn unchecked_router(tags: TagRing, policy: TagPolicy) -> Router {
-    routes(tags, policy, |_, _| std::future::ready(Ok(())))
+    let source = Arc::new(MemoryBlobs::default());
+    routes(tags, policy, source, |_, _| std::future::ready(Ok(())))
 }
 
 /// What is asked of tags beside a digest.
 #[derive(Debug, Clone, Default)]
 pub struct TagPolicy {
     immutable: Vec<Regex>,
+    upstreams: Vec<UpstreamRule>,
 }
 
 impl TagPolicy {
@@ -79,7 +84,19 @@ impl TagPolicy {
         // All of it, whichever alternative would be tried first.
         let whole = |text: T| Regex::new(&format!(r"\A(?:{})\z", text.as_ref()));
         let immutable = immutable.into_iter().map(whole).collect::<Result<_, _>>()?;
-        Ok(Self { immutable })
+        let upstreams = Vec::new();
+        Ok(Self {
+            immutable,
+            upstreams,
+        })
+    }
+
+    /// Repositories whose tags are those of another registry: before one of these is told, that registry
+    /// is asked as often as the first rule says that matches.
+    #[must_use]
+    pub fn with_upstreams(mut self, rules: Vec<UpstreamRule>) -> Self {
+        self.upstreams = rules;
+        self
     }
 
     fn is_immutable(&self, name: &TagName) -> bool {
@@ -107,6 +124,8 @@ pub(super) struct Links {
 
 /// The header with a tag's version.
 pub(super) const TAG_VERSION: &str = "kraken-tag-version";
+/// The header of an answer that could not be made as fresh as it should be.
+const TAG_STALE: &str = "kraken-tag-stale";
 /// The header by which a client says at which version a tag is to be changed, 0 if never set.
 pub(super) const TAG_AT: &str = "kraken-tag-at";
 /// The code that says that a tag was changed in between.
@@ -118,11 +137,21 @@ pub(super) const LINK_REMOVED: &str = "LINK_REMOVED";
 /// The code that says that a tag never changes.
 pub(super) const TAG_IMMUTABLE: &str = "TAG_IMMUTABLE";
 
-fn routes<F, Checked>(tags: TagRing, policy: TagPolicy, check: F) -> Router
+fn routes<B: BlobSource, F, Checked>(
+    tags: TagRing,
+    mut policy: TagPolicy,
+    blobs: Arc<B>,
+    check: F,
+) -> Router
 where
     F: Fn(RepoName, Digest) -> Checked + Clone + Send + Sync + 'static,
     Checked: Future<Output = Result<(), CheckError>> + Send,
 {
+    let upstreams = Arc::new(Upstreams::new(std::mem::take(&mut policy.upstreams)));
+    let get_tag = move |State(tags): State<TagRing>, Path(name): Path<String>| {
+        let (upstreams, blobs) = (upstreams.clone(), blobs.clone());
+        async move { get_tag(&tags, (&upstreams, &*blobs), &name).await }
+    };
     let policy = Arc::new(policy);
     let set = move |State(tags): State<TagRing>,
                     Path((name, digest)): Path<(String, String)>,
@@ -230,12 +259,25 @@ fn versioned(version: Version) -> [(HeaderName, HeaderValue); 2] {
     ]
 }
 
-async fn get_tag(
-    State(tags): State<TagRing>,
-    Path(name): Path<String>,
+async fn get_tag<B: BlobSource>(
+    tags: &TagRing,
+    (upstreams, blobs): (&Upstreams, &B),
+    name: &str,
 ) -> Result<Response, IndexError> {
     let name: TagName = name.parse()?;
-    let state = tags.state(&name).await?;
+    let is_stale = upstreams.refresh(tags, blobs, &name).await?;
+    let mut response = told(tags, &name).await?;
+    if is_stale {
+        let mark = HeaderName::from_static(TAG_STALE);
+        response
+            .headers_mut()
+            .insert(mark, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+async fn told(tags: &TagRing, name: &TagName) -> Result<Response, IndexError> {
+    let state = tags.state(name).await?;
     let version = state.as_ref().map_or(Version::ZERO, |it| it.now.version);
     Ok(match state.and_then(|state| state.now.digest) {
         Some(digest) => (versioned(version), digest.to_string()).into_response(),
@@ -243,7 +285,7 @@ async fn get_tag(
         None => {
             let number = HeaderName::from_static(TAG_VERSION);
             let version = [(number, value(version.get().to_string()))];
-            (version, IndexError::unknown(&name)).into_response()
+            (version, IndexError::unknown(name)).into_response()
         }
     })
 }

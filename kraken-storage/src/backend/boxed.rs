@@ -52,6 +52,7 @@ trait DynBackend: Send + Sync + 'static {
         after: Option<Digest>,
         most: usize,
     ) -> Answer<'a, Vec<Digest>>;
+    fn resolve<'a>(&'a self, namespace: &'a Namespace, tag: &'a str) -> Answer<'a, Option<Digest>>;
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError>;
     fn ready(&self) -> Answer<'_, ()>;
 }
@@ -87,6 +88,9 @@ impl<B: Backend> DynBackend for B {
         most: usize,
     ) -> Answer<'a, Vec<Digest>> {
         Backend::list(self, namespace, after, most).boxed()
+    }
+    fn resolve<'a>(&'a self, namespace: &'a Namespace, tag: &'a str) -> Answer<'a, Option<Digest>> {
+        Backend::resolve(self, namespace, tag).boxed()
     }
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         Backend::check_writable(self, namespace)
@@ -131,6 +135,13 @@ impl Backend for BoxBackend {
         most: usize,
     ) -> Result<Vec<Digest>, BackendError> {
         self.0.list(namespace, after, most).await
+    }
+    async fn resolve(
+        &self,
+        namespace: &Namespace,
+        tag: &str,
+    ) -> Result<Option<Digest>, BackendError> {
+        self.0.resolve(namespace, tag).await
     }
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         self.0.check_writable(namespace)

@@ -122,6 +122,14 @@ impl<B: Backend> Backend for LimitedBackend<B> {
         self.backend.list(namespace, after, most).await
     }
 
+    async fn resolve(
+        &self,
+        namespace: &Namespace,
+        tag: &str,
+    ) -> Result<Option<Digest>, BackendError> {
+        self.backend.resolve(namespace, tag).await
+    }
+
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         self.backend.check_writable(namespace)
     }

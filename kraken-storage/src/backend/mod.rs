@@ -118,6 +118,20 @@ pub trait Backend: Send + Sync + 'static {
         std::future::ready(Err(BackendError::Unlisted))
     }
 
+    /// The digest that a tag of the namespace's repository points to, or `None` when there is no such
+    /// tag: of a storage that is a registry itself.
+    ///
+    /// # Errors
+    /// [`BackendError::Untagged`] from any other, or the backend could not be asked.
+    fn resolve(
+        &self,
+        namespace: &Namespace,
+        tag: &str,
+    ) -> impl Future<Output = Result<Option<Digest>, BackendError>> + Send {
+        let _ = (namespace, tag);
+        std::future::ready(Err(BackendError::Untagged))
+    }
+
     /// Whether blobs of the namespace can be written, as far as is known without asking.
     ///
     /// # Errors
@@ -152,6 +166,9 @@ pub enum BackendError {
     /// The backend cannot say what it holds.
     #[error("the backend cannot list blobs")]
     Unlisted,
+    /// The backend is no registry.
+    #[error("the backend keeps no tags")]
+    Untagged,
     /// No backend is configured for the namespace.
     #[error("no backend is configured for namespace {0}: add one whose pattern it matches")]
     Unrouted(Namespace),
@@ -181,6 +198,7 @@ impl BackendError {
             Self::NotFound(_)
             | Self::ReadOnly(_)
             | Self::Unlisted
+            | Self::Untagged
             | Self::Unrouted(_)
             | Self::Denied(_) => false,
         }

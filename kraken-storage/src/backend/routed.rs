@@ -81,6 +81,14 @@ impl Backend for RoutedBackend {
         self.of(namespace)?.list(namespace, after, most).await
     }
 
+    async fn resolve(
+        &self,
+        namespace: &Namespace,
+        tag: &str,
+    ) -> Result<Option<Digest>, BackendError> {
+        self.of(namespace)?.resolve(namespace, tag).await
+    }
+
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         self.of(namespace)?.check_writable(namespace)
     }

@@ -116,6 +116,14 @@ impl<A: Backend, B: Backend> Backend for ShadowBackend<A, B> {
         self.first.list(namespace, after, most).await
     }
 
+    async fn resolve(
+        &self,
+        namespace: &Namespace,
+        tag: &str,
+    ) -> Result<Option<Digest>, BackendError> {
+        self.first.resolve(namespace, tag).await
+    }
+
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         self.first.check_writable(namespace)?;
         self.second.check_writable(namespace)

@@ -126,6 +126,7 @@ async fn another_registry() {
         let options = RegistryOptions {
             url: format!("http://{addr}"),
             repository: "mirror/{namespace}".into(),
+            prefix: String::new(),
             credentials,
             ca: None,
         };

@@ -197,6 +197,15 @@ impl Lab {
     /// Starts origins, a tracker, a build-index, a proxy and agents, and waits until all of them
     /// answer.
     pub(crate) async fn start(origins: usize, agents: usize) -> Self {
+        Self::start_with(origins, agents, |_, _| {}).await
+    }
+
+    /// The same, with more in the configurations: `add` gets a role and what is configured for it.
+    pub(crate) async fn start_with(
+        origins: usize,
+        agents: usize,
+        add: impl Fn(&str, &mut Value),
+    ) -> Self {
         let authority = CertAuthority::create().unwrap();
         let http = HttpClient::new(Some(&identity(&authority, "test"))).unwrap();
         let mut lab = Self {
@@ -224,6 +233,7 @@ impl Lab {
             config["backend"] = json!({"local_disk": lab.path("backend")});
             config["peer_listen"] = json!(free_addr());
             config["listen"] = json!(addr);
+            add("origin", &mut config);
             lab.add("origin", name, addr, config);
         }
         let [tracker, index, proxy] = [(); 3].map(|()| free_addr());
@@ -233,18 +243,21 @@ impl Lab {
         let mut config = ring.clone();
         config["listen"] = json!(index);
         config["store"] = json!(lab.path("build-index"));
+        add("build-index", &mut config);
         lab.add("build-index", "build-index", index, config);
         let indexes = json!([format!("https://{index}")]);
         let mut config = ring;
         config["listen"] = json!(proxy);
         config["build_indexes"] = indexes.clone();
+        add("proxy", &mut config);
         lab.add("proxy", "proxy", proxy, config);
         for name in names_of("agent", agents) {
             let addr = free_addr();
-            let config = json!({
+            let mut config = json!({
                 "store": lab.path(&name), "peer_listen": free_addr(), "registry_listen": addr,
                 "trackers": [format!("https://{tracker}")], "build_indexes": indexes,
             });
+            add("agent", &mut config);
             lab.add("agent", &name, addr, config);
         }
         for name in lab.members.keys().cloned().collect::<Vec<_>>() {

@@ -76,6 +76,7 @@ impl Hub {
         let options = RegistryOptions {
             url: format!("http://{}/", self.addr),
             repository: "{namespace}".into(),
+            prefix: String::new(),
             credentials,
             ca: None,
         };

@@ -31,6 +31,9 @@ pub struct RegistryOptions {
     /// The repository that a namespace's blobs are in; `{namespace}` stands for the namespace.
     #[serde(default = "own_name")]
     pub repository: String,
+    /// What the namespace begins with and `{namespace}` does not, such as `docker.io/`.
+    #[serde(default)]
+    pub prefix: String,
     /// Who reads; nobody in particular when absent.
     #[serde(default)]
     pub credentials: Option<Credentials>,
@@ -51,6 +54,11 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
+/// Says what a manifest's digest is.
+const CONTENT_DIGEST: &str = "docker-content-digest";
+/// The longest manifest that is read to find its digest, in bytes.
+const MAX_MANIFEST: usize = 4 << 20;
+
 /// Reads blobs, and manifests by their digest, from another registry. Clones share its connections
 /// and tokens.
 #[derive(Debug, Clone)]
@@ -60,6 +68,7 @@ pub struct RegistryBackend(Arc<Inner>);
 struct Inner {
     url: String,
     repository: String,
+    prefix: String,
     requests: Requests,
     logins: Logins,
 }
@@ -81,6 +90,7 @@ impl RegistryBackend {
         Ok(Self(Arc::new(Inner {
             url: options.url.trim_end_matches('/').to_string(),
             repository: options.repository,
+            prefix: options.prefix,
             requests,
             logins: Logins::new(url, options.credentials),
         })))
@@ -104,15 +114,17 @@ impl Kind {
 }
 
 impl Inner {
-    /// Asks for a blob, with a token if one is wanted.
+    /// Asks for a blob, by its digest or a tag, with a token if one is wanted.
     async fn ask(
         &self,
         namespace: &Namespace,
-        (kind, digest): (Kind, Digest),
+        (kind, reference): (Kind, &str),
         (method, range): (Method, Option<&Range<u64>>),
     ) -> Result<Response, BackendError> {
-        let repository = self.repository.replace(NAMESPACE, namespace.as_str());
-        let url = format!("{}/v2/{repository}/{}/{digest}", self.url, kind.path());
+        let name = namespace.as_str();
+        let name = name.strip_prefix(&self.prefix).unwrap_or(name);
+        let repository = self.repository.replace(NAMESPACE, name);
+        let url = format!("{}/v2/{repository}/{}/{reference}", self.url, kind.path());
         let mut right = self.logins.known(&repository).await;
         loop {
             let make = |client: &reqwest::Client| {
@@ -149,12 +161,39 @@ impl Inner {
         digest: Digest,
         what: (Method, Option<&Range<u64>>),
     ) -> Result<Option<Response>, BackendError> {
+        let digest = digest.to_string();
         for kind in [Kind::Blob, Kind::Manifest] {
-            let response = self.ask(namespace, (kind, digest), what.clone()).await?;
+            let response = self.ask(namespace, (kind, &digest), what.clone()).await?;
             match response.status() {
                 StatusCode::NOT_FOUND => {}
                 status if status.is_success() => return Ok(Some(response)),
                 _ => return Err(refused(&response)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// What a tag points to; a registry that does not say so by a header shows its bytes.
+    async fn resolve(
+        &self,
+        namespace: &Namespace,
+        tag: &str,
+    ) -> Result<Option<Digest>, BackendError> {
+        for method in [Method::HEAD, Method::GET] {
+            let asked = self.ask(namespace, (Kind::Manifest, tag), (method.clone(), None));
+            let response = asked.await?;
+            match response.status() {
+                StatusCode::NOT_FOUND => return Ok(None),
+                status if !status.is_success() => return Err(refused(&response)),
+                _ => {}
+            }
+            let said = response.headers().get(CONTENT_DIGEST);
+            if let Some(digest) = said.and_then(|it| it.to_str().ok()?.parse().ok()) {
+                return Ok(Some(digest));
+            }
+            if method == Method::GET {
+                let bytes = whole(response).await?;
+                return Ok(Some(Digest::of(&bytes)));
             }
         }
         Ok(None)
@@ -170,6 +209,21 @@ impl Inner {
         let response = found.await?.ok_or(BackendError::NotFound(digest))?;
         resume::from(&self.requests, response, range.start)
     }
+}
+
+/// The bytes of a manifest.
+async fn whole(mut response: Response) -> Result<Vec<u8>, BackendError> {
+    let broken = |error: reqwest::Error| BackendError::Unavailable(error.without_url().to_string());
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > MAX_MANIFEST {
+            return Err(BackendError::Other(
+                "the manifest is longer than 4 MiB".into(),
+            ));
+        }
+    }
+    Ok(bytes)
 }
 
 impl Backend for RegistryBackend {
@@ -220,6 +274,14 @@ impl Backend for RegistryBackend {
 
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         Err(BackendError::ReadOnly(namespace.clone()))
+    }
+
+    async fn resolve(
+        &self,
+        namespace: &Namespace,
+        tag: &str,
+    ) -> Result<Option<Digest>, BackendError> {
+        self.0.resolve(namespace, tag).await
     }
 
     /// Whether the registry answers at all, be it to ask who we are.

@@ -1,0 +1,200 @@
+//! Agents that mirror another registry: it gives each blob once, and may die then.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures::future::join_all;
+use http::{Method, StatusCode};
+use kraken_core::Digest;
+use kraken_core::net::http::HttpBody;
+use kraken_registry::memory::{MemoryBlobs, MemoryTags};
+use kraken_registry::pull::{self, PullState};
+use kraken_registry::tags::TagService as _;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::common::{Lab, ask, random, within};
+
+/// How the other registry is called, and where an image of it is.
+const HOST: &str = "registry.example.com:5000";
+const IMAGE: &str = "library/app";
+/// Basic authentication of `reader` with `secret`.
+const LOGIN: &str = "Basic cmVhZGVyOnNlY3JldA==";
+
+/// The other registry: it wants a password, and counts what it gives.
+#[derive(Clone, Default)]
+struct Upstream {
+    blobs: MemoryBlobs,
+    tags: MemoryTags,
+    given: Arc<Mutex<BTreeMap<String, usize>>>,
+    away: Arc<Mutex<Option<StatusCode>>>,
+}
+
+impl Upstream {
+    async fn start(&self) -> String {
+        let registry = pull::router(PullState::new(self.blobs.clone(), self.tags.clone()));
+        let (counting, away) = (self.given.clone(), self.away.clone());
+        let gate = move |request: Request, next: Next| {
+            let (counting, away) = (counting.clone(), *away.lock().unwrap());
+            async move { gate(request, next, (counting, away)).await }
+        };
+        let app: Router = registry.layer(from_fn(gate));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        url
+    }
+
+    /// An image of these layers under a tag; its manifest.
+    async fn tag(&self, tag: &str, layers: &[Bytes]) -> Digest {
+        let describe = |bytes: &[u8]| json!({"mediaType": "application/x.layer", "digest": Digest::of(bytes), "size": bytes.len()});
+        self.blobs.insert("{}");
+        let described: Vec<_> = layers.iter().map(|layer| describe(layer)).collect();
+        for layer in layers {
+            self.blobs.insert(layer.clone());
+        }
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": media_type, "config": describe(b"{}"), "layers": described,
+        });
+        let digest = self.blobs.insert(manifest.to_string());
+        let (repo, tag) = (IMAGE.parse().unwrap(), tag.parse().unwrap());
+        self.tags.put(&repo, &tag, digest).await.unwrap();
+        digest
+    }
+}
+
+async fn gate(
+    request: Request,
+    next: Next,
+    (given, away): (Arc<Mutex<BTreeMap<String, usize>>>, Option<StatusCode>),
+) -> Response {
+    if let Some(status) = away {
+        return status.into_response();
+    }
+    let login = request.headers().get("authorization");
+    if login.is_none_or(|login| login != LOGIN) {
+        let wanted = [("www-authenticate", "Basic realm=\"upstream\"")];
+        return (StatusCode::UNAUTHORIZED, wanted).into_response();
+    }
+    let path = request.uri().path().to_owned();
+    let is_get = request.method() == Method::GET;
+    let response = next.run(request).await;
+    if is_get && response.status().is_success() {
+        *given.lock().unwrap().entry(path).or_default() += 1;
+    }
+    response
+}
+
+/// Asks an agent as containerd does.
+async fn get(agent: &str, what: &str) -> (StatusCode, Bytes) {
+    let url = format!("http://{agent}/v2/{IMAGE}/{what}?ns={HOST}");
+    let answer = ask(Method::GET, &url, HttpBody::Empty).await;
+    let status = answer.status();
+    (status, answer.bytes(64 << 20).await.unwrap())
+}
+
+/// Pulls an image and gives its manifest's digest.
+async fn pull(agent: &str, tag: &str) -> Digest {
+    let (status, manifest) = get(agent, &format!("manifests/{tag}")).await;
+    let said = String::from_utf8_lossy(&manifest);
+    assert_eq!(status, StatusCode::OK, "{said}");
+    let digest = Digest::of(&manifest);
+    let (status, again) = get(agent, &format!("manifests/{digest}")).await;
+    assert!(status == StatusCode::OK && again == manifest);
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let layers = manifest["layers"].as_array().unwrap().iter();
+    for blob in layers.chain([&manifest["config"]]) {
+        let wanted: Digest = blob["digest"].as_str().unwrap().parse().unwrap();
+        let (status, bytes) = get(agent, &format!("blobs/{wanted}")).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(Digest::of(&bytes), wanted);
+    }
+    digest
+}
+
+async fn mirrors() {
+    const AGENTS: usize = 20;
+    let upstream = Upstream::default();
+    let layers = [random(6 << 20, 1), random(300_000, 2)];
+    let first = upstream.tag("v1", &layers).await;
+    let url = upstream.start().await;
+    let kept = "registry.example.com_5000";
+    let lab = Lab::start_with(2, AGENTS, |role, config| match role {
+        "origin" => {
+            let login = json!({"username": "reader", "password": {"text": "secret"}});
+            let registry = json!({
+                "url": url, "prefix": format!("{kept}/"), "credentials": {"password": login},
+            });
+            let rest = config["backend"].take();
+            config["backends"] = json!([
+                {"namespace": format!("^{kept}/"), "backend": {"registry": registry}, "timeout": "5s"},
+                {"namespace": "", "backend": rest},
+            ]);
+            config.as_object_mut().unwrap().remove("backend");
+        }
+        "build-index" => {
+            config["upstream_tags"] = json!([{"repositories": format!("^{kept}/")}]);
+        }
+        "agent" => config["upstreams"] = json!([HOST]),
+        _ => {}
+    })
+    .await;
+    let agents: Vec<_> = (1..=AGENTS)
+        .map(|it| lab.host(&format!("agent-{it}")))
+        .collect();
+    let pulled = join_all(agents.iter().map(|agent| pull(agent, "v1"))).await;
+    assert!(pulled.iter().all(|it| *it == first));
+    let given = upstream.given.lock().unwrap().clone();
+    let blobs = given.iter().filter(|(path, _)| !path.ends_with("/v1"));
+    let blobs: Vec<_> = blobs.collect();
+    assert_eq!(
+        blobs.len(),
+        4,
+        "two layers, a configuration, a manifest: {given:?}"
+    );
+    assert!(blobs.iter().all(|(_, times)| **times == 1), "{given:?}");
+    // The tag moves, and the next pull sees it.
+    let second = upstream.tag("v1", &layers[..1]).await;
+    assert_eq!(pull(&agents[0], "v1").await, second);
+    for status in [
+        StatusCode::TOO_MANY_REQUESTS,
+        StatusCode::SERVICE_UNAVAILABLE,
+    ] {
+        *upstream.away.lock().unwrap() = Some(status);
+        assert_eq!(
+            pull(&agents[1], "v1").await,
+            second,
+            "what is known is served"
+        );
+        // The runtime goes to the registry itself for what is not.
+        let (status, _) = get(&agents[1], "manifests/v2").await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+    *upstream.away.lock().unwrap() = None;
+    let (status, _) = get(&agents[2], "manifests/v3").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (status, _) = get(&agents[2], &format!("referrers/{first}")).await;
+    assert_eq!(
+        status,
+        StatusCode::NOT_FOUND,
+        "the registry itself knows them"
+    );
+    // A host that is no upstream of these agents' names nothing of theirs.
+    let url = format!(
+        "http://{}/v2/{IMAGE}/manifests/v1?ns=other.example.com",
+        agents[3]
+    );
+    let other = ask(Method::GET, &url, HttpBody::Empty).await;
+    assert_eq!(other.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_agents_mirror_a_registry_that_gives_each_blob_once() {
+    within(150, "the pulls of twenty agents", mirrors()).await;
+}
