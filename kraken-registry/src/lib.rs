@@ -27,6 +27,7 @@
 
 pub mod cluster;
 pub mod error;
+pub mod garbage;
 pub mod link;
 pub mod manifest;
 pub mod memory;

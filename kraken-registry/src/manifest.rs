@@ -135,6 +135,11 @@ impl Manifest {
         self.blobs.iter().filter(|blob| !blob.is_foreign())
     }
 
+    /// The same with those that need not be pushed.
+    pub fn all_blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        self.blobs.iter()
+    }
+
     /// The manifests that an index lists.
     pub fn manifests(&self) -> impl Iterator<Item = &Descriptor> {
         self.manifests.iter()

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
+use kraken_registry::garbage::Collector;
 use kraken_registry::tags::ring::{IndexMember, TagRing};
 use kraken_registry::tags::server::{TagPolicy, router};
 use kraken_registry::tags::store::TagStore;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
+use crate::garbage::{GarbageConfig, with_garbage};
 use crate::members::Origins;
 use crate::process::{Service, StartError};
 use crate::sockets;
@@ -59,6 +61,10 @@ pub struct BuildIndexConfig {
     /// Repositories whose tags are those of other registries, and how fresh they are.
     #[serde(default)]
     pub upstream_tags: Vec<UpstreamTags>,
+    /// When blobs that nothing refers to any more are removed; only when somebody asks for it when
+    /// absent.
+    #[serde(default)]
+    pub garbage: Option<GarbageConfig>,
     /// This process's certificate.
     pub tls: Tls,
 }
@@ -157,7 +163,11 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     let taking_part = async move { taking_part.take_part().await };
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(taking_part));
     let ready = tags.clone();
-    let router = with_health(router(tags, policy, origins), move || {
+    let collector = Collector::new(tags.clone(), origins.clone());
+    let router = router(tags, policy, origins);
+    let (router, collecting) = with_garbage(router, collector, config.garbage);
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(collecting));
+    let router = with_health(router, move || {
         let is_ready = ready.is_ready();
         async move {
             let wait = || "it waits for the other build-indexes: it does not know the tags yet";

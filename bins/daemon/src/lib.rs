@@ -8,6 +8,7 @@ pub mod backends;
 pub mod build_index;
 pub mod config;
 pub mod dns;
+pub mod garbage;
 pub mod leave;
 pub mod limits;
 mod members;

@@ -126,6 +126,31 @@ pub(crate) enum Command {
         #[command(flatten)]
         tls: TlsFiles,
     },
+    /// Removes the blobs that no tag, manifest or index refers to any more, while others push and pull.
+    Gc {
+        /// A build-index, such as https://index-1:7604.
+        #[arg(
+            long,
+            env = "KRAKEN_BUILD_INDEX",
+            default_value = "https://127.0.0.1:7601"
+        )]
+        build_index: String,
+        /// How long nobody may have asked about a blob before it goes, such as 24h.
+        #[arg(long, default_value = "24h")]
+        grace: Grace,
+        /// Removes them from the storage behind the origins as well: only where no other cluster or tool
+        /// keeps blobs there.
+        #[arg(long)]
+        stored: bool,
+        /// Counts only.
+        #[arg(long)]
+        dry_run: bool,
+        /// Prints one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        tls: TlsFiles,
+    },
     /// Shows what an agent or an origin keeps on its disks, verifies it, pins it, and makes room.
     Store {
         /// What to do.
@@ -351,5 +376,26 @@ mod tests {
         assert!(Cli::try_parse_from(["kraken", "store", "gc", "--now", "--dry-run"]).is_err());
         let percent = ["kraken", "store", "gc", "--now", "--percent", "101"];
         assert!(Cli::try_parse_from(percent).is_err());
+    }
+}
+
+/// A time such as `24h`, in whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Grace(pub(crate) u64);
+
+impl FromStr for Grace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no time such as 24h or 90s");
+        let (digits, unit) = text.split_at(text.len().saturating_sub(1));
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(seconds).map(Self).ok_or_else(wrong)
     }
 }

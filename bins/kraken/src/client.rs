@@ -27,6 +27,9 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
 /// How often an agent is asked whether it has a blob.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
 
+/// Says that a blob is pushed for its own sake.
+const KEEP: (&str, &str) = ("kraken-keep", "true");
+
 /// The longest manifest, in bytes.
 const MAX_MANIFEST: usize = 4 << 20;
 
@@ -66,6 +69,27 @@ impl Registry {
         repository: &str,
         bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     ) -> Result<(Digest, u64), Failure> {
+        self.push_with(repository, bytes, &[]).await
+    }
+
+    /// The same for a blob that is to stay although no manifest names it.
+    ///
+    /// # Errors
+    /// The registry refuses.
+    pub async fn push_kept_blob(
+        &self,
+        repository: &str,
+        bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    ) -> Result<(Digest, u64), Failure> {
+        self.push_with(repository, bytes, &[KEEP]).await
+    }
+
+    async fn push_with(
+        &self,
+        repository: &str,
+        bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+        finish_headers: &[(&str, &str)],
+    ) -> Result<(Digest, u64), Failure> {
         let start = format!("/v2/{repository}/blobs/uploads/");
         let response = self
             .expect(
@@ -94,7 +118,7 @@ impl Registry {
             Method::PUT,
             &finish,
             HttpBody::Empty,
-            &[],
+            finish_headers,
             StatusCode::CREATED,
         )
         .await?;
@@ -102,7 +126,7 @@ impl Registry {
     }
 
     /// Pushes a blob whose digest and length, in bytes, are known, as it comes: hosts can pull it
-    /// meanwhile.
+    /// meanwhile. It stays although no manifest names it.
     ///
     /// # Errors
     /// [`Failure::WrongBytes`], or the registry refuses.
@@ -116,6 +140,7 @@ impl Registry {
         let headers = [
             ("content-type", "application/octet-stream"),
             ("content-length", &length.to_string()),
+            KEEP,
         ];
         let (body, seen) = Seen::watch(bytes);
         let body = HttpBody::Stream(body);

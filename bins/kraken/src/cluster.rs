@@ -125,6 +125,7 @@ impl Cluster {
             tag_replicas: 1,
             immutable_tags: Vec::new(),
             upstream_tags: Vec::new(),
+            garbage: None,
             tls: files.tls("build-index-1", "build-index")?,
         })
         .await?;

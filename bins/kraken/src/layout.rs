@@ -212,7 +212,10 @@ async fn push_file_once(
             let pushed = registry.push_known_blob(repository, (digest, length), bytes);
             pushed.await.map(|()| digest)
         }
-        None => registry.push_blob(repository, bytes).await.map(|it| it.0),
+        None => registry
+            .push_kept_blob(repository, bytes)
+            .await
+            .map(|it| it.0),
     };
     bar.finish();
     pushed

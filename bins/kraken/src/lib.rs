@@ -5,6 +5,7 @@ pub mod client;
 pub mod cluster;
 pub mod demo;
 pub mod drain;
+pub mod gc;
 pub mod image;
 pub mod layout;
 pub mod link;

@@ -13,7 +13,6 @@ use kraken::Failure;
 use kraken::client::Registry;
 use kraken::cluster::{Cluster, ClusterOptions};
 use kraken::demo::{self, Bars, DemoOptions};
-use kraken::drain;
 use kraken::layout;
 use kraken::layout::Source;
 use kraken::link;
@@ -21,10 +20,12 @@ use kraken::operator::Operator;
 use kraken::queue::{self, Queue};
 use kraken::simulate::Simulation;
 use kraken::store::{self, Collect, Store};
+use kraken::{drain, gc};
 use kraken_core::Digest;
 use kraken_daemon::leave::Leaving;
 use kraken_daemon::store::http::VerdictInfo;
 use kraken_daemon::{Tls, process};
+use kraken_registry::garbage::GarbageOptions;
 use kraken_registry::name::split_tag;
 use kraken_sim::PlotFile;
 
@@ -156,6 +157,27 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
                 drain::drain(&origin, left).await?;
                 say("nothing is left there that others own: take it off the lists, then stop it")?;
             }
+        }
+        Command::Gc {
+            build_index,
+            grace,
+            stored,
+            dry_run,
+            json,
+            tls,
+        } => {
+            let options = GarbageOptions {
+                grace_seconds: grace.0,
+                stored,
+                dry_run,
+            };
+            let index = operator(&build_index, tls)?;
+            let collected = gc::collect(&index, options).await?;
+            say(&if json {
+                serde_json::json!(collected).to_string()
+            } else {
+                gc::told(&collected, dry_run)
+            })?;
         }
         Command::Store {
             command,

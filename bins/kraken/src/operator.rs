@@ -6,6 +6,7 @@ use http::Request;
 use kraken_core::net::Identity;
 use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient, HttpResponse};
 use kraken_daemon::Tls;
+use serde::Serialize;
 
 use crate::Failure;
 
@@ -57,10 +58,28 @@ impl Operator {
     /// # Errors
     /// What the process says, or that it does not answer.
     pub async fn send(&self, method: &str, path: &str) -> Result<HttpResponse, ApiError> {
+        self.ask((method, path), HttpBody::Empty).await
+    }
+
+    /// The same with a JSON document.
+    ///
+    /// # Errors
+    /// What the process says, or that it does not answer.
+    pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<HttpResponse, ApiError> {
+        let body = serde_json::to_vec(body).map_err(|it| ApiError::BadRequest(it.to_string()))?;
+        self.ask(("POST", path), HttpBody::Bytes(body.into())).await
+    }
+
+    async fn ask(
+        &self,
+        (method, path): (&str, &str),
+        body: HttpBody,
+    ) -> Result<HttpResponse, ApiError> {
         let url = format!("{}{path}", self.base);
         let request = Request::builder().method(method).uri(url);
+        let request = request.header("content-type", "application/json");
         let request = request
-            .body(HttpBody::Empty)
+            .body(body)
             .map_err(|error| ApiError::BadRequest(error.to_string()))?;
         let answer = self.http.send_within(request, PATIENCE).await?;
         answer.successful().await

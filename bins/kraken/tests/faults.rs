@@ -13,6 +13,8 @@ mod common;
 
 #[path = "faults/demo.rs"]
 mod demo;
+#[path = "faults/garbage.rs"]
+mod garbage;
 #[path = "faults/input.rs"]
 mod input;
 #[path = "faults/kill.rs"]

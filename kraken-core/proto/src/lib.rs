@@ -6,6 +6,7 @@
 
 pub mod blob;
 pub mod cache;
+pub mod garbage;
 pub mod limits;
 pub mod peer;
 mod picker;

@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use kraken_net::http::ApiError;
-use kraken_net::origin::{BlobRead, Holdings, HoldingsAsked, OriginApi, Prefetch};
+use kraken_net::origin::{
+    BlobRead, GarbageAsked, GarbagePage, Holdings, HoldingsAsked, OriginApi, Prefetch,
+};
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 use kraken_storage::{Backend as _, BackendError, Need, StoreError};
 
@@ -32,6 +34,9 @@ impl OriginApi for Origin {
         digest: Digest,
         local: bool,
     ) -> Result<Option<u64>, ApiError> {
+        if !local && !self.inner.condemned.ask(digest) {
+            return Ok(None);
+        }
         match self.inner.sealed(digest).await? {
             Some(meta) => Ok(Some(meta.length())),
             None if local => Ok(None),
@@ -54,6 +59,7 @@ impl OriginApi for Origin {
     }
 
     async fn metainfo(&self, namespace: &Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
+        self.inner.condemned.check(digest)?;
         self.inner.obtain(namespace, digest).await
     }
 
@@ -63,6 +69,7 @@ impl OriginApi for Origin {
         digest: Digest,
         after: Option<u32>,
     ) -> Result<MetaInfo, ApiError> {
+        self.inner.condemned.check(digest)?;
         match self.inner.sealed(digest).await? {
             Some(meta) => Ok(meta),
             None => self.inner.take_in(namespace, digest).open(after).await,
@@ -75,6 +82,7 @@ impl OriginApi for Origin {
         digest: Digest,
         range: Option<Range<u64>>,
     ) -> Result<BlobRead, ApiError> {
+        self.inner.condemned.check(digest)?;
         let (meta, coming) = match self.inner.sealed(digest).await? {
             Some(meta) => (meta, None),
             None => {
@@ -95,6 +103,7 @@ impl OriginApi for Origin {
     }
 
     async fn prefetch(&self, namespace: &Namespace, digest: Digest) -> Result<Prefetch, ApiError> {
+        self.inner.condemned.check(digest)?;
         if self.inner.sealed(digest).await?.is_some() {
             return Ok(Prefetch::Present);
         }
@@ -131,6 +140,7 @@ impl OriginApi for Origin {
         length: u64,
     ) -> Result<String, ApiError> {
         self.inner.check_writable(namespace)?;
+        self.inner.condemned.wait(digest).await;
         match self.inner.known_start(namespace, digest, length).await? {
             Some(id) => Ok(id.to_string()),
             None => self.upload_start().await,
@@ -172,12 +182,14 @@ impl OriginApi for Origin {
         digest: Digest,
     ) -> Result<MetaInfo, ApiError> {
         self.inner.check_writable(namespace)?;
+        let committing = self.inner.committing(digest).await;
         // In a task of its own: a client that hangs up must not leave a blob with too few copies.
         let (inner, id, namespace) = (self.inner.clone(), id.to_string(), namespace.clone());
         let (send, receive) = tokio::sync::oneshot::channel();
         self.inner.tasks.spawn(async move {
             // Whoever waited may be gone; the blob is not.
             let _ = send.send(inner.commit(&id, &namespace, digest).await);
+            drop(committing);
         });
         let stopped = |_| ApiError::Unavailable("the origin stops".into());
         receive.await.map_err(stopped)?
@@ -190,6 +202,7 @@ impl OriginApi for Origin {
         digest: Digest,
         write_back_delay: Duration,
     ) -> Result<(), ApiError> {
+        let _committing = self.inner.committing(digest).await;
         self.inner
             .queue_write_back(namespace, digest, write_back_delay)
             .await?;
@@ -215,6 +228,23 @@ impl OriginApi for Origin {
 
     async fn holdings(&self, asked: HoldingsAsked) -> Result<Holdings, ApiError> {
         self.inner.holdings(asked).await
+    }
+
+    async fn garbage(&self, asked: GarbageAsked) -> Result<Vec<Digest>, ApiError> {
+        self.inner.garbage(asked).await
+    }
+
+    async fn garbage_page(&self, asked: GarbagePage) -> Result<Vec<Digest>, ApiError> {
+        self.inner.garbage_page(asked).await
+    }
+
+    fn places(&self, namespaces: &[Namespace]) -> Vec<Option<usize>> {
+        let backend = &self.inner.backend;
+        let place = |namespace| {
+            backend.check_writable(namespace).ok()?;
+            backend.place(namespace).ok()
+        };
+        namespaces.iter().map(place).collect()
     }
 
     async fn holds(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, ApiError> {

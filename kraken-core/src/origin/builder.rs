@@ -225,6 +225,7 @@ impl OriginBuilder {
             drained: Notify::new(),
             members,
             let_go: Default::default(),
+            condemned: Default::default(),
             lists: Default::default(),
             name: self.name,
             retry: self.retry,

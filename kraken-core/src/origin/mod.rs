@@ -9,6 +9,7 @@ mod builder;
 mod coming;
 mod copying;
 mod counts;
+mod garbage;
 mod ingest;
 mod known;
 mod letters;
@@ -78,6 +79,7 @@ struct Inner {
     drained: Notify,
     members: Members,
     let_go: LetGo,
+    condemned: garbage::Condemned,
     lists: Lists,
     fetching: Mutex<HashMap<Digest, Coming>>,
     known: KnownUploads,

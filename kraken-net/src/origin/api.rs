@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 
+use super::garbage::{GarbageAsked, GarbagePage};
 use super::holdings::{Holdings, HoldingsAsked};
 use crate::http::{ApiError, ByteStream};
 
@@ -187,6 +188,27 @@ pub trait OriginApi: Send + Sync + 'static {
         let _ = (namespace, tag);
         std::future::ready(Ok(None))
     }
+
+    /// Does a step of a collector of garbage, and says with which blobs.
+    ///
+    /// # Errors
+    /// Its store, its queue or the backend cannot be asked.
+    fn garbage(
+        &self,
+        asked: GarbageAsked,
+    ) -> impl Future<Output = Result<Vec<Digest>, ApiError>> + Send;
+
+    /// Up to [`MOST`](super::MOST) blobs that it or a storage holds whole, in the order of their digests.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] from a storage that cannot tell; the store or the backend cannot be asked.
+    fn garbage_page(
+        &self,
+        asked: GarbagePage,
+    ) -> impl Future<Output = Result<Vec<Digest>, ApiError>> + Send;
+
+    /// The numbers of the storages that keep these namespaces' blobs, none where blobs are only read.
+    fn places(&self, namespaces: &[Namespace]) -> Vec<Option<usize>>;
 
     /// Which of these blobs it holds whole, or had and let go, as they are in the backend.
     ///

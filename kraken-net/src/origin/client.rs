@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{BlobRead, Prefetch};
+use super::garbage::{GarbageAsked, GarbagePage, Places};
 use super::holdings::{Digests, Holdings, HoldingsAsked};
 use super::{LEAVING, LOCATIONS, UPLOAD_ID, UPLOAD_OFFSET};
 use crate::announce::client::read_metainfo;
@@ -87,6 +88,33 @@ impl OriginClient {
             .post("/internal/ring/holds", &Digests { digests })
             .await?;
         Ok(held.digests)
+    }
+
+    /// Does a step of a collector of garbage, and says with which blobs.
+    ///
+    /// # Errors
+    /// It cannot be asked, or cannot do it.
+    pub async fn garbage(&self, asked: &GarbageAsked) -> Result<Vec<Digest>, ApiError> {
+        let done: Digests = self.post("/internal/garbage", asked).await?;
+        Ok(done.digests)
+    }
+
+    /// Up to [`MOST`](super::MOST) blobs that it or a storage holds whole, in the order of their digests.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when the storage cannot tell; it cannot be asked.
+    pub async fn garbage_page(&self, asked: &GarbagePage) -> Result<Vec<Digest>, ApiError> {
+        let page: Digests = self.post("/internal/garbage/page", asked).await?;
+        Ok(page.digests)
+    }
+
+    /// The numbers of the storages that keep these namespaces' blobs.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub async fn places(&self, namespaces: Vec<Namespace>) -> Result<Vec<Option<usize>>, ApiError> {
+        self.post("/internal/garbage/places", &Places { namespaces })
+            .await
     }
 
     async fn post<T: DeserializeOwned>(

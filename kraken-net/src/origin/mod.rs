@@ -5,6 +5,7 @@ mod appending;
 mod body;
 pub mod client;
 pub mod cluster;
+pub mod garbage;
 pub mod holdings;
 pub mod members;
 mod range;
@@ -14,7 +15,8 @@ mod uploads;
 pub use api::{BlobRead, OriginApi, Prefetch};
 pub use client::OriginClient;
 pub use cluster::OriginCluster;
-pub use holdings::{Digests, Held, Holdings, HoldingsAsked, Listed};
+pub use garbage::{GarbageAsked, GarbagePage, GarbageStep, Places};
+pub use holdings::{Digests, Held, Holdings, HoldingsAsked, Listed, MOST};
 pub use members::RingMember;
 pub use server::router;
 

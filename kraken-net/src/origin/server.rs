@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{OriginApi, Prefetch};
+use super::garbage::{GarbageAsked, Places};
 use super::holdings::{Digests, Holdings, MOST};
 use super::range::Asked as AskedRange;
 use super::{CONTENT_DIGEST, LEAVING, LOCATIONS, uploads};
@@ -39,6 +40,9 @@ use crate::http::path::{self, Asked, Params};
 /// | GET `/internal/peercontext` | the origin as a peer; with the header `Origin-Leaving` when it hands its share over |
 /// | POST `/internal/ring/holdings` | what it holds of another origin's share: [`HoldingsAsked`](super::HoldingsAsked) to [`Holdings`] |
 /// | POST `/internal/ring/holds` | [`Digests`] to those of them that it holds |
+/// | POST `/internal/garbage` | a step of a collector: [`GarbageAsked`](super::GarbageAsked) to [`Digests`] |
+/// | POST `/internal/garbage/page` | blobs to find garbage among: [`GarbagePage`](super::GarbagePage) to [`Digests`] |
+/// | POST `/internal/garbage/places` | [`Places`](super::Places) to the numbers of their storages |
 /// | POST `/namespace/{ns}/uploads` | 202, `Location` and `Upload-Id` |
 /// | PATCH, GET, DELETE `/namespace/{ns}/uploads/{id}` | `Upload-Offset` |
 /// | PUT `/namespace/{ns}/uploads/{id}?digest=` | 201, the metainfo |
@@ -74,6 +78,9 @@ pub fn router<O: OriginApi>(api: Arc<O>) -> Router {
         .route("/internal/peercontext", get(peer_context::<O>))
         .route("/internal/ring/holdings", post(holdings::<O>))
         .route("/internal/ring/holds", post(holds::<O>))
+        .route("/internal/garbage", post(garbage::<O>))
+        .route("/internal/garbage/page", post(garbage_page::<O>))
+        .route("/internal/garbage/places", post(places::<O>))
         .merge(uploads::routes::<O>())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
@@ -257,15 +264,44 @@ async fn holds<O: OriginApi>(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Digests>, ApiError> {
     let Digests { digests } = asked(body)?;
-    if digests.len() > MOST {
-        let what = format!(
-            "a question names at most {MOST} blobs, this one {}",
-            digests.len()
-        );
-        return Err(ApiError::BadRequest(what));
-    }
+    check_count(digests.len())?;
     let digests = api.holds(digests).await?;
     Ok(Json(Digests { digests }))
+}
+
+fn check_count(count: usize) -> Result<(), ApiError> {
+    if count <= MOST {
+        return Ok(());
+    }
+    let what = format!("a question names at most {MOST}, this one {count}");
+    Err(ApiError::BadRequest(what))
+}
+
+async fn garbage<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Digests>, ApiError> {
+    let garbage: GarbageAsked = asked(body)?;
+    check_count(garbage.digests.len())?;
+    let digests = api.garbage(garbage).await?;
+    Ok(Json(Digests { digests }))
+}
+
+async fn garbage_page<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Digests>, ApiError> {
+    let digests = api.garbage_page(asked(body)?).await?;
+    Ok(Json(Digests { digests }))
+}
+
+async fn places<O: OriginApi>(
+    State(api): State<Arc<O>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Vec<Option<usize>>>, ApiError> {
+    let Places { namespaces } = asked(body)?;
+    check_count(namespaces.len())?;
+    Ok(Json(api.places(&namespaces)))
 }
 
 fn asked<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiError> {

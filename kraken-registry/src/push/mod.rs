@@ -25,6 +25,7 @@ use crate::route::Route;
 use crate::sink::{BlobSink, BodyError, SinkError};
 use crate::source::BlobSource;
 use crate::tags::{LinkService, TagService};
+use crate::web::header;
 
 /// What the registry with pushes works with.
 #[derive(Debug)]
@@ -132,18 +133,30 @@ async fn hold<B, S, T: LinkService>(
     Ok(state.pull.tags.set_link(repo, link, true).await?)
 }
 
-/// The same for a blob, which is served without a link as well, as long as it was not removed.
+/// The same for a blob, which is served without a link as well, as long as it was not removed; with one,
+/// it is no garbage although no manifest names it.
 async fn hold_blob<B, S, T: LinkService>(
     state: &PushState<B, S, T>,
     repo: &RepoName,
-    digest: Digest,
+    (digest, is_kept): (Digest, bool),
 ) -> Result<(), RegistryError> {
     let link = Link::Blob(digest);
+    if is_kept {
+        return hold(state, repo, link).await;
+    }
     match state.pull.tags.link(repo, link).await? {
         Linked::Removed => hold(state, repo, link).await,
         Linked::Held | Linked::Never => Ok(()),
     }
 }
+
+/// Whether a blob is pushed for its own sake: no manifest will name it, and it is to stay all the same.
+fn is_kept(parts: &Parts) -> bool {
+    header(&parts.headers, KEEP).is_some_and(|value| value == "true")
+}
+
+/// The header by which clients say so.
+const KEEP: &str = "kraken-keep";
 
 /// Reads the rest of a body that is of no use, up to a limit. A server that closes the connection
 /// while the client still sends may destroy the answer on its way.

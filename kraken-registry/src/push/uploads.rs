@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode};
 use kraken_proto::Digest;
 
 use super::session::{self, Chunk};
-use super::{PushState, drain, hold_blob};
+use super::{PushState, drain, hold_blob, is_kept};
 use crate::error::{Code, RegistryError};
 use crate::link::Link;
 use crate::name::{NameError, RepoName};
@@ -31,7 +31,7 @@ pub(super) async fn start<B: BlobSource, S: BlobSink, T: TagService + LinkServic
     if let Some(digest) = param(&pairs, "mount") {
         let digest = parse(digest)?;
         if is_mountable(state, repo, param(&pairs, "from"), digest).await {
-            hold_blob(state, repo, digest).await?;
+            hold_blob(state, repo, (digest, is_kept(parts))).await?;
             return Ok(created(repo, digest));
         }
     }
@@ -45,6 +45,7 @@ pub(super) async fn start<B: BlobSource, S: BlobSink, T: TagService + LinkServic
         return Ok((StatusCode::ACCEPTED, session::headers(repo, &id, 0)).into_response());
     };
     monolithic(state, body, repo, digest).await?;
+    hold_blob(state, repo, (digest, is_kept(parts))).await?;
     Ok(created(repo, digest))
 }
 
@@ -95,6 +96,7 @@ pub(super) async fn finish<B, S: BlobSink, T: LinkService>(
         // All of it comes at once. Others can have it meanwhile where they look for it, which is
         // not where this upload was begun.
         monolithic(state, body, repo, digest).await?;
+        hold_blob(state, repo, (digest, is_kept(parts))).await?;
         give_up(state, &id).await;
         return Ok(created(repo, digest));
     }
@@ -103,7 +105,7 @@ pub(super) async fn finish<B, S: BlobSink, T: LinkService>(
     }
     let ns = repo.namespace();
     state.sink.upload_commit(&id, &ns, digest).await?;
-    hold_blob(state, repo, digest).await?;
+    hold_blob(state, repo, (digest, is_kept(parts))).await?;
     Ok(created(repo, digest))
 }
 
@@ -148,7 +150,7 @@ async fn is_mountable<B: BlobSource, S, T: LinkService>(
 }
 
 /// A blob that comes in one request.
-async fn monolithic<B, S: BlobSink, T: LinkService>(
+async fn monolithic<B, S: BlobSink, T>(
     state: &PushState<B, S, T>,
     body: Body,
     repo: &RepoName,
@@ -169,8 +171,7 @@ async fn monolithic<B, S: BlobSink, T: LinkService>(
     if taken.is_err() {
         give_up(state, &id).await;
     }
-    taken?;
-    hold_blob(state, repo, digest).await
+    Ok(taken?)
 }
 
 async fn give_up<B, S: BlobSink, T>(state: &PushState<B, S, T>, id: &str) {

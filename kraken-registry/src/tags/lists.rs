@@ -30,6 +30,15 @@ impl TagRing {
         Ok(names.into_iter().map(|(name, _)| name).collect())
     }
 
+    /// Up to `n` tags and links of all repositories, behind `after`, and what each points to.
+    pub(crate) async fn page_all(
+        &self,
+        n: usize,
+        after: Option<&str>,
+    ) -> Result<Vec<(String, Digest)>, TagError> {
+        self.page_registers("", n, after).await
+    }
+
     /// Up to `n` registers whose names begin with `prefix`, behind `after`, and what each points to.
     pub(super) async fn page_registers(
         &self,

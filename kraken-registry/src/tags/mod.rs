@@ -162,7 +162,7 @@ pub enum TagError {
 }
 
 /// A number by chance, which nobody else draws.
-fn chance() -> u64 {
+pub(crate) fn chance() -> u64 {
     let state = std::hash::RandomState::new();
     std::hash::BuildHasher::hash_one(&state, 0_u8)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kraken_proto::Digest;
 use kraken_proto::tags::record::Condition;
-use moka::sync::Cache;
+use moka::future::Cache;
 use regex::Regex;
 use tokio::time::{Instant, timeout};
 
@@ -94,7 +94,8 @@ impl Upstreams {
             return Ok(false);
         };
         let arrived = Instant::now();
-        let asked = self.asked.get_with(name.to_string(), Arc::default);
+        let asked = async { Arc::default() };
+        let asked = self.asked.get_with(name.to_string(), asked).await;
         let _turn = asked.turn.lock().await;
         let last = asked.last();
         let known = tags.state(name).await?.and_then(|state| state.now.digest);

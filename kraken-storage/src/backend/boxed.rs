@@ -53,6 +53,7 @@ trait DynBackend: Send + Sync + 'static {
         most: usize,
     ) -> Answer<'a, Vec<Digest>>;
     fn resolve<'a>(&'a self, namespace: &'a Namespace, tag: &'a str) -> Answer<'a, Option<Digest>>;
+    fn place(&self, namespace: &Namespace) -> Result<usize, BackendError>;
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError>;
     fn ready(&self) -> Answer<'_, ()>;
 }
@@ -91,6 +92,9 @@ impl<B: Backend> DynBackend for B {
     }
     fn resolve<'a>(&'a self, namespace: &'a Namespace, tag: &'a str) -> Answer<'a, Option<Digest>> {
         Backend::resolve(self, namespace, tag).boxed()
+    }
+    fn place(&self, namespace: &Namespace) -> Result<usize, BackendError> {
+        Backend::place(self, namespace)
     }
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         Backend::check_writable(self, namespace)
@@ -142,6 +146,9 @@ impl Backend for BoxBackend {
         tag: &str,
     ) -> Result<Option<Digest>, BackendError> {
         self.0.resolve(namespace, tag).await
+    }
+    fn place(&self, namespace: &Namespace) -> Result<usize, BackendError> {
+        self.0.place(namespace)
     }
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         self.0.check_writable(namespace)

@@ -132,6 +132,16 @@ pub trait Backend: Send + Sync + 'static {
         std::future::ready(Err(BackendError::Untagged))
     }
 
+    /// Of several storages, a number of the one that keeps the namespace's blobs; namespaces with the
+    /// same number share one.
+    ///
+    /// # Errors
+    /// [`BackendError::Unrouted`].
+    fn place(&self, namespace: &Namespace) -> Result<usize, BackendError> {
+        let _ = namespace;
+        Ok(0)
+    }
+
     /// Whether blobs of the namespace can be written, as far as is known without asking.
     ///
     /// # Errors

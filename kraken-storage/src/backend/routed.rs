@@ -89,6 +89,12 @@ impl Backend for RoutedBackend {
         self.of(namespace)?.resolve(namespace, tag).await
     }
 
+    fn place(&self, namespace: &Namespace) -> Result<usize, BackendError> {
+        let fits = |route: &Route| route.pattern.is_match(namespace.as_str());
+        let place = self.routes.iter().position(fits);
+        place.ok_or_else(|| BackendError::Unrouted(namespace.clone()))
+    }
+
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         self.of(namespace)?.check_writable(namespace)
     }

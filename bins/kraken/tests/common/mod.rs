@@ -321,6 +321,18 @@ impl Lab {
         Some(self.counter(agent, origins).await? + self.counter(agent, agents).await?)
     }
 
+    /// What a member that wants a certificate answers to a JSON document.
+    pub(crate) async fn post(&self, member: &str, path: &str, body: &Value) -> String {
+        let url = format!("https://{}{path}", self.members[member].addr);
+        let request = Request::post(url).header("content-type", "application/json");
+        let body = HttpBody::Bytes(body.to_string().into());
+        let request = request.body(body).unwrap();
+        let patience = Duration::from_secs(60);
+        let answer = self.http.send_within(request, patience).await.unwrap();
+        let bytes = answer.bytes(1 << 20).await.unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     async fn get(&self, member: &str, path: &str) -> Option<String> {
         let member = &self.members[member];
         let scheme = match member.role {

@@ -14,7 +14,10 @@ use kraken_proto::{Digest, MetaInfo, Namespace, PeerId, PeerInfo, PeerRole};
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{ApiError, BaseUrl, HttpClient, HttpServer, serve};
-use crate::origin::{BlobRead, Holdings, HoldingsAsked, OriginApi, OriginClient, Prefetch, router};
+use crate::origin::{
+    BlobRead, GarbageAsked, GarbagePage, GarbageStep, Holdings, HoldingsAsked, OriginApi,
+    OriginClient, Prefetch, router,
+};
 
 #[derive(Default)]
 pub(super) struct Fake {
@@ -91,6 +94,22 @@ impl OriginApi for Fake {
             .into_iter()
             .filter(|digest| self.blob(*digest).is_ok());
         Ok(held.collect())
+    }
+
+    async fn garbage(&self, asked: GarbageAsked) -> Result<Vec<Digest>, ApiError> {
+        // It gives nothing up.
+        Ok(match asked.step {
+            GarbageStep::Release => asked.digests,
+            _ => Vec::new(),
+        })
+    }
+
+    async fn garbage_page(&self, _: GarbagePage) -> Result<Vec<Digest>, ApiError> {
+        Ok(Vec::new())
+    }
+
+    fn places(&self, namespaces: &[Namespace]) -> Vec<Option<usize>> {
+        namespaces.iter().map(|_| Some(0)).collect()
     }
 
     fn peer(&self) -> PeerInfo {

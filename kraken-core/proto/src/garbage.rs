@@ -1,0 +1,177 @@
+//! What an origin remembers so that blobs which nobody needs can go while others are pushed.
+//!
+//! Whoever collects garbage has marked all that is referenced, and asks the origins about the rest. Each
+//! condemns what nobody has asked it about for a grace period: a push that relies on a blob has asked
+//! whether it is there, so that a blob of a push under way is never condemned. What is condemned is as
+//! good as gone, and whoever pushes it waits until it is; if the collector is not heard of any more, it is
+//! free again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::blob::digest::Digest;
+use crate::time::Timestamp;
+
+/// How long a condemned blob waits for its removal.
+const LEASE: Duration = Duration::from_secs(60);
+/// The longest grace period: questions older than that are forgotten.
+const MAX_GRACE: Duration = Duration::from_secs(48 * 3600);
+/// How often what is forgotten is looked for.
+const PRUNE: Duration = Duration::from_secs(600);
+
+/// One origin's memory of who was asked about, and what is about to go.
+#[derive(Debug)]
+pub struct Garbage {
+    /// Nothing is known of what was asked before.
+    since: Timestamp,
+    asked: BTreeMap<Digest, Timestamp>,
+    condemned: BTreeMap<Digest, Sentence>,
+    prune_at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sentence {
+    token: u64,
+    until: Timestamp,
+}
+
+impl Garbage {
+    /// The longest grace period that can be asked for.
+    pub const MAX_GRACE: Duration = MAX_GRACE;
+
+    /// An origin that starts.
+    pub fn new(now: Timestamp) -> Self {
+        Self {
+            since: now,
+            asked: BTreeMap::new(),
+            condemned: BTreeMap::new(),
+            prune_at: now + PRUNE,
+        }
+    }
+
+    /// Somebody asks about a blob, or pushes it. False when it is condemned: it counts as not there.
+    pub fn ask(&mut self, now: Timestamp, digest: Digest) -> bool {
+        if self.is_condemned(now, digest) {
+            return false;
+        }
+        self.asked.insert(digest, now);
+        if now >= self.prune_at {
+            self.prune_at = now + PRUNE;
+            self.asked.retain(|_, at| now.since(*at) < MAX_GRACE);
+            self.condemned.retain(|_, sentence| sentence.until > now);
+        }
+        true
+    }
+
+    /// Whether a blob is about to go.
+    pub fn is_condemned(&self, now: Timestamp, digest: Digest) -> bool {
+        let sentence = self.condemned.get(&digest);
+        sentence.is_some_and(|sentence| sentence.until > now)
+    }
+
+    /// When a condemned blob is free again, if nobody removes it before.
+    pub fn free_at(&self, digest: Digest) -> Option<Timestamp> {
+        self.condemned.get(&digest).map(|sentence| sentence.until)
+    }
+
+    /// Condemns those blobs that nobody has asked about for `grace`, under a name that the collector
+    /// chose; says which. None while this origin has not run for so long.
+    pub fn condemn(
+        &mut self,
+        now: Timestamp,
+        (token, grace): (u64, Duration),
+        digests: Vec<Digest>,
+    ) -> Vec<Digest> {
+        if now.since(self.since) < grace || grace > MAX_GRACE {
+            return Vec::new();
+        }
+        let mut condemned = digests;
+        condemned.retain(|digest| {
+            let asked = self.asked.get(digest);
+            let is_quiet = asked.is_none_or(|at| now.since(*at) >= grace);
+            let sentence = self.condemned.get(digest);
+            let is_free = sentence.is_none_or(|it| it.until <= now || it.token == token);
+            is_quiet && is_free
+        });
+        for digest in &condemned {
+            let until = now + LEASE;
+            self.condemned.insert(*digest, Sentence { token, until });
+        }
+        condemned
+    }
+
+    /// Of these blobs, those that are condemned under this name and for long enough to be removed.
+    pub fn doomed(&self, now: Timestamp, token: u64, mut digests: Vec<Digest>) -> Vec<Digest> {
+        digests.retain(|digest| {
+            let sentence = self.condemned.get(digest);
+            // What is begun now may take half of the time.
+            sentence.is_some_and(|it| it.token == token && it.until > now + LEASE / 2)
+        });
+        digests
+    }
+
+    /// What was condemned under this name is free again, be it gone or not.
+    pub fn release(&mut self, token: u64) {
+        self.condemned.retain(|_, sentence| sentence.token != token);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(10);
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::ZERO + Duration::from_secs(seconds)
+    }
+
+    fn blobs() -> [Digest; 2] {
+        [Digest::of(b"one"), Digest::of(b"two")]
+    }
+
+    #[test]
+    fn only_what_nobody_asked_about_is_condemned() {
+        let [one, two] = blobs();
+        let mut garbage = Garbage::new(at(0));
+        // What was asked of an earlier life of this origin is not known.
+        assert!(
+            garbage
+                .condemn(at(9), (1, GRACE), vec![one, two])
+                .is_empty()
+        );
+        assert!(garbage.ask(at(15), one));
+        assert_eq!(garbage.condemn(at(20), (1, GRACE), vec![one, two]), [two]);
+        assert!(garbage.is_condemned(at(20), two) && !garbage.ask(at(20), two));
+        // It was not asked about by the one that was told that it is not there.
+        garbage.release(1);
+        assert!(!garbage.is_condemned(at(20), two));
+        assert_eq!(garbage.condemn(at(26), (2, GRACE), vec![one, two]).len(), 2);
+    }
+
+    #[test]
+    fn a_collector_removes_only_what_it_condemned_itself_a_moment_ago() {
+        let [one, two] = blobs();
+        let mut garbage = Garbage::new(at(0));
+        assert_eq!(garbage.condemn(at(20), (1, GRACE), vec![one]), [one]);
+        // Two collectors do not meet.
+        assert_eq!(garbage.condemn(at(21), (2, GRACE), vec![one, two]), [two]);
+        assert_eq!(garbage.doomed(at(22), 1, vec![one, two]), [one]);
+        assert!(garbage.doomed(at(60), 1, vec![one]).is_empty(), "too late");
+        assert!(garbage.is_condemned(at(79), one));
+        assert_eq!(garbage.free_at(one), Some(at(80)));
+        assert!(garbage.ask(at(80), one), "nobody came");
+    }
+
+    #[test]
+    fn what_was_asked_about_is_forgotten_after_the_longest_grace_period() {
+        let [one, two] = blobs();
+        let mut garbage = Garbage::new(at(0));
+        assert!(garbage.ask(at(1), one));
+        let later = at(3 * 48 * 3600);
+        assert!(garbage.ask(later, two));
+        assert_eq!(garbage.asked.len(), 1);
+        let too_long = MAX_GRACE * 2;
+        assert!(garbage.condemn(later, (1, too_long), vec![one]).is_empty());
+    }
+}
