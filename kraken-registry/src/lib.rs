@@ -32,6 +32,7 @@ pub mod link;
 pub mod manifest;
 pub mod memory;
 pub mod name;
+pub mod preheat;
 pub mod pull;
 pub mod push;
 pub mod route;

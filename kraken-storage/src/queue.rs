@@ -327,6 +327,27 @@ impl DurableQueue {
         Ok(keys.map(Into::into).collect())
     }
 
+    /// Drops the tasks of this kind whose keys begin with `prefix`, but for those that are taken: what they
+    /// are about is gone. Gives how many.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn forget(&self, kind: &str, prefix: &str) -> Result<usize, QueueError> {
+        let mut forgotten = 0;
+        for key in self.keys(kind, prefix)? {
+            let waiting = {
+                let taken = self.inner.taken();
+                let id = self.inner.current(&name_of(kind, &key))?;
+                id.filter(|id| !taken.ids.contains(id))
+            };
+            if let Some(id) = waiting {
+                self.done(id)?;
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
+    }
+
     /// Whether a task of this kind and key is taken, or was before.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
+use kraken_registry::preheat;
 use kraken_registry::pull::PullState;
 use kraken_registry::push::{self, PushState};
 use kraken_registry::tags::client::TagClient;
@@ -81,10 +82,12 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     config::watch(&origins, &shutdown);
     indexes.follow_tags(&tags, &shutdown);
     listed.follow_with(&origins, &shutdown);
+    let preheating = preheat::router(origins.clone(), tags.clone());
     let router = push::router(PushState::new(
         PullState::new(origins.clone(), tags),
         origins,
     ));
+    let router = router.merge(preheating);
     let router = with_health(router, || async { Ok(()) });
     let server = serve_on(
         sockets::listen(config.listen)?,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use kraken::runtime::{Runtime, Upstream};
 use kraken_core::Digest;
 use kraken_sim::PlotFile;
 
@@ -125,6 +126,38 @@ pub(crate) enum Command {
         undo: bool,
         #[command(flatten)]
         tls: TlsFiles,
+    },
+    /// Fetches an image before anybody needs it: into the origins, and onto hosts if some are named.
+    Preheat {
+        /// The image, as repository:tag or repository@digest.
+        image: String,
+        /// The proxy's address.
+        #[arg(long, default_value = "127.0.0.1:7602", env = "KRAKEN_PROXY")]
+        proxy: String,
+        /// The registries of agents, several with commas: they fetch it too.
+        #[arg(long, value_delimiter = ',')]
+        hosts: Vec<String>,
+        /// A file with more of them, one in a line.
+        #[arg(long)]
+        hosts_file: Option<PathBuf>,
+        /// The share of the hosts that gets it: the first of the list.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+        percent: u8,
+        /// The share of these that must have it before this ends well.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+        wait: u8,
+        /// Hosts that fetch it at once.
+        #[arg(long, default_value_t = 500)]
+        at_once: usize,
+        /// Prints one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lets the container runtimes of this host pull through the agent, or no longer.
+    Runtime {
+        /// What to do.
+        #[command(subcommand)]
+        command: RuntimeCommand,
     },
     /// Removes the blobs that no tag, manifest or index refers to any more, while others push and pull.
     Gc {
@@ -377,6 +410,44 @@ mod tests {
         let percent = ["kraken", "store", "gc", "--now", "--percent", "101"];
         assert!(Cli::try_parse_from(percent).is_err());
     }
+}
+
+/// What to do with runtimes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RuntimeCommand {
+    /// Writes what they need, and says what to restart.
+    Install(RuntimeArgs),
+    /// Says whether they have it. Exits with 1 when something is amiss.
+    Check(RuntimeArgs),
+    /// Takes it out again.
+    Remove(RuntimeChoice),
+}
+
+/// Which runtimes.
+#[derive(Debug, Args)]
+pub(crate) struct RuntimeChoice {
+    /// containerd, podman, cri-o or docker, several with commas; those that are here when left out.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) runtime: Vec<Runtime>,
+    /// Another root than /, such as that of an image.
+    #[arg(long, default_value = "/")]
+    pub(crate) root: PathBuf,
+}
+
+/// Which runtimes, and what they are told.
+#[derive(Debug, Args)]
+pub(crate) struct RuntimeArgs {
+    #[command(flatten)]
+    pub(crate) choice: RuntimeChoice,
+    /// The address of the agent's registry.
+    #[arg(long, default_value = "127.0.0.1:7611", env = "KRAKEN_AGENT")]
+    pub(crate) agent: String,
+    /// Where the agent mirrors docker.io for dockerd: its docker_listen.
+    #[arg(long)]
+    pub(crate) docker: Option<String>,
+    /// The registries to mirror, several with commas; the agent must have them among its upstreams.
+    #[arg(long, value_delimiter = ',', default_value = "docker.io")]
+    pub(crate) upstream: Vec<Upstream>,
 }
 
 /// A time such as `24h`, in whole seconds.

@@ -10,7 +10,9 @@ pub mod image;
 pub mod layout;
 pub mod link;
 pub mod operator;
+pub mod preheat;
 pub mod queue;
+pub mod runtime;
 pub mod simulate;
 pub mod store;
 

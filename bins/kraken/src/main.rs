@@ -17,19 +17,24 @@ use kraken::layout;
 use kraken::layout::Source;
 use kraken::link;
 use kraken::operator::Operator;
+use kraken::preheat::{Hosts, Progress};
 use kraken::queue::{self, Queue};
+use kraken::runtime::Mirror;
 use kraken::simulate::Simulation;
 use kraken::store::{self, Collect, Store};
-use kraken::{drain, gc};
+use kraken::{drain, gc, runtime};
 use kraken_core::Digest;
 use kraken_daemon::leave::Leaving;
 use kraken_daemon::store::http::VerdictInfo;
 use kraken_daemon::{Tls, process};
 use kraken_registry::garbage::GarbageOptions;
-use kraken_registry::name::split_tag;
+use kraken_registry::name::{NameError, split_tag};
 use kraken_sim::PlotFile;
 
-use args::{BlobCommand, Cli, Command, QueueCommand, Role, StoreCommand, TlsFiles};
+use args::{
+    BlobCommand, Cli, Command, QueueCommand, Role, RuntimeArgs, RuntimeCommand, StoreCommand,
+    TlsFiles,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -158,6 +163,32 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
                 say("nothing is left there that others own: take it off the lists, then stop it")?;
             }
         }
+        Command::Preheat {
+            image,
+            proxy,
+            mut hosts,
+            hosts_file,
+            percent,
+            wait,
+            at_once,
+            json,
+        } => {
+            if let Some(file) = hosts_file {
+                let text = std::fs::read_to_string(&file)
+                    .map_err(Failure::io(format!("read {}", file.display())))?;
+                let lines = text.lines().map(str::trim);
+                let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+                hosts.extend(lines.map(str::to_owned));
+            }
+            let hosts = Hosts {
+                agents: hosts,
+                percent,
+                wait,
+                at_once,
+            };
+            preheat(&image, &proxy, (&hosts, json)).await?;
+        }
+        Command::Runtime { command } => return runtimes(command),
         Command::Gc {
             build_index,
             grace,
@@ -191,6 +222,79 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Blob(command) => blob(command).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets the origins fetch an image, and then hosts.
+async fn preheat(image: &str, proxy: &str, (hosts, json): (&Hosts, bool)) -> Result<(), Failure> {
+    let (repository, reference) = named(image)?;
+    if !image.contains('@') {
+        let proxy = Operator::plain(&format!("http://{proxy}"))?;
+        let told = kraken::preheat::to_origins(&proxy, image).await?;
+        if !json {
+            say(&told)?;
+        }
+    }
+    let wrong = |error: NameError| Failure::Argument(error.to_string());
+    let named = (
+        &repository.parse().map_err(wrong)?,
+        &reference.parse().map_err(wrong)?,
+    );
+    let progress = kraken::preheat::to_hosts(named, hosts, |progress| {
+        let Progress {
+            ready,
+            failed,
+            hosts,
+            seconds_left,
+        } = progress;
+        if json || *hosts == 0 {
+            return Ok(());
+        }
+        let left = seconds_left.map_or_else(String::new, |left| format!(", about {left} s left"));
+        say(&format!(
+            "{ready} of {hosts} hosts have it, {failed} failed{left}"
+        ))
+    });
+    let progress = progress.await?;
+    if json {
+        say(&serde_json::json!(progress).to_string())?;
+    }
+    Ok(())
+}
+
+/// Installs, checks or removes, and says what was done or found.
+fn runtimes(command: RuntimeCommand) -> Result<ExitCode, Failure> {
+    let choice = match &command {
+        RuntimeCommand::Install(args) | RuntimeCommand::Check(args) => &args.choice,
+        RuntimeCommand::Remove(choice) => choice,
+    };
+    let root = choice.root.as_path();
+    let runtimes = match choice.runtime.is_empty() {
+        true => runtime::found(root),
+        false => choice.runtime.clone(),
+    };
+    if runtimes.is_empty() {
+        let what = "no runtime is here that is known: name one with --runtime";
+        return Err(Failure::Argument(what.into()));
+    }
+    let mirror = |args: &RuntimeArgs| Mirror {
+        agent: args.agent.clone(),
+        docker: args.docker.clone(),
+        upstreams: args.upstream.clone(),
+    };
+    let mut is_well = true;
+    for each in runtimes {
+        let done = match &command {
+            RuntimeCommand::Install(args) => runtime::install(root, each, &mirror(args))?,
+            RuntimeCommand::Check(args) => runtime::check(root, each, &mirror(args))?,
+            RuntimeCommand::Remove(_) => runtime::remove(root, each)?,
+        };
+        for done in done {
+            is_well &= done.is_well;
+            let mark = if done.is_well { "ok" } else { "AMISS" };
+            say(&format!("{each}: {mark}: {}", done.what))?;
+        }
+    }
+    Ok(ExitCode::from(u8::from(!is_well)))
 }
 
 async fn run_role(role: Role, config: &Path) -> Result<(), Failure> {

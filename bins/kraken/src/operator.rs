@@ -58,7 +58,8 @@ impl Operator {
     /// # Errors
     /// What the process says, or that it does not answer.
     pub async fn send(&self, method: &str, path: &str) -> Result<HttpResponse, ApiError> {
-        self.ask((method, path), HttpBody::Empty).await
+        let answer = self.ask((method, path), HttpBody::Empty).await?;
+        answer.successful().await
     }
 
     /// The same with a JSON document.
@@ -66,6 +67,22 @@ impl Operator {
     /// # Errors
     /// What the process says, or that it does not answer.
     pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<HttpResponse, ApiError> {
+        let body = serde_json::to_vec(body).map_err(|it| ApiError::BadRequest(it.to_string()))?;
+        let answer = self
+            .ask(("POST", path), HttpBody::Bytes(body.into()))
+            .await?;
+        answer.successful().await
+    }
+
+    /// The same, where a refusal is told by a document as well.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn post_for(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<HttpResponse, ApiError> {
         let body = serde_json::to_vec(body).map_err(|it| ApiError::BadRequest(it.to_string()))?;
         self.ask(("POST", path), HttpBody::Bytes(body.into())).await
     }
@@ -81,8 +98,7 @@ impl Operator {
         let request = request
             .body(body)
             .map_err(|error| ApiError::BadRequest(error.to_string()))?;
-        let answer = self.http.send_within(request, PATIENCE).await?;
-        answer.successful().await
+        self.http.send_within(request, PATIENCE).await
     }
 }
 

@@ -127,6 +127,8 @@ impl Inner {
                 let doomed = self.condemned.lock().doomed(now, token, digests);
                 for digest in &doomed {
                     self.store.remove(*digest).await.map_err(store_error)?;
+                    // Whoever pushes it again has tasks of its own, which are due at once.
+                    self.forget_tasks(*digest).await?;
                     // Nobody brings it back.
                     self.let_go.note(*digest);
                     self.leave(*digest).await;

@@ -101,6 +101,19 @@ impl Inner {
         queued.map_err(|error| ApiError::Unavailable(error.to_string()))
     }
 
+    /// A blob has gone for good: what was to be done with it is not.
+    pub(super) async fn forget_tasks(&self, digest: Digest) -> Result<(), ApiError> {
+        let prefix = format!("{digest} ");
+        let forgotten = self.on_queue(move |queue| {
+            queue.forget(WRITE_BACK, &prefix)?;
+            queue.forget(REPLICATE, &prefix)
+        });
+        let forgotten = forgotten.await;
+        forgotten
+            .map(drop)
+            .map_err(|error| ApiError::Unavailable(error.to_string()))
+    }
+
     /// Whether a blob has not been written back yet.
     pub(super) async fn waits_for_write_back(&self, digest: Digest) -> Result<bool, ApiError> {
         let found =

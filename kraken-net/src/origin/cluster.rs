@@ -12,7 +12,7 @@ use futures::StreamExt;
 use kraken_proto::ring::health::HealthConfig;
 use kraken_proto::{Digest, MetaInfo, Namespace};
 
-use super::api::BlobRead;
+use super::api::{BlobRead, Prefetch};
 use super::appending::{Patience, append};
 use super::client::OriginClient;
 use super::members::{Members, RingMember};
@@ -88,6 +88,19 @@ impl OriginCluster {
             let length = origin.stat(namespace, digest, false).await?;
             length.ok_or(ApiError::NotFound)
         };
+        Ok(self.inner.first(&digest, ask).await?.1)
+    }
+
+    /// Lets a blob's first owner fetch it, unless that has it.
+    ///
+    /// # Errors
+    /// As [`OriginCluster::stat`].
+    pub async fn prefetch(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<Prefetch, ApiError> {
+        let ask = |origin: OriginClient| async move { origin.prefetch(namespace, digest).await };
         Ok(self.inner.first(&digest, ask).await?.1)
     }
 

@@ -99,6 +99,22 @@ fn what_is_known_of_a_beginning_is_known_of_all_its_tasks() {
 }
 
 #[test]
+fn what_is_forgotten_waits_no_more_and_what_is_taken_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = DurableQueue::open(dir.path().join("queue")).unwrap();
+    for key in ["blob-1 a", "blob-1 b", "blob-2 a"] {
+        queue.push("copy", key, b"", 0).unwrap();
+    }
+    queue.push("other", "blob-1 a", b"", 0).unwrap();
+    let taken = queue.take_due(0, 1).unwrap();
+    assert_eq!(taken[0].key, "blob-1 a");
+    assert_eq!(queue.forget("copy", "blob-1 ").unwrap(), 1);
+    assert_eq!(queue.keys("copy", "blob-1 ").unwrap(), ["blob-1 a"]);
+    assert_eq!(queue.len().unwrap(), 3);
+    assert_eq!(queue.forget("copy", "blob-3 ").unwrap(), 0);
+}
+
+#[test]
 fn what_waits_is_not_doubled_and_what_is_taken_does_not_count() {
     let (queue, path, _dir) = queue();
     let first = queue.push("k", "a", b"1", 10).unwrap();

@@ -18,7 +18,7 @@ use kraken_registry::tags::TagService as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::common::{Lab, ask, random, within};
+use crate::common::{Lab, ask, kraken, random, until, within};
 
 /// How the other registry is called, and where an image of it is.
 const HOST: &str = "registry.example.com:5000";
@@ -177,6 +177,7 @@ async fn mirrors() {
         assert_eq!(status, StatusCode::NOT_FOUND);
     }
     *upstream.away.lock().unwrap() = None;
+    preheated(&lab, &upstream, &agents[3..]).await;
     let (status, _) = get(&agents[2], "manifests/v3").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     let (status, _) = get(&agents[2], &format!("referrers/{first}")).await;
@@ -192,6 +193,57 @@ async fn mirrors() {
     );
     let other = ask(Method::GET, &url, HttpBody::Empty).await;
     assert_eq!(other.status(), StatusCode::NOT_FOUND);
+}
+
+/// What the origins were told to fetch is there when the other registry is away.
+async fn preheated(lab: &Lab, upstream: &Upstream, agents: &[String]) {
+    let layer = random(2 << 20, 9);
+    let image = upstream.tag("later", std::slice::from_ref(&layer)).await;
+    let name = format!("registry.example.com_5000/{IMAGE}:later");
+    let proxy = lab.host("proxy");
+    let said = kraken(&["preheat", &name, "--proxy", &proxy]).await;
+    assert!(
+        said.status.success() && said.stdout.contains("3 blobs"),
+        "{said:?}"
+    );
+    let path = format!("/v2/{IMAGE}/blobs/{}", Digest::of(&layer));
+    until("the origins have fetched it", async || {
+        upstream
+            .given
+            .lock()
+            .unwrap()
+            .contains_key(&path)
+            .then_some(())
+    })
+    .await;
+    *upstream.away.lock().unwrap() = Some(StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(pull(&agents[0], "later").await, image);
+    // And onto hosts, of which one does not exist.
+    let hosts = format!("{},{},127.0.0.1:1", agents[1], agents[2]);
+    let ask = |wait: &'static str| {
+        let arguments = [
+            "preheat", &name, "--proxy", &proxy, "--hosts", &hosts, "--wait", wait, "--json",
+        ];
+        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
+        async move {
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+            kraken(&arguments).await
+        }
+    };
+    let most = ask("60").await;
+    let progress: Value = serde_json::from_str(&most.stdout).unwrap_or_default();
+    assert!(most.status.success() && progress["ready"] == 2, "{most:?}");
+    let all = ask("100").await;
+    assert!(
+        !all.status.success() && all.stderr.contains("2 of 3"),
+        "{all:?}"
+    );
+    let unknown = kraken(&["preheat", "library/nothing:v1", "--proxy", &proxy]).await;
+    assert!(
+        !unknown.status.success() && unknown.stderr.contains("does not exist"),
+        "{unknown:?}"
+    );
+    *upstream.away.lock().unwrap() = None;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,150 @@
+//! `kraken preheat`: an image is fetched before anybody needs it, into the origins, or onto hosts.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use futures::stream::{self, StreamExt as _};
+use kraken_core::Digest;
+use kraken_registry::Manifest;
+use kraken_registry::name::{Reference, RepoName};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::Failure;
+use crate::client::Registry;
+use crate::operator::{Operator, failed};
+
+/// The longest answer that is read, in bytes.
+const ANSWER: usize = 16 << 10;
+/// How often it is said how far it is.
+const SAY: Duration = Duration::from_secs(1);
+/// How deep indexes may nest.
+const MAX_DEPTH: usize = 4;
+
+/// Which hosts get an image, and when that is enough.
+#[derive(Debug, Clone)]
+pub struct Hosts {
+    /// `host:port` of each agent's registry.
+    pub agents: Vec<String>,
+    /// The share of them that gets it, in hundredths: the first of the list.
+    pub percent: u8,
+    /// The share of these that must have it, in hundredths.
+    pub wait: u8,
+    /// Hosts that begin at once.
+    pub at_once: usize,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// Hosts that have all of it.
+    pub ready: usize,
+    /// Hosts on which it failed.
+    pub failed: usize,
+    /// Hosts that get it.
+    pub hosts: usize,
+    /// About how many seconds are left, as far as the last ones tell.
+    pub seconds_left: Option<u64>,
+}
+
+/// Lets the origins fetch all that an image needs; what the proxy says.
+///
+/// # Errors
+/// The image does not exist, or nobody could be asked.
+pub async fn to_origins(proxy: &Operator, image: &str) -> Result<String, Failure> {
+    let asked = json!({ "tag": image });
+    let answer = proxy.post_for("/proxy/v2/registry/prefetch", &asked).await;
+    let answer: serde_json::Value = answer.map_err(failed)?.json(ANSWER).await.map_err(failed)?;
+    let message = answer["message"]
+        .as_str()
+        .unwrap_or("the proxy's answer makes no sense");
+    match answer["prefetched"] == true {
+        true => Ok(message.to_owned()),
+        false => Err(Failure::Registry(message.to_owned())),
+    }
+}
+
+/// Lets hosts fetch an image, and waits until enough of them have it.
+///
+/// # Errors
+/// It failed on so many hosts that not enough can have it.
+pub async fn to_hosts(
+    (repository, reference): (&RepoName, &Reference),
+    hosts: &Hosts,
+    say: impl Fn(&Progress) -> Result<(), Failure>,
+) -> Result<Progress, Failure> {
+    let share = |of: usize, percent: u8| (of * usize::from(percent)).div_ceil(100);
+    let chosen = &hosts.agents[..share(hosts.agents.len(), hosts.percent)];
+    let enough = share(chosen.len(), hosts.wait);
+    let mut progress = Progress {
+        ready: 0,
+        failed: 0,
+        hosts: chosen.len(),
+        seconds_left: None,
+    };
+    let fetched = stream::iter(chosen).map(async |agent| {
+        let fetched = on_host(agent, (repository, reference)).await;
+        (agent, fetched)
+    });
+    let mut fetched = fetched.buffer_unordered(hosts.at_once.max(1));
+    let began = Instant::now();
+    let mut said = tokio::time::interval(SAY);
+    while progress.ready < enough {
+        tokio::select! {
+            done = fetched.next() => match done {
+                Some((_, Ok(()))) => progress.ready += 1,
+                Some((agent, Err(error))) => {
+                    tracing::warn!(agent, %error, "a host does not have the image");
+                    progress.failed += 1;
+                }
+                None => break,
+            },
+            _ = said.tick() => say(&progress)?,
+        }
+        let left = enough.saturating_sub(progress.ready);
+        let took = began.elapsed().as_secs_f64();
+        progress.seconds_left = (progress.ready > 0)
+            .then(|| (took / progress.ready as f64 * left as f64).ceil() as u64);
+    }
+    say(&progress)?;
+    if progress.ready < enough {
+        let Progress { ready, hosts, .. } = progress;
+        let what = format!("{ready} of {hosts} hosts have it, and {enough} are wanted");
+        return Err(Failure::Registry(what));
+    }
+    Ok(progress)
+}
+
+/// One host fetches all that the image needs.
+async fn on_host(
+    agent: &str,
+    (repository, reference): (&RepoName, &Reference),
+) -> Result<(), Failure> {
+    let registry = Registry::new(agent)?;
+    let repository = repository.as_str();
+    let mut level = vec![reference.to_string()];
+    let mut seen = BTreeSet::<Digest>::new();
+    for _ in 0..=MAX_DEPTH {
+        let mut next = Vec::new();
+        for reference in level {
+            let (_, bytes) = registry.manifest(repository, &reference).await?;
+            let manifest = Manifest::parse(&bytes);
+            let manifest = manifest.map_err(|error| Failure::Registry(error.to_string()))?;
+            let blobs = manifest.blobs().map(|blob| blob.digest);
+            for digest in blobs
+                .filter(|digest| seen.insert(*digest))
+                .collect::<Vec<_>>()
+            {
+                registry.fetch(repository, digest).await?;
+            }
+            next.extend(manifest.manifests().map(|child| child.digest.to_string()));
+        }
+        if next.is_empty() {
+            return Ok(());
+        }
+        level = next;
+    }
+    Err(Failure::Registry(
+        "the image's indexes nest too deep".into(),
+    ))
+}

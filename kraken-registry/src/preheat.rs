@@ -1,0 +1,390 @@
+//! Preheating: what an image needs is fetched into the origins before anybody pulls it.
+//!
+//! | method and path | |
+//! |---|---|
+//! | POST `/proxy/v1/registry/prefetch` | `{"tag": "repository:tag", "trace_id"}`: answered when all manifests are there; the rest comes in the background |
+//! | POST `/proxy/v2/registry/prefetch` | the same: answered when the origins have begun to fetch all of it |
+//! | POST `/registry/notifications` | the webhook of the Docker project's registry, and of Harbor: what was pushed is fetched in the background |
+//!
+//! The answer of the first two: `{"tag", "prefetched", "status", "message", "trace_id"}`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use http::StatusCode;
+use kraken_core::net::http::ApiError;
+use kraken_core::net::origin::OriginCluster;
+use kraken_proto::{Digest, Namespace};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use crate::name::{Reference, RepoName, split_tag};
+use crate::reader::{ReadError, fetch};
+use crate::source::{BlobSource, SourceError};
+use crate::tags::{TagError, TagService};
+
+/// Blobs that the origins are asked for at once, for one image.
+const AT_ONCE: usize = 16;
+/// Images that are fetched in the background at once; further ones wait, so many at most.
+const IMAGES: usize = 8;
+const WAITING: usize = 1000;
+/// Manifests of one image: the largest in the wild list some dozens.
+const MAX_MANIFESTS: usize = 4096;
+
+/// Somewhere that blobs can be fetched to.
+pub trait Prefetch: BlobSource {
+    /// Begins to fetch a blob, unless it is there.
+    ///
+    /// # Errors
+    /// It exists nowhere, or nobody could be asked.
+    fn prefetch(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+    ) -> impl Future<Output = Result<(), SourceError>> + Send;
+}
+
+impl Prefetch for OriginCluster {
+    async fn prefetch(&self, ns: &Namespace, digest: Digest) -> Result<(), SourceError> {
+        match Self::prefetch(self, ns, digest).await {
+            Ok(_) => Ok(()),
+            Err(ApiError::NotFound) => Err(SourceError::NotFound),
+            Err(error) => Err(SourceError::Unavailable(error.to_string())),
+        }
+    }
+}
+
+/// What preheating works with.
+#[derive(Debug)]
+struct Preheater<B, T> {
+    blobs: B,
+    tags: T,
+    images: Semaphore,
+    waiting: Arc<Semaphore>,
+}
+
+/// The routes for preheating.
+pub fn router<B: Prefetch, T: TagService>(blobs: B, tags: T) -> Router {
+    let preheater = Arc::new(Preheater {
+        blobs,
+        tags,
+        images: Semaphore::new(IMAGES),
+        waiting: Arc::new(Semaphore::new(WAITING)),
+    });
+    Router::new()
+        .route("/proxy/v1/registry/prefetch", post(in_background::<B, T>))
+        .route("/proxy/v2/registry/prefetch", post(at_once::<B, T>))
+        .route("/registry/notifications", post(notified::<B, T>))
+        .with_state(preheater)
+}
+
+#[derive(Debug, Deserialize)]
+struct Asked {
+    tag: String,
+    #[serde(default)]
+    trace_id: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    tag: String,
+    prefetched: bool,
+    status: &'static str,
+    message: String,
+    trace_id: String,
+}
+
+type Shared<B, T> = State<Arc<Preheater<B, T>>>;
+type Body<A> = Result<Json<A>, JsonRejection>;
+
+async fn in_background<B: Prefetch, T: TagService>(
+    State(preheater): Shared<B, T>,
+    body: Body<Asked>,
+) -> Response {
+    let preheated = async |asked: &Asked| {
+        let (repo, digest) = preheater.find(&asked.tag).await?;
+        let needed = preheater.needed(&repo, digest).await?;
+        let count = needed.len();
+        if !Arc::clone(&preheater).later(async move |it| it.fetch_all(&repo, needed).await) {
+            return Err(PreheatError::Busy);
+        }
+        Ok(format!("{count} blobs are being fetched"))
+    };
+    answer(body, preheated).await
+}
+
+async fn at_once<B: Prefetch, T: TagService>(
+    State(preheater): Shared<B, T>,
+    body: Body<Asked>,
+) -> Response {
+    let preheated = async |asked: &Asked| {
+        let (repo, digest) = preheater.find(&asked.tag).await?;
+        let needed = preheater.needed(&repo, digest).await?;
+        let count = needed.len();
+        preheater.fetch_all(&repo, needed).await?;
+        Ok(format!("the origins have {count} blobs, or fetch them"))
+    };
+    answer(body, preheated).await
+}
+
+async fn answer(
+    body: Body<Asked>,
+    preheated: impl AsyncFnOnce(&Asked) -> Result<String, PreheatError>,
+) -> Response {
+    let asked = match body {
+        Ok(Json(asked)) => asked,
+        Err(error) => {
+            let what = format!(
+                "{}: write {{\"tag\": \"repository:tag\"}}",
+                error.body_text()
+            );
+            return ApiError::BadRequest(what).into_response();
+        }
+    };
+    let preheated = preheated(&asked).await;
+    let status = match &preheated {
+        Ok(_) => StatusCode::OK,
+        Err(PreheatError::Name(_)) => StatusCode::BAD_REQUEST,
+        Err(PreheatError::Unknown(_)) => StatusCode::NOT_FOUND,
+        Err(PreheatError::Refused(_)) => StatusCode::UNPROCESSABLE_ENTITY,
+        Err(PreheatError::Unavailable(_) | PreheatError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let answer = Answer {
+        tag: asked.tag,
+        prefetched: preheated.is_ok(),
+        status: if preheated.is_ok() {
+            "success"
+        } else {
+            "failure"
+        },
+        message: preheated.unwrap_or_else(|error| error.to_string()),
+        trace_id: asked.trace_id,
+    };
+    (status, Json(answer)).into_response()
+}
+
+/// 202 and how many images are fetched; what is no push is let be.
+async fn notified<B: Prefetch, T: TagService>(
+    State(preheater): Shared<B, T>,
+    body: Body<Value>,
+) -> Response {
+    let Ok(Json(body)) = body else {
+        return ApiError::BadRequest("this is no notification of a registry".into())
+            .into_response();
+    };
+    let pushed = pushed(&body);
+    let mut count = 0;
+    for (repo, reference) in pushed {
+        let begun = Arc::clone(&preheater).later(async move |it| {
+            let digest = it.resolve(&repo, &reference).await?;
+            let needed = it.needed(&repo, digest).await?;
+            it.fetch_all(&repo, needed).await
+        });
+        count += usize::from(begun);
+    }
+    (
+        StatusCode::ACCEPTED,
+        Json(serde_json::json!({ "images": count })),
+    )
+        .into_response()
+}
+
+/// What a notification says was pushed: that of the Docker project's registry, or of Harbor.
+fn pushed(body: &Value) -> Vec<(RepoName, Reference)> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let parsed = |repo: Option<String>, reference: Option<String>| {
+        Some((repo?.parse().ok()?, reference?.parse().ok()?))
+    };
+    let events = body["events"].as_array().into_iter().flatten();
+    let events = events.filter(|event| event["action"] == "push");
+    let events = events.filter_map(|event| {
+        let target = &event["target"];
+        // Blobs are notified as well.
+        let media_type = text(&target["mediaType"]).unwrap_or_default();
+        let is_manifest = media_type.contains("manifest") || media_type.contains("index");
+        let reference = text(&target["digest"]).filter(|_| is_manifest);
+        parsed(text(&target["repository"]), reference)
+    });
+    let is_harbor = body["type"] == "PUSH_ARTIFACT";
+    let data = &body["event_data"];
+    let resources = data["resources"].as_array().into_iter().flatten();
+    let resources = resources.filter(|_| is_harbor).filter_map(|resource| {
+        let reference = text(&resource["digest"]).or_else(|| text(&resource["tag"]));
+        parsed(text(&data["repository"]["repo_full_name"]), reference)
+    });
+    events.chain(resources).collect()
+}
+
+impl<B: Prefetch, T: TagService> Preheater<B, T> {
+    /// The repository and the manifest that a tag names; with or without the registry's host in front.
+    async fn find(&self, tag: &str) -> Result<(RepoName, Digest), PreheatError> {
+        let without_host = tag.split_once('/').map(|(_, rest)| rest);
+        let mut wrong = None;
+        for text in [Some(tag), without_host].into_iter().flatten() {
+            let (repo, tag) = match split_tag(text) {
+                Ok(parts) => parts,
+                Err(error) => {
+                    wrong.get_or_insert_with(|| PreheatError::Name(error.to_string()));
+                    continue;
+                }
+            };
+            if let Some(digest) = self.tags.get(&repo, &tag).await? {
+                return Ok((repo, digest));
+            }
+            wrong = Some(PreheatError::Unknown(format!("{repo}:{tag}")));
+        }
+        Err(wrong.unwrap_or_else(|| PreheatError::Unknown(tag.to_owned())))
+    }
+
+    async fn resolve(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+    ) -> Result<Digest, PreheatError> {
+        match reference {
+            Reference::Digest(digest) => Ok(*digest),
+            Reference::Tag(tag) => {
+                let found = self.tags.get(repo, tag).await?;
+                found.ok_or_else(|| PreheatError::Unknown(format!("{repo}:{tag}")))
+            }
+        }
+    }
+
+    /// All blobs that an image needs, of every platform, the manifests among them.
+    async fn needed(
+        &self,
+        repo: &RepoName,
+        digest: Digest,
+    ) -> Result<BTreeSet<Digest>, PreheatError> {
+        let ns = repo.namespace();
+        let (mut needed, mut manifests) = (BTreeSet::from([digest]), vec![digest]);
+        let mut read = 0;
+        while let Some(next) = manifests.pop() {
+            read += 1;
+            if read > MAX_MANIFESTS {
+                let what = format!("the index lists more than {MAX_MANIFESTS} manifests");
+                return Err(PreheatError::Refused(what));
+            }
+            let manifest = match fetch(&self.blobs, &ns, next).await {
+                Ok((_, manifest)) => manifest,
+                Err(ReadError::NotFound) => return Err(PreheatError::Unknown(next.to_string())),
+                // A tag may name any file.
+                Err(ReadError::Refused(_)) if next == digest => return Ok(needed),
+                Err(ReadError::Refused(error)) => {
+                    return Err(PreheatError::Refused(error.to_string()));
+                }
+                Err(ReadError::Unavailable(reason)) => {
+                    return Err(PreheatError::Unavailable(reason));
+                }
+            };
+            needed.extend(manifest.blobs().map(|blob| blob.digest));
+            let children = manifest.manifests().map(|child| child.digest);
+            manifests.extend(children.filter(|child| needed.insert(*child)));
+        }
+        Ok(needed)
+    }
+
+    async fn fetch_all(
+        &self,
+        repo: &RepoName,
+        needed: BTreeSet<Digest>,
+    ) -> Result<(), PreheatError> {
+        let ns = &repo.namespace();
+        stream::iter(needed)
+            .map(async |digest| match self.blobs.prefetch(ns, digest).await {
+                Ok(()) => Ok(()),
+                Err(SourceError::NotFound) => Err(PreheatError::Unknown(digest.to_string())),
+                Err(error) => Err(PreheatError::Unavailable(error.to_string())),
+            })
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    /// Does something in the background, in its turn; false when too much waits.
+    fn later<F, Done>(self: Arc<Self>, work: F) -> bool
+    where
+        F: FnOnce(Arc<Self>) -> Done + Send + 'static,
+        Done: Future<Output = Result<(), PreheatError>> + Send + 'static,
+    {
+        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else {
+            tracing::warn!("too many images wait to be preheated");
+            return false;
+        };
+        tokio::spawn(async move {
+            let _place = place;
+            let preheater = Arc::clone(&self);
+            let Ok(_turn) = preheater.images.acquire().await else {
+                return;
+            };
+            if let Err(error) = work(self).await {
+                tracing::warn!(%error, "an image is not preheated, or not all of it");
+            }
+        });
+        true
+    }
+}
+
+/// Why an image is not preheated.
+#[derive(Debug, thiserror::Error)]
+enum PreheatError {
+    #[error("{0}")]
+    Name(String),
+    #[error("{0} does not exist")]
+    Unknown(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("not all could be asked, try again: {0}")]
+    Unavailable(String),
+    #[error("too many images wait to be preheated: try again later")]
+    Busy,
+}
+
+impl From<TagError> for PreheatError {
+    fn from(error: TagError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn notifications_of_both_kinds_name_what_was_pushed() {
+        let digest = Digest::of(b"manifest");
+        let manifest = "application/vnd.oci.image.manifest.v1+json";
+        let event = |action: &str, media_type: &str| {
+            json!({"action": action, "target": {
+                "mediaType": media_type, "digest": digest, "repository": "team/app", "tag": "v1",
+            }})
+        };
+        let docker = json!({"events": [
+            event("push", manifest), event("pull", manifest), event("push", "application/octet-stream"),
+            {"action": "push", "target": {"mediaType": manifest, "repository": "NO", "digest": digest}},
+            {"action": "push"},
+        ]});
+        let repo: RepoName = "team/app".parse().unwrap();
+        assert_eq!(pushed(&docker), [(repo.clone(), Reference::Digest(digest))]);
+        let harbor = |kind: &str| {
+            json!({"type": kind, "event_data": {
+                "repository": {"repo_full_name": "team/app"},
+                "resources": [{"digest": digest, "tag": "v1"}, {"tag": "v2"}],
+            }})
+        };
+        let tag = Reference::Tag("v2".parse().unwrap());
+        let both = [(repo.clone(), Reference::Digest(digest)), (repo, tag)];
+        assert_eq!(pushed(&harbor("PUSH_ARTIFACT")), both);
+        assert!(pushed(&harbor("DELETE_ARTIFACT")).is_empty());
+        assert!(pushed(&json!([1])).is_empty());
+    }
+}
