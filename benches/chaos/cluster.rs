@@ -232,6 +232,13 @@ impl Cluster {
                 Role::Proxy => set("build_indexes", json!(urls(Role::BuildIndex))),
                 Role::Tracker => {}
             }
+            if member.is_plain() {
+                // Its users are at another host.
+                set(
+                    "access",
+                    json!({"rules": [{"may": ["pull", "push", "delete"]}]}),
+                );
+            }
             if member.role != Role::Agent {
                 set("listen", json!(member.http()));
                 set("origins_file", json!(dir.join("origins.yaml")));

@@ -25,6 +25,7 @@
 //!
 //! [OCI distribution]: https://github.com/opencontainers/distribution-spec
 
+pub mod access;
 pub mod cluster;
 pub mod error;
 pub mod garbage;

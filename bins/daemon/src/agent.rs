@@ -22,7 +22,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::config::{self, QuicMtu, Tls, TransportConfig};
+use crate::config::{self, AccessConfig, QuicMtu, Tls, TransportConfig};
 use crate::dns::DnsName;
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::members::Urls;
@@ -99,6 +99,9 @@ pub struct AgentConfig {
     /// HTTP; nowhere when absent.
     #[serde(default)]
     pub docker_listen: Option<SocketAddr>,
+    /// Who may pull; whoever is on the same host, and nobody else, when absent.
+    #[serde(default)]
+    pub access: Option<AccessConfig>,
     /// How much of the network to take for peers.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -188,12 +191,16 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     indexes.follow_tags(&tags, &shutdown);
     let docker = config.docker_listen.map(|addr| {
         let mirror = PullState::mirror(agent.clone(), tags.clone());
+        let mirror = mirror.access(config::access(config.access.as_ref())?);
         let router = pull::router(mirror.usual_upstream(DOCKER_HUB));
         let router = router.layer(middleware::from_fn(pages::refuse));
-        serve_on(sockets::listen(addr)?, router, None, shutdown.clone())
+        let socket = sockets::listen(addr)?;
+        Ok::<_, StartError>(serve_on(socket, router, None, shutdown.clone())?)
     });
     let docker = docker.transpose()?;
-    let router = router(agent.clone(), disks, (tags, config.upstreams));
+    let access = config::access(config.access.as_ref())?;
+    let mirror = PullState::mirror(agent.clone(), tags).access(access);
+    let router = router(agent.clone(), disks, mirror.upstreams(config.upstreams));
     let server = serve_on(
         sockets::listen(config.registry_listen)?,
         router,
@@ -235,8 +242,7 @@ impl Service for AgentService {
     }
 }
 
-fn router(agent: Agent, disks: Disks, (tags, upstreams): (TagClient, Vec<String>)) -> Router {
-    let mirror = PullState::mirror(agent.clone(), tags).upstreams(upstreams);
+fn router(agent: Agent, disks: Disks, mirror: PullState<Agent, TagClient>) -> Router {
     let registry = pull::router(mirror);
     let metrics = agent.clone();
     let blobs = registry.clone();

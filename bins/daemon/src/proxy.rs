@@ -12,7 +12,7 @@ use kraken_registry::tags::client::TagClient;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, OriginEntry, Tls};
+use crate::config::{self, AccessConfig, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::members::{Origins, Urls};
 use crate::process::{Service, StartError};
@@ -45,6 +45,9 @@ pub struct ProxyConfig {
     /// A name by which DNS says where the build-indexes are; instead of `build_indexes`.
     #[serde(default)]
     pub build_indexes_dns: Option<DnsName>,
+    /// Who may pull, push and delete; whoever is on the same host, and nobody else, when absent.
+    #[serde(default)]
+    pub access: Option<AccessConfig>,
     /// This process's certificate, shown to origins and build-indexes.
     pub tls: Tls,
 }
@@ -82,9 +85,10 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     config::watch(&origins, &shutdown);
     indexes.follow_tags(&tags, &shutdown);
     listed.follow_with(&origins, &shutdown);
+    let access = config::access(config.access.as_ref())?;
     let preheating = preheat::router(origins.clone(), tags.clone());
     let router = push::router(PushState::new(
-        PullState::new(origins.clone(), tags),
+        PullState::new(origins.clone(), tags).access(access),
         origins,
     ));
     let router = router.merge(preheating);

@@ -139,6 +139,7 @@ impl Cluster {
             build_indexes: build_indexes.clone(),
             build_indexes_file: None,
             build_indexes_dns: None,
+            access: None,
             tls: files.tls("proxy-1", "proxy")?,
         })
         .await?;
@@ -165,6 +166,7 @@ impl Cluster {
                 build_indexes_dns: None,
                 build_indexes: build_indexes.clone(),
                 upstreams: Vec::new(),
+                access: None,
                 docker_listen: None,
                 limits: Default::default(),
                 remember_peers: true,

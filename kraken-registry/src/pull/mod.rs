@@ -18,6 +18,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use kraken_proto::Digest;
 
+use crate::access::Access;
 use crate::error::{Code, RegistryError};
 use crate::link::{Link, Linked};
 use crate::name::RepoName;
@@ -38,6 +39,7 @@ pub struct PullState<B, T> {
     upstreams: Vec<String>,
     /// The host that is meant where none is named.
     usual: Option<String>,
+    pub(crate) access: Access,
 }
 
 impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
@@ -50,6 +52,7 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
             mirror: false,
             upstreams: Vec::new(),
             usual: None,
+            access: Access::default(),
         }
     }
 
@@ -63,6 +66,13 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
             mirror: true,
             ..Self::new(blobs, tags)
         }
+    }
+
+    /// Who may do what; by default, whoever is on the same host everything, and nobody else anything.
+    #[must_use]
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
     }
 
     /// Other registries that this one mirrors, such as `docker.io`. A request that names one of them by
@@ -153,13 +163,14 @@ async fn serve<B: BlobSource, T: TagService + LinkService>(
     state: &PullState<B, T>,
     parts: &Parts,
 ) -> Result<Response, RegistryError> {
+    let mut route = Route::parse(parts.uri.path())?;
     if !matches!(parts.method, Method::GET | Method::HEAD) {
         return Err(RegistryError::method(
             "this registry is read-only: push to the proxy",
             "GET, HEAD",
         ));
     }
-    let mut route = Route::parse(parts.uri.path())?;
+    state.access.check(parts, &route).await?;
     if let Some(host) = state.host(parts) {
         route = route.behind(&host)?;
         if matches!(route, Route::Referrers(..)) {

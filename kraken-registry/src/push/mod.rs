@@ -59,6 +59,10 @@ async fn serve<B: BlobSource, S: BlobSink, T: TagService + LinkService>(
     body: Body,
 ) -> Result<Response, RegistryError> {
     let route = Route::parse(parts.uri.path())?;
+    if let Err(refused) = state.pull.access.check(&parts, &route).await {
+        drain(body).await;
+        return Err(refused);
+    }
     match (parts.method.clone(), route) {
         (Method::POST, Route::Uploads(repo)) => uploads::start(state, &parts, body, &repo).await,
         (Method::GET, Route::Upload(repo, token)) => uploads::status(state, &repo, &token).await,

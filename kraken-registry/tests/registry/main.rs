@@ -5,6 +5,7 @@
     reason = "a test's helpers fail by panicking, as tests do"
 )]
 
+mod access;
 mod clients;
 mod common;
 #[path = "../conformance/mod.rs"]

@@ -135,17 +135,23 @@ insecure = true
             "version = 2\nroot = {root:?}\nstate = {state:?}\n[grpc]\n  address = {socket:?}\n"
         );
         fs::write(self.path("containerd.toml"), config).unwrap();
-        let hosts = self.path(&format!("hosts/{MIRRORED}"));
-        fs::create_dir_all(&hosts).unwrap();
-        let mirror = format!(
-            "server = \"http://127.0.0.1:1\"\n[host.\"http://{agent}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
-        );
-        fs::write(format!("{hosts}/hosts.toml"), mirror).unwrap();
+        let root = self.path("configured");
+        let arguments = ["runtime", "install", "--runtime", "containerd"];
+        let mut install = Command::new(env!("CARGO_BIN_EXE_kraken"));
+        install.args(arguments).args(["--root", &root]);
+        install.args(["--agent", agent, "--upstream", MIRRORED]);
+        let installed = install.output().unwrap();
+        assert!(installed.status.success(), "{installed:?}");
         let mut command = self.client("containerd");
         command.args(["--config", &self.path("containerd.toml")]);
         let mut daemon = Daemon::start("containerd", command, self);
         daemon.wait_until(|log| log.contains("containerd successfully booted"));
         daemon
+    }
+
+    /// Where the mirrors of containerd are configured.
+    pub(crate) fn hosts(&self) -> String {
+        self.path("configured/etc/containerd/certs.d")
     }
 
     /// Pushes by skopeo; gives the digest of what it pushed.

@@ -43,7 +43,7 @@ fn real_clients() {
     let mut lab = Lab::new();
     lab.start_kraken();
     make_image(&lab);
-    let checks: [(&str, Check); 8] = [
+    let checks: [(&str, Check); 9] = [
         ("skopeo pushes", skopeo_pushes),
         ("skopeo pulls", skopeo_pulls),
         ("podman pulls and runs", podman_pulls),
@@ -52,6 +52,7 @@ fn real_clients() {
         ("buildah and podman push in chunks", chunked_pushes),
         ("buildah pushes a mixed index", buildah_index),
         ("what is unknown is called unknown", unknown_is_unknown),
+        ("skopeo deletes", skopeo_deletes),
     ];
     for (what, check) in checks {
         say(&format!("clients: {what}"));
@@ -235,7 +236,7 @@ fn containerd_pulls(lab: &Lab) {
     for _ in 0..2 {
         lab.ok(&format!(
             "{ctr} images pull --snapshotter native --hosts-dir {} {image}",
-            lab.path("hosts")
+            lab.hosts()
         ));
     }
     // It names the registry that it takes the agent for.
@@ -429,6 +430,40 @@ fn unknown_is_unknown(lab: &Lab) {
         let errors = lab.fails(&format!("podman pull --tls-verify=false {name}"));
         assert!(errors.contains("manifest unknown"), "{errors}");
     }
+}
+
+/// skopeo deletes the manifest that a tag points to, by its digest.
+fn skopeo_deletes(lab: &Lab) {
+    let (image, proxy) = (lab.path("image"), lab.proxy());
+    for name in ["short/lived:v1", "short/lived:v2", "short/other:v1"] {
+        lab.skopeo_push(&format!("oci:{image}:v1"), &format!("{proxy}/{name}"), "");
+    }
+    lab.ok(&format!(
+        "skopeo delete --tls-verify=false docker://{proxy}/short/lived:v1"
+    ));
+    for registry in [proxy, lab.agent(2)] {
+        for tag in ["v1", "v2"] {
+            let errors = lab.fails(&format!(
+                "skopeo inspect --tls-verify=false docker://{registry}/short/lived:{tag}"
+            ));
+            assert!(
+                errors.contains("manifest unknown"),
+                "{registry} {tag}: {errors}"
+            );
+        }
+        lab.ok(&format!(
+            "skopeo inspect --tls-verify=false docker://{registry}/short/other:v1"
+        ));
+    }
+    lab.skopeo_push(
+        &format!("oci:{image}:v1"),
+        &format!("{}/short/lived:v1", lab.proxy()),
+        "",
+    );
+    lab.ok(&format!(
+        "skopeo inspect --tls-verify=false docker://{}/short/lived:v1",
+        lab.agent(2)
+    ));
 }
 
 fn restart(lab: &mut Lab) {
