@@ -23,16 +23,21 @@ use regex::Regex;
 use tokio::time::Instant;
 
 use crate::error::{Code, RegistryError};
+use crate::name::RepoName;
 use crate::route::Route;
-use crate::web::{header, param, query};
+use crate::web::header;
 
 /// How often it is looked whether the file of users has changed.
 const LOOK: Duration = Duration::from_secs(2);
 /// How long a password that was right is not hashed again, and how many of these are remembered.
 const REMEMBERED: Duration = Duration::from_secs(300);
 const MOST_REMEMBERED: u64 = 10_000;
-/// Passwords that are hashed at once: each takes a processor some 50 ms.
+const REMEMBERED_WRONG: Duration = Duration::from_secs(10);
+/// Passwords that are hashed at once: each takes a processor from some milliseconds on, as the hash has
+/// it.
 const HASHING: usize = 2;
+/// How long a login waits for its turn.
+const TURN: Duration = Duration::from_secs(3);
 
 /// What can be done with a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +109,32 @@ impl Access {
         })
     }
 
+    /// Lets a client read from a repository, or says why not.
+    ///
+    /// # Errors
+    /// 401 or 403.
+    pub async fn check_pull(&self, parts: &Parts, repo: &RepoName) -> Result<(), RegistryError> {
+        let mut reading = parts.clone();
+        reading.method = Method::GET;
+        self.check(&reading, &Route::Tags(repo.clone())).await
+    }
+
+    /// The same for all repositories at once.
+    ///
+    /// # Errors
+    /// 401 or 403.
+    pub async fn check_pull_all(&self, parts: &Parts) -> Result<(), RegistryError> {
+        self.check(parts, &Route::Catalog).await
+    }
+
+    /// Lets only clients on this host through, whatever the rules are.
+    ///
+    /// # Errors
+    /// 403.
+    pub fn check_this_host(parts: &Parts) -> Result<(), RegistryError> {
+        from_this_host(parts)
+    }
+
     /// Lets a request through, or says why not.
     pub(crate) async fn check(&self, parts: &Parts, route: &Route) -> Result<(), RegistryError> {
         let Some(rules) = &self.rules else {
@@ -125,13 +156,7 @@ impl Access {
         let granted = match needed(&parts.method, route) {
             // Clients find out here whether they have to say who they are.
             None => user.is_some() || rules.iter().any(|rule| rule.users.is_none()),
-            Some((repository, what)) => {
-                is_granted(repository, what) && {
-                    let pairs = query(&parts.uri);
-                    let mounted = param(&pairs, "from").filter(|_| what == May::Push);
-                    mounted.is_none_or(|from| is_granted(from, May::Pull))
-                }
-            }
+            Some((repository, what)) => is_granted(repository, what),
         };
         match (granted, user) {
             (true, _) => Ok(()),
@@ -151,12 +176,20 @@ impl Access {
 fn from_this_host(parts: &Parts) -> Result<(), RegistryError> {
     let client = parts.extensions.get::<ConnectInfo<SocketAddr>>();
     // Without an address it comes from within the process.
-    if client.is_none_or(|ConnectInfo(addr)| addr.ip().to_canonical().is_loopback()) {
+    let is_here = client.is_none_or(|ConnectInfo(addr)| addr.ip().to_canonical().is_loopback());
+    // Somebody on this host asks for somebody else.
+    let is_passed_on = FORWARDED
+        .iter()
+        .any(|name| parts.headers.contains_key(*name));
+    if is_here && !is_passed_on {
         return Ok(());
     }
     let what = "only clients on this host may ask here: configure `access` for others";
     Err(RegistryError::new(Code::Denied, what))
 }
+
+/// What servers that pass requests on say in their headers.
+const FORWARDED: [&str; 4] = ["forwarded", "via", "x-forwarded-for", "x-real-ip"];
 
 /// 401: another login may help.
 fn unknown(message: &str) -> RegistryError {
@@ -191,6 +224,8 @@ struct Users {
     known: Mutex<Known>,
     /// Passwords that were right, by what they are with the hash that they were right for.
     right: Cache<Digest, ()>,
+    /// Those that were wrong a moment ago.
+    wrong: Cache<Digest, ()>,
     hashing: tokio::sync::Semaphore,
 }
 
@@ -202,8 +237,9 @@ struct Known {
 
 impl Users {
     fn open(file: PathBuf) -> Result<Self, AccessError> {
-        let hashes = Arc::new(read(&file)?);
+        // Before it is read: a change in between is seen the next time.
         let changed = changed(&file);
+        let hashes = Arc::new(read(&file)?);
         Ok(Self {
             known: Mutex::new(Known {
                 hashes,
@@ -214,6 +250,10 @@ impl Users {
             right: Cache::builder()
                 .max_capacity(MOST_REMEMBERED)
                 .time_to_live(REMEMBERED)
+                .build(),
+            wrong: Cache::builder()
+                .max_capacity(MOST_REMEMBERED)
+                .time_to_live(REMEMBERED_WRONG)
                 .build(),
             hashing: tokio::sync::Semaphore::new(HASHING),
         })
@@ -243,27 +283,44 @@ impl Users {
     async fn user(&self, login: &str) -> Result<String, RegistryError> {
         let wrong = || unknown("the name or the password is wrong");
         let (name, password) = basic(login).ok_or_else(wrong)?;
-        let hash = self.hashes().get(&name).cloned();
-        // As long for a name that is not known.
-        let hash = hash.unwrap_or_else(|| NOBODY.to_owned());
+        let hashes = self.hashes();
+        let hash = hashes.get(&name).cloned();
+        let hash = hash.unwrap_or_else(|| nobody(&hashes));
         let key = Digest::of(format!("{hash}\0{password}").as_bytes());
         if self.right.contains_key(&key) {
             return Ok(name);
         }
+        if self.wrong.contains_key(&key) {
+            return Err(wrong());
+        }
         let busy = |_| RegistryError::new(Code::Unavailable, "passwords cannot be checked now");
-        let _turn = self.hashing.acquire().await.map_err(|_| wrong())?;
+        // Whoever sends wrong ones must not keep others waiting for ever.
+        let turn = tokio::time::timeout(TURN, self.hashing.acquire()).await;
+        let many = |_| RegistryError::new(Code::TooManyRequests, "too many passwords are checked");
+        let _turn = turn.map_err(many)?.map_err(|_| wrong())?;
         let is_right = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash));
         match is_right.await.map_err(busy)? {
             Ok(true) => {
                 self.right.insert(key, ()).await;
                 Ok(name)
             }
-            _ => Err(wrong()),
+            _ => {
+                self.wrong.insert(key, ()).await;
+                Err(wrong())
+            }
         }
     }
 }
 
-/// Of no password that anybody knows, at the cost that `htpasswd -B` takes.
+/// A hash of no password, which costs as much as the dearest of these: so that nobody finds out by
+/// the time which names there are.
+fn nobody(hashes: &BTreeMap<String, String>) -> String {
+    let costs = hashes.values().filter_map(|hash| hash.get(4..6));
+    let cost = costs.max().unwrap_or("05");
+    format!("$2y${cost}${}", &NOBODY[7..])
+}
+
+/// Of no password that anybody knows.
 const NOBODY: &str = "$2y$05$......................7iDMHuGr/cXqvVkHFXnzGYTjdX7xVVK";
 
 impl fmt::Debug for Users {
@@ -363,7 +420,13 @@ mod tests {
 
     #[test]
     fn a_name_that_nobody_has_costs_as_much_as_one_that_somebody_has() {
-        assert_eq!(NOBODY.len(), 60);
+        let hash = |cost: &str| format!("$2y${cost}${}", &NOBODY[7..]);
+        let users = |costs: &[&str]| -> BTreeMap<String, String> {
+            let each = costs.iter().map(|cost| (format!("u{cost}"), hash(cost)));
+            each.collect()
+        };
+        assert_eq!(nobody(&users(&["05", "12", "10"])), hash("12"));
+        assert_eq!(nobody(&users(&[])), NOBODY);
         assert_eq!(bcrypt::verify("", NOBODY).ok(), Some(false));
     }
 

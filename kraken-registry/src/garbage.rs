@@ -15,12 +15,16 @@ use kraken_core::net::http::ApiError;
 use kraken_core::net::origin::{
     GarbageAsked, GarbagePage, GarbageStep, MOST, OriginClient, OriginCluster,
 };
+use kraken_proto::garbage::Garbage;
 use kraken_proto::{Digest, Namespace};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::link::{Link, RegisterName};
+use crate::manifest::{Manifest, ManifestError};
 use crate::name::RepoName;
 use crate::reader::{ReadError, fetch};
+use crate::source::BlobSource;
 use crate::tags::TagError;
 use crate::tags::ring::TagRing;
 
@@ -36,13 +40,27 @@ const BATCH: usize = 200;
 #[serde(deny_unknown_fields)]
 pub struct GarbageOptions {
     /// How long nobody may have asked about a blob before it goes, in seconds; longer than any push
-    /// takes from its first question to its manifest.
+    /// takes from its first question to its manifest. The time that the run takes is added.
     pub grace_seconds: u64,
     /// Whether it goes from the storage behind the origins as well: only where no other cluster or tool
     /// keeps blobs there.
     pub stored: bool,
     /// Whether to count only.
     pub dry_run: bool,
+}
+
+impl GarbageOptions {
+    /// Whether they can be followed.
+    ///
+    /// # Errors
+    /// [`GarbageError::Grace`].
+    pub fn check(&self) -> Result<(), GarbageError> {
+        let most = Garbage::MAX_GRACE.as_secs();
+        match (1..=most).contains(&self.grace_seconds) {
+            true => Ok(()),
+            false => Err(GarbageError::Grace { most }),
+        }
+    }
 }
 
 /// What was found and done.
@@ -58,6 +76,21 @@ pub struct Collected {
     pub removed_stored: usize,
     /// Storages that cannot tell what they hold.
     pub unlisted: usize,
+}
+
+/// What a run found to be referenced.
+#[derive(Debug, Default)]
+struct Marked {
+    digests: HashSet<Digest>,
+    /// The manifests whose needs are marked. A layer may be another repository's manifest.
+    followed: HashSet<Digest>,
+    repositories: BTreeSet<RepoName>,
+}
+
+/// What one manifest needs.
+struct Needs {
+    blobs: Vec<Digest>,
+    manifests: Vec<Digest>,
 }
 
 /// Collects garbage in one cluster.
@@ -78,22 +111,24 @@ impl Collector {
     /// # Errors
     /// [`GarbageError`]: what could not be asked. What has gone until then was garbage.
     pub async fn run(&self, options: GarbageOptions) -> Result<Collected, GarbageError> {
-        let (marked, repositories) = self.mark().await?;
+        options.check()?;
+        let began = Instant::now();
+        let members = self.members()?;
+        let (_, first) = members.first().ok_or(GarbageError::NoOrigin)?;
+        let marked = self.mark(&members).await?;
         let mut collected = Collected {
-            referenced: marked.len(),
+            referenced: marked.digests.len(),
             ..Collected::default()
         };
-        let members = self.members()?;
         let mut garbage = BTreeSet::new();
         for (_, origin) in &members {
-            unmarked(origin, None, &marked, &mut garbage).await?;
+            unmarked(origin, None, &marked.digests, &mut garbage).await?;
         }
         let mut stored = Vec::new();
         if options.stored {
-            let (_, first) = members.first().ok_or(GarbageError::NoOrigin)?;
-            for namespace in places(first, repositories).await? {
+            for namespace in places(first, marked.repositories).await? {
                 let mut there = BTreeSet::new();
-                match unmarked(first, Some(&namespace), &marked, &mut there).await {
+                match unmarked(first, Some(&namespace), &marked.digests, &mut there).await {
                     Ok(()) => stored.push((namespace, there)),
                     Err(GarbageError::Origin(ApiError::Conflict(_))) => collected.unlisted += 1,
                     Err(error) => return Err(error),
@@ -102,10 +137,14 @@ impl Collector {
         }
         garbage.extend(stored.iter().flat_map(|(_, there)| there));
         collected.garbage = garbage.len();
+        if collected.referenced == 0 && collected.garbage > 0 {
+            return Err(GarbageError::NothingReferenced);
+        }
         if !options.dry_run {
             let garbage: Vec<_> = garbage.into_iter().collect();
             for batch in garbage.chunks(BATCH) {
-                let grace = Duration::from_secs(options.grace_seconds);
+                // What was pushed since the marks were made counts as young.
+                let grace = Duration::from_secs(options.grace_seconds) + began.elapsed();
                 let (removed, from_storages) = remove(&members, (batch, grace), &stored).await?;
                 collected.removed += removed;
                 collected.removed_stored += from_storages;
@@ -115,9 +154,8 @@ impl Collector {
     }
 
     /// All that is referenced, and the repositories.
-    async fn mark(&self) -> Result<(HashSet<Digest>, BTreeSet<RepoName>), GarbageError> {
-        let mut marked = HashSet::new();
-        let mut repositories = BTreeSet::new();
+    async fn mark(&self, members: &[(String, OriginClient)]) -> Result<Marked, GarbageError> {
+        let mut marked = Marked::default();
         let mut after = None::<String>;
         loop {
             let page = self.tags.page_all(PAGE, after.as_deref()).await?;
@@ -128,52 +166,79 @@ impl Collector {
                 let Ok(name) = name.parse::<RegisterName>() else {
                     return Err(GarbageError::Name(name));
                 };
-                repositories.insert(name.repo().clone());
-                match name {
-                    // A blob that is no manifest needs nothing else.
-                    RegisterName::Link(_, Link::Blob(_)) => {
-                        marked.insert(digest);
-                    }
-                    name => named.push((name.repo().clone(), digest)),
+                marked.repositories.insert(name.repo().clone());
+                marked.digests.insert(digest);
+                // A blob that is kept for its own sake needs nothing else.
+                if !matches!(name, RegisterName::Link(_, Link::Blob(_))) {
+                    named.push((name.repo().clone(), digest));
                 }
             }
-            self.follow(named, &mut marked).await?;
+            self.follow(named, &mut marked, members).await?;
             if is_last {
-                return Ok((marked, repositories));
+                return Ok(marked);
             }
         }
     }
 
-    /// Marks manifests and all that they need.
+    /// Marks all that manifests need.
     async fn follow(
         &self,
         mut named: Vec<(RepoName, Digest)>,
-        marked: &mut HashSet<Digest>,
+        marked: &mut Marked,
+        members: &[(String, OriginClient)],
     ) -> Result<(), GarbageError> {
         while !named.is_empty() {
-            named.retain(|(_, digest)| marked.insert(*digest));
+            named.retain(|(_, digest)| !marked.followed.contains(digest));
             let read = stream::iter(named).map(async |(repo, digest)| {
                 let ns = repo.namespace();
-                (repo, digest, fetch(&self.origins, &ns, digest).await)
+                (repo, digest, self.needs(&ns, digest).await)
             });
             let read: Vec<_> = read.buffer_unordered(READS).collect().await;
             named = Vec::new();
-            for (repo, digest, read) in read {
-                match read {
-                    Ok((_, manifest)) => {
-                        marked.extend(manifest.all_blobs().map(|blob| blob.digest));
-                        let children = manifest.manifests().map(|child| child.digest);
-                        named.extend(children.map(|child| (repo.clone(), child)));
+            for (repo, digest, needs) in read {
+                match needs {
+                    Ok(needs) => {
+                        marked.followed.insert(digest);
+                        marked.digests.extend(needs.blobs);
+                        for child in needs.manifests {
+                            marked.digests.insert(child);
+                            named.push((repo.clone(), child));
+                        }
                     }
-                    // A tag may name any file, and one that is gone needs nothing.
-                    Err(ReadError::NotFound | ReadError::Refused(_)) => {}
+                    // A tag may name any file.
+                    Err(ReadError::Refused(_)) => {
+                        marked.followed.insert(digest);
+                    }
+                    // It may be there for another repository that names it.
+                    Err(ReadError::NotFound) => nobody_has(members, &repo, digest).await?,
                     Err(ReadError::Unavailable(reason)) => {
-                        return Err(GarbageError::Unread { digest, reason });
+                        let (_, origin) = members.first().ok_or(GarbageError::NoOrigin)?;
+                        let numbers = origin.places(vec![repo.namespace()]).await?;
+                        // What comes from another registry comes from there again.
+                        if numbers.first().is_none_or(Option::is_some) {
+                            return Err(GarbageError::Unread { digest, reason });
+                        }
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// What a manifest needs; what is too long to be one is not read.
+    async fn needs(&self, ns: &Namespace, digest: Digest) -> Result<Needs, ReadError> {
+        match BlobSource::stat(&self.origins, ns, digest).await? {
+            None => return Err(ReadError::NotFound),
+            Some(length) if length > Manifest::MAX_LEN as u64 => {
+                return Err(ReadError::Refused(ManifestError::TooLarge));
+            }
+            Some(_) => {}
+        }
+        let (_, manifest) = fetch(&self.origins, ns, digest).await?;
+        Ok(Needs {
+            blobs: manifest.all_blobs().map(|blob| blob.digest).collect(),
+            manifests: manifest.manifests().map(|child| child.digest).collect(),
+        })
     }
 
     fn members(&self) -> Result<Vec<(String, OriginClient)>, GarbageError> {
@@ -195,6 +260,25 @@ impl std::fmt::Debug for Collector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Collector").finish_non_exhaustive()
     }
+}
+
+/// Makes sure that a manifest is really gone: an origin that was away a moment ago may have it.
+async fn nobody_has(
+    members: &[(String, OriginClient)],
+    repo: &RepoName,
+    digest: Digest,
+) -> Result<(), GarbageError> {
+    let ns = repo.namespace();
+    let asked = members
+        .iter()
+        .map(|(_, origin)| origin.stat(&ns, digest, true));
+    for found in join_all(asked).await {
+        if found?.is_some() {
+            let reason = "an origin has it that could not be asked a moment ago".into();
+            return Err(GarbageError::Unread { digest, reason });
+        }
+    }
+    Ok(())
 }
 
 /// What an origin, or a storage behind it, holds and nothing refers to.
@@ -304,9 +388,21 @@ pub enum GarbageError {
         /// Why.
         reason: String,
     },
+    /// Origins do not remember for so long what they were asked, or nobody could push.
+    #[error("the grace period is between 1 second and {most} seconds")]
+    Grace {
+        /// The longest, in seconds.
+        most: u64,
+    },
     /// A register's name makes no sense.
     #[error("{0:?} is neither a tag nor a link")]
     Name(String),
+    /// It looks as if everything were garbage.
+    #[error(
+        "nothing is referenced at all: are these the build-indexes that keep this cluster's tags? \
+         Push one image if they are"
+    )]
+    NothingReferenced,
     /// There is none.
     #[error("no origin is known")]
     NoOrigin,

@@ -1,7 +1,7 @@
 //! Kraken's OCI face: pulling, pushing and tags over HTTP.
 //!
 //! The registry owns no blob and no tag. It speaks the [OCI distribution] protocol on one side and
-//! three small traits on the other: [`BlobSource`] reads blobs, [`BlobSink`] takes uploads,
+//! small traits on the other: [`BlobSource`] reads blobs, [`BlobSink`] takes uploads,
 //! [`TagService`] maps names to digests. An agent implements the first with its swarm, a proxy the
 //! first two with its origins, and both ask a build-index for the third.
 //!

@@ -75,7 +75,7 @@ impl FromStr for Link {
 pub enum LinkKind {
     /// All manifests.
     Manifests,
-    /// All blobs that were removed, or came again after that.
+    /// Blobs that are kept for their own sake, or came again after they were removed.
     Blobs,
     /// The manifests that are about this one.
     ReferrersOf(Digest),

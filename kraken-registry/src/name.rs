@@ -54,6 +54,61 @@ impl fmt::Display for RepoName {
     }
 }
 
+/// The host of a registry, maybe with a port: `docker.io`, `registry.example.com:5000`. Lower case.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Host(String);
+
+impl Host {
+    /// The host as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What a mirror's repositories of this registry begin with: the host, a port set off by an
+    /// underscore, which no host holds.
+    pub fn prefix(&self) -> String {
+        self.0.replace(':', "_")
+    }
+
+    /// Whether a repository is one of this registry's, as a mirror keeps it.
+    pub(crate) fn keeps(&self, repo: &RepoName) -> bool {
+        let rest = repo.as_str().strip_prefix(&self.prefix());
+        rest.is_some_and(|rest| rest.starts_with('/'))
+    }
+}
+
+impl FromStr for Host {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (host, port) = match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        };
+        let is_label = |label: &str| {
+            let fits =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            !label.is_empty()
+                && label.bytes().all(fits)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let fits = (1..=200).contains(&host.len())
+            && host.split('.').all(is_label)
+            && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+        match fits {
+            true => Ok(Self(text.to_owned())),
+            false => Err(NameError::Host(shorten(text))),
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A tag: 1 to 128 letters, digits and `. _ -`, the first a letter, a digit or `_`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(String);
@@ -190,6 +245,12 @@ pub enum NameError {
     /// Not `repository:tag`.
     #[error("{0:?} names no tag: write repository:tag")]
     NoTag(String),
+    /// Not a host.
+    #[error(
+        "{0:?} is no registry: write its host in lower case, maybe with a port, such as docker.io or \
+         registry.example.com:5000"
+    )]
+    Host(String),
     /// Not something that a repository holds.
     #[error(
         "{0:?} is no link: write manifests/, blobs/ or referrers/<subject>/ and the digest in hex"
@@ -247,6 +308,40 @@ mod tests {
         }
         assert!("a".repeat(255).parse::<RepoName>().is_ok());
         assert!("a".repeat(256).parse::<RepoName>().is_err());
+    }
+
+    #[test]
+    fn hosts_are_lower_case_and_have_one_port_at_most() {
+        for host in [
+            "docker.io",
+            "registry.example.com:5000",
+            "127.0.0.1:80",
+            "a-b",
+        ] {
+            let host: Host = host.parse().unwrap();
+            // What a mirror makes of it is a repository.
+            format!("{}/app", host.prefix())
+                .parse::<RepoName>()
+                .unwrap();
+        }
+        for wrong in [
+            "",
+            "Docker.io",
+            "https://docker.io",
+            "a:b",
+            "a:1:2",
+            "a:",
+            "a:0",
+            "a..b",
+            "-a",
+            "a/b",
+            "[::1]:1",
+        ] {
+            assert!(wrong.parse::<Host>().is_err(), "{wrong:?}");
+        }
+        let host: Host = "docker.io".parse().unwrap();
+        assert!(host.keeps(&"docker.io/library/app".parse().unwrap()));
+        assert!(!host.keeps(&"docker.iox/library/app".parse().unwrap()));
     }
 
     #[test]

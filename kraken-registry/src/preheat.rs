@@ -23,7 +23,7 @@ use kraken_core::net::origin::OriginCluster;
 use kraken_proto::{Digest, Namespace};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::name::{Reference, RepoName, split_tag};
 use crate::reader::{ReadError, fetch};
@@ -37,6 +37,7 @@ const IMAGES: usize = 8;
 const WAITING: usize = 1000;
 /// Manifests of one image: the largest in the wild list some dozens.
 const MAX_MANIFESTS: usize = 4096;
+const MAX_BLOBS: usize = 100_000;
 
 /// Somewhere that blobs can be fetched to.
 pub trait Prefetch: BlobSource {
@@ -110,6 +111,7 @@ async fn in_background<B: Prefetch, T: TagService>(
 ) -> Response {
     let preheated = async |asked: &Asked| {
         let (repo, digest) = preheater.find(&asked.tag).await?;
+        let _place = preheater.place()?;
         let needed = preheater.needed(&repo, digest).await?;
         let count = needed.len();
         if !Arc::clone(&preheater).later(async move |it| it.fetch_all(&repo, needed).await) {
@@ -126,6 +128,7 @@ async fn at_once<B: Prefetch, T: TagService>(
 ) -> Response {
     let preheated = async |asked: &Asked| {
         let (repo, digest) = preheater.find(&asked.tag).await?;
+        let _place = preheater.place()?;
         let needed = preheater.needed(&repo, digest).await?;
         let count = needed.len();
         preheater.fetch_all(&repo, needed).await?;
@@ -225,9 +228,18 @@ fn pushed(body: &Value) -> Vec<(RepoName, Reference)> {
 impl<B: Prefetch, T: TagService> Preheater<B, T> {
     /// The repository and the manifest that a tag names; with or without the registry's host in front.
     async fn find(&self, tag: &str) -> Result<(RepoName, Digest), PreheatError> {
-        let without_host = tag.split_once('/').map(|(_, rest)| rest);
+        let looks_like_host = |part: &str| part.contains(['.', ':']) || part == "localhost";
+        let without_host = tag.split_once('/');
+        let without_host = without_host.filter(|(first, _)| looks_like_host(first));
+        let without_host = without_host.map(|(_, rest)| rest);
         let mut wrong = None;
         for text in [Some(tag), without_host].into_iter().flatten() {
+            if let Some((repo, digest)) = text.split_once('@') {
+                match (repo.parse(), digest.parse()) {
+                    (Ok(repo), Ok(digest)) => return Ok((repo, digest)),
+                    _ => continue,
+                }
+            }
             let (repo, tag) = match split_tag(text) {
                 Ok(parts) => parts,
                 Err(error) => {
@@ -285,6 +297,10 @@ impl<B: Prefetch, T: TagService> Preheater<B, T> {
                 }
             };
             needed.extend(manifest.blobs().map(|blob| blob.digest));
+            if needed.len() > MAX_BLOBS {
+                let what = format!("the image needs more than {MAX_BLOBS} blobs");
+                return Err(PreheatError::Refused(what));
+            }
             let children = manifest.manifests().map(|child| child.digest);
             manifests.extend(children.filter(|child| needed.insert(*child)));
         }
@@ -308,13 +324,19 @@ impl<B: Prefetch, T: TagService> Preheater<B, T> {
             .await
     }
 
+    /// Room for one more image.
+    fn place(&self) -> Result<OwnedSemaphorePermit, PreheatError> {
+        let place = Arc::clone(&self.waiting).try_acquire_owned();
+        place.map_err(|_| PreheatError::Busy)
+    }
+
     /// Does something in the background, in its turn; false when too much waits.
     fn later<F, Done>(self: Arc<Self>, work: F) -> bool
     where
         F: FnOnce(Arc<Self>) -> Done + Send + 'static,
         Done: Future<Output = Result<(), PreheatError>> + Send + 'static,
     {
-        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else {
+        let Ok(place) = self.place() else {
             tracing::warn!("too many images wait to be preheated");
             return false;
         };

@@ -6,7 +6,7 @@
 use kraken_proto::Digest;
 
 use crate::error::{Code, RegistryError};
-use crate::name::{NameError, Reference, RepoName};
+use crate::name::{Host, NameError, Reference, RepoName};
 use crate::web::decode;
 
 /// An endpoint of the registry.
@@ -53,14 +53,26 @@ impl Route {
         Self::from_parts(&parts)
     }
 
+    /// The repository, if it is about one.
+    pub(crate) const fn repo(&self) -> Option<&RepoName> {
+        match self {
+            Self::Ping | Self::Catalog => None,
+            Self::Manifest(repo, _)
+            | Self::Blob(repo, _)
+            | Self::Uploads(repo)
+            | Self::Upload(repo, _)
+            | Self::Tags(repo)
+            | Self::Referrers(repo, _) => Some(repo),
+        }
+    }
+
     /// The same of another registry's repository, which is kept behind the host's name.
-    pub(crate) fn behind(self, host: &str) -> Result<Self, RouteError> {
-        let host = host.replace(':', "_");
+    pub(crate) fn behind(self, host: &Host) -> Result<Self, RouteError> {
         let within = |repo: RepoName| -> Result<RepoName, NameError> {
             // Whoever says the host in the path too means the same.
-            match repo.as_str().strip_prefix(&host) {
-                Some(rest) if rest.starts_with('/') => Ok(repo),
-                _ => format!("{host}/{repo}").parse(),
+            match host.keeps(&repo) {
+                true => Ok(repo),
+                false => format!("{}/{repo}", host.prefix()).parse(),
             }
         };
         Ok(match self {
@@ -118,7 +130,7 @@ impl From<RouteError> for RegistryError {
 impl From<NameError> for RegistryError {
     fn from(error: NameError) -> Self {
         let code = match error {
-            NameError::Repository(_) => Code::NameInvalid,
+            NameError::Repository(_) | NameError::Host(_) => Code::NameInvalid,
             NameError::Digest(_) => Code::DigestInvalid,
             // The specification has no code of its own for tags.
             NameError::Tag(_) | NameError::NoTag(_) | NameError::Link(_) => Code::ManifestInvalid,

@@ -25,17 +25,18 @@ pub trait BlobSource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<u64>, SourceError>> + Send;
 
     /// The digest that a tag points to in the registry that the namespace's blobs come from; `None` when
-    /// there is no such tag, or they come from no registry.
+    /// there is no such tag.
     ///
     /// # Errors
-    /// That registry could not be asked.
+    /// They come from no registry, or that could not be asked.
     fn resolve(
         &self,
         ns: &Namespace,
         tag: &str,
     ) -> impl Future<Output = Result<Option<Digest>, SourceError>> + Send {
         let _ = (ns, tag);
-        std::future::ready(Ok(None))
+        let what = "its blobs come from no registry";
+        std::future::ready(Err(SourceError::Unavailable(what.into())))
     }
 
     /// The bytes of `range`, whose end is trimmed to the blob's: `0..u64::MAX` is all of it.

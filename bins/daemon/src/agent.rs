@@ -16,14 +16,16 @@ use kraken_core::net::announce::TrackerClient;
 use kraken_core::net::http::{ApiError, HttpClient, HttpServer, Params, serve_on, with_health};
 use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
 use kraken_core::{Agent, Digest, Namespace, OpenError, Zone};
+use kraken_registry::name::Host;
 use kraken_registry::pull::{self, PullState};
 use kraken_registry::tags::client::TagClient;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::config::{self, AccessConfig, QuicMtu, Tls, TransportConfig};
+use crate::config::{self, AccessConfig, HostConfig, QuicMtu, Tls, TransportConfig};
 use crate::dns::DnsName;
+use crate::guard;
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::members::Urls;
 use crate::pages;
@@ -94,7 +96,11 @@ pub struct AgentConfig {
     /// Other registries that this agent mirrors, such as `docker.io`: containerd names them by `?ns=`. Their
     /// images are kept as `docker.io/library/busybox`, and their blobs come by the origins' backends.
     #[serde(default)]
-    pub upstreams: Vec<String>,
+    pub upstreams: Vec<HostConfig>,
+    /// The names of this cluster's own registry, as containerd names it by `?ns=`: its images are kept as
+    /// they are pushed. One that is named neither here nor in `upstreams` is not mirrored.
+    #[serde(default)]
+    pub own_names: Vec<HostConfig>,
     /// Where dockerd connects to, whose requests to a mirror name no registry: all are for `docker.io`. Plain
     /// HTTP; nowhere when absent.
     #[serde(default)]
@@ -189,10 +195,11 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         .map_err(|error| StartError::Config(error.to_string()))?;
     let tags = TagClient::new(http.raw(), indexes.now().await?);
     indexes.follow_tags(&tags, &shutdown);
+    let hub: Host = DOCKER_HUB.parse().expect("a host");
     let docker = config.docker_listen.map(|addr| {
         let mirror = PullState::mirror(agent.clone(), tags.clone());
         let mirror = mirror.access(config::access(config.access.as_ref())?);
-        let router = pull::router(mirror.usual_upstream(DOCKER_HUB));
+        let router = pull::router(mirror.usual_upstream(hub));
         let router = router.layer(middleware::from_fn(pages::refuse));
         let socket = sockets::listen(addr)?;
         Ok::<_, StartError>(serve_on(socket, router, None, shutdown.clone())?)
@@ -200,7 +207,13 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let docker = docker.transpose()?;
     let access = config::access(config.access.as_ref())?;
     let mirror = PullState::mirror(agent.clone(), tags).access(access);
-    let router = router(agent.clone(), disks, mirror.upstreams(config.upstreams));
+    let own = config.own_names.into_iter().map(|host| host.0);
+    let upstreams = config.upstreams.into_iter().map(|host| host.0);
+    let mirror = mirror.own_names(own).upstreams(upstreams);
+    let guarding = Arc::new(config::access(config.access.as_ref())?);
+    let guard =
+        middleware::from_fn(move |request, next| guard::refuse(guarding.clone(), request, next));
+    let router = router(agent.clone(), disks, mirror).layer(guard);
     let server = serve_on(
         sockets::listen(config.registry_listen)?,
         router,

@@ -103,7 +103,8 @@ impl TryFrom<String> for FreshnessConfig {
                 let wrong =
                     |_| format!("{text:?} is neither always, pinned, nor a time such as 5m");
                 let span: jiff::Span = text.parse().map_err(wrong)?;
-                let age = jiff::SignedDuration::try_from(span).map_err(wrong)?;
+                let age = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours());
+                let age = age.map_err(wrong)?;
                 let age = Duration::try_from(age);
                 Freshness::Within(age.map_err(|_| format!("{text:?} is no time ahead"))?)
             }
@@ -163,6 +164,10 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     let taking_part = async move { taking_part.take_part().await };
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(taking_part));
     let ready = tags.clone();
+    if let Some(garbage) = config.garbage {
+        let checked = garbage.options().check();
+        checked.map_err(|error| StartError::Config(format!("garbage: {error}")))?;
+    }
     let collector = Collector::new(tags.clone(), origins.clone());
     let router = router(tags, policy, origins);
     let (router, collecting) = with_garbage(router, collector, config.garbage);

@@ -10,6 +10,7 @@ use kraken_core::net::origin::OriginCluster;
 use kraken_core::net::{Dual, Identity, NetError, PathChoice, QuicOptions};
 use kraken_core::origin::RingMember;
 use kraken_registry::access::{Access, AccessRule, May};
+use kraken_registry::name::{Host, NameError};
 use regex::Regex;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +38,19 @@ impl Tls {
     /// A file is missing or holds something else.
     pub fn identity(&self) -> Result<Identity, StartError> {
         Ok(Identity::from_files(&self.cert, &self.key, &self.ca)?)
+    }
+}
+
+/// A registry's host, such as `docker.io`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HostConfig(pub Host);
+
+impl TryFrom<String> for HostConfig {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse().map(Self)
     }
 }
 

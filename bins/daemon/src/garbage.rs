@@ -8,7 +8,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::routing::post;
 use axum::{Json, Router};
 use kraken_core::net::http::ApiError;
-use kraken_registry::garbage::{Collected, Collector, GarbageOptions};
+use kraken_registry::garbage::{Collected, Collector, GarbageError, GarbageOptions};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
@@ -35,7 +35,7 @@ fn a_day() -> Age {
 }
 
 impl GarbageConfig {
-    fn options(self) -> GarbageOptions {
+    pub(crate) fn options(self) -> GarbageOptions {
         GarbageOptions {
             grace_seconds: self.grace.0.as_secs(),
             stored: self.stored,
@@ -57,7 +57,10 @@ impl Collecting {
             return Err(ApiError::Conflict(what.into()));
         };
         let collected = self.collector.run(options).await;
-        let collected = collected.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+        let collected = collected.map_err(|error| match error {
+            GarbageError::Grace { .. } => ApiError::BadRequest(error.to_string()),
+            error => ApiError::Unavailable(error.to_string()),
+        })?;
         tracing::info!(?collected, "garbage collected");
         Ok(collected)
     }

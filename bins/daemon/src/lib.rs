@@ -9,6 +9,7 @@ pub mod build_index;
 pub mod config;
 pub mod dns;
 pub mod garbage;
+mod guard;
 pub mod leave;
 pub mod limits;
 mod members;

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use axum::middleware;
 use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::preheat;
@@ -17,6 +19,7 @@ use crate::dns::DnsName;
 use crate::members::{Origins, Urls};
 use crate::process::{Service, StartError};
 use crate::sockets;
+use crate::{guard, pages};
 
 /// The configuration of a proxy.
 #[derive(Debug, Clone, Deserialize)]
@@ -91,7 +94,13 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
         PullState::new(origins.clone(), tags).access(access),
         origins,
     ));
-    let router = router.merge(preheating);
+    let guarding = Arc::new(config::access(config.access.as_ref())?);
+    let preheating = preheating.layer(middleware::from_fn(move |request, next| {
+        guard::refuse(guarding.clone(), request, next)
+    }));
+    let router = router
+        .merge(preheating)
+        .layer(middleware::from_fn(pages::refuse));
     let router = with_health(router, || async { Ok(()) });
     let server = serve_on(
         sockets::listen(config.listen)?,

@@ -18,6 +18,11 @@ fn given() -> MutexGuard<'static, Vec<TcpListener>> {
 /// Takes what the environment says was handed over: `LISTEN_FDS` sockets from descriptor 3 on, if
 /// `LISTEN_PID` is this process (sd_listen_fds(3)).
 pub(crate) fn adopt() {
+    // Without it they may be meant for the process that started this one.
+    let ours = std::env::var("LISTEN_PID").ok();
+    if ours != Some(std::process::id().to_string()) {
+        return;
+    }
     let mut sockets = ListenFd::from_env();
     for index in 0..sockets.len() {
         match sockets.take_tcp_listener(index) {
@@ -37,10 +42,16 @@ pub(crate) fn adopt() {
 pub(crate) fn listen(addr: SocketAddr) -> Result<TcpListener, ServeError> {
     let mut given = given();
     let is_it = |socket: &TcpListener| socket.local_addr().is_ok_and(|it| it == addr);
-    match given.iter().position(is_it) {
-        Some(place) => Ok(given.swap_remove(place)),
-        None => TcpListener::bind(addr).map_err(|source| ServeError::Bind { addr, source }),
+    if let Some(place) = given.iter().position(is_it) {
+        return Ok(given.swap_remove(place));
     }
+    let bound = TcpListener::bind(addr);
+    if bound.is_err() {
+        for other in given.iter().filter_map(|socket| socket.local_addr().ok()) {
+            tracing::error!(%other, %addr, "a socket was handed over for another address: write the same in both");
+        }
+    }
+    bound.map_err(|source| ServeError::Bind { addr, source })
 }
 
 /// Says which sockets were handed over for nothing: the process and its supervisor do not mean the same

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use kraken::runtime::{Runtime, Upstream};
+use kraken::runtime::{Address, Runtime};
 use kraken_core::Digest;
+use kraken_registry::name::Host;
 use kraken_sim::PlotFile;
 
 /// Distributes container images and other blobs to many hosts at the speed of their networks.
@@ -378,6 +379,64 @@ impl FromStr for Size {
     }
 }
 
+/// What to do with runtimes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RuntimeCommand {
+    /// Writes what they need, and says what to restart.
+    Install(RuntimeArgs),
+    /// Says whether they have what was installed last, and whether the agent is there. Exits with 1 when
+    /// something is amiss.
+    Check(RuntimeChoice),
+    /// Takes it out again.
+    Remove(RuntimeChoice),
+}
+
+/// Which runtimes.
+#[derive(Debug, Args)]
+pub(crate) struct RuntimeChoice {
+    /// containerd, podman, cri-o or docker, several with commas; those that are here when left out.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) runtime: Vec<Runtime>,
+    /// Another root than /, such as that of an image.
+    #[arg(long, default_value = "/")]
+    pub(crate) root: PathBuf,
+}
+
+/// Which runtimes, and what they are told.
+#[derive(Debug, Args)]
+pub(crate) struct RuntimeArgs {
+    #[command(flatten)]
+    pub(crate) choice: RuntimeChoice,
+    /// The address of the agent's registry.
+    #[arg(long, default_value = "127.0.0.1:7610", env = "KRAKEN_AGENT")]
+    pub(crate) agent: Address,
+    /// Where the agent mirrors docker.io for dockerd: its docker_listen.
+    #[arg(long)]
+    pub(crate) docker: Option<Address>,
+    /// The registries to mirror, several with commas: among the agent's upstreams or own_names.
+    #[arg(long, value_delimiter = ',', default_value = "docker.io")]
+    pub(crate) upstream: Vec<Host>,
+}
+
+/// A time such as `24h`, in whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Grace(pub(crate) u64);
+
+impl FromStr for Grace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no time such as 24h or 90s");
+        let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 24 * 3600)];
+        let known = units.iter().find_map(|(unit, seconds)| {
+            let digits = text.strip_suffix(*unit)?;
+            Some((digits.parse::<u64>().ok()?, *seconds))
+        });
+        let (number, seconds) = known.ok_or_else(wrong)?;
+        number.checked_mul(seconds).map(Self).ok_or_else(wrong)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -409,64 +468,5 @@ mod tests {
         assert!(Cli::try_parse_from(["kraken", "store", "gc", "--now", "--dry-run"]).is_err());
         let percent = ["kraken", "store", "gc", "--now", "--percent", "101"];
         assert!(Cli::try_parse_from(percent).is_err());
-    }
-}
-
-/// What to do with runtimes.
-#[derive(Debug, Subcommand)]
-pub(crate) enum RuntimeCommand {
-    /// Writes what they need, and says what to restart.
-    Install(RuntimeArgs),
-    /// Says whether they have it. Exits with 1 when something is amiss.
-    Check(RuntimeArgs),
-    /// Takes it out again.
-    Remove(RuntimeChoice),
-}
-
-/// Which runtimes.
-#[derive(Debug, Args)]
-pub(crate) struct RuntimeChoice {
-    /// containerd, podman, cri-o or docker, several with commas; those that are here when left out.
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) runtime: Vec<Runtime>,
-    /// Another root than /, such as that of an image.
-    #[arg(long, default_value = "/")]
-    pub(crate) root: PathBuf,
-}
-
-/// Which runtimes, and what they are told.
-#[derive(Debug, Args)]
-pub(crate) struct RuntimeArgs {
-    #[command(flatten)]
-    pub(crate) choice: RuntimeChoice,
-    /// The address of the agent's registry.
-    #[arg(long, default_value = "127.0.0.1:7611", env = "KRAKEN_AGENT")]
-    pub(crate) agent: String,
-    /// Where the agent mirrors docker.io for dockerd: its docker_listen.
-    #[arg(long)]
-    pub(crate) docker: Option<String>,
-    /// The registries to mirror, several with commas; the agent must have them among its upstreams.
-    #[arg(long, value_delimiter = ',', default_value = "docker.io")]
-    pub(crate) upstream: Vec<Upstream>,
-}
-
-/// A time such as `24h`, in whole seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Grace(pub(crate) u64);
-
-impl FromStr for Grace {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no time such as 24h or 90s");
-        let (digits, unit) = text.split_at(text.len().saturating_sub(1));
-        let number: u64 = digits.parse().map_err(|_| wrong())?;
-        let seconds = match unit {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            _ => return Err(wrong()),
-        };
-        number.checked_mul(seconds).map(Self).ok_or_else(wrong)
     }
 }

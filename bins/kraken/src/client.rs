@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use http::{Method, Request, StatusCode};
@@ -126,22 +128,23 @@ impl Registry {
     }
 
     /// Pushes a blob whose digest and length, in bytes, are known, as it comes: hosts can pull it
-    /// meanwhile. It stays although no manifest names it.
+    /// meanwhile. One that is kept stays although no manifest names it.
     ///
     /// # Errors
     /// [`Failure::WrongBytes`], or the registry refuses.
     pub async fn push_known_blob(
         &self,
         repository: &str,
-        (digest, length): (Digest, u64),
+        (digest, length, is_kept): (Digest, u64, bool),
         bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     ) -> Result<(), Failure> {
         let path = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
-        let headers = [
+        let length_text = length.to_string();
+        let mut headers = vec![
             ("content-type", "application/octet-stream"),
-            ("content-length", &length.to_string()),
-            KEEP,
+            ("content-length", length_text.as_str()),
         ];
+        headers.extend(is_kept.then_some(KEEP));
         let (body, seen) = Seen::watch(bytes);
         let body = HttpBody::Stream(body);
         let posted = self
@@ -290,6 +293,11 @@ impl Registry {
             .uri(format!("{}{path}", self.base));
         for (name, value) in headers {
             request = request.header(*name, *value);
+        }
+        // As docker and others send it: name and password.
+        if let Ok(login) = std::env::var("KRAKEN_LOGIN") {
+            let login = BASE64_STANDARD.encode(login);
+            request = request.header("authorization", format!("Basic {login}"));
         }
         let request = request
             .body(body)

@@ -9,6 +9,7 @@ use kraken_core::net::CertAuthority;
 use kraken_daemon::agent::{AgentConfig, AgentService};
 use kraken_daemon::backends::BackendConfig;
 use kraken_daemon::build_index::{BuildIndexConfig, BuildIndexService};
+use kraken_daemon::config::HostConfig;
 use kraken_daemon::origin::{OriginConfig, OriginService};
 use kraken_daemon::process::Service as _;
 use kraken_daemon::proxy::{ProxyConfig, ProxyService};
@@ -166,6 +167,7 @@ impl Cluster {
                 build_indexes_dns: None,
                 build_indexes: build_indexes.clone(),
                 upstreams: Vec::new(),
+                own_names: vec![HostConfig(OWN_NAME.parse().expect("a host"))],
                 access: None,
                 docker_listen: None,
                 limits: Default::default(),
@@ -202,6 +204,9 @@ impl Cluster {
         futures::future::join_all(origins).await;
     }
 }
+
+/// The name by which containerd knows the cluster's registry.
+pub const OWN_NAME: &str = "registry.example.test";
 
 /// Where everything listens.
 struct Ports {

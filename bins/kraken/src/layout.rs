@@ -25,6 +25,10 @@ use crate::store::Store;
 const CHUNK: usize = 1 << 20;
 /// How deep indexes may nest.
 const MAX_DEPTH: usize = 4;
+/// How often a file is pushed from its first byte when the registry was away meanwhile.
+const ATTEMPTS: u32 = 5;
+/// How long a registry that was away gets before it is asked again.
+const PAUSE: Duration = Duration::from_secs(2);
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Pushes an image out of a layout: `image` names it when the layout holds several.
@@ -168,37 +172,34 @@ impl Source {
 pub async fn push_file(
     registry: &Registry,
     repository: &str,
-    (path, known): (&Path, Option<Digest>),
+    (path, known, is_kept): (&Path, Option<Digest>, bool),
     bars: &Bars,
 ) -> Result<Digest, Failure> {
     let mut attempts = 1;
     loop {
-        match push_file_once(registry, repository, (path, known), bars).await {
-            // The origin that took it may have been restarted, and the bytes are still here.
-            Err(Failure::Away(why)) if attempts < ATTEMPTS => {
+        match push_file_once(registry, repository, (path, known, is_kept), bars).await {
+            // The origin that took it may have been restarted, and the bytes are still here. One that
+            // never took any may as well not be there.
+            Err((Failure::Away(why), sent)) if attempts < ATTEMPTS && sent > 0 => {
                 tracing::warn!(attempts, "{why}");
                 attempts += 1;
                 tokio::time::sleep(PAUSE).await;
             }
-            pushed => return pushed,
+            pushed => return pushed.map_err(|(error, _)| error),
         }
     }
 }
 
-/// How often a file is pushed from its first byte when the registry was away meanwhile.
-const ATTEMPTS: u32 = 5;
-/// How long a registry that was away gets before it is asked again.
-const PAUSE: Duration = Duration::from_secs(2);
-
+/// An error comes with how many bytes had been sent.
 async fn push_file_once(
     registry: &Registry,
     repository: &str,
-    (path, known): (&Path, Option<Digest>),
+    (path, known, is_kept): (&Path, Option<Digest>, bool),
     bars: &Bars,
-) -> Result<Digest, Failure> {
-    let doing = || Failure::io(format!("read {}", path.display()));
-    let file = tokio::fs::File::open(path).await.map_err(doing())?;
-    let length = file.metadata().await.map_err(doing())?.len();
+) -> Result<Digest, (Failure, u64)> {
+    let unread = |error| (Failure::io(format!("read {}", path.display()))(error), 0);
+    let file = tokio::fs::File::open(path).await.map_err(unread)?;
+    let length = file.metadata().await.map_err(unread)?.len();
     let name = path.file_name().map_or_else(String::new, |name| {
         name.to_string_lossy().chars().take(10).collect()
     });
@@ -209,16 +210,19 @@ async fn push_file_once(
     });
     let pushed = match known {
         Some(digest) => {
-            let pushed = registry.push_known_blob(repository, (digest, length), bytes);
+            let wanted = (digest, length, is_kept);
+            let pushed = registry.push_known_blob(repository, wanted, bytes);
             pushed.await.map(|()| digest)
         }
-        None => registry
+        None if is_kept => registry
             .push_kept_blob(repository, bytes)
             .await
             .map(|it| it.0),
+        None => registry.push_blob(repository, bytes).await.map(|it| it.0),
     };
+    let sent = bar.position();
     bar.finish();
-    pushed
+    pushed.map_err(|error| (error, sent))
 }
 
 fn choose(index: &Value, image: Option<&str>) -> Result<Digest, Failure> {
@@ -289,7 +293,8 @@ async fn push_manifest(
             continue;
         }
         let path = blob_path(dir, blob.digest);
-        push_file(registry, repository, (&path, Some(blob.digest)), bars).await?;
+        let known = Some(blob.digest);
+        push_file(registry, repository, (&path, known, false), bars).await?;
     }
     let reference = tag.map_or_else(|| digest.to_string(), str::to_string);
     registry

@@ -31,10 +31,7 @@ use kraken_registry::garbage::GarbageOptions;
 use kraken_registry::name::{NameError, split_tag};
 use kraken_sim::PlotFile;
 
-use args::{
-    BlobCommand, Cli, Command, QueueCommand, Role, RuntimeArgs, RuntimeCommand, StoreCommand,
-    TlsFiles,
-};
+use args::{BlobCommand, Cli, Command, QueueCommand, Role, RuntimeCommand, StoreCommand, TlsFiles};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -188,7 +185,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             };
             preheat(&image, &proxy, (&hosts, json)).await?;
         }
-        Command::Runtime { command } => return runtimes(command),
+        Command::Runtime { command } => return runtimes(command).await,
         Command::Gc {
             build_index,
             grace,
@@ -227,12 +224,10 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
 /// Lets the origins fetch an image, and then hosts.
 async fn preheat(image: &str, proxy: &str, (hosts, json): (&Hosts, bool)) -> Result<(), Failure> {
     let (repository, reference) = named(image)?;
-    if !image.contains('@') {
-        let proxy = Operator::plain(&format!("http://{proxy}"))?;
-        let told = kraken::preheat::to_origins(&proxy, image).await?;
-        if !json {
-            say(&told)?;
-        }
+    let proxy = Operator::plain(&format!("http://{proxy}"))?;
+    let told = kraken::preheat::to_origins(&proxy, image).await?;
+    if !json {
+        say(&told)?;
     }
     let wrong = |error: NameError| Failure::Argument(error.to_string());
     let named = (
@@ -245,6 +240,7 @@ async fn preheat(image: &str, proxy: &str, (hosts, json): (&Hosts, bool)) -> Res
             failed,
             hosts,
             seconds_left,
+            ..
         } = progress;
         if json || *hosts == 0 {
             return Ok(());
@@ -258,14 +254,19 @@ async fn preheat(image: &str, proxy: &str, (hosts, json): (&Hosts, bool)) -> Res
     if json {
         say(&serde_json::json!(progress).to_string())?;
     }
-    Ok(())
+    match progress.is_enough {
+        true => Ok(()),
+        false => Err(Failure::Registry(
+            "not so many hosts have it as are wanted".into(),
+        )),
+    }
 }
 
 /// Installs, checks or removes, and says what was done or found.
-fn runtimes(command: RuntimeCommand) -> Result<ExitCode, Failure> {
+async fn runtimes(command: RuntimeCommand) -> Result<ExitCode, Failure> {
     let choice = match &command {
-        RuntimeCommand::Install(args) | RuntimeCommand::Check(args) => &args.choice,
-        RuntimeCommand::Remove(choice) => choice,
+        RuntimeCommand::Install(args) => &args.choice,
+        RuntimeCommand::Check(choice) | RuntimeCommand::Remove(choice) => choice,
     };
     let root = choice.root.as_path();
     let runtimes = match choice.runtime.is_empty() {
@@ -276,25 +277,49 @@ fn runtimes(command: RuntimeCommand) -> Result<ExitCode, Failure> {
         let what = "no runtime is here that is known: name one with --runtime";
         return Err(Failure::Argument(what.into()));
     }
-    let mirror = |args: &RuntimeArgs| Mirror {
-        agent: args.agent.clone(),
-        docker: args.docker.clone(),
-        upstreams: args.upstream.clone(),
+    let mirror = match &command {
+        RuntimeCommand::Install(args) => Some(Mirror {
+            agent: args.agent.clone(),
+            docker: args.docker.clone(),
+            upstreams: args.upstream.clone(),
+        }),
+        RuntimeCommand::Check(_) => {
+            let none =
+                || Failure::Argument("nothing is installed: run kraken runtime install".into());
+            Some(runtime::noted(root)?.ok_or_else(none)?)
+        }
+        RuntimeCommand::Remove(_) => None,
     };
     let mut is_well = true;
     for each in runtimes {
-        let done = match &command {
-            RuntimeCommand::Install(args) => runtime::install(root, each, &mirror(args))?,
-            RuntimeCommand::Check(args) => runtime::check(root, each, &mirror(args))?,
-            RuntimeCommand::Remove(_) => runtime::remove(root, each)?,
+        let done = match (&command, &mirror) {
+            (RuntimeCommand::Install(_), Some(mirror)) => runtime::install(root, each, mirror),
+            (RuntimeCommand::Check(_), Some(mirror)) => runtime::check(root, each, mirror),
+            _ => runtime::remove(root, each),
         };
-        for done in done {
-            is_well &= done.is_well;
-            let mark = if done.is_well { "ok" } else { "AMISS" };
-            say(&format!("{each}: {mark}: {}", done.what))?;
+        // The others are worth a try.
+        let done = done.unwrap_or_else(|error| vec![runtime::Said::amiss(error.to_string())]);
+        is_well &= tell(&each.to_string(), &done)?;
+    }
+    match (&command, &mirror) {
+        (RuntimeCommand::Install(_), Some(mirror)) => {
+            runtime::note(root, mirror)?;
+            // It may be started later.
+            tell("agent", &runtime::ask(mirror).await)?;
         }
+        (_, Some(mirror)) => is_well &= tell("agent", &runtime::ask(mirror).await)?,
+        (_, None) => runtime::forget(root)?,
     }
     Ok(ExitCode::from(u8::from(!is_well)))
+}
+
+/// Says what was done or found, and whether all of it is well.
+fn tell(whose: &str, done: &[runtime::Said]) -> Result<bool, Failure> {
+    for done in done {
+        let mark = if done.is_well { "ok" } else { "AMISS" };
+        say(&format!("{whose}: {mark}: {}", done.what))?;
+    }
+    Ok(done.iter().all(|done| done.is_well))
 }
 
 async fn run_role(role: Role, config: &Path) -> Result<(), Failure> {
@@ -561,7 +586,8 @@ async fn blob(command: BlobCommand) -> Result<(), Failure> {
             namespace,
         } => {
             let (registry, bars) = (Registry::new(&proxy)?, Bars::new(true));
-            let pushed = layout::push_file(&registry, &namespace, (&file, digest), &bars);
+            let file = (file.as_path(), digest, true);
+            let pushed = layout::push_file(&registry, &namespace, file, &bars);
             let digest = pushed.await?;
             say(&format!("{digest}"))?;
         }

@@ -9,6 +9,7 @@ use kraken_registry::Manifest;
 use kraken_registry::name::{Reference, RepoName};
 use serde::Serialize;
 use serde_json::json;
+use tokio::time::timeout;
 
 use crate::Failure;
 use crate::client::Registry;
@@ -18,6 +19,8 @@ use crate::operator::{Operator, failed};
 const ANSWER: usize = 16 << 10;
 /// How often it is said how far it is.
 const SAY: Duration = Duration::from_secs(1);
+/// How long one host may take.
+const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 /// How deep indexes may nest.
 const MAX_DEPTH: usize = 4;
 
@@ -43,6 +46,8 @@ pub struct Progress {
     pub failed: usize,
     /// Hosts that get it.
     pub hosts: usize,
+    /// Whether so many have it as were wanted.
+    pub is_enough: bool,
     /// About how many seconds are left, as far as the last ones tell.
     pub seconds_left: Option<u64>,
 }
@@ -67,7 +72,7 @@ pub async fn to_origins(proxy: &Operator, image: &str) -> Result<String, Failure
 /// Lets hosts fetch an image, and waits until enough of them have it.
 ///
 /// # Errors
-/// It failed on so many hosts that not enough can have it.
+/// What `say` gives.
 pub async fn to_hosts(
     (repository, reference): (&RepoName, &Reference),
     hosts: &Hosts,
@@ -80,11 +85,13 @@ pub async fn to_hosts(
         ready: 0,
         failed: 0,
         hosts: chosen.len(),
+        is_enough: false,
         seconds_left: None,
     };
     let fetched = stream::iter(chosen).map(async |agent| {
-        let fetched = on_host(agent, (repository, reference)).await;
-        (agent, fetched)
+        let fetched = timeout(PATIENCE, on_host(agent, (repository, reference))).await;
+        let late = || Failure::Registry("it does not have it in time".into());
+        (agent, fetched.unwrap_or_else(|_| Err(late())))
     });
     let mut fetched = fetched.buffer_unordered(hosts.at_once.max(1));
     let began = Instant::now();
@@ -106,12 +113,8 @@ pub async fn to_hosts(
         progress.seconds_left = (progress.ready > 0)
             .then(|| (took / progress.ready as f64 * left as f64).ceil() as u64);
     }
+    progress.is_enough = progress.ready >= enough;
     say(&progress)?;
-    if progress.ready < enough {
-        let Progress { ready, hosts, .. } = progress;
-        let what = format!("{ready} of {hosts} hosts have it, and {enough} are wanted");
-        return Err(Failure::Registry(what));
-    }
     Ok(progress)
 }
 
@@ -131,12 +134,12 @@ async fn on_host(
             let manifest = Manifest::parse(&bytes);
             let manifest = manifest.map_err(|error| Failure::Registry(error.to_string()))?;
             let blobs = manifest.blobs().map(|blob| blob.digest);
-            for digest in blobs
-                .filter(|digest| seen.insert(*digest))
-                .collect::<Vec<_>>()
-            {
-                registry.fetch(repository, digest).await?;
-            }
+            let new: Vec<_> = blobs.filter(|digest| seen.insert(*digest)).collect();
+            // All of them at once: the agent goes on also when nobody waits any more.
+            let fetched = new
+                .into_iter()
+                .map(|digest| registry.fetch(repository, digest));
+            futures::future::try_join_all(fetched).await?;
             next.extend(manifest.manifests().map(|child| child.digest.to_string()));
         }
         if next.is_empty() {

@@ -16,18 +16,25 @@ use crate::time::Timestamp;
 const LEASE: Duration = Duration::from_secs(60);
 /// The longest grace period: questions older than that are forgotten.
 const MAX_GRACE: Duration = Duration::from_secs(48 * 3600);
+/// Blobs whose questions are remembered: some 100 MB.
+const MAX_ASKED: usize = 1_000_000;
 /// How often what is forgotten is looked for.
 const PRUNE: Duration = Duration::from_secs(600);
 
 /// One origin's memory of who was asked about, and what is about to go.
 #[derive(Debug)]
 pub struct Garbage {
-    /// Nothing is known of what was asked before.
+    /// Nothing is known of what was asked before: this origin was started, or too much was asked.
     since: Timestamp,
     asked: BTreeMap<Digest, Timestamp>,
     condemned: BTreeMap<Digest, Sentence>,
     prune_at: Timestamp,
 }
+
+/// An origin has not run for the grace period yet, or none runs for so long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it does not know what it was asked within the grace period: it was started since")]
+pub struct TooYoung;
 
 #[derive(Debug, Clone, Copy)]
 struct Sentence {
@@ -54,6 +61,11 @@ impl Garbage {
         if self.is_condemned(now, digest) {
             return false;
         }
+        if self.asked.len() >= MAX_ASKED && !self.asked.contains_key(&digest) {
+            // As if started now: nothing goes for a grace period, and nothing is forgotten that counts.
+            self.asked.clear();
+            self.since = now;
+        }
         self.asked.insert(digest, now);
         if now >= self.prune_at {
             self.prune_at = now + PRUNE;
@@ -75,15 +87,18 @@ impl Garbage {
     }
 
     /// Condemns those blobs that nobody has asked about for `grace`, under a name that the collector
-    /// chose; says which. None while this origin has not run for so long.
+    /// chose; says which.
+    ///
+    /// # Errors
+    /// [`TooYoung`]: what was asked that long ago is not known here.
     pub fn condemn(
         &mut self,
         now: Timestamp,
         (token, grace): (u64, Duration),
         digests: Vec<Digest>,
-    ) -> Vec<Digest> {
+    ) -> Result<Vec<Digest>, TooYoung> {
         if now.since(self.since) < grace || grace > MAX_GRACE {
-            return Vec::new();
+            return Err(TooYoung);
         }
         let mut condemned = digests;
         condemned.retain(|digest| {
@@ -97,7 +112,7 @@ impl Garbage {
             let until = now + LEASE;
             self.condemned.insert(*digest, Sentence { token, until });
         }
-        condemned
+        Ok(condemned)
     }
 
     /// Of these blobs, those that are condemned under this name and for long enough to be removed.
@@ -135,27 +150,38 @@ mod tests {
         let [one, two] = blobs();
         let mut garbage = Garbage::new(at(0));
         // What was asked of an earlier life of this origin is not known.
-        assert!(
-            garbage
-                .condemn(at(9), (1, GRACE), vec![one, two])
-                .is_empty()
+        assert_eq!(
+            garbage.condemn(at(9), (1, GRACE), vec![one, two]),
+            Err(TooYoung)
         );
         assert!(garbage.ask(at(15), one));
-        assert_eq!(garbage.condemn(at(20), (1, GRACE), vec![one, two]), [two]);
+        assert_eq!(
+            garbage.condemn(at(20), (1, GRACE), vec![one, two]),
+            Ok(vec![two])
+        );
         assert!(garbage.is_condemned(at(20), two) && !garbage.ask(at(20), two));
         // It was not asked about by the one that was told that it is not there.
         garbage.release(1);
         assert!(!garbage.is_condemned(at(20), two));
-        assert_eq!(garbage.condemn(at(26), (2, GRACE), vec![one, two]).len(), 2);
+        assert_eq!(
+            garbage.condemn(at(26), (2, GRACE), vec![one, two]),
+            Ok(vec![one, two])
+        );
     }
 
     #[test]
     fn a_collector_removes_only_what_it_condemned_itself_a_moment_ago() {
         let [one, two] = blobs();
         let mut garbage = Garbage::new(at(0));
-        assert_eq!(garbage.condemn(at(20), (1, GRACE), vec![one]), [one]);
+        assert_eq!(
+            garbage.condemn(at(20), (1, GRACE), vec![one]),
+            Ok(vec![one])
+        );
         // Two collectors do not meet.
-        assert_eq!(garbage.condemn(at(21), (2, GRACE), vec![one, two]), [two]);
+        assert_eq!(
+            garbage.condemn(at(21), (2, GRACE), vec![one, two]),
+            Ok(vec![two])
+        );
         assert_eq!(garbage.doomed(at(22), 1, vec![one, two]), [one]);
         assert!(garbage.doomed(at(60), 1, vec![one]).is_empty(), "too late");
         assert!(garbage.is_condemned(at(79), one));
@@ -172,6 +198,9 @@ mod tests {
         assert!(garbage.ask(later, two));
         assert_eq!(garbage.asked.len(), 1);
         let too_long = MAX_GRACE * 2;
-        assert!(garbage.condemn(later, (1, too_long), vec![one]).is_empty());
+        assert_eq!(
+            garbage.condemn(later, (1, too_long), vec![one]),
+            Err(TooYoung)
+        );
     }
 }

@@ -66,6 +66,7 @@ pub(crate) fn mark(input: &Input) -> (u8, u64, u64) {
         Input::Shutdown => (17, 0, 0),
         Input::Seek { .. } => (21, 0, 0),
         Input::Leave => (22, 0, 0),
+        Input::Unsought { .. } => (23, 0, 0),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kraken_net::DiscoveryError;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
-use kraken_proto::{MetaInfo, Namespace};
+use kraken_proto::{Input, MetaInfo, Namespace};
 use tokio::time::{Instant, sleep};
 
 use super::driver::Note;
@@ -39,8 +39,12 @@ impl Follower {
             Ok(()) => return,
             Err(end) => end,
         };
+        self.note(Note::Failed { digest, end }).await;
+    }
+
+    async fn note(&self, note: Note) {
         if let Some(notes) = self.sources.notes.upgrade() {
-            let _ = notes.send(Note::Failed { digest, end }).await;
+            let _ = notes.send(note).await;
         }
     }
 
@@ -49,10 +53,12 @@ impl Follower {
         let mut backoff = Backoff::new(RETRY, RETRY_MAX, Jitter::Equal);
         let mut rng = Rng::seeded(u64::from(digest.as_bytes()[0]));
         let (mut ask, mut known, mut heard) = (Some(open.clone()), open, Instant::now());
+        let mut answered = heard;
         while !known.is_whole() {
             let asked = self.sources.discovery.open_metainfo(namespace, digest, ask);
             match asked.await {
                 Ok(meta) if known.continues(&meta) => {
+                    answered = Instant::now();
                     if heard.elapsed() > self.patience {
                         return Err(End::silent("no more of its metainfo came"));
                     }
@@ -62,6 +68,7 @@ impl Follower {
                 Ok(meta) => {
                     self.keep(&known, Told::surely(meta.clone())).await?;
                     (ask, known, heard) = (Some(meta.clone()), meta, Instant::now());
+                    answered = heard;
                     backoff.reset();
                     sleep(PAUSE).await;
                 }
@@ -73,14 +80,19 @@ impl Follower {
                     tracing::debug!(%digest, %error, "an open metainfo cannot be followed now");
                     // Whoever answers next may know other states: all of them, please.
                     ask = None;
-                    let told = match heard.elapsed() > PEERS_AFTER {
+                    let told = match answered.elapsed() > PEERS_AFTER {
                         true => self.sources.peers(namespace, digest).await,
                         false => None,
                     };
                     // Whoever has the blob tells all of it.
-                    if let Some(told) = told.filter(|it| ends(&it.meta, &known)) {
-                        self.keep(&known, told).await?;
-                        return Ok(());
+                    match told {
+                        Some(told) if ends(&told.meta, &known) => {
+                            self.keep(&known, told).await?;
+                            return Ok(());
+                        }
+                        // Somebody else may know better.
+                        Some(_) => self.note(Note::Input(Input::Unsought { digest })).await,
+                        None => {}
                     }
                     sleep(backoff.delay(&mut rng)).await;
                 }
@@ -98,9 +110,7 @@ impl Follower {
             let reason = "its metainfo was replaced by one of other bytes: open the blob again";
             return Err(End::silent(reason));
         }
-        if let Some(notes) = self.sources.notes.upgrade() {
-            let _ = notes.send(Note::Continued { meta, is_hearsay }).await;
-        }
+        self.note(Note::Continued { meta, is_hearsay }).await;
         Ok(())
     }
 }

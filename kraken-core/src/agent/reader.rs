@@ -242,11 +242,7 @@ impl Cursor {
         let pieces = self.shared.meta.pieces_of(self.range.clone());
         let piece = pieces.start;
         self.want.moved(pieces).await;
-        // What a peer said of a blob is proved by its last piece only: up to then its bytes may be
-        // anything.
-        let is_proved = |progress: &Progress| {
-            progress.sealed || (progress.have.has(piece) && !progress.is_hearsay)
-        };
+        let is_proved = |progress: &Progress| progress.is_proved(piece);
         while !self.shared.settled(is_proved)? {
             self.shared.changed().await?;
         }

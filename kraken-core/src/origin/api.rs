@@ -53,7 +53,10 @@ impl OriginApi for Origin {
     async fn resolve(&self, namespace: &Namespace, tag: &str) -> Result<Option<Digest>, ApiError> {
         match self.inner.backend.resolve(namespace, tag).await {
             Ok(found) => Ok(found),
-            Err(BackendError::Untagged | BackendError::Unrouted(_)) => Ok(None),
+            // Not the same as a registry that has no such tag.
+            Err(error @ (BackendError::Untagged | BackendError::Unrouted(_))) => {
+                Err(ApiError::Conflict(error.to_string()))
+            }
             Err(error) => Err(ApiError::Unavailable(error.to_string())),
         }
     }
@@ -257,6 +260,8 @@ impl OriginApi for Origin {
         digest: Digest,
         delay: Duration,
     ) -> Result<(), ApiError> {
+        // A copy that is about to go does not count.
+        let _committing = self.inner.committing(digest).await;
         if self.inner.sealed(digest).await?.is_none() {
             return Err(ApiError::NotFound);
         }

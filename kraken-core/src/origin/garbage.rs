@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,10 +12,15 @@ use kraken_proto::Digest;
 use kraken_proto::garbage::Garbage;
 use kraken_storage::{Backend as _, BackendError};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::Inner;
 use super::ingest::store_error;
+use super::room::Leaving;
 use crate::clock::Clock;
+
+/// How long a storage may take to remove one blob: well within the time for which it is condemned.
+const DELETE: Duration = Duration::from_secs(20);
 
 /// What this origin was asked about, and what is about to go.
 pub(super) struct Condemned {
@@ -104,6 +110,8 @@ impl Inner {
             digest,
         };
         self.condemned.wait(digest).await;
+        // It is held here from now on, whatever it was before.
+        self.let_go.forget(digest);
         committing
     }
 
@@ -121,27 +129,31 @@ impl Inner {
                 let mut garbage = self.condemned.lock();
                 // Whoever commits counts itself before it waits.
                 let quiet = self.idle(digests);
-                Ok(garbage.condemn(now, (token, grace), quiet))
+                let condemned = garbage.condemn(now, (token, grace), quiet);
+                condemned.map_err(|young| ApiError::Conflict(young.to_string()))
             }
             GarbageStep::Remove => {
-                let doomed = self.condemned.lock().doomed(now, token, digests);
-                for digest in &doomed {
-                    self.store.remove(*digest).await.map_err(store_error)?;
-                    // Whoever pushes it again has tasks of its own, which are due at once.
-                    self.forget_tasks(*digest).await?;
-                    // Nobody brings it back.
-                    self.let_go.note(*digest);
-                    self.leave(*digest).await;
+                let mut removed = Vec::new();
+                for digest in digests {
+                    if self.is_doomed(token, digest) && self.remove_garbage(digest).await? {
+                        removed.push(digest);
+                    }
                 }
-                Ok(doomed)
+                Ok(removed)
             }
             GarbageStep::RemoveStored { namespace } => {
-                let doomed = self.condemned.lock().doomed(now, token, digests);
-                for digest in &doomed {
-                    let removed = self.backend.delete(&namespace, *digest).await;
-                    removed.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+                let mut removed = Vec::new();
+                for digest in digests {
+                    if !self.is_doomed(token, digest) {
+                        continue;
+                    }
+                    let deleting = timeout(DELETE, self.backend.delete(&namespace, digest)).await;
+                    let late = |_| ApiError::Unavailable("the storage takes too long".into());
+                    let deleted = deleting.map_err(late)?;
+                    deleted.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+                    removed.push(digest);
                 }
-                Ok(doomed)
+                Ok(removed)
             }
             GarbageStep::Release => {
                 self.condemned.lock().release(token);
@@ -151,22 +163,43 @@ impl Inner {
         }
     }
 
-    /// Those of some blobs that are not on their way in. What is on its way to the backend or another
+    /// Whether a blob is condemned under this name, and for long enough to be removed now.
+    fn is_doomed(&self, token: u64, digest: Digest) -> bool {
+        let now = self.condemned.clock.now();
+        let doomed = self.condemned.lock().doomed(now, token, vec![digest]);
+        !doomed.is_empty()
+    }
+
+    /// Removes a blob that does not come in at this moment, and what was to be done with it: whoever
+    /// pushes it again waits until it has gone, and queues what is to be done then.
+    async fn remove_garbage(&self, digest: Digest) -> Result<bool, ApiError> {
+        let Some(_leaving) = Leaving::begin(self, digest) else {
+            return Ok(false);
+        };
+        self.store.remove(digest).await.map_err(store_error)?;
+        self.forget_tasks(digest).await?;
+        self.let_go.forget(digest);
+        self.leave(digest).await;
+        Ok(true)
+    }
+
+    /// Those of some blobs that are not on their way in, nor pinned. What is on its way to the backend or another
     /// owner may go: comes it there all the same, it is garbage the next time.
     fn idle(&self, mut digests: Vec<Digest>) -> Vec<Digest> {
         let (fetching, commits) = (self.fetching(), self.condemned.commits());
         digests.retain(|it| !fetching.contains_key(it) && !commits.contains_key(it));
+        let is_pinned = |it: &Digest| self.store.kept(*it).is_some_and(|kept| kept.is_pinned);
+        digests.retain(|it| !is_pinned(it));
         digests
     }
 
     /// A page of what is here, or in a storage.
     pub(super) async fn garbage_page(&self, asked: GarbagePage) -> Result<Vec<Digest>, ApiError> {
         let Some(namespace) = asked.namespace else {
-            let all = self.store.list().await.map_err(store_error)?;
-            let behind = asked
-                .after
-                .map_or(0, |after| all.partition_point(|it| *it <= after));
-            return Ok(all.into_iter().skip(behind).take(MOST).collect());
+            let held = self.held().await?;
+            let from = asked.after.map_or(Bound::Unbounded, Bound::Excluded);
+            let page = held.range((from, Bound::Unbounded)).take(MOST);
+            return Ok(page.copied().collect());
         };
         match self.backend.list(&namespace, asked.after, MOST).await {
             Ok(page) => Ok(page),

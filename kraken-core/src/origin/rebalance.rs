@@ -79,7 +79,7 @@ impl LetGo {
         gone.insert(digest);
     }
 
-    fn forget(&self, digest: Digest) {
+    pub(super) fn forget(&self, digest: Digest) {
         self.lock().remove(&digest);
     }
 
@@ -274,7 +274,7 @@ impl Inner {
     }
 
     /// The blobs that are whole here.
-    async fn held(&self) -> Result<Arc<BTreeSet<Digest>>, ApiError> {
+    pub(super) async fn held(&self) -> Result<Arc<BTreeSet<Digest>>, ApiError> {
         if let Some((at, held)) = &*self.lists.lock()
             && at.elapsed() < FRESH
         {

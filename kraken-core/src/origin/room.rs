@@ -94,7 +94,7 @@ impl Keeper for Inner {
 
 /// A blob that is being removed: while this lives nobody takes it in. Whoever wants to is told to ask
 /// again.
-struct Leaving<'a> {
+pub(super) struct Leaving<'a> {
     inner: &'a Inner,
     digest: Digest,
     _said: watch::Sender<Said>,
@@ -102,7 +102,7 @@ struct Leaving<'a> {
 
 impl<'a> Leaving<'a> {
     /// `None` when the blob comes in at this moment.
-    fn begin(inner: &'a Inner, digest: Digest) -> Option<Self> {
+    pub(super) fn begin(inner: &'a Inner, digest: Digest) -> Option<Self> {
         let mut fetching = inner.fetching();
         let Entry::Vacant(entry) = fetching.entry(digest) else {
             return None;

@@ -176,17 +176,18 @@ pub trait OriginApi: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Holdings, ApiError>> + Send;
 
     /// The digest that a tag of the namespace's repository points to in the registry that its blobs come
-    /// from; `None` when there is no such tag, or the blobs come from no registry.
+    /// from; `None` when there is no such tag.
     ///
     /// # Errors
-    /// The registry cannot be asked.
+    /// [`ApiError::Conflict`] when the blobs come from no registry; that cannot be asked.
     fn resolve(
         &self,
         namespace: &Namespace,
         tag: &str,
     ) -> impl Future<Output = Result<Option<Digest>, ApiError>> + Send {
         let _ = (namespace, tag);
-        std::future::ready(Ok(None))
+        let what = "its blobs come from no registry";
+        std::future::ready(Err(ApiError::Conflict(what.into())))
     }
 
     /// Does a step of a collector of garbage, and says with which blobs.

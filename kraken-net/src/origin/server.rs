@@ -227,7 +227,12 @@ async fn resolve<O: OriginApi>(
 ) -> Result<String, ApiError> {
     let namespace = path::namespace(&namespace)?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if tag.is_empty() || tag.len() > 128 || !tag.bytes().all(is_plain) {
+    // One that begins with a dot could climb in the other registry's paths.
+    if tag.is_empty()
+        || tag.len() > 128
+        || tag.starts_with(['.', '-'])
+        || !tag.bytes().all(is_plain)
+    {
         return Err(ApiError::BadRequest(format!("{tag:?} is no tag")));
     }
     let found = api.resolve(&namespace, &tag).await?;

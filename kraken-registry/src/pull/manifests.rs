@@ -27,8 +27,13 @@ pub(super) async fn get<B: BlobSource, T: TagService + LinkService>(
     let read = state.manifests.read(&state.blobs, &ns, digest);
     let by_digest = matches!(reference, Reference::Digest(_));
     let removed = async { by_digest && state.is_removed(repo, Link::Manifest(digest)).await };
-    let (read, is_removed) = futures::join!(read, removed);
-    if is_removed {
+    // What is remembered may have gone as garbage since.
+    let gone = async {
+        let asks = by_digest && !state.is_mirror();
+        asks && matches!(state.blobs.stat(&ns, digest).await, Ok(None))
+    };
+    let (read, is_removed, is_gone) = futures::join!(read, removed, gone);
+    if is_removed || is_gone {
         return Err(unknown(repo, &reference));
     }
     let stored = read.map_err(|error| match error {

@@ -1,12 +1,14 @@
 //! The read-only registry: what agents serve to container runtimes, and proxies to everybody.
 
 mod blobs;
+mod hosts;
 mod lists;
 mod manifests;
 mod range;
 mod referrers;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -17,16 +19,18 @@ use http::header::{ETAG, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use kraken_proto::Digest;
+use tokio::time::timeout;
 
 use crate::access::Access;
 use crate::error::{Code, RegistryError};
 use crate::link::{Link, Linked};
-use crate::name::RepoName;
+use crate::name::{Host, RepoName};
 use crate::reader::ManifestReader;
 use crate::route::Route;
 use crate::source::BlobSource;
 use crate::tags::{LinkService, TagService};
-use crate::web::{API_VERSION, CONTENT_DIGEST, OCI_NAMESPACE, header, param, query, value};
+use crate::web::{API_VERSION, CONTENT_DIGEST, OCI_NAMESPACE, header, value};
+use hosts::{Hosts, Meant};
 
 /// What the read-only registry works with.
 #[derive(Debug)]
@@ -35,10 +39,7 @@ pub struct PullState<B, T> {
     pub(crate) tags: T,
     pub(crate) manifests: ManifestReader,
     mirror: bool,
-    /// The hosts whose repositories are kept under the host's name.
-    upstreams: Vec<String>,
-    /// The host that is meant where none is named.
-    usual: Option<String>,
+    hosts: Hosts,
     pub(crate) access: Access,
 }
 
@@ -50,8 +51,7 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
             tags,
             manifests: ManifestReader::new(MANIFEST_CACHE),
             mirror: false,
-            upstreams: Vec::new(),
-            usual: None,
+            hosts: Hosts::default(),
             access: Access::default(),
         }
     }
@@ -77,18 +77,25 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
 
     /// Other registries that this one mirrors, such as `docker.io`. A request that names one of them by
     /// `?ns=`, as containerd does, is for its repository, which is kept here behind the host's name:
-    /// `docker.io/library/busybox`. A port is set off by an underscore there. One that names any other host is
-    /// for the repository as it stands in the path.
+    /// `docker.io/library/busybox`. A port is set off by an underscore there.
     #[must_use]
-    pub fn upstreams(mut self, hosts: impl IntoIterator<Item = String>) -> Self {
-        self.upstreams = hosts.into_iter().collect();
+    pub fn upstreams(mut self, hosts: impl IntoIterator<Item = Host>) -> Self {
+        self.hosts.upstreams = hosts.into_iter().collect();
+        self
+    }
+
+    /// The names of the cluster's own registry: a request to a mirror that names one of them is for the
+    /// repository as it stands in the path, and one that names neither these nor an upstream is for none.
+    #[must_use]
+    pub fn own_names(mut self, hosts: impl IntoIterator<Item = Host>) -> Self {
+        self.hosts.own = hosts.into_iter().collect();
         self
     }
 
     /// The registry that is meant where a request names none, as dockerd's do.
     #[must_use]
-    pub fn usual_upstream(mut self, host: impl Into<String>) -> Self {
-        self.usual = Some(host.into());
+    pub fn usual_upstream(mut self, host: Host) -> Self {
+        self.hosts.usual = Some(host);
         self
     }
 
@@ -104,22 +111,20 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
     }
 }
 
-impl<B, T> PullState<B, T> {
-    /// The other registry that a request is for.
-    fn host(&self, parts: &Parts) -> Option<String> {
-        let pairs = query(&parts.uri);
-        match param(&pairs, "ns") {
-            Some(named) => self.upstreams.iter().find(|host| *host == named).cloned(),
-            None => self.usual.clone(),
-        }
-    }
-}
-
 impl<B, T: LinkService> PullState<B, T> {
+    /// Whether it is another registry's stand-in.
+    pub(crate) const fn is_mirror(&self) -> bool {
+        self.mirror
+    }
+
     /// Whether it is known that the repository does not hold something any more. A mirror serves what
     /// its digest names, and so does everybody else while nobody can be asked.
     pub(crate) async fn is_removed(&self, repo: &RepoName, link: Link) -> bool {
-        !self.mirror && matches!(self.tags.link(repo, link).await, Ok(Linked::Removed))
+        if self.mirror {
+            return false;
+        }
+        let known = timeout(PATIENCE, self.tags.link(repo, link)).await;
+        matches!(known, Ok(Ok(Linked::Removed)))
     }
 }
 
@@ -143,13 +148,10 @@ where
         let handler = handler.clone();
         async move {
             let (parts, body) = request.into_parts();
-            let upstream = upstream(&parts);
             let mut response = handler(parts, body).await.into_response();
             let headers = response.headers_mut();
             headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-            if let Some(upstream) = upstream {
-                headers.insert(OCI_NAMESPACE, upstream);
-            }
+
             response
         }
     };
@@ -163,24 +165,32 @@ async fn serve<B: BlobSource, T: TagService + LinkService>(
     state: &PullState<B, T>,
     parts: &Parts,
 ) -> Result<Response, RegistryError> {
-    let mut route = Route::parse(parts.uri.path())?;
+    let route = Route::parse(parts.uri.path())?;
     if !matches!(parts.method, Method::GET | Method::HEAD) {
         return Err(RegistryError::method(
             "this registry is read-only: push to the proxy",
             "GET, HEAD",
         ));
     }
+    let Meant {
+        route,
+        named,
+        is_upstream,
+    } = state.hosts.meant(parts, route)?;
+    // Rules are about repositories as they are kept here.
     state.access.check(parts, &route).await?;
-    if let Some(host) = state.host(parts) {
-        route = route.behind(&host)?;
-        if matches!(route, Route::Referrers(..)) {
-            // What is here of them is not all there is: clients go to the registry itself.
-            let what = "the lists of referrers of other registries are not mirrored";
-            let error = RegistryError::new(Code::Unsupported, what);
-            return Err(error.with_status(StatusCode::NOT_FOUND));
-        }
+    if is_upstream && matches!(route, Route::Referrers(..) | Route::Tags(_)) {
+        // What is here of them is not all there is: clients go to the registry itself.
+        let what = "the lists of other registries are not mirrored";
+        let error = RegistryError::new(Code::Unsupported, what);
+        return Err(error.with_status(StatusCode::NOT_FOUND));
     }
-    read(state, parts, route).await
+    let mut response = read(state, parts, route).await.into_response();
+    if let Some(named) = named {
+        let headers = response.headers_mut();
+        headers.insert(OCI_NAMESPACE, value(named.as_str()));
+    }
+    Ok(response)
 }
 
 /// Answers a `GET` or `HEAD`.
@@ -206,17 +216,10 @@ pub(crate) async fn read<B: BlobSource, T: TagService + LinkService>(
     }
 }
 
+/// How long a build-index is waited for to say that something was removed.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Manifests in memory, in bytes: some thousands.
 const MANIFEST_CACHE: u64 = 32 << 20;
-
-/// The host that containerd would ask without this mirror.
-fn upstream(parts: &Parts) -> Option<HeaderValue> {
-    let pairs = query(&parts.uri);
-    let ns = param(&pairs, "ns")?;
-    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte);
-    let fits = (1..=255).contains(&ns.len()) && ns.bytes().all(is_host);
-    fits.then(|| value(ns))
-}
 
 /// The headers that name content: its digest, twice.
 fn content(digest: Digest) -> HeaderMap {

@@ -22,6 +22,8 @@ use crate::web::{encode, param, query, value};
 
 /// Manifests described in one answer; the `Link` leads to more.
 const PAGE: usize = 100;
+/// Bytes of one answer, beyond its first descriptor.
+const LONGEST: usize = 4 << 20;
 /// Manifests read at once.
 const READS: usize = 16;
 /// Names the filters that were applied.
@@ -41,10 +43,15 @@ pub(super) async fn get<B: BlobSource, T: TagService + LinkService>(
     let last = param(&pairs, "last").map(Digest::from_hex).transpose();
     let last = last.map_err(|error| RegistryError::new(Code::DigestInvalid, error.to_string()))?;
     let kind = LinkKind::ReferrersOf(subject);
-    let known = state.tags.links(repo, kind, n + 1, last).await;
-    let mut known = known.map_err(|error| state.manifest_unavailable(&error.to_string()))?;
-    let more = known.len() > n;
+    let mut known = state.tags.links(repo, kind, n + 1, last).await?;
+    let mut more = known.len() > n;
     known.truncate(n);
+    let described = describe(state, repo, known.clone()).await?;
+    // Annotations may be long: then the page is short.
+    let fitting = fitting(&described);
+    more |= fitting < known.len();
+    known.truncate(fitting);
+    let mut described: Vec<_> = described.into_iter().take(fitting).flatten().collect();
     let mut headers = HeaderMap::new();
     headers.insert(
         CONTENT_TYPE,
@@ -56,7 +63,6 @@ pub(super) async fn get<B: BlobSource, T: TagService + LinkService>(
         let query = format!("n={n}&last={}{}", last.hex(), filter.unwrap_or_default());
         headers.insert(LINK, value(format!("<{path}?{query}>; rel=\"next\"")));
     }
-    let mut described = describe(state, repo, known).await?;
     if last.is_none() {
         described.extend(by_fallback_tag(state, repo, subject).await?);
     }
@@ -84,22 +90,39 @@ fn page_length(n: Option<&str>) -> Result<usize, RegistryError> {
     (n > 0).then_some(n.min(PAGE)).ok_or_else(wrong)
 }
 
-/// The descriptors of manifests; what is gone is left out.
+/// How many of these descriptors fit into one answer; one at least.
+fn fitting(described: &[Option<Value>]) -> usize {
+    let mut bytes = 0;
+    let lengths = described
+        .iter()
+        .map(|it| it.as_ref().map_or(0, |it| it.to_string().len()));
+    let fits = lengths.take_while(|length| {
+        bytes += length;
+        bytes <= LONGEST
+    });
+    fits.count().max(1).min(described.len())
+}
+
+/// The descriptors of manifests; of one that is gone there is none.
 async fn describe<B: BlobSource, T: TagService + LinkService>(
     state: &PullState<B, T>,
     repo: &RepoName,
     digests: Vec<Digest>,
-) -> Result<Vec<Value>, RegistryError> {
+) -> Result<Vec<Option<Value>>, RegistryError> {
     let ns = &repo.namespace();
     let described = stream::iter(digests).map(async |digest| {
         match state.manifests.read(&state.blobs, ns, digest).await {
             Ok(stored) => Ok(Some(stored.describe(digest))),
             Err(ReadError::NotFound | ReadError::Refused(_)) => Ok(None),
-            Err(error) => Err(state.manifest_unavailable(&error.to_string())),
+            Err(error) => Err(unavailable(&error)),
         }
     });
-    let described: Vec<Option<Value>> = described.buffered(READS).try_collect().await?;
-    Ok(described.into_iter().flatten().collect())
+    described.buffered(READS).try_collect().await
+}
+
+/// Not 404, from a mirror either: that would say that there are no signatures.
+fn unavailable(error: &dyn std::fmt::Display) -> RegistryError {
+    RegistryError::new(Code::Unavailable, error.to_string())
 }
 
 /// Those that clients listed themselves before registries did: in an index under the tag
@@ -109,12 +132,10 @@ async fn by_fallback_tag<B: BlobSource, T: TagService + LinkService>(
     repo: &RepoName,
     subject: Digest,
 ) -> Result<Vec<Value>, RegistryError> {
-    let unavailable =
-        |error: &dyn std::fmt::Display| state.manifest_unavailable(&error.to_string());
     let tag = format!("sha256-{}", subject.hex());
     let tag: Tag = tag.parse().expect("letters, digits and a hyphen");
     let found = state.tags.get(repo, &tag).await;
-    let Some(index) = found.map_err(|error| unavailable(&error))? else {
+    let Some(index) = found? else {
         return Ok(Vec::new());
     };
     let ns = repo.namespace();
@@ -125,23 +146,24 @@ async fn by_fallback_tag<B: BlobSource, T: TagService + LinkService>(
         Err(error) => return Err(unavailable(&error)),
     };
     let index: Value = serde_json::from_slice(&index.bytes).unwrap_or_default();
-    let (mut listed, mut seen) = (Vec::new(), BTreeSet::new());
-    for descriptor in index["manifests"].as_array().into_iter().flatten() {
-        let digest = descriptor["digest"].as_str().and_then(|it| it.parse().ok());
-        let Some(manifest) = digest.filter(|digest| seen.insert(*digest)) else {
-            continue;
-        };
+    let mut seen = BTreeSet::new();
+    let listed = index["manifests"].as_array().into_iter().flatten();
+    let listed = listed.filter_map(|descriptor| {
+        let digest = descriptor["digest"].as_str()?.parse::<Digest>().ok()?;
+        seen.insert(digest).then(|| (digest, descriptor.clone()))
+    });
+    // Clients that list more than a page of them in one tag are not known.
+    let listed: Vec<_> = listed.take(PAGE).collect();
+    let listed = stream::iter(listed).map(async |(manifest, descriptor)| {
         let links = [
             Link::Referrer { subject, manifest },
             Link::Manifest(manifest),
         ];
         let [referrer, own] = links.map(|link| state.tags.link(repo, link));
         let (referrer, own) = futures::join!(referrer, own);
-        let referrer = referrer.map_err(|error| unavailable(&error))?;
-        let own = own.map_err(|error| unavailable(&error))?;
-        if referrer == Linked::Never && own != Linked::Removed {
-            listed.push(descriptor.clone());
-        }
-    }
-    Ok(listed)
+        let is_listed = referrer? == Linked::Never && own? != Linked::Removed;
+        Ok::<_, RegistryError>(is_listed.then_some(descriptor))
+    });
+    let listed: Vec<Option<Value>> = listed.buffered(READS).try_collect().await?;
+    Ok(listed.into_iter().flatten().collect())
 }

@@ -30,8 +30,8 @@ pub(super) async fn tag<B, S, T: TagService>(
 
 /// `DELETE` of a manifest: the tags that point to it go as well, and it is in no list of referrers.
 ///
-/// The link goes first: whoever pushes the manifest again meanwhile has set it after that, so that no
-/// tag is left on a manifest that the repository does not hold.
+/// The link goes first. Whoever pushes the manifest meanwhile looks at the link again when the tag is
+/// there. A deletion that broke off is ended by the next one.
 pub(super) async fn manifest<B: BlobSource, S, T: TagService + LinkService>(
     state: &PushState<B, S, T>,
     repo: &RepoName,
@@ -46,21 +46,26 @@ pub(super) async fn manifest<B: BlobSource, S, T: TagService + LinkService>(
         Err(ReadError::NotFound | ReadError::Refused(_)) => None,
         Err(error) => return Err(RegistryError::new(Code::Unavailable, error.to_string())),
     };
-    if known == Linked::Removed || (known == Linked::Never && stored.is_none()) {
-        let message = format!("{repo} has no manifest {digest}");
-        return Err(RegistryError::new(Code::ManifestUnknown, message));
+    let is_here = known == Linked::Held || (known == Linked::Never && stored.is_some());
+    if is_here {
+        tags.set_link(repo, link, false).await?;
     }
-    tags.set_link(repo, link, false).await?;
     let manifest = stored.and_then(|stored| Manifest::parse(&stored.bytes).ok());
     if let Some(subject) = manifest.as_ref().and_then(Manifest::subject) {
         let (subject, manifest) = (subject.digest, digest);
         let link = Link::Referrer { subject, manifest };
-        tags.set_link(repo, link, false).await?;
+        if tags.link(repo, link).await? == Linked::Held {
+            tags.set_link(repo, link, false).await?;
+        }
     }
     for tag in tags.tags_of(repo, digest).await? {
         tags.delete_at(repo, &tag, digest).await?;
     }
-    Ok(StatusCode::ACCEPTED.into_response())
+    if is_here {
+        return Ok(StatusCode::ACCEPTED.into_response());
+    }
+    let message = format!("{repo} has no manifest {digest}");
+    Err(RegistryError::new(Code::ManifestUnknown, message))
 }
 
 /// `DELETE` of a blob.

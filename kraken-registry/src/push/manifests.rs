@@ -10,7 +10,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use kraken_proto::Digest;
+use kraken_proto::{Digest, Namespace};
 use serde_json::json;
 
 use super::{PushState, drain, hold};
@@ -20,6 +20,7 @@ use crate::manifest::{Manifest, ManifestError, MediaType};
 use crate::name::{Reference, RepoName, Tag};
 use crate::sink::{BlobSink, BodyError};
 use crate::source::BlobSource;
+use crate::tags::check::{self, CheckError};
 use crate::tags::{LinkService, TagService};
 use crate::web::{CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, header, query, value};
 
@@ -51,13 +52,21 @@ pub(super) async fn put<B: BlobSource, S: BlobSink, T: TagService + LinkService>
         .remember(digest, bytes, media_type)
         .await;
     let subject = manifest.subject().map(|subject| subject.digest);
-    if let Some(subject) = subject {
-        let manifest = digest;
-        hold(state, repo, Link::Referrer { subject, manifest }).await?;
+    let referrer = subject.map(|subject| Link::Referrer {
+        subject,
+        manifest: digest,
+    });
+    let links = referrer.into_iter().chain([Link::Manifest(digest)]);
+    for link in links.clone() {
+        hold(state, repo, link).await?;
     }
-    hold(state, repo, Link::Manifest(digest)).await?;
     for tag in &tags {
         state.pull.tags.put(repo, tag, digest).await?;
+    }
+    // A deletion that began in between may have looked for tags before this one was there. One that
+    // comes later finds it.
+    for link in links {
+        hold(state, repo, link).await?;
     }
     let mut response = created(repo, &reference, digest, &tags);
     if let Some(subject) = subject {
@@ -164,7 +173,7 @@ async fn check_references<B: BlobSource, S, T: LinkService>(
         .try_collect()
         .await?;
     let Some(first) = missing.first() else {
-        return Ok(());
+        return children_are_whole(state, ns, manifest).await;
     };
     let message = format!(
         "the manifest refers to {first}, which {repo} does not have ({} missing): push blobs and \
@@ -178,6 +187,32 @@ async fn check_references<B: BlobSource, S, T: LinkService>(
         .collect();
     Err(RegistryError::new(Code::ManifestBlobUnknown, message)
         .with_detail(json!({ "digests": named })))
+}
+
+/// Whether the manifests that an index lists have all that they need: what was there when they were
+/// pushed may have been deleted since.
+async fn children_are_whole<B: BlobSource, S, T>(
+    state: &PushState<B, S, T>,
+    ns: &Namespace,
+    manifest: &Manifest,
+) -> Result<(), RegistryError> {
+    for child in manifest.manifests() {
+        let code = match check::complete(&state.pull.blobs, ns, child.digest).await {
+            Ok(()) => continue,
+            Err(error) => (
+                error.to_string(),
+                matches!(error, CheckError::Unavailable(_)),
+            ),
+        };
+        let (message, is_away) = code;
+        let code = if is_away {
+            Code::Unavailable
+        } else {
+            Code::ManifestBlobUnknown
+        };
+        return Err(RegistryError::new(code, message));
+    }
+    Ok(())
 }
 
 /// Questions to the source at once.

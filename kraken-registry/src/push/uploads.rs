@@ -30,7 +30,13 @@ pub(super) async fn start<B: BlobSource, S: BlobSink, T: TagService + LinkServic
     let pairs = query(&parts.uri);
     if let Some(digest) = param(&pairs, "mount") {
         let digest = parse(digest)?;
-        if is_mountable(state, repo, param(&pairs, "from"), digest).await {
+        let from = param(&pairs, "from").and_then(|from| from.parse::<RepoName>().ok());
+        // What may not be read is not mounted; it may be pushed all the same.
+        let from = match from {
+            Some(from) if state.pull.access.check_pull(parts, &from).await.is_ok() => Some(from),
+            _ => None,
+        };
+        if is_mountable(state, repo, from.as_ref(), digest).await {
             hold_blob(state, repo, (digest, is_kept(parts))).await?;
             return Ok(created(repo, digest));
         }
@@ -135,11 +141,10 @@ fn created(repo: &RepoName, digest: Digest) -> Response {
 async fn is_mountable<B: BlobSource, S, T: LinkService>(
     state: &PushState<B, S, T>,
     repo: &RepoName,
-    from: Option<&str>,
+    from: Option<&RepoName>,
     digest: Digest,
 ) -> bool {
-    let from = from.and_then(|from| from.parse::<RepoName>().ok());
-    for repo in [Some(repo), from.as_ref()].into_iter().flatten() {
+    for repo in [Some(repo), from].into_iter().flatten() {
         let found = state.pull.blobs.stat(&repo.namespace(), digest).await;
         let is_removed = state.pull.is_removed(repo, Link::Blob(digest)).await;
         if matches!(found, Ok(Some(_))) && !is_removed {

@@ -11,7 +11,7 @@ use crate::source::{BlobSource, SourceError};
 
 /// Walks from `digest` down to the layers, through every manifest of an index. A blob that is no
 /// manifest (a tag may name any file) needs nothing but itself.
-pub(super) async fn complete<B: BlobSource>(
+pub(crate) async fn complete<B: BlobSource>(
     blobs: &B,
     ns: &Namespace,
     digest: Digest,
@@ -74,7 +74,7 @@ async fn exist<B: BlobSource>(
 
 /// Why a tag cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum CheckError {
+pub(crate) enum CheckError {
     #[error("{0} is not there: push blobs and manifests before the tag")]
     Missing(Digest),
     #[error("{0}")]

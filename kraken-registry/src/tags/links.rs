@@ -1,11 +1,14 @@
 //! Links in the registers of the build-indexes.
 
 use kraken_proto::tags::record::{Condition, TagState, Version};
+use kraken_proto::tags::register::Ballot;
 use kraken_proto::tags::round::quorum;
 use kraken_proto::{Digest, tags};
 
 use super::lists::gather;
+use super::owner::PAGE;
 use super::ring::TagRing;
+use super::store::Listed;
 use super::{LinkService, TagError};
 use crate::link::{Link, LinkKind, Linked, RegisterName};
 use crate::name::{RepoName, Tag, TagName};
@@ -69,10 +72,18 @@ impl TagRing {
     /// Too few build-indexes answer.
     pub async fn tags_of(&self, repo: &RepoName, digest: Digest) -> Result<Vec<Tag>, TagError> {
         let prefix = format!("{repo}:");
-        let all = self.page_registers(&prefix, usize::MAX, None).await?;
-        let of = all.into_iter().filter(|(_, found)| *found == digest);
-        let tags = of.filter_map(|(name, _)| name.parse::<TagName>().ok());
-        Ok(tags.map(|name| name.tag().clone()).collect())
+        let (mut tags, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let page = self.page_registers(&prefix, PAGE, after.as_deref()).await?;
+            let is_last = page.len() < PAGE;
+            after = page.last().map(|(name, _)| name.clone());
+            let of = page.into_iter().filter(|(_, found)| *found == digest);
+            let names = of.filter_map(|(name, _)| name.parse::<TagName>().ok());
+            tags.extend(names.map(|name| name.tag().clone()));
+            if is_last {
+                return Ok(tags);
+            }
+        }
     }
 
     /// Whether a repository holds anything, or ever did.
@@ -82,9 +93,11 @@ impl TagRing {
     pub async fn is_known(&self, repo: &RepoName) -> Result<bool, TagError> {
         let owners = self.inner().owners_of(repo.as_str());
         for prefix in [format!("{repo}:"), RegisterName::links(repo)] {
-            let asked = owners.iter().map(|owner| owner.page(&prefix, 1, None));
+            let asked = owners.iter().map(|owner| owner.page(&prefix, PAGE, None));
             let pages = gather(asked, quorum(owners.len())).await?;
-            if pages.iter().any(|page| !page.is_empty()) {
+            // One that was only promised to does not count.
+            let ever = |it: &Listed| it.accepted != Ballot::default();
+            if pages.iter().flatten().any(ever) {
                 return Ok(true);
             }
         }

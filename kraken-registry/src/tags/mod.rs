@@ -1,6 +1,6 @@
 //! Tags: names that point to digests, and the build-index that keeps them.
 
-mod check;
+pub(crate) mod check;
 pub mod client;
 mod encoding;
 mod links;

@@ -205,6 +205,12 @@ where
     check(name.repo().clone(), digest).await?;
     let register = name.clone().into();
     let state = tags.set_by(&register, Some(digest), asked).await?;
+    // A manifest that was removed comes back with a tag, as by a push.
+    let link = Link::Manifest(digest);
+    if tags.link(name.repo(), link).await?.0 == Linked::Removed {
+        let asked = (true, Condition::Any);
+        tags.set_link(name.repo(), link, asked).await?;
+    }
     // Others may have changed it since.
     let made = state.iter().flat_map(|state| state.records());
     let made = made
@@ -370,7 +376,8 @@ impl Window {
         let limit = self.limit();
         let more = result.len() > limit;
         result.truncate(limit);
-        let link = |offset: &str| format!("{path}?limit={limit}&offset={}", encode(offset));
+        let joint = if path.contains('?') { '&' } else { '?' };
+        let link = |offset: &str| format!("{path}{joint}limit={limit}&offset={}", encode(offset));
         let next = result.last().filter(|_| more).map(|last| link(last));
         let links = Links {
             next: next.unwrap_or_default(),
@@ -477,6 +484,7 @@ async fn remove_link(
 
 #[derive(Debug, Deserialize)]
 struct OfKind {
+    #[serde(default)]
     kind: String,
 }
 
@@ -491,7 +499,11 @@ async fn list_links(
     let after = window.offset().map(Digest::from_hex);
     let after = after.transpose().map_err(NameError::from)?;
     let found = tags.links(&repo, of, window.limit() + 1, after).await?;
-    let path = format!("/repositories/{}/links", encode(repo.as_str()));
+    let path = format!(
+        "/repositories/{}/links?kind={}",
+        encode(repo.as_str()),
+        encode(&kind)
+    );
     Ok(window.page(&path, found.iter().map(Digest::hex).collect()))
 }
 

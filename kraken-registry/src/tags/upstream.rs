@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kraken_proto::Digest;
-use kraken_proto::tags::record::Condition;
+use kraken_proto::tags::record::{Condition, Version};
 use moka::future::Cache;
 use regex::Regex;
 use tokio::time::{Instant, timeout};
@@ -98,7 +98,11 @@ impl Upstreams {
         let asked = self.asked.get_with(name.to_string(), asked).await;
         let _turn = asked.turn.lock().await;
         let last = asked.last();
-        let known = tags.state(name).await?.and_then(|state| state.now.digest);
+        let state = tags.state(name).await?;
+        let version = state
+            .as_ref()
+            .map_or(Version::ZERO, |state| state.now.version);
+        let known = state.and_then(|state| state.now.digest);
         let is_fresh = match (rule.fresh, last.answered) {
             (Freshness::Pinned, _) if known.is_some() => true,
             // Somebody has asked after this question came.
@@ -110,8 +114,10 @@ impl Upstreams {
             return Ok(false);
         }
         let is_away = last.failed.is_some_and(|at| at.elapsed() < LEFT_ALONE);
-        if is_away && known.is_some() {
-            return Ok(true);
+        if is_away {
+            let reason = "the registry that it comes from did not answer a moment ago";
+            let unknown = || TagError::Unavailable(reason.into());
+            return known.map(|_| true).ok_or_else(unknown);
         }
         let began = Instant::now();
         let patience = if known.is_some() {
@@ -123,7 +129,7 @@ impl Upstreams {
         let resolved = timeout(patience, blobs.resolve(&ns, name.tag().as_str())).await;
         let reason = match resolved {
             Ok(Ok(found)) => {
-                self.keep(tags, name, (known, found)).await?;
+                keep(tags, name, (known, version), found).await?;
                 asked.note(Last {
                     answered: Some(began),
                     failed: None,
@@ -143,18 +149,24 @@ impl Upstreams {
             None => Err(TagError::Unavailable(reason)),
         }
     }
+}
 
-    async fn keep(
-        &self,
-        tags: &TagRing,
-        name: &TagName,
-        (known, found): (Option<Digest>, Option<Digest>),
-    ) -> Result<(), TagError> {
-        if known != found {
-            tags.set(name, found, Condition::Any).await?;
+/// Keeps what was found, unless another build-index has found something since.
+async fn keep(
+    tags: &TagRing,
+    name: &TagName,
+    (known, version): (Option<Digest>, Version),
+    found: Option<Digest>,
+) -> Result<(), TagError> {
+    if known == found {
+        return Ok(());
+    }
+    match tags.set(name, found, Condition::At(version)).await {
+        Err(TagError::Conflict(_)) => Ok(()),
+        done => {
             tracing::info!(tag = %name, digest = ?found, "a tag changed in the registry that it comes from");
+            done.map(drop)
         }
-        Ok(())
     }
 }
 

@@ -436,6 +436,7 @@ impl World {
             ("body", "~") => text.contains(&value),
             ("body", _) => !text.contains(&value),
             (name, "=") => headers.get(name) == Some(&value),
+            (name, "!~") => !headers.get(name).is_some_and(|it| it.contains(&value)),
             (name, _) => headers.get(name).is_some_and(|it| it.contains(&value)),
         }
     }

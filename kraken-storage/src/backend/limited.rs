@@ -130,6 +130,10 @@ impl<B: Backend> Backend for LimitedBackend<B> {
         self.backend.resolve(namespace, tag).await
     }
 
+    fn place(&self, namespace: &Namespace) -> Result<usize, BackendError> {
+        self.backend.place(namespace)
+    }
+
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         self.backend.check_writable(namespace)
     }

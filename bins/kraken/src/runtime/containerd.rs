@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use toml_edit::{DocumentMut, Item, Table, value};
+use kraken_registry::name::Host;
+use toml_edit::{DocumentMut, Item, Table, TableLike, value};
 
-use super::{Mirror, Said, Upstream, at, file};
+use super::{Mirror, Said, at, file};
 use crate::Failure;
 
 /// Where the hosts are configured, as the runtime's own documentation has it.
@@ -13,99 +14,151 @@ const CONFIG: &str = "/etc/containerd/config.toml";
 /// The plugins that have the key, of configuration versions 2 and 3.
 const PLUGINS: [&str; 2] = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"];
 
-fn hosts(upstream: &Upstream, mirror: &Mirror) -> String {
+/// Where a registry is reached itself.
+fn server(upstream: &Host) -> String {
+    match upstream.as_str() {
+        "docker.io" => "https://registry-1.docker.io".into(),
+        host => format!("https://{host}"),
+    }
+}
+
+fn hosts(upstream: &Host, mirror: &Mirror) -> String {
     format!(
         "server = \"{}\"\n\n[host.\"http://{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
-        upstream.server(),
+        server(upstream),
         mirror.agent
     )
 }
 
-fn path_of(upstream: &Upstream) -> String {
-    format!("{HOSTS}/{}/hosts.toml", upstream.0)
+fn path_of(upstream: &Host) -> String {
+    format!("{HOSTS}/{upstream}/hosts.toml")
 }
 
 pub(super) fn install(root: &Path, mirror: &Mirror) -> Result<Vec<Said>, Failure> {
+    // First what may not be changed: then nothing is.
+    let path = at(root, CONFIG);
+    let text = file::read(&path)?.unwrap_or_default();
+    let state = state(&path, &text)?;
     let mut said = Vec::new();
     for upstream in &mirror.upstreams {
         let path = at(root, &path_of(upstream));
-        said.extend(file::put(&path, &hosts(upstream, mirror))?);
+        match file::read(&path)? {
+            Some(text) if !text.starts_with(file::MARK) => said.push(Said::amiss(format!(
+                "{} is somebody else's: add [host.\"http://{}\"] with capabilities = [\"pull\", \"resolve\"] \
+                 to it as the first",
+                path.display(),
+                mirror.agent
+            ))),
+            _ => said.extend(file::put(&path, &hosts(upstream, mirror))?),
+        }
     }
-    said.extend(point(root)?);
+    said.extend(take_out(root, |host| {
+        !mirror.upstreams.iter().any(|it| it.as_str() == host)
+    })?);
+    match state {
+        State::Looks => said.push(looks()),
+        State::Amiss(what) => said.push(Said::amiss(what)),
+        State::Silent => {
+            said.extend(file::keep(&path)?);
+            file::replace(&path, &pointed(&path, &text)?)?;
+            said.push(Said::well(format!(
+                "{} looks for {HOSTS}: restart containerd (systemctl restart containerd)",
+                path.display()
+            )));
+        }
+    }
     Ok(said)
 }
 
-/// Lets containerd look for the hosts, if it is told to look nowhere.
-fn point(root: &Path) -> Result<Vec<Said>, Failure> {
-    let path = at(root, CONFIG);
-    let text = file::read(&path)?.unwrap_or_default();
-    let mut config = parse(&path, &text)?;
-    if let Some(found) = config_path(&config) {
-        return Ok(vec![judge(&found)]);
+/// What a configuration says of where hosts are looked for.
+enum State {
+    Looks,
+    /// Nothing: it can be told.
+    Silent,
+    /// It must not be changed by a program, for this reason.
+    Amiss(String),
+}
+
+fn looks() -> Said {
+    Said::well(format!(
+        "containerd looks for {HOSTS}, once it has read its configuration"
+    ))
+}
+
+/// The plugin whose key it is, by the version of the configuration.
+fn plugin(config: &DocumentMut, is_empty: bool) -> Option<&'static str> {
+    match config.get("version").and_then(Item::as_integer) {
+        None if is_empty => Some(PLUGINS[0]),
+        Some(2) => Some(PLUGINS[0]),
+        Some(3..) => Some(PLUGINS[1]),
+        // A file without a version is of the first one, whose plugins have other names.
+        _ => None,
     }
-    let version = config.get("version").and_then(Item::as_integer);
-    // A file without a version is of the first one, whose plugins have other names.
-    let plugin = match version {
-        None if text.trim().is_empty() => {
-            config["version"] = value(2);
-            PLUGINS[0]
-        }
-        Some(2) => PLUGINS[0],
-        Some(3) => PLUGINS[1],
-        _ => {
-            return Ok(vec![Said::amiss(format!(
-                "{} is of an old version: let its config_path be {HOSTS:?}",
-                path.display()
-            ))]);
-        }
+}
+
+fn state(path: &Path, text: &str) -> Result<State, Failure> {
+    let config = parse(path, text)?;
+    let shown = path.display();
+    let Some(plugin) = plugin(&config, text.trim().is_empty()) else {
+        let what = format!("{shown} is of an old version: let its config_path be {HOSTS:?}");
+        return Ok(State::Amiss(what));
     };
-    let mut said = Vec::new();
-    said.extend(file::keep(&path)?);
-    let mut at = config.as_table_mut();
+    if config.get("imports").is_some() {
+        let what =
+            format!("{shown} imports others: see that config_path of {plugin} is {HOSTS:?} there");
+        return Ok(State::Amiss(what));
+    }
+    let registry = || config.get("plugins")?.get(plugin)?.get("registry");
+    let Some(registry) = registry() else {
+        return Ok(State::Silent);
+    };
+    let found = registry
+        .get("config_path")
+        .and_then(Item::as_str)
+        .unwrap_or_default();
+    if found.trim_end_matches('/') == HOSTS {
+        return Ok(State::Looks);
+    }
+    if !found.is_empty() {
+        // Of several directories, some versions of containerd read none.
+        let what =
+            format!("containerd looks for {found}, not {HOSTS}: change config_path in {shown}");
+        return Ok(State::Amiss(what));
+    }
+    if registry.get("mirrors").is_some() || registry.get("configs").is_some() {
+        let what = format!(
+            "{shown} has mirrors or configs of registries, beside which containerd takes no config_path: move \
+             them to {HOSTS}, and let config_path be that"
+        );
+        return Ok(State::Amiss(what));
+    }
+    Ok(State::Silent)
+}
+
+/// The configuration with the key in it.
+fn pointed(path: &Path, text: &str) -> Result<String, Failure> {
+    let mut config = parse(path, text)?;
+    if text.trim().is_empty() {
+        config["version"] = value(2);
+    }
+    let plugin = plugin(&config, false).unwrap_or(PLUGINS[0]);
+    let mut at: &mut dyn TableLike = config.as_table_mut();
     for key in ["plugins", plugin, "registry"] {
         let next = at.entry(key).or_insert_with(|| {
             let mut table = Table::new();
             table.set_implicit(key != "registry");
             Item::Table(table)
         });
-        at = next
-            .as_table_mut()
-            .ok_or_else(|| Failure::Argument(format!("{}: {key} is no table", path.display())))?;
+        let no_table = || Failure::Argument(format!("{}: {key} is no table", path.display()));
+        at = next.as_table_like_mut().ok_or_else(no_table)?;
     }
     at.insert("config_path", value(HOSTS));
-    file::replace(&path, &config.to_string())?;
-    said.push(Said::well(format!(
-        "{} looks for {HOSTS}: restart containerd (systemctl restart containerd)",
-        path.display()
-    )));
-    Ok(said)
+    Ok(config.to_string())
 }
 
 fn parse(path: &Path, text: &str) -> Result<DocumentMut, Failure> {
     text.parse()
         .map_err(|error| Failure::Argument(format!("{}: {error}", path.display())))
-}
-
-fn config_path(config: &DocumentMut) -> Option<String> {
-    PLUGINS.iter().find_map(|plugin| {
-        let registry = config.get("plugins")?.get(plugin)?.get("registry")?;
-        let path = registry.get("config_path")?.as_str()?;
-        (!path.is_empty()).then(|| path.to_owned())
-    })
-}
-
-fn judge(found: &str) -> Said {
-    match found
-        .split(':')
-        .any(|path| path.trim_end_matches('/') == HOSTS)
-    {
-        true => Said::well(format!(
-            "containerd looks for {HOSTS}: no restart is needed"
-        )),
-        false => Said::amiss(format!(
-            "containerd looks for {found}, not {HOSTS}: change config_path in {CONFIG}"
-        )),
-    }
 }
 
 pub(super) fn check(root: &Path, mirror: &Mirror) -> Result<Vec<Said>, Failure> {
@@ -115,24 +168,46 @@ pub(super) fn check(root: &Path, mirror: &Mirror) -> Result<Vec<Said>, Failure> 
         said.push(file::compare(&path, &hosts(upstream, mirror))?);
     }
     let path = at(root, CONFIG);
-    let config = parse(&path, &file::read(&path)?.unwrap_or_default())?;
-    said.push(match config_path(&config) {
-        Some(found) => judge(&found),
-        None => Said::amiss(format!(
-            "{CONFIG} names no config_path: run kraken runtime install"
-        )),
-    });
+    said.push(
+        match state(&path, &file::read(&path)?.unwrap_or_default())? {
+            State::Looks => looks(),
+            State::Amiss(what) => Said::amiss(what),
+            State::Silent => Said::amiss(format!(
+                "{CONFIG} names no config_path: run kraken runtime install"
+            )),
+        },
+    );
     Ok(said)
 }
 
-/// The key in the configuration stays: without any hosts it changes nothing.
 pub(super) fn remove(root: &Path) -> Result<Vec<Said>, Failure> {
-    let dir = at(root, HOSTS);
+    let mut said = take_out(root, |_| true)?;
+    let path = at(root, CONFIG);
+    let (now, before) = (file::read(&path)?, file::before(&path)?);
+    let ours = pointed(&path, before.as_deref().unwrap_or_default())?;
+    if now.as_deref() == Some(ours.as_str()) {
+        match before {
+            Some(_) => file::put_back(&path)?,
+            None => file::delete(&path)?,
+        }
+        said.push(Said::well(format!(
+            "{} is what it was before: restart containerd when it suits",
+            path.display()
+        )));
+    }
+    Ok(said)
+}
+
+/// Takes out our files for some registries.
+fn take_out(root: &Path, which: impl Fn(&str) -> bool) -> Result<Vec<Said>, Failure> {
     let mut said = Vec::new();
-    let Ok(hosts) = std::fs::read_dir(&dir) else {
+    let Ok(hosts) = std::fs::read_dir(at(root, HOSTS)) else {
         return Ok(said);
     };
-    for host in hosts.flatten() {
+    for host in hosts.flatten().filter(|host| host.path().is_dir()) {
+        if !host.file_name().to_str().is_some_and(&which) {
+            continue;
+        }
         let removed = file::take_out(&host.path().join("hosts.toml"))?;
         if removed.is_some() {
             // Only if nothing else is in it.

@@ -11,7 +11,8 @@ const PATH: &str = "/etc/docker/daemon.json";
 const KEY: &str = "registry-mirrors";
 /// What we wrote there is known again by this file.
 const OURS: &str = "/etc/docker/kraken-mirror";
-const RESTART: &str = "restart dockerd (systemctl restart docker)";
+const RELOAD: &str = "let dockerd read it again (systemctl reload docker)";
+const RESTART: &str = "dockerd uses it until it is restarted";
 
 fn read(path: &Path) -> Result<Map<String, Value>, Failure> {
     let text = file::read(path)?.unwrap_or_default();
@@ -26,30 +27,38 @@ fn write(path: &Path, config: &Map<String, Value>) -> Result<(), Failure> {
     file::replace(path, &format!("{:#}\n", json!(config)))
 }
 
-fn listed(config: &Map<String, Value>) -> Vec<Value> {
-    let listed = config.get(KEY).and_then(Value::as_array);
-    listed.cloned().unwrap_or_default()
+fn listed(path: &Path, config: &Map<String, Value>) -> Result<Vec<Value>, Failure> {
+    match config.get(KEY) {
+        None => Ok(Vec::new()),
+        Some(Value::Array(listed)) => Ok(listed.clone()),
+        Some(_) => Err(Failure::Argument(format!(
+            "{}: {KEY} is no list",
+            path.display()
+        ))),
+    }
 }
 
 fn wanted(mirror: &Mirror) -> Option<Value> {
-    let hub = mirror.upstreams.iter().any(|it| it.0 == "docker.io");
+    let hub = mirror.upstreams.iter().any(|it| it.as_str() == "docker.io");
     let addr = mirror.docker.as_ref().filter(|_| hub)?;
     Some(json!(format!("http://{addr}")))
 }
 
 /// Why dockerd gets no mirror.
 fn none() -> Vec<Said> {
-    let what = "dockerd mirrors docker.io only, at a port of its own: let the agent have \
-                docker_listen, and give --docker with it";
-    vec![Said::amiss(what)]
+    let what = "is left out: it mirrors docker.io only, at a port of its own (docker_listen of the \
+                agent, --docker here)";
+    vec![Said::well(what)]
 }
 
 pub(super) fn install(root: &Path, mirror: &Mirror) -> Result<Vec<Said>, Failure> {
     let Some(wanted) = wanted(mirror) else {
-        return Ok(none());
+        let mut said = remove(root)?;
+        said.extend(none());
+        return Ok(said);
     };
     let path = at(root, PATH);
-    if listed(&read(&path)?).contains(&wanted) {
+    if listed(&path, &read(&path)?)?.contains(&wanted) {
         return Ok(vec![Said::well(format!(
             "{} is as it must be",
             path.display()
@@ -57,17 +66,18 @@ pub(super) fn install(root: &Path, mirror: &Mirror) -> Result<Vec<Said>, Failure
     }
     let mut said = remove(root)?;
     let mut config = read(&path)?;
-    let mut mirrors = listed(&config);
+    let mut mirrors = listed(&path, &config)?;
     said.extend(file::keep(&path)?);
     // The first is asked first.
     mirrors.insert(0, wanted.clone());
     config.insert(KEY.into(), mirrors.into());
-    write(&path, &config)?;
+    // First: what is not noted is not removed again.
     file::put(
         &at(root, OURS),
         &format!("{}\n", wanted.as_str().unwrap_or_default()),
     )?;
-    said.push(Said::well(format!("changed {}: {RESTART}", path.display())));
+    write(&path, &config)?;
+    said.push(Said::well(format!("changed {}: {RELOAD}", path.display())));
     Ok(said)
 }
 
@@ -76,7 +86,7 @@ pub(super) fn check(root: &Path, mirror: &Mirror) -> Result<Vec<Said>, Failure> 
         return Ok(none());
     };
     let path = at(root, PATH);
-    let is_listed = listed(&read(&path)?).contains(&wanted);
+    let is_listed = listed(&path, &read(&path)?)?.contains(&wanted);
     Ok(vec![match is_listed {
         true => Said::well(format!("{} names the agent", path.display())),
         false => Said::amiss(format!(
@@ -93,16 +103,23 @@ pub(super) fn remove(root: &Path) -> Result<Vec<Said>, Failure> {
     };
     let entry = text.strip_prefix(file::MARK).unwrap_or(&text).trim();
     let mut config = read(&path)?;
-    let mut mirrors = listed(&config);
+    let mut mirrors = listed(&path, &config)?;
     mirrors.retain(|mirror| mirror != entry);
     match mirrors.is_empty() {
         true => config.remove(KEY),
         false => config.insert(KEY.into(), mirrors.into()),
     };
-    match config.is_empty() && !file::is_kept(&path) {
+    let before = file::before(&path)?;
+    let is_as_before = before.as_deref().is_some_and(|text| {
+        serde_json::from_str::<Value>(text).is_ok_and(|before| before == json!(config))
+    });
+    if is_as_before {
+        file::put_back(&path)?;
+    } else if config.is_empty() && before.is_none() {
         // Nobody had written anything there.
-        true => file::delete(&path)?,
-        false => write(&path, &config)?,
+        file::delete(&path)?;
+    } else {
+        write(&path, &config)?;
     }
     file::take_out(&ours)?;
     Ok(vec![Said::well(format!(

@@ -29,6 +29,8 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, Failure> {
 /// Writes a file in one step: who reads it sees what was before, or all of what is new.
 pub(super) fn replace(path: &Path, text: &str) -> Result<(), Failure> {
     let writing = || Failure::io(format!("write {}", path.display()));
+    // Where it points to, if it is a link.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(writing())?;
     }
@@ -46,11 +48,20 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Keeps a copy of what others wrote, the first time.
+/// Keeps a copy of what others wrote.
 pub(super) fn keep(path: &Path) -> Result<Option<Said>, Failure> {
     let before = beside(path, BEFORE);
-    if before.exists() || !path.exists() {
+    if !path.exists() {
         return Ok(None);
+    }
+    if before.exists() {
+        // Of an earlier installation, and not to be lost either.
+        let what = format!(
+            "{} and {} are both of somebody else's: move one of them away",
+            path.display(),
+            before.display()
+        );
+        return Err(Failure::Argument(what));
     }
     let copied = fs::copy(path, &before);
     copied.map_err(Failure::io(format!("copy {}", path.display())))?;
@@ -94,14 +105,25 @@ pub(super) fn compare(path: &Path, text: &str) -> Result<Said, Failure> {
     })
 }
 
-/// Whether what others wrote is kept.
-pub(super) fn is_kept(path: &Path) -> bool {
-    beside(path, BEFORE).exists()
+/// What others wrote there before.
+pub(super) fn before(path: &Path) -> Result<Option<String>, Failure> {
+    read(&beside(path, BEFORE))
+}
+
+/// Puts back what others wrote there before.
+pub(super) fn put_back(path: &Path) -> Result<(), Failure> {
+    let back = fs::rename(beside(path, BEFORE), path);
+    back.map_err(Failure::io(format!("put {} back", path.display())))
 }
 
 /// Removes a file.
 pub(super) fn delete(path: &Path) -> Result<(), Failure> {
-    fs::remove_file(path).map_err(Failure::io(format!("remove {}", path.display())))
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Failure::io(format!("remove {}", path.display()))(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes a file of ours, and puts back what was there before.

@@ -12,7 +12,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use kraken_registry::name::Host;
+use serde::{Deserialize, Serialize};
+
 use crate::Failure;
+use crate::operator::Operator;
 
 /// A runtime, by the files that configure it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,49 +68,120 @@ impl FromStr for Runtime {
     }
 }
 
-/// A host that images are pulled from, such as `docker.io` or `registry.example.com:5000`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upstream(String);
+/// Where the agent answers: `host:port`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address(String);
 
-impl FromStr for Upstream {
+impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:".contains(&byte);
-        let fits = text.bytes().all(is_plain) && !text.starts_with(['.', '-', ':']);
-        match fits && (1..=255).contains(&text.len()) {
+        let url = format!("http://{text}");
+        let parsed: Result<http::Uri, _> = url.parse();
+        let authority = parsed.ok().and_then(|uri| uri.into_parts().authority);
+        let fits = authority.is_some_and(|it| it.port_u16().is_some() && it.as_str() == text);
+        match fits && !text.contains('@') {
             true => Ok(Self(text.to_owned())),
             false => Err(format!(
-                "{text:?} is no registry: write a host, maybe with a port, such as docker.io"
+                "{text:?} is no address: write host:port, such as 127.0.0.1:7610"
             )),
         }
     }
 }
 
-impl Upstream {
-    /// Where it is reached itself.
-    fn server(&self) -> String {
-        match self.0.as_str() {
-            "docker.io" => "https://registry-1.docker.io".into(),
-            host => format!("https://{host}"),
-        }
-    }
-
-    /// The host as the agent names its repositories.
-    fn prefix(&self) -> String {
-        self.0.replace(':', "_")
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
 /// What runtimes are told.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mirror {
-    /// `host:port` of the agent's registry.
-    pub agent: String,
-    /// `host:port` where the agent mirrors Docker Hub for dockerd, if it does.
-    pub docker: Option<String>,
+    /// The agent's registry.
+    pub agent: Address,
+    /// Where the agent mirrors Docker Hub for dockerd, if it does.
+    pub docker: Option<Address>,
     /// The registries that are mirrored.
-    pub upstreams: Vec<Upstream>,
+    #[serde(with = "hosts")]
+    pub upstreams: Vec<Host>,
+}
+
+/// Hosts as text.
+mod hosts {
+    use kraken_registry::name::Host;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(hosts: &[Host], to: S) -> Result<S::Ok, S::Error> {
+        let texts: Vec<_> = hosts.iter().map(Host::as_str).collect();
+        texts.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Host>, D::Error> {
+        let texts = Vec::<String>::deserialize(from)?;
+        let hosts = texts
+            .iter()
+            .map(|text| text.parse().map_err(D::Error::custom));
+        hosts.collect()
+    }
+}
+
+/// What was installed last, so that a check need not be told.
+const INSTALLED: &str = "/etc/kraken/runtime.json";
+
+/// Notes what was installed.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn note(root: &Path, mirror: &Mirror) -> Result<(), Failure> {
+    let text = serde_json::json!(mirror);
+    file::replace(&at(root, INSTALLED), &format!("{text:#}\n"))
+}
+
+/// What was installed last.
+///
+/// # Errors
+/// The file cannot be read, or makes no sense.
+pub fn noted(root: &Path) -> Result<Option<Mirror>, Failure> {
+    let path = at(root, INSTALLED);
+    let Some(text) = file::read(&path)? else {
+        return Ok(None);
+    };
+    let mirror = serde_json::from_str(&text);
+    mirror
+        .map(Some)
+        .map_err(|error| Failure::Argument(format!("{}: {error}", path.display())))
+}
+
+/// Nothing is installed any more.
+///
+/// # Errors
+/// The file cannot be removed.
+pub fn forget(root: &Path) -> Result<(), Failure> {
+    file::delete(&at(root, INSTALLED))
+}
+
+/// Asks the agent whether it is there and mirrors these registries.
+pub async fn ask(mirror: &Mirror) -> Vec<Said> {
+    let mut said = Vec::new();
+    let Ok(agent) = Operator::plain(&format!("http://{}", mirror.agent)) else {
+        return said;
+    };
+    for host in &mirror.upstreams {
+        let answer = agent.send("GET", &format!("/v2/?ns={host}")).await;
+        said.push(match answer {
+            Ok(answer) if answer.header("oci-namespace") == Some(host.as_str()) => {
+                Said::well(format!("the agent mirrors {host}"))
+            }
+            Ok(_) => Said::amiss(format!(
+                "the agent does not mirror {host}: add it to its upstreams, or to its own_names if it is \
+                 the name of this cluster's own registry"
+            )),
+            Err(error) => Said::amiss(format!("the agent at {}: {error}", mirror.agent)),
+        });
+    }
+    said
 }
 
 /// One thing that was done, or found.
@@ -119,14 +194,16 @@ pub struct Said {
 }
 
 impl Said {
-    fn well(what: impl Into<String>) -> Self {
+    /// Something that is.
+    pub fn well(what: impl Into<String>) -> Self {
         Self {
             is_well: true,
             what: what.into(),
         }
     }
 
-    fn amiss(what: impl Into<String>) -> Self {
+    /// Something that is not as it must be.
+    pub fn amiss(what: impl Into<String>) -> Self {
         Self {
             is_well: false,
             what: what.into(),

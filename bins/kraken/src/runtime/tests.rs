@@ -5,8 +5,8 @@ use super::*;
 
 fn mirror() -> Mirror {
     Mirror {
-        agent: "127.0.0.1:7611".into(),
-        docker: Some("127.0.0.1:7612".into()),
+        agent: "127.0.0.1:7611".parse().unwrap(),
+        docker: Some("127.0.0.1:7612".parse().unwrap()),
         upstreams: ["docker.io", "registry.example.com:5000"]
             .map(|host| host.parse().unwrap())
             .into(),
@@ -47,6 +47,7 @@ fn what_is_installed_is_found_well_and_removed_again() {
         let root = tempfile::tempdir().unwrap();
         let (root, mirror) = (root.path(), mirror());
         fs::create_dir_all(root.join(runtime.directory())).unwrap();
+        let at_first = files(root);
         assert_eq!(found(root), [runtime]);
         assert!(
             !is_well(&check(root, runtime, &mirror).unwrap()),
@@ -61,8 +62,8 @@ fn what_is_installed_is_found_well_and_removed_again() {
         install(root, runtime, &mirror).unwrap();
         assert_eq!(files(root), before, "{runtime}");
         let other = Mirror {
-            agent: "127.0.0.1:9".into(),
-            docker: Some("127.0.0.1:9".into()),
+            agent: "127.0.0.1:9".parse().unwrap(),
+            docker: Some("127.0.0.1:9".parse().unwrap()),
             ..mirror.clone()
         };
         assert!(
@@ -75,6 +76,7 @@ fn what_is_installed_is_found_well_and_removed_again() {
             "{runtime}"
         );
         assert!(remove(root, runtime).unwrap().is_empty(), "{runtime}");
+        assert_eq!(files(root), at_first, "{runtime}");
     }
 }
 
@@ -84,10 +86,11 @@ fn containerd_gets_a_file_for_each_registry_and_is_told_where() {
     let config =
         "# ours\nversion = 3\n\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'x' # why\n";
     write(root.path(), "/etc/containerd/config.toml", config);
-    let hosts = "etc/containerd/certs.d/docker.io/hosts.toml";
-    write(root.path(), hosts, "server = 'theirs'\n");
+    write(root.path(), "/etc/containerd/certs.d/README", "theirs");
+    let before = files(root.path());
     install(root.path(), Runtime::Containerd, &mirror()).unwrap();
     let after = files(root.path());
+    let hosts = "etc/containerd/certs.d/docker.io/hosts.toml";
     assert!(after[hosts].contains("server = \"https://registry-1.docker.io\""));
     assert!(after[hosts].contains("[host.\"http://127.0.0.1:7611\"]"));
     let other = "etc/containerd/certs.d/registry.example.com:5000/hosts.toml";
@@ -101,27 +104,69 @@ fn containerd_gets_a_file_for_each_registry_and_is_told_where() {
         config.contains("config_path = \"/etc/containerd/certs.d\""),
         "{config}"
     );
+    // One registry less takes its file out.
+    let fewer = Mirror {
+        upstreams: vec!["docker.io".parse().unwrap()],
+        ..mirror()
+    };
+    install(root.path(), Runtime::Containerd, &fewer).unwrap();
+    assert!(!files(root.path()).contains_key(other));
     remove(root.path(), Runtime::Containerd).unwrap();
-    let after = files(root.path());
-    assert_eq!(after[hosts], "server = 'theirs'\n");
-    assert!(!after.contains_key(other));
+    assert_eq!(files(root.path()), before);
 }
 
 #[test]
-fn a_containerd_that_looks_elsewhere_or_is_old_is_not_changed() {
+fn what_containerd_would_not_take_or_others_wrote_is_not_changed() {
+    let two = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry]\n";
+    let three = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n";
     for config in [
-        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry]\nconfig_path = '/elsewhere'\n",
-        "[plugins.cri]\n",
+        format!("{two}config_path = '/elsewhere'\n"),
+        format!("{three}config_path = '/etc/containerd/certs.d:/etc/docker/certs.d'\n"),
+        // Together with config_path, containerd loads no CRI.
+        format!(
+            "{two}[plugins.'io.containerd.grpc.v1.cri'.registry.mirrors.'a.example']\nendpoint = []\n"
+        ),
+        format!("{two}[plugins.'io.containerd.grpc.v1.cri'.registry.configs.'a.example'.tls]\n"),
+        "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n".to_owned(),
+        "[plugins.cri]\n".to_owned(),
     ] {
         let root = tempfile::tempdir().unwrap();
-        write(root.path(), "/etc/containerd/config.toml", config);
+        write(root.path(), "/etc/containerd/config.toml", &config);
         let said = install(root.path(), Runtime::Containerd, &mirror()).unwrap();
-        assert!(!is_well(&said), "{said:?}");
+        assert!(!is_well(&said), "{config}: {said:?}");
         assert_eq!(files(root.path())["etc/containerd/config.toml"], config);
     }
     let root = tempfile::tempdir().unwrap();
     write(root.path(), "/etc/containerd/config.toml", "nonsense = [");
     assert!(install(root.path(), Runtime::Containerd, &mirror()).is_err());
+    assert_eq!(files(root.path()).len(), 1, "nothing was written");
+    let root = tempfile::tempdir().unwrap();
+    let hosts = "etc/containerd/certs.d/docker.io/hosts.toml";
+    write(root.path(), hosts, "server = 'theirs'\n");
+    let said = install(root.path(), Runtime::Containerd, &mirror()).unwrap();
+    assert!(!is_well(&said), "{said:?}");
+    assert_eq!(files(root.path())[hosts], "server = 'theirs'\n");
+}
+
+#[test]
+fn a_key_in_a_table_on_one_line_is_set_too() {
+    let root = tempfile::tempdir().unwrap();
+    let config = "version = 2\nplugins = { 'io.containerd.grpc.v1.cri' = { registry = {} } }\n";
+    write(root.path(), "/etc/containerd/config.toml", config);
+    let said = install(root.path(), Runtime::Containerd, &mirror()).unwrap();
+    assert!(is_well(&said), "{said:?}");
+    let said = check(root.path(), Runtime::Containerd, &mirror()).unwrap();
+    assert!(is_well(&said), "{said:?}");
+}
+
+#[test]
+fn a_registry_that_podman_knows_otherwise_is_left_as_it_is() {
+    let root = tempfile::tempdir().unwrap();
+    let theirs = "[[registry]]\nlocation = 'registry.example.com:5000'\ninsecure = true\n";
+    write(root.path(), "/etc/containers/registries.conf", theirs);
+    let said = install(root.path(), Runtime::Containers, &mirror()).unwrap();
+    assert!(!is_well(&said), "{said:?}");
+    assert_eq!(files(root.path()).len(), 1, "nothing was written");
 }
 
 #[test]
@@ -129,6 +174,7 @@ fn docker_keeps_its_other_mirrors_and_keys() {
     let root = tempfile::tempdir().unwrap();
     let theirs = r#"{"debug": true, "registry-mirrors": ["https://mirror.example.com"]}"#;
     write(root.path(), "/etc/docker/daemon.json", theirs);
+    let before = files(root.path());
     let read = || -> serde_json::Value {
         serde_json::from_str(&files(root.path())["etc/docker/daemon.json"]).unwrap()
     };
@@ -138,29 +184,57 @@ fn docker_keeps_its_other_mirrors_and_keys() {
     assert_eq!(read()["debug"], true);
     // Another port takes the place of the first.
     let moved = Mirror {
-        docker: Some("127.0.0.1:7700".into()),
+        docker: Some("127.0.0.1:7700".parse().unwrap()),
         ..mirror()
     };
     install(root.path(), Runtime::Docker, &moved).unwrap();
     assert_eq!(read()["registry-mirrors"][0], "http://127.0.0.1:7700");
-    remove(root.path(), Runtime::Docker).unwrap();
-    let before: serde_json::Value = serde_json::from_str(theirs).unwrap();
-    assert_eq!(read(), before);
+    // Without a port it is left out, and what was there goes.
     let without = Mirror {
         docker: None,
         ..mirror()
     };
-    assert!(!is_well(
+    assert!(is_well(
         &install(root.path(), Runtime::Docker, &without).unwrap()
     ));
+    assert_eq!(files(root.path()), before);
+    install(root.path(), Runtime::Docker, &mirror()).unwrap();
+    fs::remove_file(root.path().join("etc/docker/daemon.json")).unwrap();
+    remove(root.path(), Runtime::Docker).unwrap();
+    write(
+        root.path(),
+        "/etc/docker/daemon.json",
+        r#"{"registry-mirrors": "one"}"#,
+    );
+    assert!(install(root.path(), Runtime::Docker, &mirror()).is_err());
 }
 
 #[test]
-fn hosts_of_registries_are_checked() {
-    for good in ["docker.io", "a:5000", "registry-1.example.com"] {
-        assert!(good.parse::<Upstream>().is_ok(), "{good}");
+fn addresses_are_hosts_with_ports() {
+    for good in ["127.0.0.1:7610", "agent.example.com:80", "[::1]:7610"] {
+        assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
     }
-    for bad in ["", "a/b", "a b", "../etc", ".", "a\"", "[::1]"] {
-        assert!(bad.parse::<Upstream>().is_err(), "{bad}");
+    for bad in [
+        "",
+        "127.0.0.1",
+        "http://127.0.0.1:1",
+        "a:b",
+        "a:1/x",
+        "u@a:1",
+        "a b:1",
+    ] {
+        assert!(bad.parse::<Address>().is_err(), "{bad}");
     }
+}
+
+#[test]
+fn what_was_installed_is_known_again() {
+    let root = tempfile::tempdir().unwrap();
+    assert_eq!(noted(root.path()).unwrap(), None);
+    note(root.path(), &mirror()).unwrap();
+    assert_eq!(noted(root.path()).unwrap(), Some(mirror()));
+    forget(root.path()).unwrap();
+    assert_eq!(noted(root.path()).unwrap(), None);
+    write(root.path(), INSTALLED, "{}");
+    assert!(noted(root.path()).is_err());
 }

@@ -234,10 +234,14 @@ async fn preheated(lab: &Lab, upstream: &Upstream, agents: &[String]) {
     let progress: Value = serde_json::from_str(&most.stdout).unwrap_or_default();
     assert!(most.status.success() && progress["ready"] == 2, "{most:?}");
     let all = ask("100").await;
+    let progress: Value = serde_json::from_str(&all.stdout).unwrap_or_default();
     assert!(
-        !all.status.success() && all.stderr.contains("2 of 3"),
+        !all.status.success() && progress["ready"] == 2 && progress["failed"] == 1,
         "{all:?}"
     );
+    let digest = format!("registry.example.com_5000/{IMAGE}@{image}");
+    let by_digest = kraken(&["preheat", &digest, "--proxy", &proxy]).await;
+    assert!(by_digest.stdout.contains("3 blobs"), "{by_digest:?}");
     let unknown = kraken(&["preheat", "library/nothing:v1", "--proxy", &proxy]).await;
     assert!(
         !unknown.status.success() && unknown.stderr.contains("does not exist"),

@@ -92,6 +92,11 @@ pub enum Input {
         /// The blob.
         digest: Digest,
     },
+    /// What `Sought` told of a blob's metainfo is of no use: the next search begins anew.
+    Unsought {
+        /// The blob.
+        digest: Digest,
+    },
     /// Peers that were met in an earlier life of this host.
     Known {
         /// Who; the first ones are forgotten when they are too many.

@@ -159,6 +159,7 @@ impl Scheduler {
             Input::Seek { namespace, digest } => self.seek(now, namespace, digest),
             Input::Known { peers } => peers.into_iter().for_each(|peer| self.known.learn(peer)),
             Input::Found { digest, spec } => self.found(now, digest, spec),
+            Input::Unsought { digest } => self.seeks.forget(digest),
             Input::Leave => self.leave(now),
             Input::Shutdown => self.shutdown(),
         }

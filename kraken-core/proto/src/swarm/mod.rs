@@ -86,6 +86,8 @@ pub(crate) struct Swarm {
     handouts: u32,
     stats: SwarmStats,
     lenient_until: Option<Timestamp>,
+    /// Another agent has everything; there was nothing to say to each other.
+    has_met_whole: bool,
 }
 
 impl Swarm {
@@ -109,6 +111,7 @@ impl Swarm {
             handouts: 0,
             stats: SwarmStats::default(),
             lenient_until: None,
+            has_met_whole: false,
         }
     }
 
@@ -422,6 +425,9 @@ impl Swarm {
 
         if !cancelled && peer.have.remove(piece) && peer.is_agent() {
             self.rarest.fewer(piece);
+            if let Some(offers) = &mut self.offers {
+                offers.fewer(piece);
+            }
         }
         let asked = self.inflight.remove(piece, conn).is_some();
         // A peer that owes nothing can send no piece to show that it is back: this is its answer.
@@ -467,6 +473,8 @@ impl Swarm {
         let useless =
             self.is_complete() && self.peers.get(&conn).is_some_and(Neighbour::is_complete);
         if useless {
+            let is_agent = self.peers.get(&conn).is_some_and(Neighbour::is_agent);
+            self.has_met_whole |= is_agent;
             if let Some(offers) = &mut self.offers {
                 offers.rest(cx.now);
             }

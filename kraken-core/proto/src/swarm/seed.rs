@@ -38,7 +38,7 @@ impl Swarm {
 
     /// How many pieces are here that no other agent around has, while one is there that lacks them.
     pub(crate) fn rare(&self) -> usize {
-        if !self.peers.values().any(Neighbour::takes_offers) {
+        if self.has_met_whole || !self.peers.values().any(Neighbour::takes_offers) {
             return 0;
         }
         let agents = || self.peers.values().filter(|peer| peer.is_agent());

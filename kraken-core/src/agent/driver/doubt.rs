@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kraken_net::DiscoveryError;
 use kraken_proto::{ConnId, Digest, Input, Message, MetaInfo, Namespace, PeerId};
 use kraken_storage::BlobStatus;
 use tokio::sync::oneshot;
@@ -93,6 +94,10 @@ impl Driver {
                 match discovery.open_metainfo(&namespace, digest, None).await {
                     Ok(said) if said.continues(&meta) => break Note::Confirmed { meta },
                     Ok(said) if contradict(&said, &meta) => {
+                        let is_sure = true;
+                        break Note::Contradicted { meta, is_sure };
+                    }
+                    Err(DiscoveryError::Damaged { .. }) => {
                         let is_sure = true;
                         break Note::Contradicted { meta, is_sure };
                     }

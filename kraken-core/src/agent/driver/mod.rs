@@ -130,6 +130,17 @@ pub(crate) struct Progress {
     pub(crate) failed: Option<String>,
     /// Peers said what its metainfo is: until it is whole, nothing of it is proved.
     pub(crate) is_hearsay: bool,
+    /// How many pieces, from the first on, are proved by what is no hearsay.
+    pub(crate) sure: u32,
+}
+
+impl Progress {
+    /// Whether a piece may be read: what a peer said of a blob is proved by its last piece only, so that
+    /// up to then its bytes may be anything.
+    pub(crate) fn is_proved(&self, piece: u32) -> bool {
+        let is_sure = !self.is_hearsay || piece < self.sure;
+        self.sealed || (self.have.has(piece) && is_sure)
+    }
 }
 
 struct Blob {
@@ -416,6 +427,7 @@ impl Driver {
             sealed,
             failed: None,
             is_hearsay,
+            sure: 0,
         };
         let (progress, following) = watch::channel(progress);
         let spec = BlobSpec::of(&meta, namespace.clone());
@@ -476,8 +488,13 @@ impl Driver {
             .flatten()
             .map(|blob| self.confirm(blob.namespace.clone(), meta.clone()));
         if let Some(blob) = self.blobs.get_mut(&digest) {
-            blob.meta = meta;
-            blob.progress.send_modify(|it| it.is_hearsay |= is_hearsay);
+            let before = std::mem::replace(&mut blob.meta, meta);
+            blob.progress.send_modify(|it| {
+                if is_hearsay && !it.is_hearsay {
+                    it.is_hearsay = true;
+                    it.sure = before.provable();
+                }
+            });
             if confirming.is_some() {
                 blob._confirming = confirming;
             }
@@ -527,6 +544,7 @@ impl Driver {
                 sealed: true,
                 failed: None,
                 is_hearsay: false,
+                sure: 0,
             });
             self.blobs.entry(digest).or_insert(Blob {
                 meta,

@@ -90,7 +90,7 @@ impl Connection {
             }
             self.read.reserve(4096);
             let begun = (!self.read.is_empty()).then(|| Instant::now() + FRESH);
-            let grace = self.fresh_until.or(begun);
+            let grace = self.fresh_until.max(begun);
             let ends = async {
                 self.shutdown.cancelled().await;
                 if let Some(grace) = grace {
@@ -99,9 +99,10 @@ impl Connection {
             };
             let more = timeout_at(until, self.stream.read_buf(&mut self.read));
             let more = tokio::select! {
+                // What has come is read first: closing over it would reset the connection.
                 biased;
-                () = ends => return Ok(None),
                 more = more => more,
+                () = ends => return Ok(None),
             };
             match more {
                 Ok(Ok(1..)) => {}

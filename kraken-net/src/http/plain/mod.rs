@@ -12,12 +12,12 @@ mod file;
 mod head;
 mod rewound;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use futures::FutureExt as _;
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -62,10 +62,10 @@ pub(super) async fn run(
         }
     }
     // Those that the system has taken in would be reset with the socket.
-    while let Some(Ok((stream, client))) = listener.accept().now_or_never() {
-        begin(stream, client);
+    match listener.into_std() {
+        Ok(listener) => rest_of(&listener).for_each(|(stream, client)| begin(stream, client)),
+        Err(error) => tracing::warn!(%error, "connections that wait are not served"),
     }
-    drop(listener);
     connections.close();
     if tokio::time::timeout(DRAIN, connections.wait())
         .await
@@ -74,6 +74,24 @@ pub(super) async fn run(
         cut.cancel();
         connections.wait().await;
     }
+}
+
+/// The connections that wait to be accepted. The socket does not block.
+fn rest_of(listener: &std::net::TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    let accept = || loop {
+        match listener.accept() {
+            Ok((stream, client)) => {
+                let ready = stream.set_nonblocking(true);
+                if let Ok(stream) = ready.and_then(|()| TcpStream::from_std(stream)) {
+                    return Some((stream, client));
+                }
+            }
+            // One that its client gave up; there may be others.
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+            Err(_) => return None,
+        }
+    };
+    std::iter::from_fn(accept)
 }
 
 /// One connection, until either side ends it.

@@ -56,8 +56,6 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
 
 /// Says what a manifest's digest is.
 const CONTENT_DIGEST: &str = "docker-content-digest";
-/// The longest manifest that is read to find its digest, in bytes.
-const MAX_MANIFEST: usize = 4 << 20;
 
 /// Reads blobs, and manifests by their digest, from another registry. Clones share its connections
 /// and tokens.
@@ -188,11 +186,12 @@ impl Inner {
                 _ => {}
             }
             let said = response.headers().get(CONTENT_DIGEST);
-            if let Some(digest) = said.and_then(|it| it.to_str().ok()?.parse().ok()) {
+            let said = said.and_then(|it| it.to_str().ok()?.parse().ok());
+            if let Some(digest) = said.filter(|_| method == Method::HEAD) {
                 return Ok(Some(digest));
             }
             if method == Method::GET {
-                let bytes = whole(response).await?;
+                let bytes = self.requests.bytes(response).await?;
                 return Ok(Some(Digest::of(&bytes)));
             }
         }
@@ -209,21 +208,6 @@ impl Inner {
         let response = found.await?.ok_or(BackendError::NotFound(digest))?;
         resume::from(&self.requests, response, range.start)
     }
-}
-
-/// The bytes of a manifest.
-async fn whole(mut response: Response) -> Result<Vec<u8>, BackendError> {
-    let broken = |error: reqwest::Error| BackendError::Unavailable(error.without_url().to_string());
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(broken)? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() > MAX_MANIFEST {
-            return Err(BackendError::Other(
-                "the manifest is longer than 4 MiB".into(),
-            ));
-        }
-    }
-    Ok(bytes)
 }
 
 impl Backend for RegistryBackend {

@@ -1,0 +1,86 @@
+//! What beside the registry's own paths strangers must not use.
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use kraken_registry::RepoName;
+use kraken_registry::access::Access;
+
+/// Lets through what a registry decides about itself and what anybody may ask; of the rest, blobs of a
+/// namespace as a pull from a repository of that name, and all else from this host only.
+pub(crate) async fn refuse(access: Arc<Access>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let open = ["/health", "/readiness", "/metrics", "/v2"];
+    let is_open = open.contains(&path) || path.starts_with("/v2/");
+    let namespace = path.strip_prefix("/namespace/");
+    let namespace = namespace.and_then(|rest| rest.split('/').next());
+    let repo = namespace.map(|it| it.replace("%2F", "/").replace("%2f", "/"));
+    let checked = match repo.and_then(|it| it.parse::<RepoName>().ok()) {
+        _ if is_open => Ok(()),
+        Some(repo) => access.check_pull(&parts, &repo).await,
+        // Preheating pulls whatever is named.
+        None if path.starts_with("/proxy/") || path.starts_with("/registry/") => {
+            access.check_pull_all(&parts).await
+        }
+        None => Access::check_this_host(&parts),
+    };
+    match checked {
+        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        Err(refused) => refused.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use axum::Router;
+    use axum::body::Body;
+    use axum::extract::ConnectInfo;
+    use axum::middleware::from_fn;
+    use axum::routing::any;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn status(access: Access, from: &str, path: &str) -> u16 {
+        let access = Arc::new(access);
+        let app = Router::new().route("/{*all}", any(async || "done"));
+        let app = app.layer(from_fn(move |request, next| {
+            refuse(access.clone(), request, next)
+        }));
+        let mut request = Request::get(path).body(Body::empty()).unwrap();
+        let addr: SocketAddr = from.parse().unwrap();
+        request.extensions_mut().insert(ConnectInfo(addr));
+        app.oneshot(request).await.unwrap().status().as_u16()
+    }
+
+    #[tokio::test]
+    async fn strangers_see_whether_it_is_well_and_no_more() {
+        let (here, stranger) = ("127.0.0.1:1", "10.0.0.1:1");
+        for (path, wanted) in [
+            ("/health", 200),
+            ("/metrics", 200),
+            ("/v2/a/tags/list", 200),
+            ("/forcecleanup", 403),
+            ("/x/store/blobs", 403),
+            ("/namespace/a/blobs/x", 403),
+            ("/registry/notifications", 403),
+            ("/namespace/..%2Fx/blobs/x", 403),
+        ] {
+            assert_eq!(status(Access::this_host(), here, path).await, 200, "{path}");
+            let told = status(Access::this_host(), stranger, path).await;
+            assert_eq!(told, wanted, "{path}");
+        }
+        // Whoever may pull may fetch.
+        let everybody = status(Access::everybody(), stranger, "/namespace/a%2Fb/blobs/x");
+        assert_eq!(everybody.await, 200);
+        let everybody = status(Access::everybody(), stranger, "/registry/notifications");
+        assert_eq!(everybody.await, 200);
+        let everybody = status(Access::everybody(), stranger, "/forcecleanup");
+        assert_eq!(everybody.await, 403);
+    }
+}
