@@ -129,31 +129,7 @@ pub(crate) enum Command {
         tls: TlsFiles,
     },
     /// Fetches an image before anybody needs it: into the origins, and onto hosts if some are named.
-    Preheat {
-        /// The image, as repository:tag or repository@digest.
-        image: String,
-        /// The proxy's address.
-        #[arg(long, default_value = "127.0.0.1:7602", env = "KRAKEN_PROXY")]
-        proxy: String,
-        /// The registries of agents, several with commas: they fetch it too.
-        #[arg(long, value_delimiter = ',')]
-        hosts: Vec<String>,
-        /// A file with more of them, one in a line.
-        #[arg(long)]
-        hosts_file: Option<PathBuf>,
-        /// The share of the hosts that gets it: the first of the list.
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
-        percent: u8,
-        /// The share of these that must have it before this ends well.
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
-        wait: u8,
-        /// Hosts that fetch it at once.
-        #[arg(long, default_value_t = 500)]
-        at_once: usize,
-        /// Prints one JSON object and nothing else.
-        #[arg(long)]
-        json: bool,
-    },
+    Preheat(PreheatArgs),
     /// Lets the container runtimes of this host pull through the agent, or no longer.
     Runtime {
         /// What to do.
@@ -161,30 +137,7 @@ pub(crate) enum Command {
         command: RuntimeCommand,
     },
     /// Removes the blobs that no tag, manifest or index refers to any more, while others push and pull.
-    Gc {
-        /// A build-index, such as https://index-1:7604.
-        #[arg(
-            long,
-            env = "KRAKEN_BUILD_INDEX",
-            default_value = "https://127.0.0.1:7601"
-        )]
-        build_index: String,
-        /// How long nobody may have asked about a blob before it goes, such as 24h.
-        #[arg(long, default_value = "24h")]
-        grace: Grace,
-        /// Removes them from the storage behind the origins as well: only where no other cluster or tool
-        /// keeps blobs there.
-        #[arg(long)]
-        stored: bool,
-        /// Counts only.
-        #[arg(long)]
-        dry_run: bool,
-        /// Prints one JSON object and nothing else.
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        tls: TlsFiles,
-    },
+    Gc(GcArgs),
     /// Shows what an agent or an origin keeps on its disks, verifies it, pins it, and makes room.
     Store {
         /// What to do.
@@ -377,6 +330,61 @@ impl FromStr for Size {
         text.parse::<bytesize::ByteSize>()
             .map(|size| Self(size.as_u64()))
     }
+}
+
+/// Which image is fetched, and where to.
+#[derive(Debug, Args)]
+pub(crate) struct PreheatArgs {
+    /// The image, as repository:tag or repository@digest.
+    pub(crate) image: String,
+    /// The proxy's address.
+    #[arg(long, default_value = "127.0.0.1:7602", env = "KRAKEN_PROXY")]
+    pub(crate) proxy: String,
+    /// The registries of agents, several with commas: they fetch it too.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) hosts: Vec<String>,
+    /// A file with more of them, one in a line.
+    #[arg(long)]
+    pub(crate) hosts_file: Option<PathBuf>,
+    /// The share of the hosts that gets it: the first of the list.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) percent: u8,
+    /// The share of these that must have it before this ends well.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) wait: u8,
+    /// Hosts that fetch it at once.
+    #[arg(long, default_value_t = 500)]
+    pub(crate) at_once: usize,
+    /// Prints one JSON object and nothing else.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What is collected.
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// A build-index, such as https://index-1:7604.
+    #[arg(
+        long,
+        env = "KRAKEN_BUILD_INDEX",
+        default_value = "https://127.0.0.1:7601"
+    )]
+    pub(crate) build_index: String,
+    /// How long nobody may have asked about a blob before it goes, such as 24h.
+    #[arg(long, default_value = "24h")]
+    pub(crate) grace: Grace,
+    /// Removes them from the storage behind the origins as well: only where no other cluster or tool
+    /// keeps blobs there.
+    #[arg(long)]
+    pub(crate) stored: bool,
+    /// Counts only.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Prints one JSON object and nothing else.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) tls: TlsFiles,
 }
 
 /// What to do with runtimes.

@@ -40,9 +40,9 @@ use crate::http::path::{self, Asked, Params};
 /// | GET `/internal/peercontext` | the origin as a peer; with the header `Origin-Leaving` when it hands its share over |
 /// | POST `/internal/ring/holdings` | what it holds of another origin's share: [`HoldingsAsked`](super::HoldingsAsked) to [`Holdings`] |
 /// | POST `/internal/ring/holds` | [`Digests`] to those of them that it holds |
-/// | POST `/internal/garbage` | a step of a collector: [`GarbageAsked`](super::GarbageAsked) to [`Digests`] |
+/// | POST `/internal/garbage` | a step of a collector: [`GarbageAsked`] to [`Digests`] |
 /// | POST `/internal/garbage/page` | blobs to find garbage among: [`GarbagePage`](super::GarbagePage) to [`Digests`] |
-/// | POST `/internal/garbage/places` | [`Places`](super::Places) to the numbers of their storages |
+/// | POST `/internal/garbage/places` | [`Places`] to the numbers of their storages |
 /// | POST `/namespace/{ns}/uploads` | 202, `Location` and `Upload-Id` |
 /// | PATCH, GET, DELETE `/namespace/{ns}/uploads/{id}` | `Upload-Offset` |
 /// | PUT `/namespace/{ns}/uploads/{id}?digest=` | 201, the metainfo |

@@ -175,7 +175,11 @@ async fn containerd() {
     let accept = "application/vnd.docker.distribution.manifest.v2+json, */*";
     let head = send(registry.ask(Method::HEAD, &tagged).header("accept", accept)).await;
     assert_eq!(head.status(), 200);
-    assert_eq!(header(&head, "oci-namespace"), "docker.io");
+    assert_eq!(
+        header(&head, "oci-namespace"),
+        "",
+        "it is no mirror of that"
+    );
     assert_eq!(
         header(&head, "docker-content-digest"),
         image.digest().to_string()

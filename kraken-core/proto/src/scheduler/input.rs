@@ -199,7 +199,7 @@ pub enum Input {
         spec: Option<BlobSpec>,
     },
     /// This host stops soon: hand over what others lack and nobody else has, those pieces first that
-    /// the fewest have, and be handed out to nobody. What is being fetched goes on.
+    /// the fewest have, and be handed out no more for what is whole here. What is being fetched goes on.
     Leave,
     /// Stop: no more dials, say goodbye.
     Shutdown,

@@ -73,9 +73,6 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// Greetings of one connection for blobs that the store is asked about: more are turned away.
 const MAX_LOOKUPS: usize = 4096;
 
-/// Pieces of a blob that an agent which goes soon offers at a time, as many as an origin does.
-const HAND_OVER: usize = 8;
-
 impl Scheduler {
     /// A host that knows nobody. Origins do not announce: their tracker knows them.
     pub fn new(now: Timestamp, local: PeerInfo, config: Config, seed: u64) -> Self {
@@ -378,7 +375,8 @@ impl Scheduler {
     }
 
     fn leave(&mut self, now: Timestamp) {
-        self.config.offers = self.config.offers.max(HAND_OVER);
+        // As many at a time as an origin.
+        self.config.offers = self.config.offers.max(Config::origin().offers);
         for digest in self.blobs().collect::<Vec<_>>() {
             self.with_swarm(now, digest, Swarm::hand_over);
         }

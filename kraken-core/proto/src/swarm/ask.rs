@@ -63,7 +63,7 @@ impl Swarm {
         }
     }
 
-    /// An origin offers a piece that nobody near it has.
+    /// An origin, or an agent that goes, offers a piece that nobody near it has.
     pub(crate) fn offered(
         &mut self,
         cx: &mut Context<'_>,

@@ -73,7 +73,7 @@ pub(crate) struct Swarm {
     /// Pieces that the neighbours have not heard of yet, and when to tell.
     news: Vec<u32>,
     news_at: Option<Timestamp>,
-    /// What is offered to the neighbours, on an origin that has the blob.
+    /// What is offered to the neighbours, on an origin that has the blob or an agent that goes.
     offers: Option<Offers>,
     /// When to look for silent neighbours next, while anything is owed.
     watch_at: Option<Timestamp>,

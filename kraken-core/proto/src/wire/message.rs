@@ -73,7 +73,7 @@ pub enum Message {
         /// Which piece.
         piece: u32,
     },
-    /// The sender, an origin, suggests to ask it for this piece, because nobody that it knows has
+    /// The sender, an origin or an agent that goes, suggests to ask it for this piece, because nobody that it knows has
     /// it. Answered with `Request`, or with `Refuse` when the piece comes from elsewhere.
     Offer {
         /// The blob.

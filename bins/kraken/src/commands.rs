@@ -1,0 +1,173 @@
+//! What the longer commands do.
+
+use std::process::ExitCode;
+
+use kraken::Failure;
+use kraken::operator::Operator;
+use kraken::preheat::{Hosts, Progress};
+use kraken::runtime::{self, Mirror};
+use kraken::{drain, gc};
+use kraken_daemon::leave::Leaving;
+use kraken_registry::garbage::GarbageOptions;
+use kraken_registry::name::NameError;
+
+use crate::args::{GcArgs, PreheatArgs, RuntimeCommand};
+use crate::{named, operator, say};
+
+/// Lets an origin hand its share over, or take it back.
+pub(crate) async fn drain_origin(origin: &Operator, undo: bool) -> Result<(), Failure> {
+    if undo {
+        drain::ask(origin, "DELETE").await?;
+        return say("it has its share again");
+    }
+    let left = |state: &Leaving| {
+        let blobs = state.blobs;
+        let waits = match &state.away[..] {
+            [] => String::new(),
+            away => format!("; waiting for {}, which does not answer", away.join(", ")),
+        };
+        say(&format!("{blobs} blobs to hand over{waits}"))
+    };
+    drain::drain(origin, left).await?;
+    say("nothing is left there that others own: take it off the lists, then stop it")
+}
+
+/// Lets a build-index collect garbage, and says what came of it.
+pub(crate) async fn collect_garbage(args: GcArgs) -> Result<(), Failure> {
+    let options = GarbageOptions {
+        grace_seconds: args.grace.0,
+        stored: args.stored,
+        dry_run: args.dry_run,
+    };
+    let index = operator(&args.build_index, args.tls)?;
+    let collected = gc::collect(&index, options).await?;
+    say(&if args.json {
+        serde_json::json!(collected).to_string()
+    } else {
+        gc::told(&collected, args.dry_run)
+    })
+}
+
+/// Lets the origins fetch an image, and then hosts.
+pub(crate) async fn preheat(args: PreheatArgs) -> Result<(), Failure> {
+    let PreheatArgs {
+        image,
+        proxy,
+        mut hosts,
+        hosts_file,
+        percent,
+        wait,
+        at_once,
+        json,
+    } = args;
+    if let Some(file) = hosts_file {
+        let text = std::fs::read_to_string(&file)
+            .map_err(Failure::io(format!("read {}", file.display())))?;
+        let lines = text.lines().map(str::trim);
+        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        hosts.extend(lines.map(str::to_owned));
+    }
+    let hosts = Hosts {
+        agents: hosts,
+        percent,
+        wait,
+        at_once,
+    };
+    let (repository, reference) = named(&image)?;
+    let proxy = Operator::plain(&format!("http://{proxy}"))?;
+    let told = kraken::preheat::to_origins(&proxy, &image).await?;
+    if !json {
+        say(&told)?;
+    }
+    let wrong = |error: NameError| Failure::Argument(error.to_string());
+    let named = (
+        &repository.parse().map_err(wrong)?,
+        &reference.parse().map_err(wrong)?,
+    );
+    let progress = kraken::preheat::to_hosts(named, &hosts, |progress| {
+        let Progress {
+            ready,
+            failed,
+            hosts,
+            seconds_left,
+            ..
+        } = progress;
+        if json || *hosts == 0 {
+            return Ok(());
+        }
+        let left = seconds_left.map_or_else(String::new, |left| format!(", about {left} s left"));
+        say(&format!(
+            "{ready} of {hosts} hosts have it, {failed} failed{left}"
+        ))
+    });
+    let progress = progress.await?;
+    if json {
+        say(&serde_json::json!(progress).to_string())?;
+    }
+    match progress.is_enough {
+        true => Ok(()),
+        false => Err(Failure::Registry(
+            "not so many hosts have it as are wanted".into(),
+        )),
+    }
+}
+
+/// Installs, checks or removes, and says what was done or found.
+pub(crate) async fn runtimes(command: RuntimeCommand) -> Result<ExitCode, Failure> {
+    let choice = match &command {
+        RuntimeCommand::Install(args) => &args.choice,
+        RuntimeCommand::Check(choice) | RuntimeCommand::Remove(choice) => choice,
+    };
+    let root = choice.root.as_path();
+    let runtimes = match choice.runtime.is_empty() {
+        true => runtime::found(root),
+        false => choice.runtime.clone(),
+    };
+    if runtimes.is_empty() {
+        let what = "no runtime is here that is known: name one with --runtime";
+        return Err(Failure::Argument(what.into()));
+    }
+    let mirror = match &command {
+        RuntimeCommand::Install(args) => Some(Mirror {
+            agent: args.agent.clone(),
+            docker: args.docker.clone(),
+            upstreams: args.upstream.clone(),
+        }),
+        RuntimeCommand::Check(_) => {
+            let none =
+                || Failure::Argument("nothing is installed: run kraken runtime install".into());
+            Some(runtime::noted(root)?.ok_or_else(none)?)
+        }
+        RuntimeCommand::Remove(_) => None,
+    };
+    let mut is_well = true;
+    for each in runtimes {
+        let done = match (&command, &mirror) {
+            (RuntimeCommand::Install(_), Some(mirror)) => runtime::install(root, each, mirror),
+            (RuntimeCommand::Check(_), Some(mirror)) => runtime::check(root, each, mirror),
+            _ => runtime::remove(root, each),
+        };
+        // The others are worth a try.
+        let done = done.unwrap_or_else(|error| vec![runtime::Said::amiss(error.to_string())]);
+        is_well &= tell(&each.to_string(), &done)?;
+    }
+    match (&command, &mirror) {
+        (RuntimeCommand::Install(_), Some(mirror)) => {
+            runtime::note(root, mirror)?;
+            // It may be started later.
+            tell("agent", &runtime::ask(mirror).await)?;
+        }
+        (_, Some(mirror)) => is_well &= tell("agent", &runtime::ask(mirror).await)?,
+        (_, None) => runtime::forget(root)?,
+    }
+    Ok(ExitCode::from(u8::from(!is_well)))
+}
+
+/// Says what was done or found, and whether all of it is well.
+fn tell(whose: &str, done: &[runtime::Said]) -> Result<bool, Failure> {
+    for done in done {
+        let mark = if done.is_well { "ok" } else { "AMISS" };
+        say(&format!("{whose}: {mark}: {}", done.what))?;
+    }
+    Ok(done.iter().all(|done| done.is_well))
+}
