@@ -110,9 +110,7 @@ async fn in_background<B: Prefetch, T: TagService>(
     body: Body<Asked>,
 ) -> Response {
     let preheated = async |asked: &Asked| {
-        let (repo, digest) = preheater.find(&asked.tag).await?;
-        let _place = preheater.place()?;
-        let needed = preheater.needed(&repo, digest).await?;
+        let (repo, needed, _place) = preheater.image(&asked.tag).await?;
         let count = needed.len();
         if !Arc::clone(&preheater).later(async move |it| it.fetch_all(&repo, needed).await) {
             return Err(PreheatError::Busy);
@@ -127,9 +125,7 @@ async fn at_once<B: Prefetch, T: TagService>(
     body: Body<Asked>,
 ) -> Response {
     let preheated = async |asked: &Asked| {
-        let (repo, digest) = preheater.find(&asked.tag).await?;
-        let _place = preheater.place()?;
-        let needed = preheater.needed(&repo, digest).await?;
+        let (repo, needed, _place) = preheater.image(&asked.tag).await?;
         let count = needed.len();
         preheater.fetch_all(&repo, needed).await?;
         Ok(format!("the origins have {count} blobs, or fetch them"))
@@ -226,6 +222,17 @@ fn pushed(body: &Value) -> Vec<(RepoName, Reference)> {
 }
 
 impl<B: Prefetch, T: TagService> Preheater<B, T> {
+    /// The repository of an image, and all blobs that it needs; others wait while the place is held.
+    async fn image(
+        &self,
+        name: &str,
+    ) -> Result<(RepoName, BTreeSet<Digest>, OwnedSemaphorePermit), PreheatError> {
+        let (repo, digest) = self.find(name).await?;
+        let place = self.place()?;
+        let needed = self.needed(&repo, digest).await?;
+        Ok((repo, needed, place))
+    }
+
     /// The repository and the manifest that a tag names; with or without the registry's host in front.
     async fn find(&self, tag: &str) -> Result<(RepoName, Digest), PreheatError> {
         let looks_like_host = |part: &str| part.contains(['.', ':']) || part == "localhost";

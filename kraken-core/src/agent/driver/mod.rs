@@ -6,6 +6,7 @@
 
 mod doubt;
 mod perform;
+mod progress;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -30,6 +31,7 @@ use crate::clock::Clock;
 use crate::dynamic::{DynConn, DynDiscovery, DynStore, DynTransport};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
+pub(crate) use progress::Progress;
 
 /// What happened, from a link, a task or the handle.
 pub(crate) enum Note {
@@ -118,29 +120,6 @@ pub(crate) enum Note {
     Leave { reply: oneshot::Sender<usize> },
     /// End: answered when the tracker is being told and the peers that were met are kept.
     Stop { reply: oneshot::Sender<()> },
-}
-
-/// How far a blob is.
-#[derive(Debug, Clone)]
-pub(crate) struct Progress {
-    pub(crate) have: Bitfield,
-    /// All pieces are there and durable.
-    pub(crate) sealed: bool,
-    /// Nothing more will come.
-    pub(crate) failed: Option<String>,
-    /// Peers said what its metainfo is: until it is whole, nothing of it is proved.
-    pub(crate) is_hearsay: bool,
-    /// How many pieces, from the first on, are proved by what is no hearsay.
-    pub(crate) sure: u32,
-}
-
-impl Progress {
-    /// Whether a piece may be read: what a peer said of a blob is proved by its last piece only, so that
-    /// up to then its bytes may be anything.
-    pub(crate) fn is_proved(&self, piece: u32) -> bool {
-        let is_sure = !self.is_hearsay || piece < self.sure;
-        self.sealed || (self.have.has(piece) && is_sure)
-    }
 }
 
 struct Blob {
