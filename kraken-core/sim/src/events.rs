@@ -29,6 +29,7 @@ impl World<'_> {
                     self.open(host, blob);
                 }
             }
+            What::Leave { host } => self.feed(host, Input::Leave),
             What::Crash { host, silent } => self.crash(host, silent),
             What::Pause { host } => self.pause(host),
             What::Cut { heals } => self.cut(heals),

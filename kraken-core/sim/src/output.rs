@@ -258,6 +258,7 @@ mod tests {
             at: std::time::Duration::from_millis(100),
             silent: false,
             back_after: Some(std::time::Duration::from_millis(100)),
+            hand_over: std::time::Duration::ZERO,
         };
         let mut plan = Plan::from_toml("hosts = 6\nblobs = [{ size = '9MB', count = 6 }]").unwrap();
         plan.faults = Faults {

@@ -181,6 +181,8 @@ pub struct Crash {
     pub silent: bool,
     /// How long after the crash it starts again, with the pieces it had.
     pub back_after: Option<Duration>,
+    /// For how long before it hands over what others lack; zero for one that just goes.
+    pub hand_over: Duration,
 }
 
 /// Crashes by chance.
@@ -194,9 +196,11 @@ pub struct Churn {
     pub silent: f64,
     /// How long after the crash each starts again, with the pieces it had.
     pub back_after: Option<Duration>,
+    /// For how long before it each hands over what others lack; zero for those that just go.
+    pub hand_over: Duration,
 }
 
-/// The end of one origin.
+/// The end of one origin, or its restart.
 #[derive(Debug, Clone)]
 pub struct KilledOrigin {
     /// Which origin.
@@ -205,6 +209,8 @@ pub struct KilledOrigin {
     pub at: Duration,
     /// Whether the other sides of its connections notice only after a timeout.
     pub silent: bool,
+    /// How long after that it starts again; never without.
+    pub back_after: Option<Duration>,
 }
 
 /// A cut through the network.
@@ -283,6 +289,7 @@ impl Plan {
             at: Duration::from_millis(170 + 13 * (number as u64 % 7)),
             silent: number % 2 == 0,
             back_after: Some(Duration::from_millis(400)),
+            hand_over: Duration::ZERO,
         };
         let crashes = (0..agents)
             .step_by(nth.max(1))

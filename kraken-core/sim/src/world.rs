@@ -30,6 +30,9 @@ pub(crate) enum What {
         epoch: u32,
         blob: u32,
     },
+    Leave {
+        host: u32,
+    },
     Crash {
         host: u32,
         silent: bool,
@@ -243,6 +246,10 @@ impl<'a> World<'a> {
         let mut gone: Vec<_> = plan.faults.liars.clone();
         for crash in self.crashes() {
             let (host, silent) = (index(crash.agent), crash.silent);
+            if !crash.hand_over.is_zero() {
+                let begins = crash.at.saturating_sub(crash.hand_over);
+                self.after(begins, What::Leave { host });
+            }
             self.after(crash.at, What::Crash { host, silent });
             match crash.back_after {
                 Some(back) => self.after(crash.at + back, What::Start { host }),
@@ -253,6 +260,9 @@ impl<'a> World<'a> {
             let host = index(plan.agents + killed.origin);
             let silent = killed.silent;
             self.after(killed.at, What::Crash { host, silent });
+            if let Some(back) = killed.back_after {
+                self.after(killed.at + back, What::Start { host });
+            }
         }
         if let Some(partition) = &plan.faults.partition {
             let heals = Timestamp::ZERO + partition.during.end;
@@ -278,6 +288,7 @@ impl<'a> World<'a> {
                     at: churn.during.start + span.mul_f64(self.rng.unit()),
                     silent: self.rng.unit() < churn.silent,
                     back_after: churn.back_after,
+                    hand_over: churn.hand_over,
                 });
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kraken_sim::{Blob, Faults, KilledOrigin, Percentiles, Plan, Report, run};
+use kraken_sim::{Blob, Churn, Faults, KilledOrigin, Percentiles, Plan, Report, run};
 
 /// The longest blob that is still cut into pieces of 512 KiB.
 const BLOB: u64 = (64 << 20) - 1;
@@ -38,6 +38,7 @@ fn killed(origin: usize, at: Duration) -> KilledOrigin {
         origin,
         at,
         silent: false,
+        back_after: None,
     }
 }
 
@@ -110,6 +111,34 @@ fn crashed_hosts_come_back_with_their_pieces() {
         quick >= 95,
         "only {quick} of 100 hosts were not held up by the crash of 5"
     );
+}
+
+#[test]
+fn everybody_is_restarted_one_after_the_other() {
+    let restarted = |origin| KilledOrigin {
+        back_after: Some(Duration::from_millis(200)),
+        ..killed(origin, Duration::from_millis(100 + 300 * origin as u64))
+    };
+    let churn = Churn {
+        share: 1.0,
+        during: Duration::from_millis(300)..Duration::from_millis(900),
+        silent: 0.0,
+        back_after: Some(Duration::from_millis(100)),
+        hand_over: Duration::from_millis(100),
+    };
+    let plan = Plan {
+        blobs: vec![Blob::from(BLOB); 4],
+        faults: Faults {
+            churn: Some(churn),
+            killed_origins: (0..3).map(restarted).collect(),
+            ..Faults::default()
+        },
+        ..Plan::swarm(9, 100)
+    };
+    let report = well(&plan);
+    println!("{}", show("100 hosts, all restarted", &report, 4 * BLOB));
+    let ratios = report.ratios;
+    assert_eq!((ratios.restarted.len(), ratios.ordinary.len()), (100, 0));
 }
 
 #[test]

@@ -179,6 +179,7 @@ fn crash(plan: &Plan, file: CrashFile) -> Result<Crash, Fault> {
         at: file.at_seconds.into(),
         silent: file.silent,
         back_after: file.back_after_seconds.map(Into::into),
+        hand_over: file.hand_over_seconds.map_or(Duration::ZERO, Into::into),
     })
 }
 
@@ -187,6 +188,7 @@ fn killed_origin(plan: &Plan, file: KilledOriginFile) -> Result<KilledOrigin, Fa
         origin: index(&file.origin, plan.origins, "origins")?,
         at: file.at_seconds.into(),
         silent: file.silent,
+        back_after: file.back_after_seconds.map(Into::into),
     })
 }
 
@@ -211,6 +213,7 @@ fn churn(file: Spanned<ChurnFile>) -> Result<Churn, Fault> {
         during: during(file.from_seconds, file.to_seconds, span)?,
         silent: file.silent.map_or(0.0, Into::into),
         back_after: file.back_after_seconds.map(Into::into),
+        hand_over: file.hand_over_seconds.map_or(Duration::ZERO, Into::into),
     })
 }
 

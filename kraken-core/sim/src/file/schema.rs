@@ -138,6 +138,7 @@ pub(super) struct CrashFile {
     #[serde(default)]
     pub(super) silent: bool,
     pub(super) back_after_seconds: Option<Seconds>,
+    pub(super) hand_over_seconds: Option<Seconds>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -148,6 +149,7 @@ pub(super) struct ChurnFile {
     pub(super) to_seconds: Seconds,
     pub(super) silent: Option<Share>,
     pub(super) back_after_seconds: Option<Seconds>,
+    pub(super) hand_over_seconds: Option<Seconds>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -157,6 +159,7 @@ pub(super) struct KilledOriginFile {
     pub(super) at_seconds: Seconds,
     #[serde(default)]
     pub(super) silent: bool,
+    pub(super) back_after_seconds: Option<Seconds>,
 }
 
 #[derive(Debug, Deserialize)]

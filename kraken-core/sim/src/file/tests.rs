@@ -60,9 +60,9 @@ racks = { hosts = 40, oversubscription = 4 }
 
 [faults]
 crashes = [{ host = 1, at_seconds = 2.0, silent = true, back_after_seconds = 1.0 }]
-churn = { share = 0.05, from_seconds = 2, to_seconds = 8, silent = 0.5, back_after_seconds = 1 }
+churn = { share = 0.05, from_seconds = 2, to_seconds = 8, silent = 0.5, back_after_seconds = 1, hand_over_seconds = 0.25 }
 liars = [4, 5]
-killed_origins = [{ origin = 3, at_seconds = 0.5 }]
+killed_origins = [{ origin = 3, at_seconds = 0.5, back_after_seconds = 2 }]
 outages = [{ from_seconds = 0.7, to_seconds = 3 }, { from_seconds = 9 }]
 partition = { share = 0.1, from_seconds = 1, to_seconds = 4 }
 
@@ -148,12 +148,15 @@ fn every_fault_reaches_the_plan() {
     let churn = faults.churn.unwrap();
     assert_eq!(churn.during, seconds(2.0)..seconds(8.0));
     assert_eq!((churn.share, churn.silent), (0.05, 0.5));
+    assert_eq!(churn.hand_over, seconds(0.25));
+    assert_eq!(crash.hand_over, Duration::ZERO);
     assert_eq!(faults.liars, vec![4, 5]);
     let killed = &faults.killed_origins[0];
     assert_eq!(
         (killed.origin, killed.at, killed.silent),
         (3, seconds(0.5), false)
     );
+    assert_eq!(killed.back_after, Some(seconds(2.0)));
     assert_eq!(faults.outages[0], seconds(0.7)..seconds(3.0));
     assert!(faults.outages[1].contains(&seconds(1e6)));
     let partition = faults.partition.unwrap();

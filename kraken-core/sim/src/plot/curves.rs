@@ -124,6 +124,7 @@ mod tests {
             origin: 0,
             at: Duration::from_millis(100),
             silent: false,
+            back_after: None,
         };
         let faults = Faults {
             killed_origins: vec![killed],
