@@ -31,6 +31,8 @@ pub(crate) struct Agenda<T> {
     places: Vec<Place<T>>,
     free: Vec<u32>,
     planned: u64,
+    /// The number of the event that was taken last.
+    taken: u64,
     in_days: usize,
 }
 
@@ -60,6 +62,7 @@ impl<T> Agenda<T> {
             places: Vec::new(),
             free: Vec::new(),
             planned: 0,
+            taken: 0,
             in_days: 0,
         }
     }
@@ -68,6 +71,16 @@ impl<T> Agenda<T> {
     pub(crate) fn add(&mut self, at: Timestamp, what: T) {
         let number = self.planned;
         self.planned += 1;
+        self.add_as(number, at, what);
+    }
+
+    /// Plans the event that was taken last once more, for later. It keeps its place among those of
+    /// the same moment: what was sent on a connection before stays before, whatever held it up.
+    pub(crate) fn postpone(&mut self, at: Timestamp, what: T) {
+        self.add_as(self.taken, at, what);
+    }
+
+    fn add_as(&mut self, number: u64, at: Timestamp, what: T) {
         let place = Place {
             at,
             number,
@@ -89,8 +102,9 @@ impl<T> Agenda<T> {
         while self.rest.is_empty() {
             self.turn_page()?;
         }
-        let (at, _, index) = self.rest.last().copied().filter(|(at, ..)| *at <= end)?;
+        let (at, number, index) = self.rest.last().copied().filter(|(at, ..)| *at <= end)?;
         self.rest.pop();
+        self.taken = number;
         self.free.push(index);
         let what = self.places[index as usize].what.take()?;
         Some((at, what))
@@ -181,5 +195,17 @@ mod tests {
         let at = Timestamp::from_nanos(50);
         assert_eq!(agenda.pop(at), Some((at, 'a')));
         assert_eq!(agenda.pop(at), None);
+    }
+
+    #[test]
+    fn what_is_postponed_stays_before_what_was_planned_after_it() {
+        let at = Timestamp::from_nanos;
+        let mut agenda = Agenda::new();
+        agenda.add(at(10), 'a');
+        agenda.add(at(90), 'b');
+        let first = agenda.pop(at(10)).unwrap().1;
+        agenda.postpone(at(90), first);
+        let order: Vec<_> = std::iter::from_fn(|| agenda.pop(at(90))).collect();
+        assert_eq!(order, [(at(90), 'a'), (at(90), 'b')]);
     }
 }

@@ -19,7 +19,7 @@ const TRACKER_PER_BLOB: Duration = Duration::from_micros(20);
 impl World<'_> {
     pub(crate) fn happen(&mut self, what: What) {
         if let Some(until) = self.held_up(&what) {
-            self.agenda.add(until, what);
+            self.agenda.postpone(until, what);
             return;
         }
         match what {

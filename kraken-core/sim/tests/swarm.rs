@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use kraken_sim::{Blob, Churn, Faults, KilledOrigin, Percentiles, Plan, Report, run};
+use kraken_sim::{
+    Blob, Churn, Faults, KilledOrigin, Partition, Pauses, Percentiles, Plan, Report, run,
+};
 
 /// The longest blob that is still cut into pieces of 512 KiB.
 const BLOB: u64 = (64 << 20) - 1;
@@ -139,6 +141,26 @@ fn everybody_is_restarted_one_after_the_other() {
     println!("{}", show("100 hosts, all restarted", &report, 4 * BLOB));
     let ratios = report.ratios;
     assert_eq!((ratios.restarted.len(), ratios.ordinary.len()), (100, 0));
+}
+
+#[test]
+fn messages_that_a_pause_and_a_cut_hold_up_arrive_in_order() {
+    // Whoever gets them in another order takes the sender for a liar, which is against the rules.
+    for seed in 0..4 {
+        let mut plan = Plan {
+            blobs: vec![Blob::from(BLOB); 4],
+            ..Plan::swarm(seed, 60)
+        };
+        plan.network.pauses = Some(Pauses {
+            per_second: 2.0,
+            length: Duration::from_millis(50)..=Duration::from_millis(300),
+        });
+        plan.faults.partition = Some(Partition {
+            share: 0.3,
+            during: Duration::from_millis(300)..Duration::from_millis(600),
+        });
+        well(&plan);
+    }
 }
 
 #[test]
