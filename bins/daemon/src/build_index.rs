@@ -7,7 +7,8 @@ use std::time::Duration;
 use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::garbage::Collector;
-use kraken_registry::tags::ring::{IndexMember, TagRing};
+use kraken_registry::tags::members::IndexMember;
+use kraken_registry::tags::ring::TagRing;
 use kraken_registry::tags::server::{TagPolicy, router};
 use kraken_registry::tags::store::TagStore;
 use kraken_registry::tags::upstream::{Freshness, UpstreamRule};
@@ -173,11 +174,8 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     let (router, collecting) = with_garbage(router, collector, config.garbage);
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(collecting));
     let router = with_health(router, move || {
-        let is_ready = ready.is_ready();
-        async move {
-            let wait = || "it waits for the other build-indexes: it does not know the tags yet";
-            is_ready.then_some(()).ok_or_else(|| wait().to_owned())
-        }
+        let reason = ready.why_not_ready();
+        async move { reason.map_or(Ok(()), |reason| Err(reason.to_owned())) }
     });
     let server = serve_on(
         sockets::listen(config.listen)?,

@@ -2,7 +2,6 @@
 
 use kraken_proto::tags::record::{Condition, TagState, Version};
 use kraken_proto::tags::register::Ballot;
-use kraken_proto::tags::round::quorum;
 use kraken_proto::{Digest, tags};
 
 use super::lists::gather;
@@ -91,10 +90,12 @@ impl TagRing {
     /// # Errors
     /// Too few build-indexes answer.
     pub async fn is_known(&self, repo: &RepoName) -> Result<bool, TagError> {
-        let owners = self.inner().owners_of(repo.as_str());
+        let view = self.view();
+        let (lists, owning) = (view.asked(), view.owning(repo.as_str()));
         for prefix in [format!("{repo}:"), RegisterName::links(repo)] {
-            let asked = owners.iter().map(|owner| owner.page(&prefix, PAGE, None));
-            let pages = gather(asked, quorum(owners.len())).await?;
+            let owners = owning.owners.iter();
+            let asked = owners.map(|owner| owner.page((&prefix, &lists), PAGE, None));
+            let pages = gather(asked, owning.enough()).await?;
             // One that was only promised to does not count.
             let ever = |it: &Listed| it.accepted != Ballot::default();
             if pages.iter().flatten().any(ever) {

@@ -5,7 +5,6 @@ use std::future::Future;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use kraken_proto::Digest;
-use kraken_proto::tags::round::quorum;
 
 use super::TagError;
 use super::owner::PAGE;
@@ -48,13 +47,18 @@ impl TagRing {
     ) -> Result<Vec<(String, Digest)>, TagError> {
         // Of one repository its owners know all; of several, all have to be asked.
         let repo = RegisterName::repo_of(prefix);
+        let view = self.view();
+        let lists = view.asked();
         let (owners, enough) = match repo {
             Some(repo) => {
-                let owners = self.inner().owners_of(repo);
-                let enough = quorum(owners.len());
-                (owners, enough)
+                let owning = view.owning(repo);
+                let enough = owning.enough();
+                (owning.owners, enough)
             }
-            None => self.inner().all(),
+            None => {
+                let all = view.owners().map(|(_, owner)| owner.clone());
+                (all.collect(), view.enough())
+            }
         };
         let mut names = Vec::new();
         let mut after = after.map(str::to_owned);
@@ -62,7 +66,7 @@ impl TagRing {
             // Those that were removed are among them.
             let pages = owners
                 .iter()
-                .map(|owner| owner.page(prefix, PAGE, after.as_deref()));
+                .map(|owner| owner.page((prefix, &lists), PAGE, after.as_deref()));
             let pages = gather(pages, enough).await?;
             let (listed, last) = merge(pages, PAGE);
             names.extend(
@@ -116,12 +120,14 @@ impl TagRing {
         &self,
         after: Option<&str>,
     ) -> Result<(BTreeMap<String, bool>, Option<String>), TagError> {
-        let (_, enough) = self.inner().all();
-        let asked = self.inner().owners().map(|(name, owner)| async move {
-            let page = owner.repositories(PAGE, after).await;
+        let view = self.view();
+        let lists = &view.asked();
+        let asked = view.owners().map(|(name, owner)| async move {
+            let page = owner.repositories(lists, PAGE, after).await;
             page.map(|page| (name, page))
         });
-        let pages: BTreeMap<_, _> = gather(asked, enough).await?.into_iter().collect();
+        let pages = gather(asked, view.enough()).await?;
+        let pages: BTreeMap<_, _> = pages.into_iter().collect();
         let ends = pages.values().filter(|page| page.len() >= PAGE);
         let until = ends.filter_map(|page| page.last()).min().cloned();
         let all = pages.values().flatten();
@@ -130,7 +136,7 @@ impl TagRing {
             .collect();
         let mut told = BTreeMap::new();
         for name in all {
-            let owners = self.inner().names_of(name);
+            let owners = view.owning(name).names;
             let answers = owners.iter().filter_map(|owner| pages.get(owner));
             let says: Vec<_> = answers
                 .map(|page| page.binary_search(name).is_ok())
@@ -162,7 +168,7 @@ pub(super) async fn gather<T>(
 
 /// What several owners say of the tags behind some name, each of them up to `asked`: of each tag the
 /// latest, and up to which name that is all; `None` when it is all there is.
-fn merge(pages: Vec<Vec<Listed>>, asked: usize) -> (Vec<Listed>, Option<String>) {
+pub(super) fn merge(pages: Vec<Vec<Listed>>, asked: usize) -> (Vec<Listed>, Option<String>) {
     // Behind the end of a full page its owner may know more.
     let ends = pages.iter().filter(|page| page.len() >= asked);
     let until = ends

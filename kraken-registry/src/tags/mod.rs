@@ -5,6 +5,7 @@ pub mod client;
 mod encoding;
 mod links;
 mod lists;
+pub mod members;
 mod owner;
 mod rejoin;
 pub mod ring;

@@ -2,7 +2,7 @@
 //!
 //! | method and path | answer |
 //! |---|---|
-//! | `GET /internal/tags/standing` | what this build-index is among the others |
+//! | `GET /internal/tags/standing` | what this build-index is among the others, and the lists of these that it knows |
 //! | `POST /internal/tags/look` | what it holds of a tag |
 //! | `POST /internal/tags/prepare` | it promises, and what it holds; 409 and the later attempt |
 //! | `POST /internal/tags/accept` | it has taken the state; 409 and the later attempt |
@@ -10,9 +10,9 @@
 //! | `POST /internal/tags/page` | a page of tags |
 //! | `POST /internal/tags/repositories` | a page of repositories |
 //!
-//! One that does not vote answers all but the first with 503.
+//! One that does not vote answers all but the first with 503; and so does one that has closed the list of
+//! build-indexes by which it is asked.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -20,13 +20,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
+use kraken_proto::tags::list::ListId;
 use kraken_proto::tags::record::TagState;
 use kraken_proto::tags::register::{Ballot, Outbid, Register};
-use kraken_proto::tags::rejoin::Standing;
+use kraken_proto::tags::rejoin::Told;
 use reqwest::Client;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::ring::TagRing;
 use super::store::{Attempt, Listed, TagStore, TagStoreError};
 use crate::link::RegisterName;
 use crate::name::NameError;
@@ -68,6 +70,7 @@ pub(super) struct Promise {
 struct Prepare {
     name: String,
     ballot: Ballot,
+    lists: Vec<ListId>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -90,6 +93,7 @@ struct HandOver {
 #[serde(deny_unknown_fields)]
 struct Look {
     name: String,
+    lists: Vec<ListId>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -100,12 +104,13 @@ struct Window {
     #[serde(default)]
     after: Option<String>,
     limit: usize,
+    lists: Vec<ListId>,
 }
 
 impl Owner {
-    pub(super) async fn standing(&self) -> Result<Standing, String> {
+    pub(super) async fn standing(&self) -> Result<Told, String> {
         match self {
-            Self::Here(store) => Ok(store.standing()),
+            Self::Here(store) => store.told().await.map_err(said),
             Self::There(remote) => {
                 let url = format!("{}/internal/tags/standing", remote.url);
                 let request = remote.http.get(url).timeout(TIMEOUT);
@@ -114,29 +119,42 @@ impl Owner {
         }
     }
 
-    pub(super) async fn look(&self, name: &RegisterName) -> Result<Register, String> {
+    pub(super) async fn look(
+        &self,
+        name: &RegisterName,
+        lists: &[ListId],
+    ) -> Result<Register, String> {
         match self {
-            Self::Here(store) => voting(store)?.look(name).await.map_err(said),
+            Self::Here(store) => voting(store)?.look(name, lists).await.map_err(said),
             Self::There(remote) => {
-                let name = name.to_string();
-                remote.plain("look", &Look { name }).await
+                let (name, lists) = (name.to_string(), lists.to_vec());
+                remote.plain("look", &Look { name, lists }).await
             }
         }
     }
 
-    pub(super) async fn prepare(&self, name: &RegisterName, ballot: Ballot) -> Said<Promise> {
+    pub(super) async fn prepare(
+        &self,
+        name: &RegisterName,
+        ballot: Ballot,
+        lists: Vec<ListId>,
+    ) -> Said<Promise> {
         match self {
             Self::Here(store) => {
                 let incarnation = voting(store)?.standing().incarnation;
-                let promised = store.prepare(name, ballot).await.map_err(said)?;
+                let promised = store.prepare(name, ballot, lists).await.map_err(said)?;
                 Ok(promised.map(|register| Promise {
                     incarnation,
                     register,
                 }))
             }
             Self::There(remote) => {
-                let name = name.to_string();
-                remote.ask("prepare", &Prepare { name, ballot }).await
+                let request = Prepare {
+                    name: name.to_string(),
+                    ballot,
+                    lists,
+                };
+                remote.ask("prepare", &request).await
             }
         }
     }
@@ -189,27 +207,37 @@ impl Owner {
 
     pub(super) async fn page(
         &self,
-        prefix: &str,
+        (prefix, lists): (&str, &[ListId]),
         n: usize,
         after: Option<&str>,
     ) -> Result<Vec<Listed>, String> {
         match self {
-            Self::Here(store) => voting(store)?.page(prefix, n, after).await.map_err(said),
-            Self::There(remote) => remote.plain("page", &window(prefix, after, n)).await,
+            Self::Here(store) => {
+                let page = listing(store, lists)?.page(prefix, n, after).await;
+                page.map_err(said)
+            }
+            Self::There(remote) => {
+                let window = window((prefix, lists), after, n);
+                remote.plain("page", &window).await
+            }
         }
     }
 
     pub(super) async fn repositories(
         &self,
+        lists: &[ListId],
         n: usize,
         after: Option<&str>,
     ) -> Result<Vec<String>, String> {
         match self {
             Self::Here(store) => {
-                let page = voting(store)?.page_repositories(n, after).await;
+                let page = listing(store, lists)?.page_repositories(n, after).await;
                 page.map_err(said)
             }
-            Self::There(remote) => remote.plain("repositories", &window("", after, n)).await,
+            Self::There(remote) => {
+                let window = window(("", lists), after, n);
+                remote.plain("repositories", &window).await
+            }
         }
     }
 }
@@ -242,8 +270,9 @@ impl Remote {
     }
 }
 
-fn window(prefix: &str, after: Option<&str>, limit: usize) -> Window {
+fn window((prefix, lists): (&str, &[ListId]), after: Option<&str>, limit: usize) -> Window {
     Window {
+        lists: lists.to_vec(),
         prefix: prefix.to_owned(),
         after: after.map(str::to_owned),
         limit,
@@ -272,15 +301,26 @@ pub(super) fn voting(store: &TagStore) -> Result<&TagStore, String> {
     }
 }
 
+/// The store, if what it lists is all, for one that asks by these lists of build-indexes.
+fn listing<'a>(store: &'a TagStore, lists: &[ListId]) -> Result<&'a TagStore, String> {
+    let store = voting(store)?;
+    if store.allows(lists) {
+        Ok(store)
+    } else {
+        Err(said(TagStoreError::OtherList))
+    }
+}
+
 fn said(error: TagStoreError) -> String {
     super::TagError::from(error).to_string()
 }
 
 /// The routes by which the other build-indexes reach this one's registers.
-pub(super) fn router(store: TagStore, others: Vec<String>) -> Router {
-    let others: Arc<[String]> = others.into();
+pub(super) fn router(tags: &TagRing) -> Router {
+    let store = tags.here().clone();
+    let tags = tags.clone();
     let hand_over = move |owner: State<Owner>, request: Json<HandOver>| {
-        let is_known = others.contains(&request.0.to);
+        let is_known = tags.others().iter().any(|(name, _)| *name == request.0.to);
         hand_over(owner, request, is_known)
     };
     Router::new()
@@ -338,12 +378,14 @@ async fn standing(State(owner): State<Owner>) -> Result<Response, Failed> {
 }
 
 async fn look(State(owner): State<Owner>, Json(it): Json<Look>) -> Result<Response, Failed> {
-    Ok(Json(owner.look(&it.name.parse()?).await?).into_response())
+    let held = owner.look(&it.name.parse()?, &it.lists).await?;
+    Ok(Json(held).into_response())
 }
 
 async fn prepare(State(owner): State<Owner>, Json(it): Json<Prepare>) -> Result<Response, Failed> {
     let name = it.name.parse()?;
-    Ok(outcome(owner.prepare(&name, bounded(it.ballot)?).await?))
+    let promised = owner.prepare(&name, bounded(it.ballot)?, it.lists).await?;
+    Ok(outcome(promised))
 }
 
 async fn accept(State(owner): State<Owner>, Json(it): Json<Accept>) -> Result<Response, Failed> {
@@ -370,7 +412,8 @@ async fn hand_over(
 
 async fn page(State(owner): State<Owner>, Json(it): Json<Window>) -> Result<Response, Failed> {
     let limit = it.limit.min(PAGE);
-    let page = owner.page(&it.prefix, limit, it.after.as_deref()).await?;
+    let asked = (it.prefix.as_str(), it.lists.as_slice());
+    let page = owner.page(asked, limit, it.after.as_deref()).await?;
     Ok(Json(page).into_response())
 }
 
@@ -379,6 +422,7 @@ async fn repositories(
     Json(it): Json<Window>,
 ) -> Result<Response, Failed> {
     let limit = it.limit.min(PAGE);
-    let page = owner.repositories(limit, it.after.as_deref()).await?;
+    let page = owner.repositories(&it.lists, limit, it.after.as_deref());
+    let page = page.await?;
     Ok(Json(page).into_response())
 }

@@ -1,12 +1,12 @@
 //! A build-index takes part among the others: it begins with them, comes back after it lost its disk,
 //! or learns what it missed while it was away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::future::join_all;
+use kraken_proto::tags::list::Lists;
 use kraken_proto::tags::register::Register;
-use kraken_proto::tags::rejoin::{Decision, decide};
+use kraken_proto::tags::rejoin::{Decision, Told, decide};
 use tokio::time::{Instant, sleep};
 
 use super::TagError;
@@ -24,10 +24,23 @@ const TRIES: usize = 5;
 const MEND: Duration = Duration::from_secs(600);
 
 impl TagRing {
-    /// Takes part: begins to vote when that is safe, and from then on looks for what it missed, for
-    /// ever. Until it votes, all others must do without it.
+    /// Takes part: begins to vote when that is safe, and from then on looks for what it missed, and goes from
+    /// one list of build-indexes to the next, for ever. Until it votes, all others must do without it.
     pub async fn take_part(&self) {
-        let Some(store) = self.here() else { return };
+        self.begin_to_vote().await;
+        // What the configuration says is remembered before anything is built on it.
+        while let Some(lists) = self.here().lists() {
+            match self.become_of(lists).await {
+                Ok(()) => break,
+                Err(error) => tracing::error!(%error, "the list of build-indexes cannot be kept"),
+            }
+            sleep(PAUSE_MAX).await;
+        }
+        tokio::join!(self.keep_following(), self.keep_mending());
+    }
+
+    async fn begin_to_vote(&self) {
+        let store = self.here();
         let mut pause = PAUSE;
         while !store.standing().votes() {
             match self.begin(store).await {
@@ -40,9 +53,19 @@ impl TagRing {
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
+    }
+
+    async fn keep_following(&self) {
+        loop {
+            let wait = self.follow_lists().await;
+            sleep(wait).await;
+        }
+    }
+
+    async fn keep_mending(&self) {
         loop {
             let began = Instant::now();
-            match self.mend(store).await {
+            match self.mend(self.here()).await {
                 Ok(0) => {}
                 Ok(mended) => tracing::info!(mended, "tags that were missed are here now"),
                 Err(error) => tracing::debug!(%error, "not all tags can be compared now"),
@@ -52,12 +75,44 @@ impl TagRing {
     }
 
     async fn begin(&self, store: &TagStore) -> Result<bool, String> {
-        let others: Vec<_> = self.others().map(|(_, owner)| owner).collect();
+        let own = (self.name(), store.standing().incarnation);
+        let told = self.ask_others().await;
+        self.check(own.1, &told)?;
+        let failed = |error: TagStoreError| error.to_string();
+        let beginning = match decide(own, self.configured(), &told, self.replicas()) {
+            Decision::Wait => return Ok(false),
+            Decision::Renew(incarnation) => {
+                store.renew(incarnation).await.map_err(failed)?;
+                return Ok(false);
+            }
+            Decision::NotListed => {
+                let what =
+                    "the others do not have this list of build-indexes in their configuration";
+                return Err(what.into());
+            }
+            Decision::AskToo(members) => {
+                let mut lists = Lists::first(members);
+                lists.settled.members.extend(self.configured().clone());
+                self.see(lists);
+                return Ok(false);
+            }
+            Decision::Begin(beginning) => beginning,
+            Decision::CatchUp(beginning) => {
+                self.catch_up(store, &told, &beginning.lists).await?;
+                beginning
+            }
+        };
+        let lists = beginning.lists.clone();
+        let begun = store.begin(beginning, self.replicas()).await;
+        begun.map_err(failed)?;
+        self.see(lists);
+        Ok(true)
+    }
+
+    /// Whether what the others say goes together with what this one is.
+    fn check(&self, ours: u64, told: &BTreeMap<String, Option<Told>>) -> Result<(), String> {
         let replicas = self.replicas();
-        let standings = join_all(others.iter().map(|it| it.standing())).await;
-        let standings: Vec<_> = standings.into_iter().map(Result::ok).collect();
-        let ours = store.standing().incarnation;
-        for standing in standings.iter().flatten() {
+        for standing in told.values().flatten().map(|told| &told.standing) {
             if standing.incarnation == ours {
                 return Err(
                     "two of the build-indexes that are listed are this one: see name".into(),
@@ -70,28 +125,39 @@ impl TagRing {
                 ));
             }
         }
-        let founders = match decide(ours, &standings, self.copies()) {
-            Decision::Wait => return Ok(false),
-            Decision::Begin(founders) => founders,
-            Decision::CatchUp { from, founders } => {
-                let voting = others.iter().zip(&standings);
-                let voting = voting.filter(|(_, it)| it.as_ref().is_some_and(|it| it.votes()));
-                let mut heard = 0;
-                for (owner, _) in voting {
-                    match self.learn_from(store, owner).await {
-                        Ok(()) => heard += 1,
-                        Err(error) => tracing::debug!(error, "one of the others does not tell"),
-                    }
-                }
-                if heard < from {
-                    return Err(format!("{heard} of {from} told what they hold"));
-                }
-                founders
+        Ok(())
+    }
+
+    /// Learns what those hold that vote, and makes sure that these were enough.
+    async fn catch_up(
+        &self,
+        store: &TagStore,
+        told: &BTreeMap<String, Option<Told>>,
+        lists: &Lists,
+    ) -> Result<(), String> {
+        let mut heard = BTreeSet::new();
+        for (name, owner) in self.others() {
+            let votes = told.get(&name).and_then(Option::as_ref);
+            if !votes.is_some_and(|told| told.standing.votes()) {
+                continue;
             }
-        };
-        let begun = store.begin(founders, replicas).await;
-        begun.map_err(|error| error.to_string())?;
-        Ok(true)
+            match self.learn_from(store, &owner).await {
+                Ok(()) => drop(heard.insert(name)),
+                Err(error) => tracing::debug!(error, "one of the others does not tell"),
+            }
+        }
+        // Meanwhile they may have gone on to another list.
+        let now = self.ask_others().await.into_iter();
+        let now = now.filter(|(name, _)| heard.contains(name));
+        let now: BTreeMap<_, _> = now
+            .filter_map(|(name, told)| Some((name, told?.lists?)))
+            .collect();
+        let is_same = Lists::to_adopt(&now, self.configured()).as_ref() == Some(lists);
+        if is_same && lists.suffices(self.name(), &now, self.replicas()) {
+            return Ok(());
+        }
+        let all = self.others().len();
+        Err(format!("{} of {all} told what they hold", now.len()))
     }
 
     /// Learns all that another one holds of what belongs to this one.
@@ -137,7 +203,7 @@ impl TagRing {
     async fn mend(&self, store: &TagStore) -> Result<usize, TagError> {
         let (mut mended, mut failed) = (0, None);
         for (_, owner) in self.others() {
-            match self.mend_from(store, owner).await {
+            match self.mend_from(store, &owner).await {
                 Ok(count) => mended += count,
                 // The others may know more all the same.
                 Err(error) => failed = Some(error),
@@ -150,7 +216,8 @@ impl TagRing {
         let mut mended = 0;
         let mut after = None::<String>;
         loop {
-            let page = owner.page("", PAGE, after.as_deref()).await;
+            let lists = self.view().asked();
+            let page = owner.page(("", &lists), PAGE, after.as_deref()).await;
             let page = page.map_err(TagError::Unavailable)?;
             let is_last = page.len() < PAGE;
             let ours = store.page("", PAGE, after.as_deref()).await?;
@@ -162,7 +229,7 @@ impl TagRing {
                 };
                 let known = match ours.get(&listed.name) {
                     Some(accepted) => *accepted,
-                    None => store.look(&name).await?.accepted,
+                    None => store.held(&name).await?.accepted,
                 };
                 if self.owns(&name) && known < listed.accepted {
                     self.agree(&name).await?;

@@ -4,21 +4,22 @@
 //! whether they answer or not: who owns a tag must not depend on who is up. A change is acknowledged
 //! when most owners have it on disk, and whoever reads it later from any build-index sees it.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use kraken_proto::Digest;
+use kraken_proto::tags::list::{ListId, Lists, Members};
 use kraken_proto::tags::record::{Change, Condition, Refusal, TagState};
 use kraken_proto::tags::register::Ballot;
-use kraken_proto::tags::round::{Look, Round, Step, quorum};
-use kraken_proto::{Digest, Member, Ring};
+use kraken_proto::tags::round::{Look, Round, Step};
 use reqwest::Client;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::owner::{Owner, Promise, Remote, Said, voting};
+use super::members::{self, IndexMember, RingError, View};
+use super::owner::{Owner, Promise, Said, voting};
 use super::store::{Attempt, TagStore};
 use super::{TagError, TagService, chance};
 use crate::link::RegisterName;
@@ -33,15 +34,6 @@ const PATIENCE_READ: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(4);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// A build-index of the ring.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IndexMember {
-    /// The name that places its share; stays when it moves.
-    pub name: String,
-    /// Its base URL, such as `https://index-1:7604`.
-    pub url: String,
-}
-
 /// The build-indexes of a cluster, as one of them sees them. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TagRing {
@@ -49,11 +41,13 @@ pub struct TagRing {
 }
 
 #[derive(Debug)]
-pub(super) struct Inner {
+struct Inner {
     cluster: String,
     name: String,
-    ring: Ring,
-    owners: BTreeMap<String, Owner>,
+    store: TagStore,
+    http: Client,
+    configured: Members,
+    view: RwLock<Arc<View>>,
     replicas: usize,
     proposer: u64,
     round: AtomicU64,
@@ -61,10 +55,11 @@ pub(super) struct Inner {
 
 impl TagRing {
     /// The build-index `name` of `cluster`, which keeps its registers in `store`. `members` are all
-    /// build-indexes, this one among them, or none if it is alone; each tag belongs to `replicas`.
+    /// build-indexes, this one among them unless it is to leave, or none if it is alone; each tag belongs
+    /// to `replicas`.
     ///
     /// # Errors
-    /// The list makes no sense.
+    /// The list makes no sense, or another one than the last was asked for is still to follow.
     pub fn new(
         store: TagStore,
         (cluster, name): (&str, &str),
@@ -72,25 +67,7 @@ impl TagRing {
         replicas: usize,
         http: Client,
     ) -> Result<Self, RingError> {
-        let alone = [IndexMember {
-            name: name.to_owned(),
-            url: String::new(),
-        }];
-        let members = if members.is_empty() { &alone } else { members };
-        let mut owners = BTreeMap::new();
-        for member in members {
-            let owner = if member.name == name {
-                Owner::Here(store.clone())
-            } else {
-                Owner::There(Remote::new(http.clone(), &member.url))
-            };
-            if owners.insert(member.name.clone(), owner).is_some() {
-                return Err(RingError::Twice(member.name.clone()));
-            }
-        }
-        if !owners.contains_key(name) {
-            return Err(RingError::NotListed(name.to_owned()));
-        }
+        let lists = members::configured(&store, name, members)?;
         if replicas == 0 {
             return Err(RingError::NoReplicas);
         }
@@ -104,12 +81,18 @@ impl TagRing {
         if cluster.is_empty() || cluster.len() > 255 {
             return Err(RingError::Cluster);
         }
-        let ring = Ring::new(members.iter().map(|it| Member::new(&it.name)));
+        if standing.votes() {
+            store.assume(lists.clone());
+        }
+        let configured = lists.latest().members.clone();
+        let view = View::new(lists, (name, &store), replicas, &http);
         let inner = Inner {
             cluster: cluster.to_owned(),
             name: name.to_owned(),
-            ring,
-            owners,
+            store,
+            http,
+            configured,
+            view: RwLock::new(Arc::new(view)),
             replicas,
             proposer: chance(),
             round: AtomicU64::new(1),
@@ -121,8 +104,24 @@ impl TagRing {
 
     /// Whether this build-index votes: after its start it may first have to learn what the tags are.
     pub fn is_ready(&self) -> bool {
-        self.here()
-            .is_some_and(|store| store.standing().votes() && store.is_writable())
+        self.why_not_ready().is_none()
+    }
+
+    /// Why it does not answer, or should not be asked any more.
+    pub fn why_not_ready(&self) -> Option<&'static str> {
+        let store = self.here();
+        let has_left = || {
+            store
+                .lists()
+                .is_some_and(|it| it.has_left(&self.inner.name))
+        };
+        if !store.standing().votes() {
+            return Some("it waits for the other build-indexes: it does not know the tags yet");
+        }
+        if !store.is_writable() {
+            return Some("its disk refused a write: start it anew once that is mended");
+        }
+        has_left().then_some("it is not on the list of build-indexes any more: it can be stopped")
     }
 
     /// What a tag is, with its history; nothing of one that was never set.
@@ -179,23 +178,37 @@ impl TagRing {
         self.change(name, Change::Read, false).await.map(drop)
     }
 
-    pub(super) fn inner(&self) -> &Inner {
-        &self.inner
-    }
-
     /// The registers of this build-index.
-    pub(super) fn here(&self) -> Option<&TagStore> {
-        match self.inner.owners.get(&self.inner.name) {
-            Some(Owner::Here(store)) => Some(store),
-            _ => None,
-        }
+    pub(super) fn here(&self) -> &TagStore {
+        &self.inner.store
     }
 
-    /// All other build-indexes.
-    pub(super) fn others(&self) -> impl Iterator<Item = (&String, &Owner)> {
-        self.inner
-            .owners()
-            .filter(|(name, _)| **name != self.inner.name)
+    /// The build-indexes as they are now.
+    pub(super) fn view(&self) -> Arc<View> {
+        self.inner.view()
+    }
+
+    /// From now on they are these.
+    pub(super) fn see(&self, lists: Lists) {
+        let inner = &self.inner;
+        let own = (inner.name.as_str(), &inner.store);
+        let view = View::new(lists, own, inner.replicas, &inner.http);
+        let mut seen = inner.view.write().unwrap_or_else(PoisonError::into_inner);
+        *seen = Arc::new(view);
+    }
+
+    /// All build-indexes but this one.
+    pub(super) fn others(&self) -> Vec<(String, Owner)> {
+        let view = self.view();
+        let others = view.owners().filter(|(name, _)| **name != self.inner.name);
+        others
+            .map(|(name, it)| (name.clone(), it.clone()))
+            .collect()
+    }
+
+    /// The list in the configuration.
+    pub(super) fn configured(&self) -> &Members {
+        &self.inner.configured
     }
 
     /// This build-index's name.
@@ -208,15 +221,10 @@ impl TagRing {
         self.inner.replicas
     }
 
-    /// How many owners each tag has.
-    pub(super) fn copies(&self) -> usize {
-        self.inner.replicas.min(self.inner.owners.len())
-    }
-
     /// Whether the tags of a repository belong to this build-index.
     pub(super) fn owns(&self, name: &RegisterName) -> bool {
-        let owners = self.inner.names_of(name.repo().as_str());
-        owners.contains(&self.inner.name)
+        let owning = self.view().owning(name.repo().as_str());
+        owning.names.contains(&self.inner.name)
     }
 
     /// Reads or changes a tag; with `look`, it first only looks whether the owners agree. Once begun it
@@ -247,38 +255,14 @@ enum End {
 }
 
 impl Inner {
-    pub(super) fn names_of(&self, repo: &str) -> Vec<String> {
-        let owners = self
-            .ring
-            .owners(&Digest::of(repo.as_bytes()), self.replicas);
-        owners.into_iter().map(str::to_owned).collect()
-    }
-
-    pub(super) fn owners_of(&self, repo: &str) -> Vec<Owner> {
-        let names = self.names_of(repo);
-        names
-            .iter()
-            .filter_map(|name| self.owners.get(name).cloned())
-            .collect()
-    }
-
-    /// All build-indexes by name.
-    pub(super) fn owners(&self) -> impl Iterator<Item = (&String, &Owner)> {
-        self.owners.iter()
-    }
-
-    /// All build-indexes, and how many must answer so that most owners of each tag are among them.
-    pub(super) fn all(&self) -> (Vec<Owner>, usize) {
-        let copies = self.replicas.min(self.owners.len());
-        let spare = copies - quorum(copies);
-        let all: Vec<_> = self.owners.values().cloned().collect();
-        let enough = all.len() - spare;
-        (all, enough)
+    fn view(&self) -> Arc<View> {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.clone()
     }
 
     async fn attempt(&self, name: RegisterName, (change, look): (Change, bool), reply: Reply) {
-        let owners = self.owners_of(name.repo().as_str());
-        if let [Owner::Here(store)] = owners.as_slice() {
+        let owning = self.view().owning(name.repo().as_str());
+        if let [Owner::Here(store)] = owning.owners.as_slice() {
             let _ = reply.send(alone(store, &name, change).await);
             return;
         }
@@ -290,9 +274,9 @@ impl Inner {
         let mut look = look;
         loop {
             let end = if look {
-                look_at(&owners, &name).await
+                look_at(&self.view(), &name).await
             } else {
-                self.round(&owners, &name, &mut change, &mut reply).await
+                self.round(&name, &mut change, &mut reply).await
             };
             let result = match end {
                 End::Done(state) => Ok(state),
@@ -325,7 +309,6 @@ impl Inner {
     /// One round. The answer is sent as soon as it is known; then the other owners are still told.
     async fn round(
         &self,
-        owners: &[Owner],
         name: &RegisterName,
         change: &mut Change,
         reply: &mut Option<Reply>,
@@ -334,12 +317,15 @@ impl Inner {
             round: self.round.fetch_add(1, Ordering::Relaxed) + 1,
             proposer: self.proposer,
         };
-        let mut round = Round::new(ballot, owners.len(), change.clone());
+        // Each attempt goes by the list as it is then.
+        let view = self.view();
+        let (lists, owning) = (view.asked(), view.owning(name.repo().as_str()));
+        let (names, owners) = (&owning.names, &owning.owners);
+        let mut round = Round::new(ballot, owning.majorities.clone(), change.clone());
         let mut asked = FuturesUnordered::new();
         for (at, owner) in owners.iter().enumerate() {
-            asked.push(Question::prepare(at, owner, name, ballot));
+            asked.push(Question::prepare(at, owner, name, (ballot, lists.clone())));
         }
-        let names = self.names_of(name.repo().as_str());
         let mut told = vec![false; owners.len()];
         let mut end = None;
         let mut reasons = Vec::new();
@@ -370,6 +356,7 @@ impl Inner {
                                 ballot,
                                 incarnation,
                                 promised: promised.clone(),
+                                lists: lists.clone(),
                             };
                             let question =
                                 Question::accept(at, &owners[at], name, attempt, state.clone());
@@ -417,9 +404,9 @@ impl Question {
         at: usize,
         owner: &'a Owner,
         name: &'a RegisterName,
-        ballot: Ballot,
+        (ballot, lists): (Ballot, Vec<ListId>),
     ) -> Asked<'a> {
-        Box::pin(async move { (at, Heard::Promise(owner.prepare(name, ballot).await)) })
+        Box::pin(async move { (at, Heard::Promise(owner.prepare(name, ballot, lists).await)) })
     }
 
     fn accept<'a>(
@@ -441,16 +428,17 @@ async fn alone(
 ) -> Result<Option<TagState>, TagError> {
     let store = voting(store).map_err(TagError::Unavailable)?;
     if change == Change::Read {
-        return Ok(store.look(name).await?.state);
+        return Ok(store.held(name).await?.state);
     }
     store.change_alone(name, change).await?.map_err(Into::into)
 }
 
-async fn look_at(owners: &[Owner], name: &RegisterName) -> End {
-    let mut look = Look::new(owners.len());
+async fn look_at(view: &View, name: &RegisterName) -> End {
+    let (lists, owning) = (view.asked(), view.owning(name.repo().as_str()));
+    let mut look = Look::new(owning.majorities);
     let mut reasons = Vec::new();
-    let asked = owners.iter().enumerate();
-    let asked = asked.map(async |(at, owner)| (at, owner.look(name).await));
+    let asked = owning.owners.iter().enumerate();
+    let asked = asked.map(async |(at, owner)| (at, owner.look(name, &lists).await));
     let mut asked: FuturesUnordered<_> = asked.collect();
     while let Some((at, held)) = asked.next().await {
         let step = match held {
@@ -528,30 +516,4 @@ impl TagService for TagRing {
         self.set(&name, None, Condition::Any).await?;
         Ok(true)
     }
-}
-
-/// Why a list of build-indexes makes no sense.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RingError {
-    /// A name that occurs twice.
-    #[error("two build-indexes are named {0}")]
-    Twice(String),
-    /// This one is not among them.
-    #[error("{0} is not among the build-indexes that are listed")]
-    NotListed(String),
-    /// A tag needs an owner.
-    #[error("at least one build-index must own each tag")]
-    NoReplicas,
-    /// Owners of tags would change without knowing them.
-    #[error("each tag has {before} owners since this build-index began, and cannot have {now}")]
-    Replicas {
-        /// How many they are.
-        before: usize,
-        /// How many they are to be.
-        now: usize,
-    },
-    /// The cluster's name is none.
-    #[error("the name of the cluster has 1 to 255 bytes")]
-    Cluster,
 }

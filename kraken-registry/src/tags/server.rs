@@ -159,10 +159,7 @@ where
         let (check, policy) = (check.clone(), policy.clone());
         async move { set_tag(&tags, (&policy, check), (&name, &digest), &headers).await }
     };
-    let others = tags.others().map(|(name, _)| name.clone()).collect();
-    let internal = tags.here().cloned();
-    let internal = internal.map(|store| owner::router(store, others));
-    let internal = internal.unwrap_or_default();
+    let internal = owner::router(&tags);
     Router::new()
         .route("/tags/{tag}/digest/{digest}", put(set))
         .route("/tags/{tag}", get(get_tag).delete(delete_tag))

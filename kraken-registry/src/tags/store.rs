@@ -8,12 +8,14 @@ use std::fmt;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kraken_core::storage::database::make_once;
 use kraken_proto::Digest;
+use kraken_proto::tags::list::{ListId, Lists};
 use kraken_proto::tags::record::{Change, Refusal, TagState};
 use kraken_proto::tags::register::{Ballot, Outbid, Register};
-use kraken_proto::tags::rejoin::{Lives, Standing};
+use kraken_proto::tags::rejoin::{Beginning, Lives, Standing, Told};
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
@@ -29,6 +31,7 @@ pub struct TagStore {
     db: Arc<Database>,
     writer: Writer,
     standing: Arc<RwLock<Standing>>,
+    lists: Arc<RwLock<Option<Lists>>>,
 }
 
 /// An attempt that an owner has promised to, and on whose promises it stands.
@@ -41,6 +44,8 @@ pub struct Attempt {
     pub incarnation: u64,
     /// All that have promised so far, and in which life.
     pub promised: Vec<(String, u64)>,
+    /// The lists of build-indexes whose owners are asked.
+    pub lists: Vec<ListId>,
 }
 
 /// A register in a list.
@@ -74,9 +79,10 @@ impl TagStore {
         {
             return Err(TagStoreError::Old);
         }
-        let standing = standing(&db)?;
+        let (standing, lists) = (standing(&db)?, lists(&db)?);
         Ok(Self {
             writer: Writer::start(db.clone()),
+            lists: Arc::new(RwLock::new(lists)),
             standing: Arc::new(RwLock::new(standing)),
             db,
         })
@@ -93,25 +99,90 @@ impl TagStore {
         standing.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Which lists of owners there are; nothing while it does not vote.
+    pub fn lists(&self) -> Option<Lists> {
+        let lists = self.lists.read();
+        lists.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All that it tells others of itself.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(super) async fn told(&self) -> Result<Told, TagStoreError> {
+        let lives = self.read(|db| {
+            let table = db.begin_read()?.open_table(STANDING)?;
+            lives(&table)
+        });
+        Ok(Told {
+            lives: lives.await?.ok_or(TagStoreError::Record)?,
+            standing: self.standing(),
+            lists: self.lists(),
+        })
+    }
+
+    /// Goes by these lists, without having them on disk yet: they are those it had, or ask more.
+    pub(super) fn assume(&self, lists: Lists) {
+        let mut current = self.lists.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Some(lists);
+    }
+
+    /// From now on the lists are these: what asks only others is refused.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn set_lists(&self, lists: Lists) -> Result<(), TagStoreError> {
+        let text = serde_json::to_string(&lists).map_err(|_| TagStoreError::Record)?;
+        let store = self.clone();
+        self.writer
+            .run(move |write| {
+                put_standing(write, LISTS_KEY, &text)?;
+                // Here: what is written after this in the same transaction goes by them.
+                store.assume(lists);
+                Ok(())
+            })
+            .await
+    }
+
+    /// Another incarnation, for one that does not vote yet.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn renew(&self, incarnation: u64) -> Result<(), TagStoreError> {
+        let standing = Standing {
+            incarnation,
+            ..self.standing()
+        };
+        self.stand(standing, None).await
+    }
+
     /// This owner votes from now on.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn begin(&self, founders: Vec<u64>, replicas: usize) -> Result<(), TagStoreError> {
+    pub async fn begin(&self, beginning: Beginning, replicas: usize) -> Result<(), TagStoreError> {
         let standing = Standing {
             incarnation: self.standing().incarnation,
-            founders,
+            founders: beginning.founders,
             replicas,
         };
-        let text = serde_json::to_string(&standing).map_err(|_| TagStoreError::Record)?;
+        self.stand(standing, Some(beginning.lists)).await
+    }
+
+    async fn stand(&self, standing: Standing, lists: Option<Lists>) -> Result<(), TagStoreError> {
+        let wrong = |_| TagStoreError::Record;
+        let text = serde_json::to_string(&standing).map_err(wrong)?;
+        let listed = lists.as_ref().map(serde_json::to_string).transpose();
+        let listed = listed.map_err(wrong)?;
         self.writer
             .run(move |write| {
-                write
-                    .open_table(STANDING)?
-                    .insert(STANDING_KEY, text.as_str())?;
-                Ok(())
+                put_standing(write, STANDING_KEY, &text)?;
+                listed.map_or(Ok(()), |text| put_standing(write, LISTS_KEY, &text))
             })
             .await?;
+        if let Some(lists) = lists {
+            self.assume(lists);
+        }
         let mut current = self
             .standing
             .write()
@@ -120,11 +191,32 @@ impl TagStore {
         Ok(())
     }
 
+    /// Whether an attempt may come to its end here.
+    pub(super) fn allows(&self, asked: &[ListId]) -> bool {
+        let lists = self.lists.read().unwrap_or_else(PoisonError::into_inner);
+        lists.as_ref().is_some_and(|lists| lists.allow(asked))
+    }
+
+    /// What it holds of a tag, for one that asks the owners by these lists.
+    ///
+    /// # Errors
+    /// The database failed, or the lists are others now.
+    pub async fn look(
+        &self,
+        name: &RegisterName,
+        lists: &[ListId],
+    ) -> Result<Register, TagStoreError> {
+        if !self.allows(lists) {
+            return Err(TagStoreError::OtherList);
+        }
+        self.held(name).await
+    }
+
     /// What it holds of a tag.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn look(&self, name: &RegisterName) -> Result<Register, TagStoreError> {
+    pub(super) async fn held(&self, name: &RegisterName) -> Result<Register, TagStoreError> {
         let name = name.to_string();
         self.read(move |db| {
             let registers = db.begin_read()?.open_table(REGISTERS)?;
@@ -141,24 +233,32 @@ impl TagStore {
     /// Promises to take nothing of an earlier attempt, and tells what it holds.
     ///
     /// # Errors
-    /// The database failed. The inner error: a later attempt came before.
+    /// The database failed, or the lists are others now. The inner error: a later attempt came before.
     pub async fn prepare(
         &self,
         name: &RegisterName,
         ballot: Ballot,
+        lists: Vec<ListId>,
     ) -> Result<Result<Register, Outbid>, TagStoreError> {
-        self.with(name, move |register| {
-            register.prepare(ballot).map(|()| register.clone())
-        })
-        .await
+        let (name, store) = (name.clone(), self.clone());
+        let promised = self.writer.run(move |write| {
+            if !store.allows(&lists) {
+                return Ok(Err(TagStoreError::OtherList));
+            }
+            let promised = update(write, &name, |register| {
+                register.prepare(ballot).map(|()| register.clone())
+            })?;
+            Ok(promised.ok_or(TagStoreError::Record))
+        });
+        promised.await?
     }
 
     /// Takes a state, if this and all others that promised it are still in the lives in which they did,
     /// as far as is known here.
     ///
     /// # Errors
-    /// The database failed, or one of them has lost its disk since. The inner error: a later attempt
-    /// came before.
+    /// The database failed, one of them has lost its disk since, or the lists are others now. The inner
+    /// error: a later attempt came before.
     pub async fn accept(
         &self,
         name: &RegisterName,
@@ -171,10 +271,13 @@ impl TagStore {
         if state.as_ref().is_some_and(|state| !state.is_sound()) {
             return Err(TagStoreError::Record);
         }
-        let (name, ballot) = (name.clone(), attempt.ballot);
+        let (name, ballot, store) = (name.clone(), attempt.ballot, self.clone());
         let taken = self.writer.run(move |write| {
+            if !store.allows(&attempt.lists) {
+                return Ok(Err(TagStoreError::OtherList));
+            }
             let promised = attempt.promised.iter().map(|(it, life)| (&**it, *life));
-            let Some(lives) = lives(write)? else {
+            let Some(lives) = lives(&write.open_table(STANDING)?)? else {
                 return Ok(Err(TagStoreError::Record));
             };
             if !lives.allow(promised) {
@@ -225,14 +328,13 @@ impl TagStore {
         let after = after.to_owned();
         self.writer
             .run(move |write| {
-                let Some(mut lives) = lives(write)? else {
+                let known = lives(&write.open_table(STANDING)?)?;
+                let Some(mut lives) = known else {
                     return Ok(None);
                 };
                 lives.began(&owner, incarnation);
                 let text = serde_json::to_string(&lives).unwrap_or_default();
-                write
-                    .open_table(STANDING)?
-                    .insert(LIVES_KEY, text.as_str())?;
+                put_standing(write, LIVES_KEY, &text)?;
                 let mut registers = write.open_table(REGISTERS)?;
                 let mut page = Vec::new();
                 let behind = (Bound::Excluded(after.as_str()), Bound::Unbounded);
@@ -386,6 +488,9 @@ pub enum TagStoreError {
     /// It has lost its disk since it promised.
     #[error("this build-index has lost its disk since it promised")]
     Forgot,
+    /// An attempt by a list of build-indexes that was closed.
+    #[error("the list of build-indexes is another one now")]
+    OtherList,
     /// The runtime shut down meanwhile.
     #[error("interrupted by the shutdown of the process, or by a failure of the disk")]
     Interrupted,
@@ -412,17 +517,43 @@ const REPOSITORIES: TableDefinition<'_, &str, u64> = TableDefinition::new("repos
 const STANDING: TableDefinition<'_, &str, &str> = TableDefinition::new("standing");
 const STANDING_KEY: &str = "standing";
 const LIVES_KEY: &str = "lives";
+const LISTS_KEY: &str = "lists";
 /// Of versions before the first release.
 const OLD_TAGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tags");
 
+fn put_standing(write: &WriteTransaction, key: &str, text: &str) -> Result<(), redb::Error> {
+    write.open_table(STANDING)?.insert(key, text)?;
+    Ok(())
+}
+
 /// Which lives of other owners began with what this one told them; nothing when it cannot be read.
-fn lives(write: &WriteTransaction) -> Result<Option<Lives>, redb::Error> {
-    let table = write.open_table(STANDING)?;
+fn lives(
+    table: &impl ReadableTable<&'static str, &'static str>,
+) -> Result<Option<Lives>, redb::Error> {
     let found = table.get(LIVES_KEY)?;
     let Some(text) = found else {
         return Ok(Some(Lives::default()));
     };
     Ok(serde_json::from_str(text.value()).ok())
+}
+
+/// The lists of owners in the file; nothing in that of one that does not vote.
+fn lists(db: &Database) -> Result<Option<Lists>, TagStoreError> {
+    let read = || {
+        let table = db.begin_read()?.open_table(STANDING)?;
+        let found = table.get(LISTS_KEY)?;
+        Ok(found.map(|text| text.value().to_owned()))
+    };
+    let text = read().map_err(TagStoreError::database)?;
+    let read = text.map(|text| serde_json::from_str(&text)).transpose();
+    read.map_err(|_| TagStoreError::Record)
+}
+
+/// A later one than all before, if the clock was right.
+fn new_incarnation() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let millis = since.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(0));
+    millis << 16 | (super::chance() & 0xffff)
 }
 
 /// Makes the tables too, so that readers need not handle their absence.
@@ -448,7 +579,7 @@ fn standing(db: &Database) -> Result<Standing, TagStoreError> {
         return serde_json::from_str(&text).map_err(|_| TagStoreError::Record);
     }
     let standing = Standing {
-        incarnation: super::chance(),
+        incarnation: new_incarnation(),
         founders: Vec::new(),
         replicas: 0,
     };

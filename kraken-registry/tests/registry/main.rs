@@ -11,6 +11,7 @@ mod common;
 #[path = "../conformance/mod.rs"]
 mod conformance;
 mod links;
+mod members;
 mod odd;
 mod pull;
 mod push;

@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use kraken_proto::Digest;
+use kraken_proto::tags::list::{Lists, Members};
 use kraken_proto::tags::record::{Condition, Refusal, TagState, Version};
 use kraken_proto::tags::register::{Ballot, Outbid};
+use kraken_proto::tags::rejoin::{Beginning, Told};
 use kraken_registry::name::TagName;
 use kraken_registry::tags::client::TagClient;
-use kraken_registry::tags::ring::{IndexMember, TagRing};
+use kraken_registry::tags::members::{IndexMember, RingError};
+use kraken_registry::tags::ring::TagRing;
 use kraken_registry::tags::server::{self, TagPolicy};
 use kraken_registry::tags::store::{Attempt, TagStore, TagStoreError};
 use kraken_registry::{RepoName, TagError, TagService};
@@ -26,15 +29,18 @@ use super::common::client;
 pub(crate) struct Cluster {
     dir: TempDir,
     members: Vec<IndexMember>,
+    /// Those that are in the configuration of what starts from now on.
+    pub(crate) listed: Vec<usize>,
     addrs: Vec<SocketAddr>,
     running: Vec<Option<(TagRing, [JoinHandle<()>; 2])>>,
 }
 
 impl Cluster {
-    async fn new(count: usize) -> Self {
+    pub(crate) async fn new(count: usize) -> Self {
         let mut cluster = Self {
             dir: tempfile::tempdir().unwrap(),
             members: Vec::new(),
+            listed: (0..count).collect(),
             addrs: Vec::new(),
             running: Vec::new(),
         };
@@ -76,7 +82,9 @@ impl Cluster {
             }
         };
         let who = ("east", self.members[at].name.as_str());
-        let ring = TagRing::new(store, who, &self.members, 3, client()).unwrap();
+        let listed = self.listed.iter().map(|it| self.members[*it].clone());
+        let listed: Vec<_> = listed.collect();
+        let ring = TagRing::new(store, who, &listed, 3, client()).unwrap();
         let policy = TagPolicy::new(["release/.*|release/.*x", "app:v1|app:v10"]).unwrap();
         let app = server::unchecked_router(ring.clone(), policy);
         let listener = loop {
@@ -89,6 +97,21 @@ impl Cluster {
         let taking_part = ring.clone();
         let taking_part = tokio::spawn(async move { taking_part.take_part().await });
         self.running[at] = Some((ring, [serving, taking_part]));
+    }
+
+    /// Why one does not start with such a list.
+    pub(crate) async fn refusal(&mut self, at: usize, listed: &[usize]) -> Option<RingError> {
+        self.kill(at);
+        let store = loop {
+            match TagStore::open(self.file(at)) {
+                Ok(store) => break store,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        let listed = listed.iter().map(|it| self.members[*it].clone());
+        let listed: Vec<_> = listed.collect();
+        let name = format!("index-{at}");
+        TagRing::new(store, ("east", &name), &listed, 3, client()).err()
     }
 
     pub(crate) async fn ready(&self, at: usize) {
@@ -122,7 +145,7 @@ fn name(text: &str) -> TagName {
     text.parse().unwrap()
 }
 
-async fn put(ring: &TagRing, tag: &str, text: &str) -> Result<Version, TagError> {
+pub(crate) async fn put(ring: &TagRing, tag: &str, text: &str) -> Result<Version, TagError> {
     let digest = Digest::of(text.as_bytes());
     let state = ring.set(&name(tag), Some(digest), Condition::Any).await?;
     Ok(state.unwrap().now.version)
@@ -186,10 +209,18 @@ async fn a_change_is_seen_from_all_and_most_of_the_owners_suffice() {
 }
 
 impl Cluster {
+    /// What a build-index says of itself.
+    pub(crate) async fn told(&self, at: usize) -> Told {
+        let url = format!("{}/internal/tags/standing", self.members[at].url);
+        let told = client().get(url).send().await.unwrap();
+        told.json().await.unwrap()
+    }
+
     /// Whether a build-index itself holds a state of the tag.
-    async fn holds(&self, at: usize, tag: &str) -> bool {
+    pub(crate) async fn holds(&self, at: usize, tag: &str) -> bool {
         let url = format!("{}/internal/tags/look", self.members[at].url);
-        let body = serde_json::json!({ "name": tag });
+        let lists = self.told(at).await.lists.unwrap().asked();
+        let body = serde_json::json!({ "name": tag, "lists": lists });
         let held = client().request(Method::POST, url).json(&body).send().await;
         let held: serde_json::Value = held.unwrap().json().await.unwrap();
         !held["state"].is_null()
@@ -433,11 +464,18 @@ async fn an_owner_takes_nothing_that_it_promised_before_it_lost_its_disk() {
             proposer: 1,
         },
     );
+    let alone: Members = [("this".to_owned(), String::new())].into();
+    let lists = Lists::first(alone);
+    let asked = lists.asked();
+    let founders = vec![store.standing().incarnation];
+    let beginning = Beginning { founders, lists };
+    store.begin(beginning, 1).await.unwrap();
     let ours = store.standing().incarnation;
     let attempt = |incarnation: u64, other: u64| Attempt {
         ballot,
         incarnation,
         promised: vec![("this".into(), incarnation), ("index-2".into(), other)],
+        lists: asked.clone(),
     };
     let before = store.accept(&tag, attempt(ours ^ 1, 5), None).await;
     assert!(matches!(before, Err(TagStoreError::Forgot)), "{before:?}");
@@ -460,7 +498,7 @@ async fn an_owner_takes_nothing_that_it_promised_before_it_lost_its_disk() {
         proposer: 2,
     };
     assert_eq!(
-        store.prepare(&tag, earlier).await.unwrap(),
+        store.prepare(&tag, earlier, asked.clone()).await.unwrap(),
         Err(Outbid(Ballot {
             round: 10,
             ..ballot
@@ -475,58 +513,98 @@ struct Seen {
     state: Option<TagState>,
 }
 
-/// Clients that put and get the same few tags while build-indexes die, come back, and lose their
-/// disks: what one has seen, nobody sees undone later.
+/// Clients that put and get the same few tags at some of the build-indexes, whatever happens.
+pub(crate) struct Clients(tokio::task::JoinSet<BTreeMap<String, Vec<Seen>>>);
+
+impl Clients {
+    pub(crate) fn start(cluster: &Cluster, at: &[usize], until: Instant) -> Self {
+        let mut clients = tokio::task::JoinSet::new();
+        for number in 0..6_usize {
+            let base = cluster.members[at[number % at.len()]].url.clone();
+            clients.spawn(async move {
+                let mut seen = BTreeMap::<String, Vec<Seen>>::new();
+                for turn in 0_usize.. {
+                    if Instant::now() > until {
+                        break;
+                    }
+                    let tag = format!("busy:v{}", turn % 3);
+                    let began = Instant::now();
+                    let url = format!("{base}/tags/busy%3Av{}", turn % 3);
+                    let digest = Digest::of(format!("{number} {turn}").as_bytes());
+                    let answer = if turn % 2 == 0 {
+                        client().put(format!("{url}/digest/{digest}")).send().await
+                    } else {
+                        client().get(&url).send().await
+                    };
+                    // A client that gets no answer learns nothing.
+                    let Ok(answer) = answer else { continue };
+                    if answer.status() != 200 {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    }
+                    let version = answer.headers()["kraken-tag-version"].to_str().unwrap();
+                    let version = Version::new(version.parse().unwrap());
+                    let text = answer.text().await.unwrap();
+                    let digest = if text.is_empty() {
+                        Some(digest)
+                    } else {
+                        text.parse().ok()
+                    };
+                    let now = kraken_proto::tags::record::Record {
+                        version,
+                        cluster: "east".into(),
+                        digest,
+                    };
+                    seen.entry(tag).or_default().push(Seen {
+                        began,
+                        ended: Instant::now(),
+                        state: Some(TagState::first(now)),
+                    });
+                }
+                seen
+            });
+        }
+        Self(clients)
+    }
+
+    /// What one has seen, nobody has seen undone later. How many answers there were.
+    pub(crate) async fn check(self) -> usize {
+        let mut clients = self.0;
+        let mut all = BTreeMap::<String, Vec<Seen>>::new();
+        while let Some(seen) = clients.join_next().await {
+            for (tag, seen) in seen.unwrap() {
+                all.entry(tag).or_default().extend(seen);
+            }
+        }
+        let mut checked = 0;
+        for (tag, mut seen) in all {
+            seen.sort_by_key(|it| it.ended);
+            let record = |it: &Seen| {
+                it.state
+                    .as_ref()
+                    .map(|it| (it.now.version, it.now.digest))
+                    .unwrap()
+            };
+            let mut digests = BTreeMap::new();
+            for (at, later) in seen.iter().enumerate() {
+                let (version, digest) = record(later);
+                assert_eq!(*digests.entry(version).or_insert(digest), digest, "{tag}");
+                let before = seen[..at].iter().filter(|it| it.ended < later.began);
+                let newest = before.map(|it| record(it).0).max();
+                assert!(newest.is_none_or(|it| it <= version), "{tag} went back");
+                checked += 1;
+            }
+        }
+        checked
+    }
+}
+
+/// What one has seen, nobody sees undone later, while build-indexes die, come back, and lose their disks.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_sees_a_tag_go_back_while_owners_die() {
     let mut cluster = Cluster::started(3).await;
     let until = Instant::now() + Duration::from_secs(15);
-    let mut clients = tokio::task::JoinSet::new();
-    for number in 0..6_usize {
-        let base = cluster.members[number % 3].url.clone();
-        clients.spawn(async move {
-            let mut seen = BTreeMap::<String, Vec<Seen>>::new();
-            for turn in 0_usize.. {
-                if Instant::now() > until {
-                    break;
-                }
-                let tag = format!("busy:v{}", turn % 3);
-                let began = Instant::now();
-                let url = format!("{base}/tags/busy%3Av{}", turn % 3);
-                let digest = Digest::of(format!("{number} {turn}").as_bytes());
-                let answer = if turn % 2 == 0 {
-                    client().put(format!("{url}/digest/{digest}")).send().await
-                } else {
-                    client().get(&url).send().await
-                };
-                // A client that gets no answer learns nothing.
-                let Ok(answer) = answer else { continue };
-                if answer.status() != 200 {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    continue;
-                }
-                let version = answer.headers()["kraken-tag-version"].to_str().unwrap();
-                let version = Version::new(version.parse().unwrap());
-                let text = answer.text().await.unwrap();
-                let digest = if text.is_empty() {
-                    Some(digest)
-                } else {
-                    text.parse().ok()
-                };
-                let now = kraken_proto::tags::record::Record {
-                    version,
-                    cluster: "east".into(),
-                    digest,
-                };
-                seen.entry(tag).or_default().push(Seen {
-                    began,
-                    ended: Instant::now(),
-                    state: Some(TagState::first(now)),
-                });
-            }
-            seen
-        });
-    }
+    let clients = Clients::start(&cluster, &[0, 1, 2], until);
     let mut turn = 0;
     while Instant::now() < until {
         let at = turn % 3;
@@ -541,31 +619,7 @@ async fn nobody_sees_a_tag_go_back_while_owners_die() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         turn += 1;
     }
-    let mut all = BTreeMap::<String, Vec<Seen>>::new();
-    while let Some(seen) = clients.join_next().await {
-        for (tag, seen) in seen.unwrap() {
-            all.entry(tag).or_default().extend(seen);
-        }
-    }
-    let mut checked = 0;
-    for (tag, mut seen) in all {
-        seen.sort_by_key(|it| it.ended);
-        let record = |it: &Seen| {
-            it.state
-                .as_ref()
-                .map(|it| (it.now.version, it.now.digest))
-                .unwrap()
-        };
-        let mut digests = BTreeMap::new();
-        for (at, later) in seen.iter().enumerate() {
-            let (version, digest) = record(later);
-            assert_eq!(*digests.entry(version).or_insert(digest), digest, "{tag}");
-            let before = seen[..at].iter().filter(|it| it.ended < later.began);
-            let newest = before.map(|it| record(it).0).max();
-            assert!(newest.is_none_or(|it| it <= version), "{tag} went back");
-            checked += 1;
-        }
-    }
+    let checked = clients.check().await;
     assert!(turn > 5, "{turn} faults");
     assert!(checked > 100, "{checked} answers");
 }

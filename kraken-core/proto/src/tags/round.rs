@@ -14,6 +14,41 @@ pub const fn quorum(owners: usize) -> usize {
     owners / 2 + 1
 }
 
+/// Which owners are enough: most of all, or, while one list of them follows another, most of those by
+/// the one and most of those by the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Majorities(Vec<BTreeSet<usize>>);
+
+impl Majorities {
+    /// Most of so many owners.
+    pub fn of(owners: usize) -> Self {
+        Self(vec![(0..owners).collect()])
+    }
+
+    /// Most owners of each of these groups.
+    pub fn of_each(groups: Vec<BTreeSet<usize>>) -> Self {
+        Self(groups)
+    }
+
+    /// Whether those of whom `is_one` holds are enough.
+    fn are(&self, is_one: impl Fn(usize) -> bool) -> bool {
+        let most = |group: &BTreeSet<usize>| {
+            group.iter().filter(|it| is_one(**it)).count() >= quorum(group.len())
+        };
+        self.0.iter().all(most)
+    }
+
+    /// How many may be missing where one of each majority must be among those heard; a few less, so that
+    /// these are a majority themselves.
+    pub fn spare(&self) -> usize {
+        let spare = self
+            .0
+            .iter()
+            .map(|it| it.len().saturating_sub(quorum(it.len())));
+        spare.min().unwrap_or(0)
+    }
+}
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -35,14 +70,14 @@ pub enum Step {
 /// A look at what the owners hold.
 #[derive(Debug)]
 pub struct Look {
-    owners: usize,
+    owners: Majorities,
     held: BTreeMap<usize, Register>,
     failed: BTreeSet<usize>,
 }
 
 impl Look {
-    /// Among so many owners.
-    pub fn new(owners: usize) -> Self {
+    /// Among these owners.
+    pub fn new(owners: Majorities) -> Self {
         Self {
             owners,
             held: BTreeMap::new(),
@@ -63,12 +98,11 @@ impl Look {
     }
 
     fn step(&self) -> Step {
-        let (all, most) = (self.owners, quorum(self.owners));
-        if self.held.len() < most {
-            return if self.failed.len() > all - most {
-                Step::Unreachable
-            } else {
+        if !self.owners.are(|it| self.held.contains_key(&it)) {
+            return if self.owners.are(|it| !self.failed.contains(&it)) {
                 Step::Wait
+            } else {
+                Step::Unreachable
             };
         }
         let latest = self.held.values().max_by_key(|it| it.accepted);
@@ -77,8 +111,8 @@ impl Look {
         };
         // Of a tag that nobody has ever set there is nothing to vote for.
         let agrees =
-            |it: &&Register| it.accepted == latest.accepted && (it.voted || it.state.is_none());
-        if self.held.values().filter(agrees).count() >= most {
+            |it: &Register| it.accepted == latest.accepted && (it.voted || it.state.is_none());
+        if self.owners.are(|it| self.held.get(&it).is_some_and(agrees)) {
             return Step::Done(latest.state.clone());
         }
         // Whether those who have not answered would agree is not worth the wait.
@@ -90,7 +124,7 @@ impl Look {
 #[derive(Debug)]
 pub struct Round {
     ballot: Ballot,
-    owners: usize,
+    owners: Majorities,
     change: Change,
     /// Who promised, and in which incarnation.
     promised: BTreeMap<usize, u64>,
@@ -104,8 +138,8 @@ pub struct Round {
 }
 
 impl Round {
-    /// An attempt among so many owners.
-    pub fn new(ballot: Ballot, owners: usize, change: Change) -> Self {
+    /// An attempt among these owners.
+    pub fn new(ballot: Ballot, owners: Majorities, change: Change) -> Self {
         Self {
             ballot,
             owners,
@@ -145,7 +179,7 @@ impl Round {
         if register.accepted > self.latest.0 {
             self.latest = (register.accepted, register.state.clone());
         }
-        if self.promised.len() < quorum(self.owners) {
+        if !self.owners.are(|it| self.promised.contains_key(&it)) {
             return Step::Wait;
         }
         let state = match self.change.apply(self.latest.1.as_ref()) {
@@ -169,7 +203,7 @@ impl Round {
     pub fn heard_accept(&mut self, owner: usize) -> Step {
         self.taken.insert(owner);
         match (&self.decided, self.refusal) {
-            _ if self.taken.len() < quorum(self.owners) => Step::Wait,
+            _ if !self.owners.are(|it| self.taken.contains(&it)) => Step::Wait,
             (_, Some(refusal)) => Step::Refused(refusal),
             (Some(state), None) => Step::Done(state.clone()),
             (None, None) => Step::Wait,
@@ -185,10 +219,10 @@ impl Round {
     /// between.
     pub fn failed(&mut self, owner: usize) -> Step {
         self.failed.insert(owner);
-        if self.owners - self.failed.len() < quorum(self.owners) {
-            Step::Unreachable
-        } else {
+        if self.owners.are(|it| !self.failed.contains(&it)) {
             Step::Wait
+        } else {
+            Step::Unreachable
         }
     }
 }
