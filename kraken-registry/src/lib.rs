@@ -10,6 +10,7 @@
 //! | [`pull::router`] | agents | `/v2/` read-only, as a mirror for container runtimes |
 //! | [`push::router`] | proxies | `/v2/` with pushes |
 //! | [`tags::server::router`] | build-indexes | `/tags/`, `/list/`, `/repositories` |
+//! | [`replicate::server::router`] | build-indexes | `/replicate`, `/remotes`: images that go to other clusters |
 //!
 //! The module [`memory`] holds all three traits in memory, for tests and for a first look:
 //!
@@ -36,6 +37,7 @@ pub mod name;
 pub mod preheat;
 pub mod pull;
 pub mod push;
+pub mod replicate;
 pub mod route;
 pub mod sink;
 pub mod source;

@@ -124,6 +124,7 @@ impl Cluster {
             cluster: kraken_daemon::build_index::default_cluster(),
             build_indexes: Vec::new(),
             tag_replicas: 1,
+            remotes: Vec::new(),
             immutable_tags: Vec::new(),
             upstream_tags: Vec::new(),
             garbage: None,

@@ -128,6 +128,20 @@ impl View {
         self.lists.asked()
     }
 
+    /// The members of the list that stands, in a digest's order.
+    pub(super) fn order_for(&self, digest: Digest) -> Vec<(String, String)> {
+        let members = &self.lists.settled.members;
+        let ring = self.rings.first();
+        let names = ring
+            .map(|ring| ring.owners(&digest, members.len()))
+            .unwrap_or_default();
+        let at = |name: &&str| members.get(*name).cloned().unwrap_or_default();
+        names
+            .iter()
+            .map(|name| ((*name).to_owned(), at(name)))
+            .collect()
+    }
+
     /// The first owner of a repository by the list that is to stand.
     fn first_owner(&self, repo: &str) -> Option<&str> {
         let place = Digest::of(repo.as_bytes());

@@ -7,6 +7,7 @@ mod links;
 mod lists;
 pub mod members;
 mod owner;
+pub(crate) mod pending;
 mod rejoin;
 pub mod ring;
 pub mod server;

@@ -133,7 +133,7 @@ impl TagRing {
     }
 
     /// The same of any register.
-    pub(super) async fn register(&self, name: &RegisterName) -> Result<Option<TagState>, TagError> {
+    pub(crate) async fn register(&self, name: &RegisterName) -> Result<Option<TagState>, TagError> {
         self.change(name, Change::Read, true).await
     }
 
@@ -173,13 +173,27 @@ impl TagRing {
         self.change(name, change, false).await
     }
 
+    /// Lets a register be what another cluster has made of it, unless it was changed later here.
+    pub(crate) async fn merge(
+        &self,
+        name: &RegisterName,
+        state: TagState,
+        is_immutable: bool,
+    ) -> Result<Option<TagState>, TagError> {
+        let change = Change::Merge {
+            state,
+            is_immutable,
+        };
+        self.change(name, change, false).await
+    }
+
     /// Makes the owners of a tag agree on what it is, all that answer.
     pub(super) async fn agree(&self, name: &RegisterName) -> Result<(), TagError> {
         self.change(name, Change::Read, false).await.map(drop)
     }
 
     /// The registers of this build-index.
-    pub(super) fn here(&self) -> &TagStore {
+    pub(crate) fn here(&self) -> &TagStore {
         &self.inner.store
     }
 
@@ -206,13 +220,31 @@ impl TagRing {
             .collect()
     }
 
+    /// The order in which build-indexes do something once for all about a digest: their names, and where each
+    /// is reached.
+    pub(crate) fn order_for(&self, digest: Digest) -> Vec<(String, String)> {
+        self.view().order_for(digest)
+    }
+
+    /// How many owners of a repository come before this one.
+    pub(crate) fn rank(&self, repo: &str) -> usize {
+        let names = self.view().owning(repo).names;
+        let rank = names.iter().position(|name| *name == self.inner.name);
+        rank.unwrap_or(names.len())
+    }
+
+    /// What the others are asked with.
+    pub(crate) fn http(&self) -> &Client {
+        &self.inner.http
+    }
+
     /// The list in the configuration.
     pub(super) fn configured(&self) -> &Members {
         &self.inner.configured
     }
 
     /// This build-index's name.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.inner.name
     }
 

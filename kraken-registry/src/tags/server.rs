@@ -99,7 +99,7 @@ impl TagPolicy {
         self
     }
 
-    fn is_immutable(&self, name: &TagName) -> bool {
+    pub(crate) fn is_immutable(&self, name: &TagName) -> bool {
         let name = name.to_string();
         self.immutable.iter().any(|it| it.is_match(&name))
     }
@@ -202,12 +202,7 @@ where
     check(name.repo().clone(), digest).await?;
     let register = name.clone().into();
     let state = tags.set_by(&register, Some(digest), asked).await?;
-    // A manifest that was removed comes back with a tag, as by a push.
-    let link = Link::Manifest(digest);
-    if tags.link(name.repo(), link).await?.0 == Linked::Removed {
-        let asked = (true, Condition::Any);
-        tags.set_link(name.repo(), link, asked).await?;
-    }
+    revive(tags, name.repo(), digest).await?;
     // Others may have changed it since.
     let made = state.iter().flat_map(|state| state.records());
     let made = made
@@ -216,6 +211,20 @@ where
     let version = made.map_or(Version::ZERO, |record| record.version);
     tracing::info!(tag = %name, %digest, version = version.get(), "tag set");
     Ok((versioned(version), ()).into_response())
+}
+
+/// A manifest that was removed comes back with a tag, as by a push.
+pub(crate) async fn revive(
+    tags: &TagRing,
+    repo: &RepoName,
+    digest: Digest,
+) -> Result<(), TagError> {
+    let link = Link::Manifest(digest);
+    if tags.link(repo, link).await?.0 == Linked::Removed {
+        let asked = (true, Condition::Any);
+        tags.set_link(repo, link, asked).await?;
+    }
+    Ok(())
 }
 
 /// What a client asks of a tag before it changes it.
@@ -516,7 +525,7 @@ async fn list_repositories(
 
 /// An answer that is an error.
 #[derive(Debug)]
-struct IndexError {
+pub(crate) struct IndexError {
     status: StatusCode,
     code: &'static str,
     message: String,
@@ -524,7 +533,7 @@ struct IndexError {
 }
 
 impl IndexError {
-    fn new(status: StatusCode, code: &'static str, message: String) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: String) -> Self {
         Self {
             status,
             code,
@@ -533,7 +542,7 @@ impl IndexError {
         }
     }
 
-    fn unknown(name: &TagName) -> Self {
+    pub(crate) fn unknown(name: &TagName) -> Self {
         let message = format!("there is no tag {name}");
         Self::new(StatusCode::NOT_FOUND, TAG_UNKNOWN, message)
     }

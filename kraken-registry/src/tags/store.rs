@@ -21,6 +21,7 @@ use redb::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::pending::{self, Watch};
 use super::writer::Writer;
 use super::{TagError, encoding};
 use crate::link::RegisterName;
@@ -29,9 +30,10 @@ use crate::link::RegisterName;
 #[derive(Clone)]
 pub struct TagStore {
     db: Arc<Database>,
-    writer: Writer,
+    pub(super) writer: Writer,
     standing: Arc<RwLock<Standing>>,
     lists: Arc<RwLock<Option<Lists>>>,
+    pub(super) watch: Watch,
 }
 
 /// An attempt that an owner has promised to, and on whose promises it stands.
@@ -83,6 +85,7 @@ impl TagStore {
         Ok(Self {
             writer: Writer::start(db.clone()),
             lists: Arc::new(RwLock::new(lists)),
+            watch: Watch::default(),
             standing: Arc::new(RwLock::new(standing)),
             db,
         })
@@ -245,7 +248,7 @@ impl TagStore {
             if !store.allows(&lists) {
                 return Ok(Err(TagStoreError::OtherList));
             }
-            let promised = update(write, &name, |register| {
+            let promised = update(write, &store.watch, &name, |register| {
                 register.prepare(ballot).map(|()| register.clone())
             })?;
             Ok(promised.ok_or(TagStoreError::Record))
@@ -283,7 +286,9 @@ impl TagStore {
             if !lives.allow(promised) {
                 return Ok(Err(TagStoreError::Forgot));
             }
-            let taken = update(write, &name, |register| register.accept(ballot, state))?;
+            let taken = update(write, &store.watch, &name, |register| {
+                register.accept(ballot, state)
+            })?;
             Ok(taken.ok_or(TagStoreError::Record))
         });
         taken.await?
@@ -362,6 +367,7 @@ impl TagStore {
     /// # Errors
     /// The database failed.
     pub async fn learn(&self, page: Vec<(RegisterName, Register)>) -> Result<(), TagStoreError> {
+        let watch = self.watch.clone();
         self.writer
             .run(move |write| {
                 let sound = |it: &Register| it.state.as_ref().is_none_or(TagState::is_sound);
@@ -369,7 +375,7 @@ impl TagStore {
                     if !sound(&other) {
                         return Ok(None);
                     }
-                    let learnt = update(write, &name, |register| register.learn(&other))?;
+                    let learnt = update(write, &watch, &name, |it| it.learn(&other))?;
                     if learnt.is_none() {
                         return Ok(None);
                     }
@@ -441,15 +447,15 @@ impl TagStore {
         name: &RegisterName,
         change: impl FnOnce(&mut Register) -> R + Send + 'static,
     ) -> Result<R, TagStoreError> {
-        let name = name.clone();
+        let (name, watch) = (name.clone(), self.watch.clone());
         self.writer
-            .run(move |write| update(write, &name, change))
+            .run(move |write| update(write, &watch, &name, change))
             .await?
             .ok_or(TagStoreError::Record)
     }
 
     /// Runs `job` where it may block.
-    async fn read<R: Send + 'static>(
+    pub(super) async fn read<R: Send + 'static>(
         &self,
         job: impl FnOnce(&Database) -> Result<R, redb::Error> + Send + 'static,
     ) -> Result<R, TagStoreError> {
@@ -512,16 +518,20 @@ impl From<TagStoreError> for TagError {
     }
 }
 
-const REGISTERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("registers");
+pub(super) const REGISTERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("registers");
 const REPOSITORIES: TableDefinition<'_, &str, u64> = TableDefinition::new("repositories");
-const STANDING: TableDefinition<'_, &str, &str> = TableDefinition::new("standing");
+pub(super) const STANDING: TableDefinition<'_, &str, &str> = TableDefinition::new("standing");
 const STANDING_KEY: &str = "standing";
 const LIVES_KEY: &str = "lives";
 const LISTS_KEY: &str = "lists";
 /// Of versions before the first release.
 const OLD_TAGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tags");
 
-fn put_standing(write: &WriteTransaction, key: &str, text: &str) -> Result<(), redb::Error> {
+pub(super) fn put_standing(
+    write: &WriteTransaction,
+    key: &str,
+    text: &str,
+) -> Result<(), redb::Error> {
     write.open_table(STANDING)?.insert(key, text)?;
     Ok(())
 }
@@ -564,6 +574,7 @@ fn create(path: &Path) -> Result<Database, redb::Error> {
     write.open_table(REGISTERS)?;
     write.open_table(REPOSITORIES)?;
     write.open_table(STANDING)?;
+    pending::create(&write)?;
     write.commit()?;
     Ok(db)
 }
@@ -607,6 +618,7 @@ fn is_set(register: &Register) -> bool {
 /// read: what it promised is not known then, and it must not promise anything else.
 fn update<R>(
     write: &WriteTransaction,
+    watch: &Watch,
     name: &RegisterName,
     change: impl FnOnce(&mut Register) -> R,
 ) -> Result<Option<R>, redb::Error> {
@@ -625,6 +637,9 @@ fn update<R>(
         return Ok(Some(result));
     }
     registers.insert(key.as_str(), encoding::encode(&register).as_slice())?;
+    if register.state != before.state {
+        watch.note(write, name, is_set(&register))?;
+    }
     let (was, is) = (is_set(&before), is_set(&register));
     if was != is && matches!(name, RegisterName::Tag(_)) {
         let mut repositories = write.open_table(REPOSITORIES)?;

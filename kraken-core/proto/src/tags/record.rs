@@ -1,6 +1,6 @@
 //! What a tag points to, since when, and to what it pointed before.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,8 @@ use crate::blob::digest::Digest;
 pub struct Version(u64);
 
 const COUNTER_BITS: u32 = 16;
+/// The part of them that counts from where a cluster begins.
+const COUNTER: u16 = 0xf;
 
 impl Version {
     /// Before every change.
@@ -32,11 +34,17 @@ impl Version {
         Self(number)
     }
 
-    /// The first version after this one that is not before `millis` since 1970.
+    /// The first version after this one that is not before `millis` since 1970, in a cluster of this name:
+    /// two clusters that change a tag within the same millisecond hardly draw the same.
     #[must_use]
-    pub const fn next(self, millis: u64) -> Self {
-        let (after, now) = (self.0.saturating_add(1), millis << COUNTER_BITS);
-        Self(if after > now { after } else { now })
+    pub fn next(self, millis: u64, cluster: &str) -> Self {
+        let digest = Digest::of(cluster.as_bytes());
+        let place = u16::from_be_bytes([digest.as_bytes()[0], digest.as_bytes()[1]]) & !COUNTER;
+        let (after, now) = (
+            self.0.saturating_add(1),
+            millis << COUNTER_BITS | u64::from(place),
+        );
+        Self(after.max(now))
     }
 
     /// The milliseconds since 1970 that it names.
@@ -88,6 +96,18 @@ impl TagState {
         std::iter::once(&self.now).chain(&self.before)
     }
 
+    /// This state and that of the same tag in another cluster as one: all records by their versions, the last
+    /// one first. Whichever of the two is asked, and however often, it comes to the same.
+    #[must_use]
+    pub fn merged(&self, other: &Self) -> Self {
+        let all = self.records().chain(other.records());
+        let all: BTreeSet<_> = all.cloned().collect();
+        let mut all = all.into_iter().rev();
+        let now = all.next().unwrap_or_else(|| self.now.clone());
+        let before = all.take(Self::HISTORY).collect();
+        Self { now, before }
+    }
+
     /// The same with one more record in front.
     #[must_use]
     fn with(&self, now: Record) -> Self {
@@ -115,6 +135,13 @@ pub enum Condition {
 pub enum Change {
     /// It is only looked at.
     Read,
+    /// It is to be what another cluster has made of it, unless it was changed later here.
+    Merge {
+        /// What it is there.
+        state: TagState,
+        /// Whether the tag must never point to anything else than it does, unless it is removed.
+        is_immutable: bool,
+    },
     /// It is to point to `digest`, or to be removed without one.
     Set {
         /// What it is to point to.
@@ -159,6 +186,18 @@ impl Change {
     pub fn apply(&self, state: Option<&TagState>) -> Result<Option<TagState>, Refusal> {
         match self {
             Self::Read => Ok(state.cloned()),
+            Self::Merge {
+                state: other,
+                is_immutable,
+            } => {
+                let merged = state.map_or_else(|| other.clone(), |state| state.merged(other));
+                let now = state.and_then(|state| state.now.digest);
+                let next = merged.now.digest;
+                if *is_immutable && now.is_some() && next.is_some() && now != next {
+                    return Err(Refusal::Immutable);
+                }
+                Ok(Some(merged))
+            }
             Self::Set {
                 digest,
                 condition,
@@ -209,7 +248,7 @@ fn set(
         _ => {}
     }
     let record = Record {
-        version: version.next(millis),
+        version: version.next(millis, cluster),
         cluster: cluster.to_owned(),
         digest,
     };

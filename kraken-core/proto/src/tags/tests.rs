@@ -742,6 +742,73 @@ fn a_change_that_was_made_and_overtaken_is_not_made_again() {
     assert_eq!(change.apply(theirs.as_ref()), Ok(theirs));
 }
 
+fn record(millis: u64, cluster: &str, name: Option<&str>) -> Record {
+    Record {
+        version: Version::ZERO.next(millis, cluster),
+        cluster: cluster.into(),
+        digest: name.map(|name| Digest::of(name.as_bytes())),
+    }
+}
+
+proptest! {
+    #[test]
+    fn clusters_that_tell_each_other_come_to_the_same(
+        here in proptest::collection::vec((0_u64..40, any::<bool>()), 1..9),
+        there in proptest::collection::vec((0_u64..40, any::<bool>()), 1..9),
+    ) {
+        let state = |cluster: &str, changes: &[(u64, bool)]| {
+            let mut state = None;
+            for (number, (millis, is_set)) in changes.iter().enumerate() {
+                let change = Change::Set {
+                    digest: is_set.then(|| Digest::of(format!("{cluster}{number}").as_bytes())),
+                    condition: Condition::Any,
+                    is_immutable: false,
+                    attempted: Vec::new(),
+                    millis: *millis,
+                    cluster: cluster.into(),
+                };
+                state = change.apply(state.as_ref()).unwrap();
+            }
+            state
+        };
+        let (here, there) = (state("east", &here), state("west", &there));
+        if let (Some(here), Some(there)) = (here, there) {
+            let merged = here.merged(&there);
+            prop_assert_eq!(&merged, &there.merged(&here));
+            prop_assert_eq!(&merged, &merged.merged(&here));
+            prop_assert_eq!(&merged, &there.merged(&merged));
+            prop_assert!(merged.is_sound());
+            prop_assert_eq!(merged.now.version, here.now.version.max(there.now.version));
+        }
+    }
+}
+
+#[test]
+fn what_another_cluster_has_made_of_a_tag_is_taken_unless_it_is_older_or_must_not_change() {
+    let merge = |state: &TagState, is_immutable| Change::Merge {
+        state: state.clone(),
+        is_immutable,
+    };
+    let old = TagState::first(record(5, "west", Some("old")));
+    let new = TagState::first(record(9, "east", Some("new")));
+    let gone = TagState::first(record(12, "west", None));
+    let both = merge(&new, false).apply(Some(&old)).unwrap().unwrap();
+    assert_eq!((&both.now, &both.before[0]), (&new.now, &old.now));
+    assert_eq!(
+        merge(&old, false).apply(Some(&both)),
+        Ok(Some(both.clone()))
+    );
+    assert_eq!(merge(&new, true).apply(Some(&old)), Err(Refusal::Immutable));
+    assert_eq!(merge(&new, true).apply(None), Ok(Some(new.clone())));
+    let removed = merge(&gone, true).apply(Some(&both)).unwrap().unwrap();
+    assert_eq!(removed.now, gone.now);
+    // An older one that comes late changes nothing, be the tag immutable or not.
+    assert_eq!(
+        merge(&old, true).apply(Some(&removed)),
+        Ok(Some(removed.clone()))
+    );
+}
+
 #[test]
 fn the_history_is_bounded() {
     let mut state: Option<TagState> = None;

@@ -1,0 +1,341 @@
+//! The way of a blob to another cluster.
+//!
+//! Of all build-indexes one sends it, whoever needs it there: the first of the blob's order that answers. So
+//! each blob goes once, however many images share it. It goes on where it was when either end was
+//! started anew.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt as _};
+use kraken_core::net::http::ApiError;
+use kraken_core::net::origin::OriginCluster;
+use kraken_proto::limits::bucket::Bucket;
+use kraken_proto::{Digest, Namespace, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout};
+
+use super::SendError;
+use super::remote::Remote;
+use crate::source::BlobSource as _;
+use crate::tags::ring::TagRing;
+use crate::web::chain;
+
+/// Blobs that one build-index sends at once.
+const PARALLEL: usize = 8;
+/// How long it is waited for the end of a blob in one request.
+pub(super) const WAIT: Duration = Duration::from_secs(20);
+/// How long another build-index may take to answer beyond that.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How often an upload is gone on with before the blob waits for its next turn.
+const BREAKS: u32 = 5;
+
+/// Where a blob is on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state", content = "reason")]
+pub(super) enum Way {
+    UnderWay,
+    There,
+    Away(String),
+    Failed(String),
+}
+
+/// The question of another build-index.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Carry {
+    pub(super) remote: String,
+    pub(super) namespace: String,
+    pub(super) digest: Digest,
+}
+
+/// The blobs on their way. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Blobs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ring: TagRing,
+    origins: OriginCluster,
+    remotes: HashMap<String, Arc<Remote>>,
+    under_way: Mutex<HashMap<(String, Digest), watch::Receiver<Way>>>,
+    turns: Semaphore,
+}
+
+impl Blobs {
+    pub(super) fn new(
+        ring: TagRing,
+        origins: OriginCluster,
+        remotes: impl Iterator<Item = Arc<Remote>>,
+    ) -> Self {
+        let remotes = remotes.map(|remote| (remote.name().to_owned(), remote));
+        let inner = Inner {
+            ring,
+            origins,
+            remotes: remotes.collect(),
+            under_way: Mutex::default(),
+            turns: Semaphore::new(PARALLEL),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Has a blob sent by whoever's turn it is.
+    pub(super) async fn send(
+        &self,
+        remote: &str,
+        ns: &Namespace,
+        digest: Digest,
+    ) -> Result<(), SendError> {
+        let ring = &self.inner.ring;
+        let mut reason = String::from("no build-index sends blobs");
+        for (name, url) in ring.order_for(digest) {
+            loop {
+                let way = if name == ring.name() {
+                    Ok(self.carry(remote, ns, digest).await)
+                } else {
+                    self.ask(&url, remote, ns, digest).await
+                };
+                match way {
+                    Ok(Way::UnderWay) => {}
+                    Ok(Way::There) => return Ok(()),
+                    Ok(Way::Away(reason)) => return Err(SendError::Away(reason)),
+                    Ok(Way::Failed(reason)) => return Err(SendError::Failed(reason)),
+                    Err(error) => {
+                        reason = error;
+                        break;
+                    }
+                }
+            }
+        }
+        Err(SendError::Failed(reason))
+    }
+
+    async fn ask(
+        &self,
+        url: &str,
+        remote: &str,
+        ns: &Namespace,
+        digest: Digest,
+    ) -> Result<Way, String> {
+        let url = format!("{}/internal/replicate/blob", url.trim_end_matches('/'));
+        let carry = Carry {
+            remote: remote.to_owned(),
+            namespace: ns.as_str().to_owned(),
+            digest,
+        };
+        let request = self.inner.ring.http().post(url).json(&carry);
+        let answer = request.timeout(WAIT + TIMEOUT).send().await;
+        let answer = answer.map_err(|error| chain(&error))?;
+        match answer.error_for_status() {
+            Ok(answer) => answer.json().await.map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
+        }
+    }
+
+    /// Sends a blob itself, or waits for it a while when it is under way.
+    pub(super) async fn carry(&self, remote: &str, ns: &Namespace, digest: Digest) -> Way {
+        let Some(remote) = self.inner.remotes.get(remote) else {
+            let what = format!("{remote} is not among the remotes of this build-index");
+            return Way::Failed(what);
+        };
+        let mut seen = self.follow(remote, ns, digest);
+        let ended = async {
+            let ended = seen.wait_for(|way| *way != Way::UnderWay).await;
+            ended.map_or_else(
+                |_| Way::Failed("the build-index stops".into()),
+                |it| it.clone(),
+            )
+        };
+        timeout(WAIT, ended).await.unwrap_or(Way::UnderWay)
+    }
+
+    /// Where a blob is, which is sent if it is not under way.
+    fn follow(&self, remote: &Arc<Remote>, ns: &Namespace, digest: Digest) -> watch::Receiver<Way> {
+        let key = (remote.name().to_owned(), digest);
+        let mut under_way = self.inner.under_way();
+        if let Some(way) = under_way.get(&key) {
+            return way.clone();
+        }
+        let (tell, seen) = watch::channel(Way::UnderWay);
+        under_way.insert(key.clone(), seen.clone());
+        let (inner, remote, ns) = (self.inner.clone(), remote.clone(), ns.clone());
+        tokio::spawn(async move {
+            let sent = inner.transfer(&remote, &ns, digest).await;
+            inner.under_way().remove(&key);
+            tell.send_replace(match sent {
+                Ok(()) => Way::There,
+                Err(SendError::Away(reason)) => Way::Away(reason),
+                Err(error) => Way::Failed(format!("{digest}: {error}")),
+            });
+        });
+        seen
+    }
+}
+
+impl Inner {
+    fn under_way(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<(String, Digest), watch::Receiver<Way>>> {
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn transfer(
+        &self,
+        remote: &Arc<Remote>,
+        ns: &Namespace,
+        digest: Digest,
+    ) -> Result<(), SendError> {
+        let _turn = self.turns.acquire().await;
+        let there = remote.origins().await?;
+        // Somebody else may have sent it since.
+        match there.stat(ns, digest).await {
+            Ok(_) => return Ok(()),
+            Err(ApiError::NotFound) => {}
+            Err(error) => return Err(SendError::Away(error.to_string())),
+        }
+        let length = self.origins.stat(ns, digest).await;
+        let length = length.map_err(|error| SendError::Failed(format!("here: {error}")))?;
+        let store = self.ring.here();
+        let failed =
+            |error: crate::tags::store::TagStoreError| SendError::Failed(error.to_string());
+        let known = store.upload(remote.name(), digest).await.map_err(failed)?;
+        let (upload, mut at) = match resume(&there, known.as_deref()).await {
+            Some(resumed) => resumed,
+            None => {
+                let begun = there.upload_start_known(ns, digest, length).await;
+                let (origin, id) = match begun {
+                    Ok(begun) => begun,
+                    // That origin has it already.
+                    Err(ApiError::Conflict(_)) => return Ok(()),
+                    Err(error) => return Err(away(&error)),
+                };
+                let upload = format!("{origin} {id}");
+                let kept = store.set_upload(remote.name(), digest, Some(upload.clone()));
+                kept.await.map_err(failed)?;
+                (upload, 0)
+            }
+        };
+        let (origin, id) = upload.split_once(' ').unwrap_or_default();
+        let mut breaks = 0;
+        while at < length {
+            let body = self.body(remote, ns, digest, at..length).await?;
+            match there.upload_append(origin, id, at, body).await {
+                Ok(now) => at = now,
+                Err(error) if breaks == BREAKS => return Err(away(&error)),
+                Err(_) => {
+                    breaks += 1;
+                    at = match there.upload_len(origin, id).await {
+                        Ok(at) => at,
+                        Err(error) => return self.gave_up(remote, digest, &error).await,
+                    };
+                }
+            }
+        }
+        if let Err(error) = there.upload_commit(origin, id, ns, digest).await {
+            return self.gave_up(remote, digest, &error).await;
+        }
+        store
+            .set_upload(remote.name(), digest, None)
+            .await
+            .map_err(failed)?;
+        remote.sent_blobs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// An upload that is not known any more is begun anew the next time.
+    async fn gave_up(
+        &self,
+        remote: &Remote,
+        digest: Digest,
+        error: &ApiError,
+    ) -> Result<(), SendError> {
+        if !error.is_retryable() {
+            let forget = self.ring.here().set_upload(remote.name(), digest, None);
+            forget
+                .await
+                .map_err(|error| SendError::Failed(error.to_string()))?;
+        }
+        Err(away(error))
+    }
+
+    /// The bytes of a part of a blob, as fast as they may go.
+    async fn body(
+        &self,
+        remote: &Arc<Remote>,
+        ns: &Namespace,
+        digest: Digest,
+        part: std::ops::Range<u64>,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, SendError> {
+        let body = self.origins.open(ns, digest, part).await;
+        let body = body.map_err(|error| SendError::Failed(format!("here: {error}")))?;
+        let remote = remote.clone();
+        let paced = body.stream.then(move |chunk| {
+            let remote = remote.clone();
+            async move {
+                let chunk = chunk.map_err(std::io::Error::other)?;
+                let bytes = chunk.len() as u64;
+                remote.pace.take(bytes).await;
+                remote.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+                Ok(chunk)
+            }
+        });
+        Ok(paced.boxed())
+    }
+}
+
+/// The upload that was begun before, and how much of it is there.
+async fn resume(there: &OriginCluster, known: Option<&str>) -> Option<(String, u64)> {
+    let known = known?;
+    let (origin, id) = known.split_once(' ')?;
+    let at = there.upload_len(origin, id).await.ok()?;
+    Some((known.to_owned(), at))
+}
+
+fn away(error: &ApiError) -> SendError {
+    let reason = error.to_string();
+    if error.is_retryable() {
+        SendError::Away(reason)
+    } else {
+        SendError::Failed(reason)
+    }
+}
+
+/// Lets bytes go at a rate.
+pub(super) struct Pace {
+    bucket: Option<Mutex<Bucket>>,
+    began: Instant,
+}
+
+impl Pace {
+    /// So many bytes a second, a second's worth at once; all when absent.
+    pub(super) fn new(rate: Option<NonZeroU64>) -> Self {
+        Self {
+            bucket: rate.map(|rate| Mutex::new(Bucket::new(rate, rate.get()))),
+            began: Instant::now(),
+        }
+    }
+
+    /// Waits until so many more bytes may go.
+    async fn take(&self, bytes: u64) {
+        let Some(bucket) = &self.bucket else { return };
+        let nanos = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let now = Timestamp::from_nanos(nanos);
+        let may = bucket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(now, bytes);
+        if let Some(may) = may {
+            tokio::time::sleep(may.since(now)).await;
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! Images that go to other clusters, by rules, and none is lost on the way.
+//!
+//! What another cluster lacks is noted by each owner of a tag together with the change itself
+//! ([`crate::tags`]), so that it outlives the one that took the change. The first owner sends it: the blobs
+//! that are not there, each by one build-index for all of them, then the registers of the image's manifests
+//! and referrers, the tag last. There each register becomes the later of the two, so that clusters which
+//! send to each other come to the same, and nothing goes round for ever. The other owners look later and
+//! strike it out.
+//!
+//! | file | |
+//! |---|---|
+//! | [`remote`] | another cluster: its registers, its origins |
+//! | [`send`] | what one register needs to be there |
+//! | [`blobs`] | the way of one blob |
+//! | [`server`] | what build-indexes say to each other and to operators |
+
+mod blobs;
+mod remote;
+mod send;
+pub mod server;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kraken_core::net::http::HttpClient;
+use kraken_core::net::origin::OriginCluster;
+use kraken_proto::Timestamp;
+use kraken_proto::tags::outbox::{Outbox, Sent};
+use kraken_proto::tags::record::Version;
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use self::blobs::Blobs;
+use self::remote::Remote;
+use crate::link::RegisterName;
+use crate::tags::pending::Wanted;
+use crate::tags::ring::TagRing;
+use crate::tags::{TagError, chance};
+
+/// Registers that are sent to one cluster at once.
+const PARALLEL: usize = 8;
+/// Names that are held in memory for one cluster; all others wait on the disk.
+const ROOM: usize = 10_000;
+/// How often it is looked whether something is due.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often the whole list on the disk is read again although nothing says that it has changed.
+const READ: Duration = Duration::from_secs(30);
+/// How long what was noted may take until it can be read.
+const SETTLES: Duration = Duration::from_secs(2);
+/// Registers that another cluster refused and that are told of.
+const TOLD: usize = 100;
+
+/// A cluster that images go to.
+#[derive(Debug, Clone)]
+pub struct RemoteRule {
+    /// Its name.
+    pub name: String,
+    /// The base URLs of its build-indexes.
+    pub build_indexes: Vec<String>,
+    /// It gets the tags of which one of these matches somewhere in `repository:tag`.
+    pub tags: Vec<Regex>,
+    /// How many bytes a second each build-index sends there.
+    pub limit: Option<NonZeroU64>,
+}
+
+/// Sends what other clusters lack. Cheap to clone.
+#[derive(Clone)]
+pub struct Replicator {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ring: TagRing,
+    origins: OriginCluster,
+    replicas: usize,
+    wanted: Vec<Wanted>,
+    remotes: BTreeMap<String, Arc<Line>>,
+    blobs: Blobs,
+    changed: Arc<Notify>,
+    began: Instant,
+}
+
+/// The way to one other cluster.
+struct Line {
+    remote: Arc<Remote>,
+    outbox: Mutex<Outbox>,
+    is_paused: AtomicBool,
+    /// The list on the disk is to be read from its beginning.
+    is_stale: AtomicBool,
+    told: Mutex<Told>,
+}
+
+/// What operators are told.
+#[derive(Default)]
+struct Told {
+    refused: BTreeMap<String, String>,
+    last_error: Option<String>,
+}
+
+/// How far the way to another cluster is, as one build-index knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteStatus {
+    /// The other cluster's name.
+    pub name: String,
+    /// Registers that it may lack. Each owner of a tag counts it.
+    pub waiting: u64,
+    /// Those that are being sent by this build-index.
+    pub under_way: usize,
+    /// How long the first of them has waited.
+    pub oldest_seconds: u64,
+    /// Nothing is sent until somebody says so.
+    pub is_paused: bool,
+    /// What it did not take, and why; at most a hundred.
+    pub refused: Vec<RefusedRegister>,
+    /// Blobs and bytes that this build-index has sent since its start.
+    pub sent_blobs: u64,
+    /// See `sent_blobs`.
+    pub sent_bytes: u64,
+    /// Why something was not sent, lately.
+    pub last_error: Option<String>,
+}
+
+/// What another cluster did not take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedRegister {
+    /// The tag or link.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Whether another cluster has a tag as it is here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagStatus {
+    /// The other cluster's name.
+    pub remote: String,
+    /// Whether a rule sends the tag there.
+    pub is_wanted: bool,
+    /// The version here, and there; 0 of a tag that was never set.
+    pub here: String,
+    /// See `here`; absent when that cluster does not answer.
+    pub there: Option<String>,
+    /// Whether it has what is here, or something later.
+    pub is_there: bool,
+}
+
+impl Replicator {
+    /// Sends the tags of `ring`, whose blobs are at `origins`, to these clusters. To be made before anything
+    /// is changed in the ring.
+    pub fn new(
+        ring: TagRing,
+        (origins, replicas): (OriginCluster, usize),
+        rules: Vec<RemoteRule>,
+        http: &HttpClient,
+    ) -> Self {
+        let wanted = rules.iter().map(|rule| Wanted {
+            remote: rule.name.clone(),
+            tags: rule.tags.clone(),
+        });
+        let wanted: Vec<_> = wanted.collect();
+        let changed = ring.here().watch(wanted.clone());
+        let line = |rule: RemoteRule| {
+            let name = rule.name.clone();
+            let line = Line {
+                remote: Arc::new(Remote::new(rule, http)),
+                outbox: Mutex::new(Outbox::new(ROOM, chance())),
+                is_paused: AtomicBool::new(false),
+                is_stale: AtomicBool::new(true),
+                told: Mutex::default(),
+            };
+            (name, Arc::new(line))
+        };
+        let remotes: BTreeMap<_, _> = rules.into_iter().map(line).collect();
+        let ways = remotes.values().map(|line| line.remote.clone());
+        let blobs = Blobs::new(ring.clone(), origins.clone(), ways);
+        let inner = Inner {
+            ring,
+            origins,
+            replicas,
+            wanted,
+            remotes,
+            blobs,
+            changed,
+            began: Instant::now(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Sends, for ever.
+    pub async fn run(&self) {
+        let inner = &self.inner;
+        let store = inner.ring.here();
+        while let Err(error) = store.note_new_rules(&inner.wanted).await {
+            tracing::error!(%error, "what other clusters lack cannot be written down");
+            tokio::time::sleep(READ).await;
+        }
+        match store.paused().await {
+            Ok(paused) => inner.pause(&paused),
+            Err(error) => tracing::error!(%error, "it cannot be read what is paused"),
+        }
+        let lines = inner.remotes.values().cloned();
+        let lines = lines.map(|line| inner.clone().keep_sending(line));
+        futures::future::join_all(lines).await;
+    }
+
+    /// How far the way to each other cluster is.
+    ///
+    /// # Errors
+    /// The list on the disk cannot be read.
+    pub async fn status(&self) -> Result<Vec<RemoteStatus>, TagError> {
+        let mut all = Vec::new();
+        for (name, line) in &self.inner.remotes {
+            let (waiting, since) = self.inner.ring.here().count_pending(name).await?;
+            let now = crate::tags::pending::unix_ms();
+            let under_way = line.outbox().under_way();
+            let told = line.told();
+            let refused = told.refused.iter().map(|(name, reason)| RefusedRegister {
+                name: name.clone(),
+                reason: reason.clone(),
+            });
+            all.push(RemoteStatus {
+                name: name.clone(),
+                waiting,
+                under_way,
+                oldest_seconds: since.map_or(0, |since| now.saturating_sub(since) / 1000),
+                is_paused: line.is_paused.load(Ordering::Relaxed),
+                refused: refused.collect(),
+                sent_blobs: line.remote.sent_blobs.load(Ordering::Relaxed),
+                sent_bytes: line.remote.sent_bytes.load(Ordering::Relaxed),
+                last_error: told.last_error.clone(),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Stops sending to a cluster, or goes on, also after a restart. Whether there is such a cluster.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub async fn set_paused(&self, remote: &str, is_paused: bool) -> Result<bool, TagError> {
+        if !self.inner.remotes.contains_key(remote) {
+            return Ok(false);
+        }
+        let store = self.inner.ring.here();
+        let mut paused = store.paused().await?;
+        if is_paused {
+            paused.insert(remote.to_owned());
+        } else {
+            paused.remove(remote);
+        }
+        store.set_paused(&paused).await?;
+        self.inner.pause(&paused);
+        self.inner.changed.notify_waiters();
+        Ok(true)
+    }
+
+    /// Tries all that waits for a cluster at once. Whether there is such a cluster.
+    pub fn hurry(&self, remote: &str) -> bool {
+        let line = self.inner.remotes.get(remote);
+        line.is_some_and(|line| {
+            line.outbox().hurry(self.inner.now());
+            self.inner.changed.notify_waiters();
+            true
+        })
+    }
+
+    /// Sends a tag to all clusters that want it, though they may have it.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub async fn send_now(&self, name: &RegisterName) -> Result<usize, TagError> {
+        let wanted = self.inner.wanted.iter().filter(|it| it.wants(name, true));
+        let remotes: BTreeSet<_> = wanted.map(|it| it.remote.clone()).collect();
+        for remote in &remotes {
+            let names = vec![name.to_string()];
+            self.inner.ring.here().note_pending(remote, names).await?;
+        }
+        self.inner.changed.notify_waiters();
+        Ok(remotes.len())
+    }
+
+    /// Whether other clusters have a tag as it is here.
+    ///
+    /// # Errors
+    /// Nobody knows what it is here.
+    pub async fn tag_status(&self, name: &RegisterName) -> Result<Vec<TagStatus>, TagError> {
+        let state = self.inner.ring.register(name).await?;
+        let here = state.map_or(Version::ZERO, |state| state.now.version);
+        let mut all = Vec::new();
+        for wanted in &self.inner.wanted {
+            let Some(line) = self.inner.remotes.get(&wanted.remote) else {
+                continue;
+            };
+            let looked = line.remote.look(vec![name.to_string()]).await.ok();
+            let there = looked.and_then(|looked| Some(looked.first()?.version));
+            all.push(TagStatus {
+                remote: wanted.remote.clone(),
+                is_wanted: wanted.wants(name, true),
+                here: here.get().to_string(),
+                there: there.map(|there| there.get().to_string()),
+                is_there: there.is_some_and(|there| there >= here),
+            });
+        }
+        Ok(all)
+    }
+}
+
+impl std::fmt::Debug for Replicator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replicator")
+            .field("wanted", &self.inner.wanted)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Line {
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes how an attempt ended.
+    fn tell(&self, name: &str, result: &Result<Version, SendError>) {
+        let mut told = self.told();
+        match result {
+            Ok(_) => drop(told.refused.remove(name)),
+            Err(SendError::Refused(reason)) => {
+                if told.refused.len() < TOLD {
+                    told.refused.insert(name.to_owned(), reason.clone());
+                }
+            }
+            Err(error) => told.last_error = Some(format!("{name}: {error}")),
+        }
+    }
+}
+
+impl Inner {
+    fn now(&self) -> Timestamp {
+        let nanos = u64::try_from(self.began.elapsed().as_nanos());
+        Timestamp::from_nanos(nanos.unwrap_or(u64::MAX))
+    }
+
+    fn pause(&self, paused: &BTreeSet<String>) {
+        for (name, line) in &self.remotes {
+            line.is_paused
+                .store(paused.contains(name), Ordering::Relaxed);
+        }
+    }
+
+    /// Sends to one cluster what is due, for ever.
+    async fn keep_sending(self: Arc<Self>, line: Arc<Line>) {
+        let mut under_way = JoinSet::new();
+        let mut place = Place {
+            after: None,
+            read: Instant::now(),
+        };
+        loop {
+            let changed = self.changed.notified();
+            if let Err(error) = self.fill(&line, &mut place).await {
+                tracing::error!(%error, "what another cluster lacks cannot be read");
+            }
+            while !line.is_paused.load(Ordering::Relaxed) && under_way.len() < PARALLEL {
+                let Some(name) = line.outbox().next(self.now()) else {
+                    break;
+                };
+                under_way.spawn(self.clone().send_one(line.clone(), name));
+            }
+            tokio::select! {
+                _ = timeout(LOOK, changed) => {}
+                Some(_) = under_way.join_next() => {}
+            }
+        }
+    }
+
+    /// Reads on in the list on the disk, as far as there is room.
+    async fn fill(&self, line: &Line, place: &mut Place) -> Result<(), TagError> {
+        let is_stale = line.is_stale.swap(false, Ordering::Relaxed);
+        let is_first = place.after.is_none();
+        if is_first && !is_stale && place.read.elapsed() < READ && !self.is_changed(place) {
+            return Ok(());
+        }
+        loop {
+            let room = line.outbox().room();
+            if room == 0 {
+                return Ok(());
+            }
+            let (store, remote) = (self.ring.here(), line.remote.name());
+            let page = store.pending(remote, room.min(1000), place.after.as_deref());
+            let page = page.await?;
+            let Some(last) = page.last().map(|it| it.name.clone()) else {
+                place.after = None;
+                place.read = Instant::now();
+                return Ok(());
+            };
+            for pending in page {
+                let rank = pending.name.parse::<RegisterName>();
+                let rank = rank.map_or(0, |name| self.ring.rank(name.repo().as_str()));
+                line.outbox().add(self.now(), &pending.name, rank);
+            }
+            place.after = Some(last);
+        }
+    }
+
+    /// Whether the list on the disk has grown since it was read.
+    fn is_changed(&self, place: &Place) -> bool {
+        let noted = self.ring.here().noted_at();
+        noted.is_some_and(|at| at + SETTLES >= place.read)
+    }
+
+    async fn send_one(self: Arc<Self>, line: Arc<Line>, name: String) {
+        let result = self.send(&line.remote, &name).await;
+        line.tell(&name, &result);
+        let remote = line.remote.name();
+        let sent = match result {
+            Ok(version) => match self.ring.here().sent(remote, &name, version).await {
+                Ok(is_same) => {
+                    if !is_same {
+                        line.is_stale.store(true, Ordering::Relaxed);
+                    }
+                    Sent::Done
+                }
+                Err(_) => Sent::Failed,
+            },
+            Err(SendError::Away(reason)) => {
+                tracing::debug!(remote, reason, "another cluster does not answer");
+                Sent::Away
+            }
+            Err(error) => {
+                tracing::warn!(remote, name, %error, "not sent to another cluster yet");
+                Sent::Failed
+            }
+        };
+        line.outbox().ended(self.now(), &name, sent);
+    }
+}
+
+/// How far the list on the disk is read.
+struct Place {
+    after: Option<String>,
+    /// When it was read to its end.
+    read: Instant,
+}
+
+/// Why another cluster does not have something yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SendError {
+    /// The other cluster does not answer.
+    #[error("it does not answer: {0}")]
+    Away(String),
+    /// It does not take it.
+    #[error("it was refused: {0}")]
+    Refused(String),
+    /// Something failed, here or there.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<TagError> for SendError {
+    fn from(error: TagError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}

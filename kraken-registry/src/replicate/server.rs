@@ -1,0 +1,269 @@
+//! What build-indexes say about images that go from cluster to cluster.
+//!
+//! | method and path | answer |
+//! |---|---|
+//! | `GET /origin` | this cluster's origins, for other clusters |
+//! | `POST /replicate/look` | the versions of registers |
+//! | `POST /replicate/registers` | registers of another cluster are merged with these; 404 when blobs are missing, 409 when a tag is immutable |
+//! | `GET /replicate/status` | how far the way to each other cluster is |
+//! | `POST /replicate/{remote}/pause`, `resume`, `now` | stops, goes on, tries all that waits at once |
+//! | `GET /remotes/tags/{repo:tag}` | whether each other cluster has the tag |
+//! | `POST /remotes/tags/{repo:tag}` | sends it now |
+//! | `POST /internal/replicate/blob` | a blob is sent by this build-index, for another one |
+
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http::StatusCode;
+use kraken_proto::Digest;
+use kraken_proto::tags::record::{TagState, Version};
+use serde::{Deserialize, Serialize};
+
+use super::Replicator;
+use super::blobs::{Carry, Way};
+use crate::link::RegisterName;
+use crate::name::TagName;
+use crate::source::{BlobSource, SourceError};
+use crate::tags::check::{self, CheckError};
+use crate::tags::pending::unix_ms;
+use crate::tags::server::{IndexError, TagPolicy, revive};
+
+/// Versions may be so far ahead of this clock, in milliseconds: a day. One that is further ahead would hold up all changes
+/// after it.
+const AHEAD_MS: u64 = 24 * 3600 * 1000;
+
+/// A cluster's origins.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct OriginList {
+    pub(super) replicas: usize,
+    pub(super) origins: Vec<OriginAt>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct OriginAt {
+    pub(super) name: String,
+    pub(super) url: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Look {
+    pub(super) names: Vec<String>,
+}
+
+/// What a cluster knows of a register.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Looked {
+    pub(super) version: Version,
+    pub(super) is_set: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Registers {
+    pub(super) registers: Vec<Named>,
+}
+
+impl Registers {
+    /// So many at a time.
+    pub(super) const MOST: usize = 200;
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) state: TagState,
+}
+
+/// A replicator and what it asks of tags that come from elsewhere.
+#[derive(Debug, Clone)]
+struct Served {
+    replicator: Replicator,
+    policy: TagPolicy,
+}
+
+/// The routes. What comes from other clusters has to follow `policy`.
+pub fn router(replicator: Replicator, policy: TagPolicy) -> Router {
+    Router::new()
+        .route("/origin", get(origins))
+        .route("/replicate/look", post(look))
+        .route("/replicate/registers", post(merge))
+        .route("/replicate/status", get(status))
+        .route("/replicate/{remote}/pause", post(pause))
+        .route("/replicate/{remote}/resume", post(resume))
+        .route("/replicate/{remote}/now", post(now))
+        .route("/remotes/tags/{tag}", get(tag_status).post(send_now))
+        .route("/internal/replicate/blob", post(carry))
+        .with_state(Served { replicator, policy })
+}
+
+async fn origins(State(served): State<Served>) -> Json<OriginList> {
+    let inner = &served.replicator.inner;
+    let names = inner.origins.names().into_iter();
+    let origins = names.filter_map(|name| {
+        let url = inner.origins.origin(&name)?.url().to_string();
+        Some(OriginAt { name, url })
+    });
+    Json(OriginList {
+        replicas: inner.replicas,
+        origins: origins.collect(),
+    })
+}
+
+async fn look(
+    State(served): State<Served>,
+    Json(asked): Json<Look>,
+) -> Result<Json<Vec<Looked>>, IndexError> {
+    bounded(asked.names.len())?;
+    let mut looked = Vec::new();
+    for name in asked.names {
+        let name: RegisterName = name.parse()?;
+        let state = served.replicator.inner.ring.register(&name).await?;
+        looked.push(Looked {
+            version: state.as_ref().map_or(Version::ZERO, |it| it.now.version),
+            is_set: state.is_some_and(|it| it.now.digest.is_some()),
+        });
+    }
+    Ok(Json(looked))
+}
+
+fn bounded(count: usize) -> Result<(), IndexError> {
+    if count <= Registers::MOST {
+        return Ok(());
+    }
+    let what = format!(
+        "{count} registers at once: send {} at most",
+        Registers::MOST
+    );
+    Err(wrong(what))
+}
+
+fn wrong(message: String) -> IndexError {
+    IndexError::new(StatusCode::BAD_REQUEST, "REGISTERS_INVALID", message)
+}
+
+async fn merge(
+    State(served): State<Served>,
+    Json(Registers { registers }): Json<Registers>,
+) -> Result<Json<()>, IndexError> {
+    bounded(registers.len())?;
+    for Named { name, state } in registers {
+        let ahead = state.now.version.millis().saturating_sub(unix_ms());
+        if !state.is_sound() || ahead > AHEAD_MS {
+            let what = format!("{name}: its history is too long, or its version a day ahead");
+            return Err(wrong(what));
+        }
+        served.merge(name.parse()?, state).await?;
+    }
+    Ok(Json(()))
+}
+
+impl Served {
+    async fn merge(&self, name: RegisterName, state: TagState) -> Result<(), IndexError> {
+        let inner = &self.replicator.inner;
+        let now = state.now.digest;
+        let is_immutable = match &name {
+            RegisterName::Tag(tag) => {
+                if let Some(digest) = now {
+                    check::complete(&inner.origins, &tag.repo().namespace(), digest).await?;
+                }
+                self.policy.is_immutable(tag)
+            }
+            RegisterName::Link(repo, _) => {
+                if let Some(digest) = now {
+                    let ns = repo.namespace();
+                    let found = BlobSource::stat(&inner.origins, &ns, digest);
+                    exists(found.await, digest)?;
+                }
+                false
+            }
+        };
+        let merged = inner.ring.merge(&name, state, is_immutable).await?;
+        let now = merged.and_then(|state| state.now.digest);
+        if let (RegisterName::Tag(tag), Some(digest)) = (&name, now) {
+            revive(&inner.ring, tag.repo(), digest).await?;
+        }
+        tracing::info!(%name, digest = ?now, "merged with that of another cluster");
+        Ok(())
+    }
+}
+
+fn exists(found: Result<Option<u64>, SourceError>, digest: Digest) -> Result<(), CheckError> {
+    match found {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(CheckError::Missing(digest)),
+        Err(error) => Err(CheckError::Unavailable(error.to_string())),
+    }
+}
+
+async fn status(State(served): State<Served>) -> Result<Response, IndexError> {
+    let remotes = served.replicator.status().await?;
+    Ok(Json(serde_json::json!({ "remotes": remotes })).into_response())
+}
+
+fn known(is_known: bool, remote: &str) -> Result<StatusCode, IndexError> {
+    if is_known {
+        return Ok(StatusCode::OK);
+    }
+    let message = format!("{remote:?} is not among the `remotes` in the configuration");
+    Err(IndexError::new(
+        StatusCode::NOT_FOUND,
+        "REMOTE_UNKNOWN",
+        message,
+    ))
+}
+
+async fn pause(
+    State(served): State<Served>,
+    Path(remote): Path<String>,
+) -> Result<StatusCode, IndexError> {
+    known(served.replicator.set_paused(&remote, true).await?, &remote)
+}
+
+async fn resume(
+    State(served): State<Served>,
+    Path(remote): Path<String>,
+) -> Result<StatusCode, IndexError> {
+    known(served.replicator.set_paused(&remote, false).await?, &remote)
+}
+
+async fn now(
+    State(served): State<Served>,
+    Path(remote): Path<String>,
+) -> Result<StatusCode, IndexError> {
+    known(served.replicator.hurry(&remote), &remote)
+}
+
+async fn tag_status(
+    State(served): State<Served>,
+    Path(name): Path<String>,
+) -> Result<Response, IndexError> {
+    let name: TagName = name.parse()?;
+    let all = served.replicator.tag_status(&name.into()).await?;
+    Ok(Json(all).into_response())
+}
+
+async fn send_now(
+    State(served): State<Served>,
+    Path(name): Path<String>,
+) -> Result<Response, IndexError> {
+    let name: TagName = name.parse()?;
+    if served.replicator.inner.ring.state(&name).await?.is_none() {
+        return Err(IndexError::unknown(&name));
+    }
+    let remotes = served.replicator.send_now(&name.into()).await?;
+    let told = Json(serde_json::json!({ "remotes": remotes }));
+    Ok((StatusCode::ACCEPTED, told).into_response())
+}
+
+async fn carry(
+    State(served): State<Served>,
+    Json(carry): Json<Carry>,
+) -> Result<Json<Way>, IndexError> {
+    let wrong = |error: kraken_proto::NamespaceError| wrong(error.to_string());
+    let ns = carry.namespace.parse().map_err(wrong)?;
+    let blobs = &served.replicator.inner.blobs;
+    Ok(Json(blobs.carry(&carry.remote, &ns, carry.digest).await))
+}
