@@ -207,6 +207,19 @@ impl Lab {
         add: impl Fn(&str, &mut Value),
     ) -> Self {
         let authority = CertAuthority::create().unwrap();
+        Self::start_under(&authority, free_addr(), (origins, agents), add).await
+    }
+
+    /// The same with certificates of this authority, and its build-index at this address: for clusters that
+    /// know each other.
+    pub(crate) async fn start_under(
+        authority: &CertAuthority,
+        index: SocketAddr,
+        (origins, agents): (usize, usize),
+        add: impl Fn(&str, &mut Value),
+    ) -> Self {
+        let (cert, key) = authority.to_pem();
+        let authority = CertAuthority::from_pem(&cert, &key).unwrap();
         let http = HttpClient::new(Some(&identity(&authority, "test"))).unwrap();
         let mut lab = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -236,7 +249,7 @@ impl Lab {
             add("origin", &mut config);
             lab.add("origin", name, addr, config);
         }
-        let [tracker, index, proxy] = [(); 3].map(|()| free_addr());
+        let [tracker, proxy] = [(); 2].map(|()| free_addr());
         let mut config = ring.clone();
         config["listen"] = json!(tracker);
         lab.add("tracker", "tracker", tracker, config);
@@ -331,6 +344,11 @@ impl Lab {
         let answer = self.http.send_within(request, patience).await.unwrap();
         let bytes = answer.bytes(1 << 20).await.unwrap();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What a member says as JSON.
+    pub(crate) async fn get_json(&self, member: &str, path: &str) -> Option<Value> {
+        serde_json::from_str(&self.get(member, path).await?).ok()
     }
 
     async fn get(&self, member: &str, path: &str) -> Option<String> {
