@@ -227,7 +227,7 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    fn pem(what: &'static str, reason: impl fmt::Display) -> Self {
+    pub(crate) fn pem(what: &'static str, reason: impl fmt::Display) -> Self {
         Self::Pem {
             what,
             reason: reason.to_string(),
@@ -235,7 +235,7 @@ impl IdentityError {
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
-    fn tls(error: rustls::Error) -> Self {
+    pub(crate) fn tls(error: rustls::Error) -> Self {
         Self::Tls(error.to_string())
     }
 }
@@ -273,7 +273,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-fn certificates(
+pub(crate) fn certificates(
     what: &'static str,
     pem: &str,
 ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {

@@ -4,6 +4,7 @@ pub mod client;
 pub mod error;
 pub(crate) mod health;
 pub(crate) mod idle;
+pub mod outside;
 pub(crate) mod path;
 mod plain;
 pub mod server;
@@ -17,6 +18,7 @@ use futures::stream::BoxStream;
 pub use self::path::{Asked, Params, segment};
 pub use client::{HttpBody, HttpClient, HttpResponse};
 pub use error::ApiError;
+pub use outside::{OutsideTls, TlsClient, serve_outside};
 pub use plain::FileBody;
 pub use server::{HttpServer, ServeError, serve, serve_on, with_health};
 

@@ -6,13 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::middleware::AddExtension;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum_server::Handle;
+use axum_server::accept::Accept;
+use axum_server::service::SendService;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
-use http::StatusCode;
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -116,7 +123,7 @@ pub fn serve_on(
         Some(identity) => {
             let config = identity.server_config(&[b"h2", b"http/1.1"])?;
             let config = RustlsConfig::from_config(Arc::new(config));
-            tls(listener, router, config, shutdown).map_err(cannot)?
+            tls(listener, router, acceptor(config), shutdown).map_err(cannot)?
         }
     };
     Ok(HttpServer {
@@ -124,6 +131,27 @@ pub fn serve_on(
         open,
         task,
     })
+}
+
+/// The same with TLS by another acceptor, which may tell the router more of a client.
+pub(super) fn serve_by<A>(
+    listener: TcpListener,
+    router: Router,
+    acceptor: A,
+    shutdown: CancellationToken,
+) -> Result<HttpServer, ServeError>
+where
+    A: Accepts,
+    A::Stream: AsyncRead + AsyncWrite + Unpin + Send,
+    A::Service: SendService<Request<Incoming>> + Send,
+    A::Future: Send,
+{
+    let addr = listener.local_addr();
+    let addr = addr.map_err(|source| ServeError::Socket { source })?;
+    let cannot = |source| ServeError::Bind { addr, source };
+    listener.set_nonblocking(true).map_err(cannot)?;
+    let (open, task) = tls(listener, router, acceptor, shutdown).map_err(cannot)?;
+    Ok(HttpServer { addr, open, task })
 }
 
 type Running = (Open, JoinHandle<std::io::Result<()>>);
@@ -143,18 +171,43 @@ fn plain(
     Ok((open, task))
 }
 
-fn tls(
+/// A handshake of TLS, in bounded time.
+pub(super) fn acceptor(config: RustlsConfig) -> RustlsAcceptor {
+    RustlsAcceptor::new(config).handshake_timeout(HANDSHAKE)
+}
+
+/// What accepts connections for a router that is told where they come from.
+pub(super) trait Accepts:
+    Accept<TcpStream, AddExtension<Router, ConnectInfo<SocketAddr>>> + Clone + Send + Sync + 'static
+{
+}
+
+impl<A> Accepts for A where
+    A: Accept<TcpStream, AddExtension<Router, ConnectInfo<SocketAddr>>>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+fn tls<A>(
     listener: TcpListener,
     router: Router,
-    config: RustlsConfig,
+    acceptor: A,
     shutdown: CancellationToken,
-) -> std::io::Result<Running> {
+) -> std::io::Result<Running>
+where
+    A: Accepts,
+    A::Stream: AsyncRead + AsyncWrite + Unpin + Send,
+    A::Service: SendService<Request<Incoming>> + Send,
+    A::Future: Send,
+{
     let handle = Handle::new();
     let mut server = axum_server::from_tcp(listener)?
         .handle(handle.clone())
         .first_request_timeout(HEAD);
     tune(server.http_builder());
-    let acceptor = RustlsAcceptor::new(config).handshake_timeout(HANDSHAKE);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let task = tokio::spawn(server.acceptor(acceptor).serve(service));
     let drain = handle.clone();

@@ -40,7 +40,7 @@ pub struct PullState<B, T> {
     pub(crate) manifests: ManifestReader,
     mirror: bool,
     hosts: Hosts,
-    pub(crate) access: Access,
+    pub(crate) access: Arc<Access>,
 }
 
 impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
@@ -52,7 +52,7 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
             manifests: ManifestReader::new(MANIFEST_CACHE),
             mirror: false,
             hosts: Hosts::default(),
-            access: Access::default(),
+            access: Arc::default(),
         }
     }
 
@@ -70,8 +70,8 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
 
     /// Who may do what; by default, whoever is on the same host everything, and nobody else anything.
     #[must_use]
-    pub fn access(mut self, access: Access) -> Self {
-        self.access = access;
+    pub fn access(mut self, access: impl Into<Arc<Access>>) -> Self {
+        self.access = access.into();
         self
     }
 
@@ -131,7 +131,7 @@ impl<B, T: LinkService> PullState<B, T> {
 /// The routes below `/v2/` for `GET` and `HEAD`; writing methods are answered with 405.
 pub fn router<B: BlobSource, T: TagService + LinkService>(state: PullState<B, T>) -> Router {
     let state = Arc::new(state);
-    routes(move |parts, _body| {
+    routes(state.access.clone(), move |parts, _body| {
         let state = state.clone();
         async move { serve(&state, &parts).await }
     })
@@ -139,7 +139,7 @@ pub fn router<B: BlobSource, T: TagService + LinkService>(state: PullState<B, T>
 
 /// One handler for all paths, as a repository's slashes are beyond axum's matcher. Adds what every
 /// answer carries.
-pub(crate) fn routes<F, Answer>(handler: F) -> Router
+pub(crate) fn routes<F, Answer>(access: Arc<Access>, handler: F) -> Router
 where
     F: Fn(Parts, Body) -> Answer + Clone + Send + Sync + 'static,
     Answer: Future<Output = Result<Response, RegistryError>> + Send,
@@ -155,10 +155,22 @@ where
             response
         }
     };
-    Router::new()
+    let router = match access.issues() {
+        true => Router::new().route(TOKENS, any(move |request| issue(access, request))),
+        false => Router::new(),
+    };
+    router
         .route("/v2", any(answer.clone()))
         .route("/v2/", any(answer.clone()))
         .route("/v2/{*rest}", any(answer))
+}
+
+/// Where tokens are given.
+const TOKENS: &str = "/v2/token";
+
+async fn issue(access: Arc<Access>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    access.issue(parts, body).await.into_response()
 }
 
 async fn serve<B: BlobSource, T: TagService + LinkService>(

@@ -47,7 +47,7 @@ pub fn router<B: BlobSource, S: BlobSink, T: TagService + LinkService>(
     state: PushState<B, S, T>,
 ) -> Router {
     let state = Arc::new(state);
-    pull::routes(move |parts, body| {
+    pull::routes(state.pull.access.clone(), move |parts, body| {
         let state = state.clone();
         async move { serve(&state, parts, body).await }
     })

@@ -18,3 +18,4 @@ mod push;
 mod ring;
 mod rules;
 mod tags;
+mod tokens;
