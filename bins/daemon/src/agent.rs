@@ -23,7 +23,8 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::config::{self, AccessConfig, HostConfig, QuicMtu, Tls, TransportConfig};
+use crate::access::{self, AccessConfig, ClientTls};
+use crate::config::{self, HostConfig, QuicMtu, Tls, TransportConfig};
 use crate::dns::DnsName;
 use crate::guard;
 use crate::limits::{LimitsConfig, with_live_limits};
@@ -72,7 +73,8 @@ pub struct AgentConfig {
     /// The rack or availability zone of this host, such as `rack-17`; left out on a flat network.
     #[serde(default)]
     pub zone: Option<Zone>,
-    /// Where the local container runtime connects to (plain HTTP: keep it on loopback).
+    /// Where the local container runtime connects to: plain HTTP, to be kept on loopback, unless there is
+    /// `client_tls`.
     pub registry_listen: SocketAddr,
     /// Base URLs of the trackers.
     #[serde(default)]
@@ -108,6 +110,9 @@ pub struct AgentConfig {
     /// Who may pull; whoever is on the same host, and nobody else, when absent.
     #[serde(default)]
     pub access: Option<AccessConfig>,
+    /// TLS for clients at `registry_listen`; plain HTTP when absent.
+    #[serde(default)]
+    pub client_tls: Option<ClientTls>,
     /// How much of the network to take for peers.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -196,28 +201,27 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let tags = TagClient::new(http.raw(), indexes.now().await?);
     indexes.follow_tags(&tags, &shutdown);
     let hub: Host = DOCKER_HUB.parse().expect("a host");
+    let access = access::access(config.access.as_ref(), config.client_tls.as_ref())?;
     let docker = config.docker_listen.map(|addr| {
         let mirror = PullState::mirror(agent.clone(), tags.clone());
-        let mirror = mirror.access(config::access(config.access.as_ref())?);
+        let mirror = mirror.access(access.clone());
         let router = pull::router(mirror.usual_upstream(hub));
         let router = router.layer(middleware::from_fn(pages::refuse));
         let socket = sockets::listen(addr)?;
         Ok::<_, StartError>(serve_on(socket, router, None, shutdown.clone())?)
     });
     let docker = docker.transpose()?;
-    let access = config::access(config.access.as_ref())?;
-    let mirror = PullState::mirror(agent.clone(), tags).access(access);
+    let mirror = PullState::mirror(agent.clone(), tags).access(access.clone());
     let own = config.own_names.into_iter().map(|host| host.0);
     let upstreams = config.upstreams.into_iter().map(|host| host.0);
     let mirror = mirror.own_names(own).upstreams(upstreams);
-    let guarding = Arc::new(config::access(config.access.as_ref())?);
     let guard =
-        middleware::from_fn(move |request, next| guard::refuse(guarding.clone(), request, next));
+        middleware::from_fn(move |request, next| guard::refuse(access.clone(), request, next));
     let router = router(agent.clone(), disks, mirror).layer(guard);
-    let server = serve_on(
+    let server = access::serve(
         sockets::listen(config.registry_listen)?,
         router,
-        None,
+        config.client_tls.as_ref(),
         shutdown.clone(),
     )?;
     let seeding = agent.clone();

@@ -1,6 +1,5 @@
 //! Configuration files: YAML, every key checked.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -9,9 +8,7 @@ use kraken_core::net::http::BaseUrl;
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::net::{Dual, Identity, NetError, PathChoice, QuicOptions};
 use kraken_core::origin::RingMember;
-use kraken_registry::access::{Access, AccessRule, May};
 use kraken_registry::name::{Host, NameError};
-use regex::Regex;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
@@ -52,77 +49,6 @@ impl TryFrom<String> for HostConfig {
     fn try_from(text: String) -> Result<Self, NameError> {
         text.parse().map(Self)
     }
-}
-
-/// Who may use a registry. Whoever is on the same host, and nobody else, when absent.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AccessConfig {
-    /// Users and the hashes of their passwords, as `htpasswd -B` writes them; read again when it changes.
-    #[serde(default)]
-    pub users_file: Option<PathBuf>,
-    /// What is granted: what no rule grants is refused.
-    pub rules: Vec<AccessRuleConfig>,
-}
-
-/// What is granted to whom.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AccessRuleConfig {
-    /// A regular expression that matches anywhere in the repository; all of them when absent.
-    #[serde(default)]
-    pub repositories: String,
-    /// To whom; to everybody when absent.
-    #[serde(default)]
-    pub users: Option<BTreeSet<String>>,
-    /// What: `pull`, `push`, `delete`.
-    pub may: Vec<MayConfig>,
-}
-
-/// What can be granted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MayConfig {
-    /// Reading.
-    Pull,
-    /// Pushing.
-    Push,
-    /// Deleting.
-    Delete,
-}
-
-impl From<MayConfig> for May {
-    fn from(config: MayConfig) -> Self {
-        match config {
-            MayConfig::Pull => Self::Pull,
-            MayConfig::Push => Self::Push,
-            MayConfig::Delete => Self::Delete,
-        }
-    }
-}
-
-/// What a configuration grants.
-///
-/// # Errors
-/// A pattern is none, a rule names users and there is no file of them, or that makes no sense.
-pub(crate) fn access(config: Option<&AccessConfig>) -> Result<Access, StartError> {
-    let Some(config) = config else {
-        return Ok(Access::this_host());
-    };
-    let wrong = |what: String| StartError::Config(format!("access: {what}"));
-    let mut rules = Vec::new();
-    for rule in &config.rules {
-        if rule.users.is_some() && config.users_file.is_none() {
-            return Err(wrong("a rule names users: give their users_file".into()));
-        }
-        let repositories = Regex::new(&rule.repositories);
-        rules.push(AccessRule {
-            repositories: repositories.map_err(|error| wrong(error.to_string()))?,
-            users: rule.users.clone(),
-            may: rule.may.iter().copied().map(May::from).collect(),
-        });
-    }
-    Access::new(rules, config.users_file.clone()).map_err(|error| wrong(error.to_string()))
 }
 
 /// One origin, as the others know it.
@@ -388,25 +314,6 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
             error.contains("socket address") || error.contains("registry_listen"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn rules_of_access_are_checked() {
-        let access_of = |text: &str| {
-            let config: AccessConfig = parse(text)?;
-            access(Some(&config)).map_err(|error| error.to_string())
-        };
-        assert!(access_of("rules: [{may: [pull]}]").is_ok());
-        for (wrong, says) in [
-            ("rules: [{may: [pull], users: [a]}]", "users_file"),
-            ("rules: [{may: [read]}]", "delete"),
-            ("rules: [{may: [pull], repositories: '('}]", "access"),
-            ("users_file: /none\nrules: []", "/none"),
-            ("rule: []", "rules"),
-        ] {
-            let error = access_of(wrong).unwrap_err();
-            assert!(error.contains(says), "{error}");
-        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Each process is a configuration and a `start`: [`agent`], [`origin`], [`tracker`], [`proxy`]
 //! and [`build_index`]. The binaries run one of them; `kraken dev` runs all of them in one process.
 
+pub mod access;
 pub mod agent;
 pub mod backends;
 pub mod build_index;

@@ -2,10 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use axum::middleware;
-use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
+use kraken_core::net::http::{HttpClient, HttpServer, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::preheat;
 use kraken_registry::pull::PullState;
@@ -14,7 +13,8 @@ use kraken_registry::tags::client::TagClient;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, AccessConfig, OriginEntry, Tls};
+use crate::access::{self, AccessConfig, ClientTls};
+use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::members::{Origins, Urls};
 use crate::process::{Service, StartError};
@@ -25,7 +25,7 @@ use crate::{guard, pages};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProxyConfig {
-    /// Where clients push to (plain HTTP).
+    /// Where clients push to: plain HTTP, unless there is `client_tls`.
     pub listen: SocketAddr,
     /// All origins.
     #[serde(default)]
@@ -51,6 +51,9 @@ pub struct ProxyConfig {
     /// Who may pull, push and delete; whoever is on the same host, and nobody else, when absent.
     #[serde(default)]
     pub access: Option<AccessConfig>,
+    /// TLS for clients; plain HTTP when absent.
+    #[serde(default)]
+    pub client_tls: Option<ClientTls>,
     /// This process's certificate, shown to origins and build-indexes.
     pub tls: Tls,
 }
@@ -88,24 +91,23 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     config::watch(&origins, &shutdown);
     indexes.follow_tags(&tags, &shutdown);
     listed.follow_with(&origins, &shutdown);
-    let access = config::access(config.access.as_ref())?;
+    let access = access::access(config.access.as_ref(), config.client_tls.as_ref())?;
     let preheating = preheat::router(origins.clone(), tags.clone());
     let router = push::router(PushState::new(
-        PullState::new(origins.clone(), tags).access(access),
+        PullState::new(origins.clone(), tags).access(access.clone()),
         origins,
     ));
-    let guarding = Arc::new(config::access(config.access.as_ref())?);
     let preheating = preheating.layer(middleware::from_fn(move |request, next| {
-        guard::refuse(guarding.clone(), request, next)
+        guard::refuse(access.clone(), request, next)
     }));
     let router = router
         .merge(preheating)
         .layer(middleware::from_fn(pages::refuse));
     let router = with_health(router, || async { Ok(()) });
-    let server = serve_on(
+    let server = access::serve(
         sockets::listen(config.listen)?,
         router,
-        None,
+        config.client_tls.as_ref(),
         shutdown.clone(),
     )?;
     Ok(ProxyService {

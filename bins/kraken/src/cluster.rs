@@ -142,6 +142,7 @@ impl Cluster {
             build_indexes_file: None,
             build_indexes_dns: None,
             access: None,
+            client_tls: None,
             tls: files.tls("proxy-1", "proxy")?,
         })
         .await?;
@@ -170,6 +171,7 @@ impl Cluster {
                 upstreams: Vec::new(),
                 own_names: vec![HostConfig(OWN_NAME.parse().expect("a host"))],
                 access: None,
+                client_tls: None,
                 docker_listen: None,
                 limits: Default::default(),
                 remember_peers: true,
