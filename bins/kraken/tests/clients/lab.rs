@@ -129,12 +129,6 @@ insecure = true
 
     /// A containerd that knows [`MIRRORED`] through one agent only.
     pub(crate) fn start_containerd(&self, agent: &str) -> Daemon {
-        let (root, state) = (self.path("containerd/root"), self.path("containerd/state"));
-        let socket = self.path("containerd.sock");
-        let config = format!(
-            "version = 2\nroot = {root:?}\nstate = {state:?}\n[grpc]\n  address = {socket:?}\n"
-        );
-        fs::write(self.path("containerd.toml"), config).unwrap();
         let root = self.path("configured");
         let arguments = ["runtime", "install", "--runtime", "containerd"];
         let mut install = Command::new(env!("CARGO_BIN_EXE_kraken"));
@@ -142,11 +136,28 @@ insecure = true
         install.args(["--agent", agent, "--upstream", MIRRORED]);
         let installed = install.output().unwrap();
         assert!(installed.status.success(), "{installed:?}");
+        self.plain_containerd()
+    }
+
+    /// A containerd that knows what is in [`Lab::hosts`].
+    pub(crate) fn plain_containerd(&self) -> Daemon {
+        let (root, state) = (self.path("containerd/root"), self.path("containerd/state"));
+        let socket = self.path("containerd.sock");
+        let config = format!(
+            "version = 2\nroot = {root:?}\nstate = {state:?}\n[grpc]\n  address = {socket:?}\n"
+        );
+        fs::write(self.path("containerd.toml"), config).unwrap();
         let mut command = self.client("containerd");
         command.args(["--config", &self.path("containerd.toml")]);
         let mut daemon = Daemon::start("containerd", command, self);
         daemon.wait_until(|log| log.contains("containerd successfully booted"));
         daemon
+    }
+
+    /// How to ask that containerd.
+    pub(crate) fn ctr(&self) -> String {
+        let socket = self.path("containerd.sock");
+        format!("ctr --address {socket} --namespace {CGROUP}")
     }
 
     /// Where the mirrors of containerd are configured.
@@ -229,7 +240,7 @@ insecure = true
     }
 
     /// A client with files of its own, and without what the environment has for other clients.
-    fn client(&self, program: &str) -> Command {
+    pub(crate) fn client(&self, program: &str) -> Command {
         let mut command = Command::new(find(program).unwrap());
         command
             .current_dir(self.dir.path())
@@ -282,7 +293,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    fn start(name: &'static str, mut command: Command, lab: &Lab) -> Self {
+    pub(crate) fn start(name: &'static str, mut command: Command, lab: &Lab) -> Self {
         let file = lab.path(&format!("{name}-{}.log", lab.runs.get()));
         let log = File::create(&file).unwrap();
         let child = command
@@ -294,11 +305,11 @@ impl Daemon {
         Self { name, child, file }
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         read(&self.file)
     }
 
-    fn wait_until(&mut self, ready: impl Fn(&str) -> bool) {
+    pub(crate) fn wait_until(&mut self, ready: impl Fn(&str) -> bool) {
         let start = Instant::now();
         while !ready(&self.log()) {
             let ended = self.child.try_wait().unwrap();

@@ -8,10 +8,14 @@
 //! `SKIPPED:`; with `KRAKEN_REQUIRE_CLIENTS=1` it fails the test instead.
 #![expect(clippy::unwrap_used, reason = "in a test, also in what it is made of")]
 
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "the faults use more of it")]
+mod common;
 mod lab;
 mod layout;
 mod namespace;
 mod relay;
+mod tokens;
 
 use std::fs;
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use kraken::client::{Checked, Registry};
 use kraken_core::Digest;
 use kraken_core::net::http::{HttpBody, HttpClient, HttpResponse};
@@ -86,6 +86,37 @@ pub(crate) async fn ask(method: Method, url: &str, body: HttpBody) -> HttpRespon
     let request = request.body(body).unwrap();
     let client = HttpClient::new(None).unwrap();
     client.send(request).await.unwrap()
+}
+
+/// Asks an agent for something of an image of another registry, as containerd does.
+pub(crate) async fn get_mirrored(
+    agent: &str,
+    (host, image): (&str, &str),
+    what: &str,
+) -> (StatusCode, Bytes) {
+    let url = format!("http://{agent}/v2/{image}/{what}?ns={host}");
+    let answer = ask(Method::GET, &url, HttpBody::Empty).await;
+    let status = answer.status();
+    (status, answer.bytes(64 << 20).await.unwrap())
+}
+
+/// Pulls an image of another registry through an agent, and gives its manifest's digest.
+pub(crate) async fn pull_mirrored(agent: &str, image: (&str, &str), tag: &str) -> Digest {
+    let (status, manifest) = get_mirrored(agent, image, &format!("manifests/{tag}")).await;
+    let said = String::from_utf8_lossy(&manifest);
+    assert_eq!(status, StatusCode::OK, "{said}");
+    let digest = Digest::of(&manifest);
+    let (status, again) = get_mirrored(agent, image, &format!("manifests/{digest}")).await;
+    assert!(status == StatusCode::OK && again == manifest);
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let layers = manifest["layers"].as_array().unwrap().iter();
+    for blob in layers.chain([&manifest["config"]]) {
+        let wanted: Digest = blob["digest"].as_str().unwrap().parse().unwrap();
+        let (status, bytes) = get_mirrored(agent, image, &format!("blobs/{wanted}")).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(Digest::of(&bytes), wanted);
+    }
+    digest
 }
 
 /// The store of a process that has ended.

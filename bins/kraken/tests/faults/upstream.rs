@@ -18,7 +18,7 @@ use kraken_registry::tags::TagService as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::common::{Lab, ask, kraken, random, until, within};
+use crate::common::{Lab, ask, get_mirrored, kraken, pull_mirrored, random, until, within};
 
 /// How the other registry is called, and where an image of it is.
 const HOST: &str = "registry.example.com:5000";
@@ -93,29 +93,12 @@ async fn gate(
 
 /// Asks an agent as containerd does.
 async fn get(agent: &str, what: &str) -> (StatusCode, Bytes) {
-    let url = format!("http://{agent}/v2/{IMAGE}/{what}?ns={HOST}");
-    let answer = ask(Method::GET, &url, HttpBody::Empty).await;
-    let status = answer.status();
-    (status, answer.bytes(64 << 20).await.unwrap())
+    get_mirrored(agent, (HOST, IMAGE), what).await
 }
 
 /// Pulls an image and gives its manifest's digest.
 async fn pull(agent: &str, tag: &str) -> Digest {
-    let (status, manifest) = get(agent, &format!("manifests/{tag}")).await;
-    let said = String::from_utf8_lossy(&manifest);
-    assert_eq!(status, StatusCode::OK, "{said}");
-    let digest = Digest::of(&manifest);
-    let (status, again) = get(agent, &format!("manifests/{digest}")).await;
-    assert!(status == StatusCode::OK && again == manifest);
-    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
-    let layers = manifest["layers"].as_array().unwrap().iter();
-    for blob in layers.chain([&manifest["config"]]) {
-        let wanted: Digest = blob["digest"].as_str().unwrap().parse().unwrap();
-        let (status, bytes) = get(agent, &format!("blobs/{wanted}")).await;
-        assert_eq!(status, StatusCode::OK);
-        assert_eq!(Digest::of(&bytes), wanted);
-    }
-    digest
+    pull_mirrored(agent, (HOST, IMAGE), tag).await
 }
 
 async fn mirrors() {
