@@ -1,7 +1,9 @@
 //! Agents that mirror another registry: it gives each blob once, and may die then.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -11,7 +13,9 @@ use bytes::Bytes;
 use futures::future::join_all;
 use http::{Method, StatusCode};
 use kraken_core::Digest;
+use kraken_core::net::CertAuthority;
 use kraken_core::net::http::HttpBody;
+use kraken_registry::access::{Access, AccessRule, May, TokenConfig};
 use kraken_registry::memory::{MemoryBlobs, MemoryTags};
 use kraken_registry::pull::{self, PullState};
 use kraken_registry::tags::TagService as _;
@@ -26,9 +30,14 @@ const IMAGE: &str = "library/app";
 /// Basic authentication of `reader` with `secret`.
 const LOGIN: &str = "Basic cmVhZGVyOnNlY3JldA==";
 
-/// The other registry: it wants a password, and counts what it gives.
+/// The name and the hash of the password of that login, as `htpasswd -B` writes them.
+const USER: &str = "reader:$2y$05$Pc2HHPPimLGq7QZhKLrN1O6OkNR1Kr.3uri6SsjeEUMk9BdEhh0RO";
+
+/// The other registry: it wants a password or a token, and counts what it gives.
 #[derive(Clone, Default)]
 struct Upstream {
+    /// Where the files of its token server are, if it has one.
+    tokens: Option<PathBuf>,
     blobs: MemoryBlobs,
     tags: MemoryTags,
     given: Arc<Mutex<BTreeMap<String, usize>>>,
@@ -37,17 +46,29 @@ struct Upstream {
 
 impl Upstream {
     async fn start(&self) -> String {
-        let registry = pull::router(PullState::new(self.blobs.clone(), self.tags.clone()));
-        let (counting, away) = (self.given.clone(), self.away.clone());
-        let gate = move |request: Request, next: Next| {
-            let (counting, away) = (counting.clone(), *away.lock().unwrap());
-            async move { gate(request, next, (counting, away)).await }
-        };
-        let app: Router = registry.layer(from_fn(gate));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
+        let access = match &self.tokens {
+            None => Access::this_host(),
+            Some(dir) => token_access(dir, &url),
+        };
+        let state = PullState::new(self.blobs.clone(), self.tags.clone());
+        let registry = pull::router(state.access(access));
+        let upstream = self.clone();
+        let gate = move |request: Request, next: Next| {
+            let upstream = upstream.clone();
+            async move { gate(request, next, upstream).await }
+        };
+        let app: Router = registry.layer(from_fn(gate));
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         url
+    }
+
+    /// How often it gave what is at each path that `wanted` likes.
+    fn given(&self, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, usize> {
+        let mut given = self.given.lock().unwrap().clone();
+        given.retain(|path, _| wanted(path));
+        given
     }
 
     /// An image of these layers under a tag; its manifest.
@@ -69,16 +90,34 @@ impl Upstream {
     }
 }
 
-async fn gate(
-    request: Request,
-    next: Next,
-    (given, away): (Arc<Mutex<BTreeMap<String, usize>>>, Option<StatusCode>),
-) -> Response {
+/// Lets `reader` read, by a token of its own server.
+fn token_access(dir: &Path, url: &str) -> Access {
+    std::fs::write(dir.join("users"), USER).unwrap();
+    let (_, key) = CertAuthority::create().unwrap().to_pem();
+    std::fs::write(dir.join("key"), key).unwrap();
+    let rule = AccessRule {
+        repositories: "^library/".parse().unwrap(),
+        users: Some(["reader".to_owned()].into()),
+        may: [May::Pull].into(),
+    };
+    let config = TokenConfig {
+        realm: format!("{url}/v2/token"),
+        service: "upstream".into(),
+        keys: vec![dir.join("key")],
+        lifetime: Duration::from_secs(300),
+        refresh: None,
+    };
+    let access = Access::new(vec![rule], Some(dir.join("users"))).unwrap();
+    access.tokens(config).unwrap()
+}
+
+async fn gate(request: Request, next: Next, upstream: Upstream) -> Response {
+    let away = *upstream.away.lock().unwrap();
     if let Some(status) = away {
         return status.into_response();
     }
     let login = request.headers().get("authorization");
-    if login.is_none_or(|login| login != LOGIN) {
+    if upstream.tokens.is_none() && login.is_none_or(|login| login != LOGIN) {
         let wanted = [("www-authenticate", "Basic realm=\"upstream\"")];
         return (StatusCode::UNAUTHORIZED, wanted).into_response();
     }
@@ -86,7 +125,7 @@ async fn gate(
     let is_get = request.method() == Method::GET;
     let response = next.run(request).await;
     if is_get && response.status().is_success() {
-        *given.lock().unwrap().entry(path).or_default() += 1;
+        *upstream.given.lock().unwrap().entry(path).or_default() += 1;
     }
     response
 }
@@ -101,12 +140,9 @@ async fn pull(agent: &str, tag: &str) -> Digest {
     pull_mirrored(agent, (HOST, IMAGE), tag).await
 }
 
-async fn mirrors() {
+/// A cluster that mirrors the registry, and its agents.
+async fn mirroring(url: &str) -> (Lab, Vec<String>) {
     const AGENTS: usize = 20;
-    let upstream = Upstream::default();
-    let layers = [random(6 << 20, 1), random(300_000, 2)];
-    let first = upstream.tag("v1", &layers).await;
-    let url = upstream.start().await;
     let kept = "registry.example.com_5000";
     let lab = Lab::start_with(2, AGENTS, |role, config| match role {
         "origin" => {
@@ -131,17 +167,29 @@ async fn mirrors() {
     let agents: Vec<_> = (1..=AGENTS)
         .map(|it| lab.host(&format!("agent-{it}")))
         .collect();
+    (lab, agents)
+}
+
+/// Twenty agents pull at once, and each blob is asked for once.
+async fn all_at_once(upstream: &Upstream, agents: &[String], image: Digest) {
     let pulled = join_all(agents.iter().map(|agent| pull(agent, "v1"))).await;
-    assert!(pulled.iter().all(|it| *it == first));
-    let given = upstream.given.lock().unwrap().clone();
-    let blobs = given.iter().filter(|(path, _)| !path.ends_with("/v1"));
-    let blobs: Vec<_> = blobs.collect();
+    assert!(pulled.iter().all(|it| *it == image));
+    let given = upstream.given(|path| path.contains("sha256:"));
     assert_eq!(
-        blobs.len(),
+        given.len(),
         4,
         "two layers, a configuration, a manifest: {given:?}"
     );
-    assert!(blobs.iter().all(|(_, times)| **times == 1), "{given:?}");
+    assert!(given.values().all(|times| *times == 1), "{given:?}");
+}
+
+async fn mirrors() {
+    let upstream = Upstream::default();
+    let layers = [random(6 << 20, 1), random(300_000, 2)];
+    let first = upstream.tag("v1", &layers).await;
+    let url = upstream.start().await;
+    let (lab, agents) = mirroring(&url).await;
+    all_at_once(&upstream, &agents, first).await;
     // The tag moves, and the next pull sees it.
     let second = upstream.tag("v1", &layers[..1]).await;
     assert_eq!(pull(&agents[0], "v1").await, second);
@@ -236,4 +284,32 @@ async fn preheated(lab: &Lab, upstream: &Upstream, agents: &[String]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_agents_mirror_a_registry_that_gives_each_blob_once() {
     within(150, "the pulls of twenty agents", mirrors()).await;
+}
+
+/// The same with a token server: its tokens are asked for by the origins, and agents need none.
+async fn mirrors_by_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = Upstream {
+        tokens: Some(dir.path().to_path_buf()),
+        ..Upstream::default()
+    };
+    let layers = [random(6 << 20, 1), random(300_000, 2)];
+    let image = upstream.tag("v1", &layers).await;
+    let url = upstream.start().await;
+    let (_lab, agents) = mirroring(&url).await;
+    all_at_once(&upstream, &agents, image).await;
+    let tokens = upstream.given(|path| path == "/v2/token");
+    let count: usize = tokens.values().sum();
+    assert!((1..=4).contains(&count), "{count} tokens for two origins");
+    *upstream.away.lock().unwrap() = Some(StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        pull(&agents[0], "v1").await,
+        image,
+        "what is known is served"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_wants_tokens_is_mirrored_as_well() {
+    within(150, "the pulls by tokens", mirrors_by_tokens()).await;
 }
