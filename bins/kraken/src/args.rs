@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod tag;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -138,6 +140,8 @@ pub(crate) enum Command {
     },
     /// Removes the blobs that no tag, manifest or index refers to any more, while others push and pull.
     Gc(GcArgs),
+    /// Shows tags and what they were, sets them back, and removes them.
+    Tag(tag::TagArgs),
     /// Shows what an agent or an origin keeps on its disks, verifies it, pins it, and makes room.
     Store {
         /// What to do.

@@ -1,5 +1,7 @@
 //! What the longer commands do.
 
+pub(crate) mod tag;
+
 use std::process::ExitCode;
 
 use kraken::Failure;

@@ -15,6 +15,7 @@ pub mod queue;
 pub mod runtime;
 pub mod simulate;
 pub mod store;
+pub mod tags;
 
 /// What went wrong, for people.
 #[derive(Debug, thiserror::Error)]

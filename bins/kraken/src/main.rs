@@ -144,6 +144,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Preheat(args) => commands::preheat(args).await?,
         Command::Runtime { command } => return commands::runtimes(command).await,
         Command::Gc(args) => commands::collect_garbage(args).await?,
+        Command::Tag(args) => commands::tag::work_on_tags(args).await?,
         Command::Store {
             command,
             process,

@@ -29,5 +29,7 @@ mod rogue;
 mod rules;
 #[path = "faults/simulate.rs"]
 mod simulate;
+#[path = "faults/tags.rs"]
+mod tags;
 #[path = "faults/upstream.rs"]
 mod upstream;

@@ -1,5 +1,7 @@
 //! Asks a build-index for tags.
 
+mod versions;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -19,6 +21,8 @@ use super::{LinkService, TagError, TagService};
 use crate::link::{Link, LinkKind, Linked};
 use crate::name::{RepoName, Tag};
 use crate::web::{chain, encode};
+
+pub use versions::{OnlyIf, TagVersion};
 
 /// How long one build-index may take to answer; a put waits for the check of all layers.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -159,10 +163,10 @@ impl TagClient {
         let Some(text) = answer.body()? else {
             return Ok(false);
         };
-        let history: Vec<Past> = serde_json::from_str(&text).map_err(|it| unreadable(&it))?;
+        let history: Vec<TagVersion> = serde_json::from_str(&text).map_err(|it| unreadable(&it))?;
         let mut later = history
             .iter()
-            .filter(|it| it.version.parse().is_ok_and(|at: u64| at > since));
+            .filter(|it| it.number().is_some_and(|at| at > since));
         Ok(later.any(|it| it.digest == digest))
     }
 
@@ -429,13 +433,6 @@ impl Answer {
             Self::Refused(message) => Err(TagError::Refused(message)),
         }
     }
-}
-
-/// One state of a tag.
-#[derive(Deserialize)]
-struct Past {
-    digest: Option<Digest>,
-    version: String,
 }
 
 #[derive(Deserialize)]
