@@ -30,6 +30,7 @@ use crate::guard;
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::members::Urls;
 use crate::pages;
+use crate::preload::{self, PreloadConfig, Preloader, with_preload};
 use crate::process::{Service, StartError};
 use crate::sockets;
 use crate::store::http::with_store;
@@ -113,6 +114,9 @@ pub struct AgentConfig {
     /// TLS for clients at `registry_listen`; plain HTTP when absent.
     #[serde(default)]
     pub client_tls: Option<ClientTls>,
+    /// Into which container runtime of this host images are preloaded; into none when absent.
+    #[serde(default)]
+    pub preload: Option<PreloadConfig>,
     /// How much of the network to take for peers.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -217,13 +221,16 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let mirror = mirror.own_names(own).upstreams(upstreams);
     let guard =
         middleware::from_fn(move |request, next| guard::refuse(access.clone(), request, next));
-    let router = router(agent.clone(), disks, mirror).layer(guard);
-    let server = access::serve(
-        sockets::listen(config.registry_listen)?,
-        router,
-        config.client_tls.as_ref(),
-        shutdown.clone(),
-    )?;
+    let socket = sockets::listen(config.registry_listen)?;
+    let listening = socket.local_addr().unwrap_or(config.registry_listen);
+    let preloader = config.preload.map(|config| {
+        let preloader = Preloader::new(config, preload::reachable(listening));
+        preloader.map_err(|error| StartError::Config(format!("preload: {error}")))
+    });
+    let router = router(agent.clone(), disks, mirror);
+    let router = with_preload(router, preloader.transpose()?).layer(guard);
+    let tls = config.client_tls.as_ref();
+    let server = access::serve(socket, router, tls, shutdown.clone())?;
     let seeding = agent.clone();
     tokio::spawn(async move {
         match seeding.seed_all().await {

@@ -66,6 +66,7 @@ mod tests {
             ("/metrics", 200),
             ("/v2/a/tags/list", 200),
             ("/forcecleanup", 403),
+            ("/preload/tags/a:v1", 403),
             ("/x/store/blobs", 403),
             ("/namespace/a/blobs/x", 403),
             ("/registry/notifications", 403),

@@ -16,6 +16,7 @@ pub mod limits;
 mod members;
 pub mod origin;
 mod pages;
+pub mod preload;
 pub mod process;
 pub mod proxy;
 pub mod queue;

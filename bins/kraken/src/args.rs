@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod preload;
 pub(crate) mod tag;
 
 use std::path::PathBuf;
@@ -132,6 +133,8 @@ pub(crate) enum Command {
     },
     /// Fetches an image before anybody needs it: into the origins, and onto hosts if some are named.
     Preheat(PreheatArgs),
+    /// Lets a container runtime of this host pull an image through the agent before a container needs it.
+    Preload(preload::PreloadArgs),
     /// Lets the container runtimes of this host pull through the agent, or no longer.
     Runtime {
         /// What to do.

@@ -150,6 +150,7 @@ impl Cluster {
         for (index, (registry_listen, peer_listen)) in ports.agents.iter().enumerate() {
             let name = format!("agent-{}", index + 1);
             let config = AgentConfig {
+                preload: None,
                 store: options.dir.join(&name),
                 store_limit: None,
                 volumes: Vec::new(),

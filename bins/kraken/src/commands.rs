@@ -1,5 +1,6 @@
 //! What the longer commands do.
 
+pub(crate) mod preload;
 pub(crate) mod tag;
 
 use std::process::ExitCode;

@@ -142,6 +142,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             commands::drain_origin(&operator(&origin, tls)?, undo).await?;
         }
         Command::Preheat(args) => commands::preheat(args).await?,
+        Command::Preload(args) => commands::preload::preload(args).await?,
         Command::Runtime { command } => return commands::runtimes(command).await,
         Command::Gc(args) => commands::collect_garbage(args).await?,
         Command::Tag(args) => commands::tag::work_on_tags(args).await?,

@@ -102,6 +102,7 @@ impl Operator {
     }
 }
 
-pub(crate) fn failed(error: ApiError) -> Failure {
+/// What the process said, or that it did not.
+pub fn failed(error: ApiError) -> Failure {
     Failure::Argument(format!("the process: {error}"))
 }

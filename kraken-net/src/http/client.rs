@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt};
 use http::{HeaderMap, Method, Request, StatusCode};
+use reqwest::ClientBuilder;
 use reqwest::redirect::Policy;
 use rustls::{ClientConfig, RootCertStore};
 use serde::de::DeserializeOwned;
@@ -42,22 +44,33 @@ impl HttpClient {
     pub fn new(identity: Option<&Identity>) -> Result<Self, IdentityError> {
         let tls = match identity {
             Some(identity) => identity.named_client_config(b"http/1.1")?,
-            // Trusts nobody, so that https:// without an identity fails instead of going out.
-            None => ClientConfig::builder_with_provider(provider())
-                .with_protocol_versions(&[&rustls::version::TLS13])
-                .map_err(|error| IdentityError::Tls(error.to_string()))?
-                .with_root_certificates(RootCertStore::empty())
-                .with_no_client_auth(),
+            None => plain()?,
         };
+        Self::build(tls, |client| client)
+    }
+
+    /// A client of the service that answers plain HTTP at a Unix socket, whichever host a URL names.
+    ///
+    /// # Errors
+    /// The TLS library refuses its own defaults.
+    #[cfg(unix)]
+    pub fn over_socket(path: &Path) -> Result<Self, IdentityError> {
+        Self::build(plain()?, |client| client.unix_socket(path))
+    }
+
+    fn build(
+        tls: ClientConfig,
+        more: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    ) -> Result<Self, IdentityError> {
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .http1_only()
             .no_proxy()
             .redirect(Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_keepalive(Duration::from_secs(15))
-            .build()
-            .map_err(|error| IdentityError::Tls(chain(&error)))?;
+            .tcp_keepalive(Duration::from_secs(15));
+        let client = more(client).build();
+        let client = client.map_err(|error| IdentityError::Tls(chain(&error)))?;
         Ok(Self { client })
     }
 
@@ -117,6 +130,15 @@ impl HttpClient {
     pub async fn ask(&self, request: Request<HttpBody>) -> Result<HttpResponse, ApiError> {
         self.send(request).await?.successful().await
     }
+}
+
+/// Trusts nobody, so that https:// without an identity fails instead of going out.
+fn plain() -> Result<ClientConfig, IdentityError> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| IdentityError::Tls(error.to_string()))?;
+    let config = config.with_root_certificates(RootCertStore::empty());
+    Ok(config.with_no_client_auth())
 }
 
 impl fmt::Debug for HttpClient {

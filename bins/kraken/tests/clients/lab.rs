@@ -7,6 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use kraken_core::net::CertAuthority;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::MIRRORED;
@@ -125,6 +127,32 @@ insecure = true
         let mut kraken = self.kraken.take().unwrap();
         let status = kraken.interrupt();
         assert!(status.success(), "kraken: {status}\n{}", kraken.log());
+    }
+
+    /// One more agent, with this in its configuration, and its address.
+    pub(crate) fn start_agent(&self, name: &'static str, preload: Value) -> (Daemon, String) {
+        let addr = format!("127.0.0.1:{}", BASE_PORT + 200);
+        let tls =
+            |file: &str| fs::read_to_string(self.path(&format!("kraken/tls/{file}"))).unwrap();
+        let authority = CertAuthority::from_pem(&tls("ca.crt"), &tls("ca.key")).unwrap();
+        let (cert, key) = authority.issue("agent", &["127.0.0.1".into()]).unwrap();
+        let path = |suffix: &str| self.path(&format!("{name}.{suffix}"));
+        fs::write(path("crt"), cert).unwrap();
+        fs::write(path("key"), key).unwrap();
+        let config = json!({
+            "store": path("store"), "registry_listen": addr,
+            "peer_listen": format!("127.0.0.1:{}", BASE_PORT + 201),
+            "trackers": [format!("https://127.0.0.1:{BASE_PORT}")],
+            "build_indexes": [format!("https://127.0.0.1:{}", BASE_PORT + 1)],
+            "preload": preload, "own_names": [MIRRORED],
+            "tls": {"cert": path("crt"), "key": path("key"), "ca": self.path("kraken/tls/ca.crt")},
+        });
+        fs::write(path("yaml"), config.to_string()).unwrap();
+        let mut command = self.client(env!("CARGO_BIN_EXE_kraken"));
+        command.args(["run", "agent", "--config", &path("yaml")]);
+        let mut daemon = Daemon::start(name, command, self);
+        daemon.wait_until(|log| log.contains("started"));
+        (daemon, addr)
     }
 
     /// A containerd that knows [`MIRRORED`] through one agent only.

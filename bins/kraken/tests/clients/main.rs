@@ -14,6 +14,7 @@ mod common;
 mod lab;
 mod layout;
 mod namespace;
+mod preload;
 mod relay;
 mod tokens;
 
@@ -47,11 +48,13 @@ fn real_clients() {
     let mut lab = Lab::new();
     lab.start_kraken();
     make_image(&lab);
-    let checks: [(&str, Check); 9] = [
+    let checks: [(&str, Check); 11] = [
         ("skopeo pushes", skopeo_pushes),
         ("skopeo pulls", skopeo_pulls),
         ("podman pulls and runs", podman_pulls),
         ("containerd pulls, runs and pushes", containerd_pulls),
+        ("containerd is preloaded", preload::containerd),
+        ("podman is preloaded", preload::podman),
         ("an index goes through whole", index_goes_through),
         ("buildah and podman push in chunks", chunked_pushes),
         ("buildah pushes a mixed index", buildah_index),
