@@ -6,9 +6,13 @@
 //! | POST `/proxy/v2/registry/prefetch` | the same: answered when the origins have begun to fetch all of it |
 //! | POST `/registry/notifications` | the webhook of the Docker project's registry, and of Harbor: what was pushed is fetched in the background |
 //!
-//! The answer of the first two: `{"tag", "prefetched", "status", "message", "trace_id"}`.
+//! The answer of the first two: `{"tag", "prefetched", "status", "message", "trace_id"}`. With
+//! `"at_most": bytes` they ask for no more bytes per second than that, as [`Pacer`] has it.
 
-use std::collections::BTreeSet;
+mod pace;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -19,7 +23,7 @@ use axum::{Json, Router};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use http::StatusCode;
 use kraken_core::net::http::ApiError;
-use kraken_core::net::origin::OriginCluster;
+use kraken_core::net::origin::{OriginCluster, Prefetch as Begun};
 use kraken_proto::{Digest, Namespace};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -29,6 +33,8 @@ use crate::name::{Reference, RepoName, split_tag};
 use crate::reader::{ReadError, fetch};
 use crate::source::{BlobSource, SourceError};
 use crate::tags::{TagError, TagService};
+
+pub use pace::{Pacer, Turn};
 
 /// Blobs that the origins are asked for at once, for one image.
 const AT_ONCE: usize = 16;
@@ -41,7 +47,7 @@ const MAX_BLOBS: usize = 100_000;
 
 /// Somewhere that blobs can be fetched to.
 pub trait Prefetch: BlobSource {
-    /// Begins to fetch a blob, unless it is there.
+    /// Begins to fetch a blob, unless it is there; whether it is.
     ///
     /// # Errors
     /// It exists nowhere, or nobody could be asked.
@@ -49,13 +55,13 @@ pub trait Prefetch: BlobSource {
         &self,
         ns: &Namespace,
         digest: Digest,
-    ) -> impl Future<Output = Result<(), SourceError>> + Send;
+    ) -> impl Future<Output = Result<bool, SourceError>> + Send;
 }
 
 impl Prefetch for OriginCluster {
-    async fn prefetch(&self, ns: &Namespace, digest: Digest) -> Result<(), SourceError> {
+    async fn prefetch(&self, ns: &Namespace, digest: Digest) -> Result<bool, SourceError> {
         match Self::prefetch(self, ns, digest).await {
-            Ok(_) => Ok(()),
+            Ok(begun) => Ok(begun == Begun::Present),
             Err(ApiError::NotFound) => Err(SourceError::NotFound),
             Err(error) => Err(SourceError::Unavailable(error.to_string())),
         }
@@ -86,11 +92,16 @@ pub fn router<B: Prefetch, T: TagService>(blobs: B, tags: T) -> Router {
         .with_state(preheater)
 }
 
+/// Blobs and their lengths; 0 for manifests, which have been read.
+type Needed = BTreeMap<Digest, u64>;
+
 #[derive(Debug, Deserialize)]
 struct Asked {
     tag: String,
     #[serde(default)]
     trace_id: String,
+    /// In bytes per second.
+    at_most: Option<NonZeroU64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,8 +122,9 @@ async fn in_background<B: Prefetch, T: TagService>(
 ) -> Response {
     let preheated = async |asked: &Asked| {
         let (repo, needed, _place) = preheater.image(&asked.tag).await?;
-        let count = needed.len();
-        if !Arc::clone(&preheater).later(async move |it| it.fetch_all(&repo, needed).await) {
+        let (count, pacer) = (needed.len(), Pacer::new(asked.at_most));
+        let fetch = async move |it: Arc<Preheater<B, T>>| it.fetch_all(&repo, needed, &pacer).await;
+        if !Arc::clone(&preheater).later(fetch) {
             return Err(PreheatError::Busy);
         }
         Ok(format!("{count} blobs are being fetched"))
@@ -126,8 +138,8 @@ async fn at_once<B: Prefetch, T: TagService>(
 ) -> Response {
     let preheated = async |asked: &Asked| {
         let (repo, needed, _place) = preheater.image(&asked.tag).await?;
-        let count = needed.len();
-        preheater.fetch_all(&repo, needed).await?;
+        let (count, pacer) = (needed.len(), Pacer::new(asked.at_most));
+        preheater.fetch_all(&repo, needed, &pacer).await?;
         Ok(format!("the origins have {count} blobs, or fetch them"))
     };
     answer(body, preheated).await
@@ -184,7 +196,7 @@ async fn notified<B: Prefetch, T: TagService>(
         let begun = Arc::clone(&preheater).later(async move |it| {
             let digest = it.resolve(&repo, &reference).await?;
             let needed = it.needed(&repo, digest).await?;
-            it.fetch_all(&repo, needed).await
+            it.fetch_all(&repo, needed, &Pacer::new(None)).await
         });
         count += usize::from(begun);
     }
@@ -226,7 +238,7 @@ impl<B: Prefetch, T: TagService> Preheater<B, T> {
     async fn image(
         &self,
         name: &str,
-    ) -> Result<(RepoName, BTreeSet<Digest>, OwnedSemaphorePermit), PreheatError> {
+    ) -> Result<(RepoName, Needed, OwnedSemaphorePermit), PreheatError> {
         let (repo, digest) = self.find(name).await?;
         let place = self.place()?;
         let needed = self.needed(&repo, digest).await?;
@@ -277,13 +289,9 @@ impl<B: Prefetch, T: TagService> Preheater<B, T> {
     }
 
     /// All blobs that an image needs, of every platform, the manifests among them.
-    async fn needed(
-        &self,
-        repo: &RepoName,
-        digest: Digest,
-    ) -> Result<BTreeSet<Digest>, PreheatError> {
+    async fn needed(&self, repo: &RepoName, digest: Digest) -> Result<Needed, PreheatError> {
         let ns = repo.namespace();
-        let (mut needed, mut manifests) = (BTreeSet::from([digest]), vec![digest]);
+        let (mut needed, mut manifests) = (Needed::from([(digest, 0)]), vec![digest]);
         let mut read = 0;
         while let Some(next) = manifests.pop() {
             read += 1;
@@ -303,13 +311,13 @@ impl<B: Prefetch, T: TagService> Preheater<B, T> {
                     return Err(PreheatError::Unavailable(reason));
                 }
             };
-            needed.extend(manifest.blobs().map(|blob| blob.digest));
+            needed.extend(manifest.blobs().map(|blob| (blob.digest, blob.size)));
             if needed.len() > MAX_BLOBS {
                 let what = format!("the image needs more than {MAX_BLOBS} blobs");
                 return Err(PreheatError::Refused(what));
             }
             let children = manifest.manifests().map(|child| child.digest);
-            manifests.extend(children.filter(|child| needed.insert(*child)));
+            manifests.extend(children.filter(|child| needed.insert(*child, 0).is_none()));
         }
         Ok(needed)
     }
@@ -317,14 +325,23 @@ impl<B: Prefetch, T: TagService> Preheater<B, T> {
     async fn fetch_all(
         &self,
         repo: &RepoName,
-        needed: BTreeSet<Digest>,
+        needed: Needed,
+        pacer: &Pacer,
     ) -> Result<(), PreheatError> {
         let ns = &repo.namespace();
         stream::iter(needed)
-            .map(async |digest| match self.blobs.prefetch(ns, digest).await {
-                Ok(()) => Ok(()),
-                Err(SourceError::NotFound) => Err(PreheatError::Unknown(digest.to_string())),
-                Err(error) => Err(PreheatError::Unavailable(error.to_string())),
+            .map(async |(digest, bytes)| {
+                let turn = pacer.turn(bytes).await;
+                match self.blobs.prefetch(ns, digest).await {
+                    Ok(is_there) => {
+                        if is_there {
+                            turn.give_back();
+                        }
+                        Ok(())
+                    }
+                    Err(SourceError::NotFound) => Err(PreheatError::Unknown(digest.to_string())),
+                    Err(error) => Err(PreheatError::Unavailable(error.to_string())),
+                }
             })
             .buffer_unordered(AT_ONCE)
             .try_collect()
@@ -384,9 +401,93 @@ impl From<TagError> for PreheatError {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
     use serde_json::json;
+    use tokio::time::Instant;
 
     use super::*;
+    use crate::memory::{MemoryBlobs, MemoryTags};
+    use crate::source::BlobBody;
+
+    /// Notes when it is asked to fetch what, and has some of it.
+    #[derive(Debug)]
+    struct Noting {
+        blobs: MemoryBlobs,
+        has: Digest,
+        began: Instant,
+        asked: Mutex<Vec<(Digest, Duration)>>,
+    }
+
+    impl BlobSource for Arc<Noting> {
+        async fn stat(&self, ns: &Namespace, digest: Digest) -> Result<Option<u64>, SourceError> {
+            self.blobs.stat(ns, digest).await
+        }
+
+        async fn open(
+            &self,
+            ns: &Namespace,
+            digest: Digest,
+            range: Range<u64>,
+        ) -> Result<BlobBody, SourceError> {
+            self.blobs.open(ns, digest, range).await
+        }
+    }
+
+    impl Prefetch for Arc<Noting> {
+        async fn prefetch(&self, _: &Namespace, digest: Digest) -> Result<bool, SourceError> {
+            let mut asked = self.asked.lock().unwrap();
+            asked.push((digest, self.began.elapsed()));
+            Ok(digest == self.has)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_is_fetched_no_faster_than_it_may() {
+        let blobs = MemoryBlobs::default();
+        let layers = [100_000, 300_000, 700_000].map(|length| blobs.insert(vec![1; length]));
+        let sizes: BTreeMap<_, _> = layers
+            .into_iter()
+            .zip([100_000, 300_000, 700_000])
+            .collect();
+        let described = sizes
+            .iter()
+            .map(|(digest, size)| json!({"digest": digest, "size": size}));
+        let manifest = json!({
+            "schemaVersion": 2, "config": {"digest": layers[0], "size": 100_000},
+            "layers": described.collect::<Vec<_>>(),
+        });
+        let manifest = blobs.insert(manifest.to_string());
+        let (repo, tag) = ("team/app".parse().unwrap(), "v1".parse().unwrap());
+        let tags = MemoryTags::default();
+        tags.put(&repo, &tag, manifest).await.unwrap();
+        let noting = Arc::new(Noting {
+            blobs,
+            has: layers[2],
+            began: Instant::now(),
+            asked: Mutex::default(),
+        });
+        let app = router(noting.clone(), tags);
+        let body = json!({"tag": "team/app:v1", "at_most": 1000}).to_string();
+        let request = http::Request::post("/proxy/v2/registry/prefetch")
+            .header("content-type", "application/json");
+        let request = request.body(axum::body::Body::from(body)).unwrap();
+        let answer = tower::ServiceExt::oneshot(app, request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let asked = noting.asked.lock().unwrap();
+        assert_eq!(asked.len(), 4, "{asked:?}");
+        let mut before = 0_u64;
+        for (digest, at) in asked.iter() {
+            assert!(at.as_millis() >= u128::from(before), "{asked:?}");
+            let size = sizes.get(digest).copied().unwrap_or(0);
+            // A byte takes a millisecond, and what is there nothing.
+            before += if *digest == layers[2] { 0 } else { size };
+        }
+        let (_, last) = asked.last().unwrap();
+        assert!(last.as_millis() < 410_000, "{asked:?}");
+    }
 
     #[test]
     fn notifications_of_both_kinds_name_what_was_pushed() {

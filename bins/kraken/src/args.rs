@@ -3,6 +3,7 @@
 pub(crate) mod preload;
 pub(crate) mod tag;
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -339,6 +340,20 @@ impl FromStr for Size {
     }
 }
 
+/// Bytes per second: `300MB/s`, `300MB`, `1GiB/s`; not 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AtMost(pub(crate) NonZeroU64);
+
+impl FromStr for AtMost {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Size(bytes) = text.strip_suffix("/s").unwrap_or(text).parse()?;
+        let rate = NonZeroU64::new(bytes).map(Self);
+        rate.ok_or_else(|| "at 0 nothing would be fetched: for no limit, leave it out".into())
+    }
+}
+
 /// Which image is fetched, and where to.
 #[derive(Debug, Args)]
 pub(crate) struct PreheatArgs {
@@ -362,6 +377,10 @@ pub(crate) struct PreheatArgs {
     /// Hosts that fetch it at once.
     #[arg(long, default_value_t = 500)]
     pub(crate) at_once: usize,
+    /// Bytes per second that the origins, and then all hosts together, are told to fetch, such as
+    /// 300MB/s: each blob's turn comes when those before it have had their time.
+    #[arg(long, value_name = "RATE")]
+    pub(crate) at_most: Option<AtMost>,
     /// Prints one JSON object and nothing else.
     #[arg(long)]
     pub(crate) json: bool,
@@ -477,6 +496,11 @@ mod tests {
         assert!(told.contains("end its name in .svg or .png"), "{told}");
         assert!(Cli::try_parse_from(["kraken", "blob", "get", "sha256:12"]).is_err());
         assert!(Cli::try_parse_from(["kraken", "queue", "ls", "--dead"]).is_ok());
+        assert_eq!(
+            "300MB/s".parse(),
+            Ok(AtMost(NonZeroU64::new(300_000_000).unwrap()))
+        );
+        assert!("0MB/s".parse::<AtMost>().is_err() && "fast".parse::<AtMost>().is_err());
         assert!(Cli::try_parse_from(["kraken", "queue", "drop"]).is_err());
         assert!(Cli::try_parse_from(["kraken", "store", "gc", "--now"]).is_ok());
         assert!(Cli::try_parse_from(["kraken", "store", "gc"]).is_err());

@@ -253,15 +253,24 @@ impl Registry {
     /// # Errors
     /// It is not there.
     pub async fn fetch(&self, namespace: &str, digest: Digest) -> Result<(), Failure> {
+        while !self.begin_to_fetch(namespace, digest).await? {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Lets an agent begin to fetch a blob; whether it has all of it.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub async fn begin_to_fetch(&self, namespace: &str, digest: Digest) -> Result<bool, Failure> {
         let namespace = segment(namespace);
         let path = format!("/namespace/{namespace}/blobs/{digest}/prefetch");
-        loop {
-            let answer = self.send(Method::POST, &path, HttpBody::Empty, &[]).await?;
-            match answer.status() {
-                StatusCode::OK => return Ok(()),
-                StatusCode::ACCEPTED => tokio::time::sleep(LOOK).await,
-                _ => return Err(self.refusal(answer).await),
-            }
+        let answer = self.send(Method::POST, &path, HttpBody::Empty, &[]).await?;
+        match answer.status() {
+            StatusCode::OK => Ok(true),
+            StatusCode::ACCEPTED => Ok(false),
+            _ => Err(self.refusal(answer).await),
         }
     }
 

@@ -61,8 +61,10 @@ pub(crate) async fn preheat(args: PreheatArgs) -> Result<(), Failure> {
         percent,
         wait,
         at_once,
+        at_most,
         json,
     } = args;
+    let at_most = at_most.map(|rate| rate.0);
     if let Some(file) = hosts_file {
         let text = std::fs::read_to_string(&file)
             .map_err(Failure::io(format!("read {}", file.display())))?;
@@ -75,10 +77,11 @@ pub(crate) async fn preheat(args: PreheatArgs) -> Result<(), Failure> {
         percent,
         wait,
         at_once,
+        at_most,
     };
     let (repository, reference) = named(&image)?;
     let proxy = Operator::plain(&format!("http://{proxy}"))?;
-    let told = kraken::preheat::to_origins(&proxy, &image).await?;
+    let told = kraken::preheat::to_origins(&proxy, &image, at_most).await?;
     if !json {
         say(&told)?;
     }

@@ -1,12 +1,14 @@
 //! `kraken preheat`: an image is fetched before anybody needs it, into the origins, or onto hosts.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt as _};
 use kraken_core::Digest;
 use kraken_registry::Manifest;
 use kraken_registry::name::{Reference, RepoName};
+use kraken_registry::preheat::Pacer;
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::timeout;
@@ -19,7 +21,7 @@ use crate::operator::{Operator, failed};
 const ANSWER: usize = 16 << 10;
 /// How often it is said how far it is.
 const SAY: Duration = Duration::from_secs(1);
-/// How long one host may take.
+/// How long one host may take for one blob.
 const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 /// How deep indexes may nest.
 const MAX_DEPTH: usize = 4;
@@ -35,6 +37,8 @@ pub struct Hosts {
     pub wait: u8,
     /// Hosts that begin at once.
     pub at_once: usize,
+    /// Bytes per second that all of them together are told to fetch; no limit when absent.
+    pub at_most: Option<NonZeroU64>,
 }
 
 /// How far it is.
@@ -52,12 +56,17 @@ pub struct Progress {
     pub seconds_left: Option<u64>,
 }
 
-/// Lets the origins fetch all that an image needs; what the proxy says.
+/// Lets the origins fetch all that an image needs, told to fetch at most so many bytes per second; what
+/// the proxy says.
 ///
 /// # Errors
 /// The image does not exist, or nobody could be asked.
-pub async fn to_origins(proxy: &Operator, image: &str) -> Result<String, Failure> {
-    let asked = json!({ "tag": image });
+pub async fn to_origins(
+    proxy: &Operator,
+    image: &str,
+    at_most: Option<NonZeroU64>,
+) -> Result<String, Failure> {
+    let asked = json!({ "tag": image, "at_most": at_most });
     let answer = proxy.post_for("/proxy/v2/registry/prefetch", &asked).await;
     let answer: serde_json::Value = answer.map_err(failed)?.json(ANSWER).await.map_err(failed)?;
     let message = answer["message"]
@@ -88,10 +97,10 @@ pub async fn to_hosts(
         is_enough: false,
         seconds_left: None,
     };
+    let pacer = &Pacer::new(hosts.at_most);
     let fetched = stream::iter(chosen).map(async |agent| {
-        let fetched = timeout(PATIENCE, on_host(agent, (repository, reference))).await;
-        let late = || Failure::Registry("it does not have it in time".into());
-        (agent, fetched.unwrap_or_else(|_| Err(late())))
+        let fetched = on_host(agent, (repository, reference), pacer).await;
+        (agent, fetched)
     });
     let mut fetched = fetched.buffer_unordered(hosts.at_once.max(1));
     let began = Instant::now();
@@ -122,8 +131,9 @@ pub async fn to_hosts(
 async fn on_host(
     agent: &str,
     (repository, reference): (&RepoName, &Reference),
+    pacer: &Pacer,
 ) -> Result<(), Failure> {
-    let registry = Registry::new(agent)?;
+    let registry = &Registry::new(agent)?;
     let repository = repository.as_str();
     let mut level = vec![reference.to_string()];
     let mut seen = BTreeSet::<Digest>::new();
@@ -133,12 +143,12 @@ async fn on_host(
             let (_, bytes) = registry.manifest(repository, &reference).await?;
             let manifest = Manifest::parse(&bytes);
             let manifest = manifest.map_err(|error| Failure::Registry(error.to_string()))?;
-            let blobs = manifest.blobs().map(|blob| blob.digest);
-            let new: Vec<_> = blobs.filter(|digest| seen.insert(*digest)).collect();
+            let blobs = manifest.blobs().map(|blob| (blob.digest, blob.size));
+            let new: Vec<_> = blobs.filter(|(digest, _)| seen.insert(*digest)).collect();
             // All of them at once: the agent goes on also when nobody waits any more.
             let fetched = new
                 .into_iter()
-                .map(|digest| registry.fetch(repository, digest));
+                .map(|blob| fetch(registry, repository, blob, pacer));
             futures::future::try_join_all(fetched).await?;
             next.extend(manifest.manifests().map(|child| child.digest.to_string()));
         }
@@ -150,4 +160,24 @@ async fn on_host(
     Err(Failure::Registry(
         "the image's indexes nest too deep".into(),
     ))
+}
+
+/// One host fetches one blob, when its turn comes.
+async fn fetch(
+    registry: &Registry,
+    repository: &str,
+    (digest, bytes): (Digest, u64),
+    pacer: &Pacer,
+) -> Result<(), Failure> {
+    let turn = pacer.turn(bytes).await;
+    match registry.begin_to_fetch(repository, digest).await {
+        Ok(false) => {}
+        done => {
+            turn.give_back();
+            return done.map(drop);
+        }
+    }
+    let fetched = timeout(PATIENCE, registry.fetch(repository, digest)).await;
+    let late = || Failure::Registry(format!("it does not have {digest} in time"));
+    fetched.unwrap_or_else(|_| Err(late()))
 }
