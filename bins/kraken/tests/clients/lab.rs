@@ -207,6 +207,13 @@ insecure = true
         ))
     }
 
+    /// A manifest as the registry has it.
+    pub(crate) fn skopeo_raw(&self, source: &str) -> String {
+        self.ok(&format!(
+            "skopeo inspect --raw --tls-verify=false docker://{source}"
+        ))
+    }
+
     fn skopeo_copy(&self, words: &str) -> String {
         let file = self.path("skopeo-digest");
         self.ok(&format!("skopeo copy --digestfile {file} {words}"));

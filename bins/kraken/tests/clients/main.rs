@@ -14,6 +14,7 @@ mod common;
 mod lab;
 mod layout;
 mod namespace;
+mod oras;
 mod preload;
 mod relay;
 mod tokens;
@@ -48,7 +49,7 @@ fn real_clients() {
     let mut lab = Lab::new();
     lab.start_kraken();
     make_image(&lab);
-    let checks: [(&str, Check); 11] = [
+    let checks: [(&str, Check); 12] = [
         ("skopeo pushes", skopeo_pushes),
         ("skopeo pulls", skopeo_pulls),
         ("podman pulls and runs", podman_pulls),
@@ -58,6 +59,7 @@ fn real_clients() {
         ("an index goes through whole", index_goes_through),
         ("buildah and podman push in chunks", chunked_pushes),
         ("buildah pushes a mixed index", buildah_index),
+        ("ORAS pushes and pulls artifacts", oras::artifacts),
         ("what is unknown is called unknown", unknown_is_unknown),
         ("skopeo deletes", skopeo_deletes),
     ];
