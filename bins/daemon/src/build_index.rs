@@ -1,14 +1,14 @@
 //! The build-index as a process: tags, durable on its disk.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::routing::get;
 use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::garbage::Collector;
-use kraken_registry::replicate::{self, RemoteRule, Replicator};
+use kraken_registry::replicate::{self, Replicator};
 use kraken_registry::tags::members::IndexMember;
 use kraken_registry::tags::ring::TagRing;
 use kraken_registry::tags::server::{TagPolicy, router};
@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::garbage::{GarbageConfig, with_garbage};
-use crate::limits::Rate;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
+use crate::remotes::{self, RemoteConfig};
 use crate::sockets;
 
 /// The configuration of a build-index.
@@ -74,67 +74,6 @@ pub struct BuildIndexConfig {
     pub garbage: Option<GarbageConfig>,
     /// This process's certificate.
     pub tls: Tls,
-}
-
-/// A cluster that images go to.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RemoteConfig {
-    /// Its name.
-    pub name: String,
-    /// The base URLs of its build-indexes; they and its origins accept this cluster's certificates.
-    pub build_indexes: Vec<String>,
-    /// Regular expressions: it gets the tags of which one matches somewhere in `repository:tag`.
-    pub tags: Vec<String>,
-    /// How many bytes a second each build-index sends there; no limit when absent.
-    #[serde(default)]
-    pub limit: Option<Rate>,
-}
-
-impl RemoteConfig {
-    fn rule(&self, cluster: &str) -> Result<RemoteRule, StartError> {
-        let wrong = |what: String| StartError::Config(format!("remotes: {}: {what}", self.name));
-        let is_plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
-        if self.name.is_empty() || self.name.len() > 255 || !self.name.chars().all(is_plain) {
-            return Err(wrong("a name has letters, digits, `-`, `_` and `.`".into()));
-        }
-        if self.name == cluster {
-            return Err(wrong(
-                "this cluster is called so itself, see `cluster`".into(),
-            ));
-        }
-        if self.build_indexes.is_empty() || self.tags.is_empty() {
-            return Err(wrong(
-                "name its build_indexes, and the tags that go there".into(),
-            ));
-        }
-        for url in &self.build_indexes {
-            let parsed = url.parse::<BaseUrl>();
-            parsed.map_err(|error| wrong(format!("build_indexes: {error}")))?;
-        }
-        let tags = self.tags.iter().map(|it| Regex::new(it));
-        let tags = tags.collect::<Result<_, _>>();
-        Ok(RemoteRule {
-            name: self.name.clone(),
-            build_indexes: self.build_indexes.clone(),
-            tags: tags.map_err(|error| wrong(format!("tags: {error}")))?,
-            limit: self.limit.map(|rate| rate.0),
-        })
-    }
-}
-
-/// The clusters that images go to.
-fn remotes(config: &BuildIndexConfig) -> Result<Vec<RemoteRule>, StartError> {
-    let mut names = BTreeSet::new();
-    let mut rules = Vec::new();
-    for remote in &config.remotes {
-        if !names.insert(&remote.name) {
-            let what = format!("remotes: two are named {}", remote.name);
-            return Err(StartError::Config(what));
-        }
-        rules.push(remote.rule(&config.cluster)?);
-    }
-    Ok(rules)
 }
 
 /// Whose tags come from another registry: that which the origins read the namespace's blobs from.
@@ -229,7 +168,12 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
         .map_err(|error| StartError::Config(format!("immutable_tags: {error}")))?;
     let policy = policy.with_upstreams(upstreams(&config.upstream_tags)?);
     let at = (origins.clone(), config.replicas);
-    let replicator = Replicator::new(tags.clone(), at, remotes(&config)?, &http);
+    let replicator = Replicator::new(
+        tags.clone(),
+        at,
+        remotes::rules(&config.remotes, &config.cluster)?,
+        &http,
+    );
     let sending = replicator.clone();
     let sending = async move { sending.run().await };
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(sending));
@@ -242,8 +186,10 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
         checked.map_err(|error| StartError::Config(format!("garbage: {error}")))?;
     }
     let collector = Collector::new(tags.clone(), origins.clone());
-    let replicating = replicate::server::router(replicator, policy.clone());
+    let replicating = replicate::server::router(replicator.clone(), policy.clone());
+    let metrics = get(async move || remotes::metrics(&replicator).await);
     let router = router(tags, policy, origins).merge(replicating);
+    let router = router.route("/metrics", metrics);
     let (router, collecting) = with_garbage(router, collector, config.garbage);
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(collecting));
     let router = with_health(router, move || {

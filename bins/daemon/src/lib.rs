@@ -20,6 +20,7 @@ pub mod preload;
 pub mod process;
 pub mod proxy;
 pub mod queue;
+pub mod remotes;
 mod sockets;
 pub mod store;
 pub mod tracker;

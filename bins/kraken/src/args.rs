@@ -1,6 +1,7 @@
 //! The command line.
 
 pub(crate) mod preload;
+pub(crate) mod replicate;
 pub(crate) mod tag;
 
 use std::num::NonZeroU64;
@@ -146,6 +147,8 @@ pub(crate) enum Command {
     Gc(GcArgs),
     /// Shows tags and what they were, sets them back, and removes them.
     Tag(tag::TagArgs),
+    /// Shows how far images are on their way to other clusters, pauses that, and tries it at once.
+    Replicate(replicate::ReplicateArgs),
     /// Shows what an agent or an origin keeps on its disks, verifies it, pins it, and makes room.
     Store {
         /// What to do.

@@ -1,6 +1,7 @@
 //! What the longer commands do.
 
 pub(crate) mod preload;
+pub(crate) mod replicate;
 pub(crate) mod tag;
 
 use std::process::ExitCode;

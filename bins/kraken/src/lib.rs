@@ -12,6 +12,7 @@ pub mod link;
 pub mod operator;
 pub mod preheat;
 pub mod queue;
+pub mod replicate;
 pub mod runtime;
 pub mod simulate;
 pub mod store;

@@ -146,6 +146,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Runtime { command } => return commands::runtimes(command).await,
         Command::Gc(args) => commands::collect_garbage(args).await?,
         Command::Tag(args) => commands::tag::work_on_tags(args).await?,
+        Command::Replicate(args) => commands::replicate::work_on_replication(args).await?,
         Command::Store {
             command,
             process,

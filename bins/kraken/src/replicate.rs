@@ -1,0 +1,174 @@
+//! Images on their way to other clusters, as the build-indexes tell of them.
+
+use comfy_table::Table;
+use kraken_core::net::http::{ApiError, HttpResponse};
+use kraken_daemon::Tls;
+use kraken_registry::name::TagName;
+use kraken_registry::replicate::RemoteStatus;
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+use crate::operator::Operator;
+
+/// A page of JSON has at most so many bytes.
+const MOST: usize = 4 << 20;
+
+/// All build-indexes of a cluster.
+#[derive(Debug)]
+pub struct Indexes(Vec<(String, Operator)>);
+
+/// What one build-index says of one other cluster.
+#[derive(Debug, Clone, Serialize)]
+pub struct Part {
+    /// Its base URL.
+    pub build_index: String,
+    /// What it says.
+    #[serde(flatten)]
+    pub remote: RemoteStatus,
+}
+
+#[derive(Debug, Deserialize)]
+struct Statuses {
+    remotes: Vec<RemoteStatus>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sending {
+    remotes: usize,
+}
+
+impl Indexes {
+    /// Clients of these base URLs.
+    ///
+    /// # Errors
+    /// A URL or the certificate makes no sense.
+    pub fn new(urls: &[String], tls: &Tls) -> Result<Self, Failure> {
+        let operator = |url: &String| Ok((url.clone(), Operator::new(url, tls)?));
+        urls.iter()
+            .map(operator)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// What each says of each other cluster.
+    ///
+    /// # Errors
+    /// One does not answer.
+    pub async fn status(&self) -> Result<Vec<Part>, Failure> {
+        let mut parts = Vec::new();
+        for (url, index) in &self.0 {
+            let said: Statuses = read(url, index.send("GET", "/replicate/status").await).await?;
+            parts.extend(said.remotes.into_iter().map(|remote| Part {
+                build_index: url.clone(),
+                remote,
+            }));
+        }
+        Ok(parts)
+    }
+
+    /// Tells all of them to `pause`, to `resume`, or to try all that waits `now`.
+    ///
+    /// # Errors
+    /// One does not answer, or knows no such cluster; those before it have done it.
+    pub async fn tell(&self, remote: &str, what: &str) -> Result<(), Failure> {
+        let is_plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
+        if remote.is_empty() || !remote.chars().all(is_plain) {
+            let what = format!("{remote:?} is neither a tag such as team/app:v1 nor a cluster");
+            return Err(Failure::Argument(what));
+        }
+        for (url, index) in &self.0 {
+            let path = format!("/replicate/{remote}/{what}");
+            let told = index.send("POST", &path).await;
+            told.map_err(|error| failed(url, &error))?;
+        }
+        Ok(())
+    }
+
+    /// Has a tag sent to all clusters that a rule sends it to; how many these are.
+    ///
+    /// # Errors
+    /// No build-index does it.
+    pub async fn send_now(&self, tag: &TagName) -> Result<usize, Failure> {
+        let name = tag.to_string().replace('/', "%2F").replace(':', "%3A");
+        let path = format!("/remotes/tags/{name}");
+        let mut failure = Failure::Argument("name a build-index".into());
+        for (url, index) in &self.0 {
+            match read::<Sending>(url, index.send("POST", &path).await).await {
+                Ok(sending) => return Ok(sending.remotes),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+}
+
+async fn read<T: serde::de::DeserializeOwned>(
+    url: &str,
+    said: Result<HttpResponse, ApiError>,
+) -> Result<T, Failure> {
+    let said = said.map_err(|error| failed(url, &error))?;
+    let bytes = said.bytes(MOST).await;
+    let bytes = bytes.map_err(|error| failed(url, &error))?;
+    let read = serde_json::from_slice(&bytes);
+    read.map_err(|error| Failure::Registry(format!("{url}: {error}")))
+}
+
+fn failed(url: &str, error: &ApiError) -> Failure {
+    let what = format!("{url}: {error}");
+    if error.is_retryable() {
+        Failure::Away(what)
+    } else {
+        Failure::Registry(what)
+    }
+}
+
+/// One line for each build-index and cluster.
+pub fn table(parts: &[Part]) -> Table {
+    let mut table = Table::new();
+    table.set_header([
+        "CLUSTER",
+        "BUILD-INDEX",
+        "WAITING",
+        "SINCE",
+        "SENT",
+        "LAST ERROR",
+    ]);
+    for Part {
+        build_index,
+        remote,
+    } in parts
+    {
+        let state = if remote.is_paused { " (paused)" } else { "" };
+        let refused = remote
+            .refused
+            .iter()
+            .map(|it| format!("{}: {}", it.name, it.reason));
+        let errors: Vec<_> = refused.chain(remote.last_error.clone()).collect();
+        table.add_row([
+            format!("{}{state}", remote.name),
+            build_index.clone(),
+            remote.waiting.to_string(),
+            format!("{} s", remote.oldest_seconds),
+            format!(
+                "{} blobs, {}",
+                remote.sent_blobs,
+                bytesize::ByteSize(remote.sent_bytes)
+            ),
+            errors.join("\n"),
+        ]);
+    }
+    table
+}
+
+/// Whether all was taken.
+///
+/// # Errors
+/// Something was refused.
+pub fn check(parts: &[Part]) -> Result<(), Failure> {
+    let refused: usize = parts.iter().map(|part| part.remote.refused.len()).sum();
+    if refused == 0 {
+        return Ok(());
+    }
+    let what = format!("{refused} tags were refused: set them to the same on both sides");
+    Err(Failure::Registry(what))
+}
