@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use proptest::prelude::*;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use serde_json::{Value, json};
@@ -285,6 +286,14 @@ fn keys_are_read_as_others_write_them() {
         let (_, rest) = RSA_TOKEN.split_once('.').unwrap();
         assert!(verify(&format!("{head}.{rest}"), &keys).is_err());
     }
+    // The public half of a key of our own, as openssl writes it.
+    let own = dir.path().join("own");
+    fs::write(&own, pair.private_pem()).unwrap();
+    let own = keys::own(&[own]).unwrap();
+    let info = [keys::P256, pair.pair().public_key().as_ref()].concat();
+    let half = known(&dir, pem("PUBLIC KEY", &info)).unwrap();
+    assert_eq!(half[0].id.as_ref(), Some(&own.id));
+    verify(&pair.sign(&header(), &claims()), &half).unwrap();
     let keys = known(&dir, RSA_KEY).unwrap();
     assert_eq!(keys[0].id.as_deref(), Some(RSA_ID));
     let only = json!({"kty": "RSA", "alg": "RS512", "n": RSA_N, "e": "AQAB"});
@@ -400,4 +409,30 @@ fn what_cannot_stand_in_a_challenge_is_refused_at_the_start() {
     let both = Access::everybody().tokens(good).unwrap();
     let both = both.token_server(server).unwrap_err().to_string();
     assert!(both.contains("not both"), "{both}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_text_panics_and_none_is_a_token(text in ".{0,200}", dotted in "([A-Za-z0-9_-]{0,40}\\.){2}[A-Za-z0-9_-]{0,90}") {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = known(&dir, RSA_KEY).unwrap();
+        prop_assert!(verify(&text, &keys).is_err());
+        prop_assert!(verify(&dotted, &keys).is_err());
+    }
+
+    #[test]
+    fn a_token_of_which_one_character_changed_is_never_taken(
+        at in any::<prop::sample::Index>(),
+        to in prop::sample::select("AQgw0-_.=~ %".chars().collect::<Vec<_>>()),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = known(&dir, RSA_KEY).unwrap();
+        let mut token: Vec<char> = RSA_TOKEN.chars().collect();
+        let at = at.index(token.len());
+        prop_assume!(token[at] != to);
+        token[at] = to;
+        prop_assert!(verify(&String::from_iter(token), &keys).is_err());
+    }
 }
