@@ -16,7 +16,7 @@ use kraken_core::{Agent, OpenError, ReadError};
 use kraken_proto::{Digest, Namespace};
 
 use crate::sink::{BlobSink, BodyError, SinkError};
-use crate::source::{BlobBody, BlobSource, SourceError};
+use crate::source::{BlobBody, BlobSource, ResolveError, SourceError};
 
 impl BlobSource for Agent {
     async fn stat(&self, ns: &Namespace, digest: Digest) -> Result<Option<u64>, SourceError> {
@@ -149,11 +149,12 @@ impl BlobSource for OriginCluster {
         }
     }
 
-    async fn resolve(&self, ns: &Namespace, tag: &str) -> Result<Option<Digest>, SourceError> {
+    async fn resolve(&self, ns: &Namespace, tag: &str) -> Result<Option<Digest>, ResolveError> {
         match Self::resolve(self, ns, tag).await {
             Ok(digest) => Ok(Some(digest)),
             Err(ApiError::NotFound) => Ok(None),
-            Err(error) => Err(SourceError::Unavailable(error.to_string())),
+            Err(ApiError::Behind { what, wait }) => Err(ResolveError::Away { reason: what, wait }),
+            Err(error) => Err(ResolveError::Refused(error.to_string())),
         }
     }
 

@@ -53,5 +53,5 @@ pub use manifest::{Manifest, ManifestError, MediaType};
 pub use name::{Reference, RepoName, Tag};
 pub use route::Route;
 pub use sink::{BlobSink, BodyError, SinkError};
-pub use source::{BlobBody, BlobSource, SourceError};
+pub use source::{BlobBody, BlobSource, ResolveError, SourceError};
 pub use tags::{TagError, TagService};

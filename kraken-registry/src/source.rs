@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -28,15 +29,16 @@ pub trait BlobSource: Send + Sync + 'static {
     /// there is no such tag.
     ///
     /// # Errors
-    /// They come from no registry, or that could not be asked.
+    /// [`ResolveError::Away`]: the registry could not be asked; [`ResolveError::Refused`]: it does not tell,
+    /// or they come from none.
     fn resolve(
         &self,
         ns: &Namespace,
         tag: &str,
-    ) -> impl Future<Output = Result<Option<Digest>, SourceError>> + Send {
+    ) -> impl Future<Output = Result<Option<Digest>, ResolveError>> + Send {
         let _ = (ns, tag);
         let what = "its blobs come from no registry";
-        std::future::ready(Err(SourceError::Unavailable(what.into())))
+        std::future::ready(Err(ResolveError::Refused(what.into())))
     }
 
     /// The bytes of `range`, whose end is trimmed to the blob's: `0..u64::MAX` is all of it.
@@ -98,12 +100,29 @@ pub enum SourceError {
     Unavailable(String),
 }
 
+/// Why another registry does not tell what a tag points to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResolveError {
+    /// The registry does not answer, or wants to be left alone: so it is with all its tags.
+    #[error("{reason}")]
+    Away {
+        /// What went wrong.
+        reason: String,
+        /// For how long it wants no request, if it says so.
+        wait: Option<Duration>,
+    },
+    /// It was not asked about this tag, or does not tell.
+    #[error("{0}")]
+    Refused(String),
+}
+
 impl<T: BlobSource> BlobSource for Arc<T> {
     fn resolve(
         &self,
         ns: &Namespace,
         tag: &str,
-    ) -> impl Future<Output = Result<Option<Digest>, SourceError>> + Send {
+    ) -> impl Future<Output = Result<Option<Digest>, ResolveError>> + Send {
         T::resolve(self, ns, tag)
     }
     fn stat(

@@ -17,7 +17,7 @@ use kraken_core::net::http::{ApiError, HttpClient, HttpServer, Params, serve_on,
 use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
 use kraken_core::{Agent, Digest, Namespace, OpenError, Zone};
 use kraken_registry::name::Host;
-use kraken_registry::pull::{self, PullState};
+use kraken_registry::pull::{self, PullState, StaleTags};
 use kraken_registry::tags::client::TagClient;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
@@ -204,11 +204,13 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         .map_err(|error| StartError::Config(error.to_string()))?;
     let tags = TagClient::new(http.raw(), indexes.now().await?);
     indexes.follow_tags(&tags, &shutdown);
+    let stale = StaleTags::default();
     let hub: Host = DOCKER_HUB.parse().expect("a host");
     let access = access::access(config.access.as_ref(), config.client_tls.as_ref())?;
     let docker = config.docker_listen.map(|addr| {
         let mirror = PullState::mirror(agent.clone(), tags.clone());
         let mirror = mirror.access(access.clone());
+        let mirror = mirror.count_stale(stale.clone());
         let router = pull::router(mirror.usual_upstream(hub));
         let router = router.layer(middleware::from_fn(pages::refuse));
         let socket = sockets::listen(addr)?;
@@ -219,6 +221,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let own = config.own_names.into_iter().map(|host| host.0);
     let upstreams = config.upstreams.into_iter().map(|host| host.0);
     let mirror = mirror.own_names(own).upstreams(upstreams);
+    let mirror = mirror.count_stale(stale.clone());
     let guard =
         middleware::from_fn(move |request, next| guard::refuse(access.clone(), request, next));
     let socket = sockets::listen(config.registry_listen)?;
@@ -227,7 +230,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         let preloader = Preloader::new(config, preload::reachable(listening));
         preloader.map_err(|error| StartError::Config(format!("preload: {error}")))
     });
-    let router = router(agent.clone(), disks, mirror);
+    let router = router((agent.clone(), stale), disks, mirror);
     let router = with_preload(router, preloader.transpose()?).layer(guard);
     let tls = config.client_tls.as_ref();
     let server = access::serve(socket, router, tls, shutdown.clone())?;
@@ -266,13 +269,20 @@ impl Service for AgentService {
     }
 }
 
-fn router(agent: Agent, disks: Disks, mirror: PullState<Agent, TagClient>) -> Router {
+fn router(
+    (agent, stale): (Agent, StaleTags),
+    disks: Disks,
+    mirror: PullState<Agent, TagClient>,
+) -> Router {
     let registry = pull::router(mirror);
     let metrics = agent.clone();
     let blobs = registry.clone();
     let blob = move |request: Request| blob_by_namespace(blobs.clone(), request);
     let router = registry
-        .route("/metrics", get(async move || metrics.metrics().text()))
+        .route(
+            "/metrics",
+            get(async move || stale.added_to(&metrics.metrics().text())),
+        )
         .route("/namespace/{namespace}/blobs/{digest}", get(blob))
         .route(
             "/namespace/{namespace}/blobs/{digest}/prefetch",

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use axum::middleware;
+use axum::routing::get;
 use kraken_core::net::http::{HttpClient, HttpServer, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::preheat;
-use kraken_registry::pull::PullState;
+use kraken_registry::pull::{PullState, StaleTags};
 use kraken_registry::push::{self, PushState};
 use kraken_registry::tags::client::TagClient;
 use serde::Deserialize;
@@ -93,10 +94,11 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     listed.follow_with(&origins, &shutdown);
     let access = access::access(config.access.as_ref(), config.client_tls.as_ref())?;
     let preheating = preheat::router(origins.clone(), tags.clone());
-    let router = push::router(PushState::new(
-        PullState::new(origins.clone(), tags).access(access.clone()),
-        origins,
-    ));
+    let stale = StaleTags::default();
+    let pull = PullState::new(origins.clone(), tags).access(access.clone());
+    let pull = pull.count_stale(stale.clone());
+    let router = push::router(PushState::new(pull, origins));
+    let router = router.route("/metrics", get(async move || stale.added_to("")));
     let preheating = preheating.layer(middleware::from_fn(move |request, next| {
         guard::refuse(access.clone(), request, next)
     }));

@@ -57,7 +57,16 @@ impl OriginApi for Origin {
             Err(error @ (BackendError::Untagged | BackendError::Unrouted(_))) => {
                 Err(ApiError::Conflict(error.to_string()))
             }
-            Err(error) => Err(ApiError::Unavailable(error.to_string())),
+            Err(error @ (BackendError::Unavailable(_) | BackendError::Paused(_))) => {
+                let what = error.to_string();
+                let wait = match error {
+                    BackendError::Paused(wait) => Some(wait),
+                    _ => None,
+                };
+                Err(ApiError::Behind { what, wait })
+            }
+            // It answers, and about this repository only.
+            Err(error) => Err(ApiError::Forbidden(error.to_string())),
         }
     }
 

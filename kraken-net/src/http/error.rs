@@ -1,5 +1,7 @@
 //! Errors of HTTP calls: the same type on both sides, and how it travels.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -39,6 +41,14 @@ pub enum ApiError {
     /// Somebody who is needed could not be asked; later it may work (503).
     #[error("{0}")]
     Unavailable(String),
+    /// What is behind the other side, such as a registry, does not answer (504).
+    #[error("{what}")]
+    Behind {
+        /// What is away.
+        what: String,
+        /// For how long it wants no request, if it says so.
+        wait: Option<Duration>,
+    },
     /// There is no room for it (507); elsewhere, or later, there may be.
     #[error("{0}")]
     Full(String),
@@ -52,7 +62,7 @@ impl ApiError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::Unavailable(_) | Self::Full(_) | Self::Internal(_)
+            Self::Unavailable(_) | Self::Behind { .. } | Self::Full(_) | Self::Internal(_)
         )
     }
 
@@ -70,6 +80,7 @@ impl ApiError {
             Self::RangeInvalid { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
             Self::Damaged(_) => (StatusCode::BAD_GATEWAY, "DAMAGED"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+            Self::Behind { .. } => (StatusCode::GATEWAY_TIMEOUT, "BEHIND"),
             Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "FULL"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL"),
         }
@@ -92,6 +103,15 @@ impl ApiError {
                 format!("{from} does not know this call ({message}): is it the right service?"),
             ),
             (StatusCode::BAD_GATEWAY, Some(b"DAMAGED")) => Self::Damaged(message),
+            (StatusCode::GATEWAY_TIMEOUT, Some(b"BEHIND")) => {
+                let wait = head.get(header::RETRY_AFTER);
+                let wait = wait.and_then(|it| it.to_str().ok()?.parse().ok());
+                let wait = wait.map(Duration::from_secs);
+                Self::Behind {
+                    what: message,
+                    wait,
+                }
+            }
             (StatusCode::INSUFFICIENT_STORAGE, _) => Self::Full(message),
             (StatusCode::FORBIDDEN, Some(b"FORBIDDEN")) => Self::Forbidden(message),
             (StatusCode::CONFLICT, _) => Self::Conflict(message),
@@ -120,6 +140,15 @@ impl IntoResponse for ApiError {
         if let Self::RangeInvalid { len } = self {
             let value = HeaderValue::try_from(format!("bytes */{len}")).expect("digits");
             response.headers_mut().insert(header::CONTENT_RANGE, value);
+        }
+        if let Self::Behind {
+            wait: Some(wait), ..
+        } = self
+        {
+            // A second begun is a second to wait.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
@@ -180,6 +209,14 @@ mod tests {
             ApiError::RangeInvalid { len: 7 },
             ApiError::Damaged("the bytes have another digest".into()),
             ApiError::Unavailable("the backend does not answer".into()),
+            ApiError::Behind {
+                what: "the registry does not answer".into(),
+                wait: None,
+            },
+            ApiError::Behind {
+                what: "the registry wants no request".into(),
+                wait: Some(Duration::from_secs(30)),
+            },
             ApiError::Internal("the disk is full".into()),
         ];
         for error in errors {

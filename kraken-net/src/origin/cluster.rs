@@ -355,10 +355,15 @@ impl Inner {
             match self.remember(&name, answer) {
                 Ok(answer) => return Ok((name, answer)),
                 Err(ApiError::NotFound) => not_found += 1,
+                // Another origin would only ask it too.
+                Err(error @ ApiError::Behind { wait: Some(_), .. }) => return Err(error),
                 Err(error) if error.is_retryable() => {
                     tracing::debug!(origin = name, %error, "an origin failed");
-                    let told = format!("origin {name}: {error}");
-                    unavailable = Some(ApiError::Unavailable(told));
+                    let what = format!("origin {name}: {error}");
+                    unavailable = Some(match error {
+                        ApiError::Behind { wait, .. } => ApiError::Behind { what, wait },
+                        _ => ApiError::Unavailable(what),
+                    });
                     unasked += 1;
                 }
                 Err(error) => return Err(error),
@@ -411,6 +416,8 @@ impl Inner {
 
     fn remember<T>(&self, name: &str, answer: Result<T, ApiError>) -> Result<T, ApiError> {
         match &answer {
+            // It answers itself.
+            Err(ApiError::Behind { .. }) => self.health.answered(name),
             Err(error) if error.is_retryable() => self.health.failed(name),
             _ => self.health.answered(name),
         }

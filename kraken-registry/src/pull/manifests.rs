@@ -1,10 +1,9 @@
 //! Manifests: by tag or digest, with the type they were pushed with.
 
 use axum::response::{IntoResponse, Response};
-use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use kraken_proto::Digest;
+use http::{HeaderName, HeaderValue};
 
 use super::{PullState, content, not_modified};
 use crate::error::{Code, RegistryError};
@@ -12,7 +11,9 @@ use crate::link::Link;
 use crate::name::{Reference, RepoName};
 use crate::reader::ReadError;
 use crate::source::BlobSource;
-use crate::tags::{LinkService, TagService};
+use crate::tags::server::TAG_STALE;
+use crate::tags::{Found, LinkService, TagService};
+use crate::web::value;
 
 /// `GET` and `HEAD` alike: the type stands in the bytes, so both read them, and hyper leaves the
 /// body out for `HEAD`.
@@ -22,7 +23,7 @@ pub(super) async fn get<B: BlobSource, T: TagService + LinkService>(
     repo: &RepoName,
     reference: Reference,
 ) -> Result<Response, RegistryError> {
-    let digest = resolve(state, repo, &reference).await?;
+    let Found { digest, is_stale } = resolve(state, repo, &reference).await?;
     let ns = repo.namespace();
     let read = state.manifests.read(&state.blobs, &ns, digest);
     let by_digest = matches!(reference, Reference::Digest(_));
@@ -41,10 +42,16 @@ pub(super) async fn get<B: BlobSource, T: TagService + LinkService>(
         // A layer is a blob of the same space; asked for as a manifest it does not exist.
         ReadError::NotFound | ReadError::Refused(_) => unknown(repo, &reference),
     })?;
-    if let Some(response) = not_modified(parts, digest) {
+    if is_stale {
+        state.stale.note();
+    }
+    let stale = is_stale.then(|| (HeaderName::from_static(TAG_STALE), value("true")));
+    if let Some(mut response) = not_modified(parts, digest) {
+        response.headers_mut().extend(stale);
         return Ok(response);
     }
     let mut headers = content(digest);
+    headers.extend(stale);
     headers.insert(
         CONTENT_TYPE,
         HeaderValue::from_static(stored.media_type.as_str()),
@@ -56,11 +63,14 @@ async fn resolve<B: BlobSource, T: TagService + LinkService>(
     state: &PullState<B, T>,
     repo: &RepoName,
     reference: &Reference,
-) -> Result<Digest, RegistryError> {
+) -> Result<Found, RegistryError> {
     match reference {
-        Reference::Digest(digest) => Ok(*digest),
-        Reference::Tag(tag) => match state.tags.get(repo, tag).await {
-            Ok(Some(digest)) => Ok(digest),
+        Reference::Digest(digest) => Ok(Found {
+            digest: *digest,
+            is_stale: false,
+        }),
+        Reference::Tag(tag) => match state.tags.find(repo, tag).await {
+            Ok(Some(found)) => Ok(found),
             Ok(None) => Err(unknown(repo, reference)),
             Err(error) => Err(state.manifest_unavailable(&error.to_string())),
         },

@@ -6,6 +6,7 @@ mod lists;
 mod manifests;
 mod range;
 mod referrers;
+mod stale;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,8 @@ use crate::tags::{LinkService, TagService};
 use crate::web::{API_VERSION, CONTENT_DIGEST, OCI_NAMESPACE, header, value};
 use hosts::{Hosts, Meant};
 
+pub use stale::StaleTags;
+
 /// What the read-only registry works with.
 #[derive(Debug)]
 pub struct PullState<B, T> {
@@ -41,6 +44,7 @@ pub struct PullState<B, T> {
     mirror: bool,
     hosts: Hosts,
     pub(crate) access: Arc<Access>,
+    stale: StaleTags,
 }
 
 impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
@@ -53,7 +57,15 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
             mirror: false,
             hosts: Hosts::default(),
             access: Arc::default(),
+            stale: StaleTags::default(),
         }
+    }
+
+    /// Counts there how often a tag was told that may be out of date.
+    #[must_use]
+    pub fn count_stale(mut self, stale: StaleTags) -> Self {
+        self.stale = stale;
+        self
     }
 
     /// A mirror: a manifest that cannot be served now is 404.

@@ -35,10 +35,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How often an upload is gone on with before the blob waits for its next turn.
 const BREAKS: u32 = 5;
 
-/// Where a blob is on its way.
+/// What became of a blob that is to be carried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state", content = "reason")]
-pub(super) enum Way {
+pub(super) enum Carried {
     UnderWay,
     There,
     Away(String),
@@ -64,7 +64,7 @@ struct Inner {
     ring: TagRing,
     origins: OriginCluster,
     remotes: HashMap<String, Arc<Remote>>,
-    under_way: Mutex<HashMap<(String, Digest), watch::Receiver<Way>>>,
+    under_way: Mutex<HashMap<(String, Digest), watch::Receiver<Carried>>>,
     turns: Semaphore,
 }
 
@@ -104,10 +104,10 @@ impl Blobs {
                     self.ask(&url, remote, ns, digest).await
                 };
                 match way {
-                    Ok(Way::UnderWay) => {}
-                    Ok(Way::There) => return Ok(()),
-                    Ok(Way::Away(reason)) => return Err(SendError::Away(reason)),
-                    Ok(Way::Failed(reason)) => return Err(SendError::Failed(reason)),
+                    Ok(Carried::UnderWay) => {}
+                    Ok(Carried::There) => return Ok(()),
+                    Ok(Carried::Away(reason)) => return Err(SendError::Away(reason)),
+                    Ok(Carried::Failed(reason)) => return Err(SendError::Failed(reason)),
                     Err(error) => {
                         reason = error;
                         break;
@@ -124,7 +124,7 @@ impl Blobs {
         remote: &str,
         ns: &Namespace,
         digest: Digest,
-    ) -> Result<Way, String> {
+    ) -> Result<Carried, String> {
         let url = format!("{}/internal/replicate/blob", url.trim_end_matches('/'));
         let carry = Carry {
             remote: remote.to_owned(),
@@ -141,39 +141,44 @@ impl Blobs {
     }
 
     /// Sends a blob itself, or waits for it a while when it is under way.
-    pub(super) async fn carry(&self, remote: &str, ns: &Namespace, digest: Digest) -> Way {
+    pub(super) async fn carry(&self, remote: &str, ns: &Namespace, digest: Digest) -> Carried {
         let Some(remote) = self.inner.remotes.get(remote) else {
             let what = format!("{remote} is not among the remotes of this build-index");
-            return Way::Failed(what);
+            return Carried::Failed(what);
         };
         let mut seen = self.follow(remote, ns, digest);
         let ended = async {
-            let ended = seen.wait_for(|way| *way != Way::UnderWay).await;
+            let ended = seen.wait_for(|way| *way != Carried::UnderWay).await;
             ended.map_or_else(
-                |_| Way::Failed("the build-index stops".into()),
+                |_| Carried::Failed("the build-index stops".into()),
                 |it| it.clone(),
             )
         };
-        timeout(WAIT, ended).await.unwrap_or(Way::UnderWay)
+        timeout(WAIT, ended).await.unwrap_or(Carried::UnderWay)
     }
 
     /// Where a blob is, which is sent if it is not under way.
-    fn follow(&self, remote: &Arc<Remote>, ns: &Namespace, digest: Digest) -> watch::Receiver<Way> {
+    fn follow(
+        &self,
+        remote: &Arc<Remote>,
+        ns: &Namespace,
+        digest: Digest,
+    ) -> watch::Receiver<Carried> {
         let key = (remote.name().to_owned(), digest);
         let mut under_way = self.inner.under_way();
         if let Some(way) = under_way.get(&key) {
             return way.clone();
         }
-        let (tell, seen) = watch::channel(Way::UnderWay);
+        let (tell, seen) = watch::channel(Carried::UnderWay);
         under_way.insert(key.clone(), seen.clone());
         let (inner, remote, ns) = (self.inner.clone(), remote.clone(), ns.clone());
         tokio::spawn(async move {
             let sent = inner.transfer(&remote, &ns, digest).await;
             inner.under_way().remove(&key);
             tell.send_replace(match sent {
-                Ok(()) => Way::There,
-                Err(SendError::Away(reason)) => Way::Away(reason),
-                Err(error) => Way::Failed(format!("{digest}: {error}")),
+                Ok(()) => Carried::There,
+                Err(SendError::Away(reason)) => Carried::Away(reason),
+                Err(error) => Carried::Failed(format!("{digest}: {error}")),
             });
         });
         seen
@@ -183,7 +188,7 @@ impl Blobs {
 impl Inner {
     fn under_way(
         &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<(String, Digest), watch::Receiver<Way>>> {
+    ) -> std::sync::MutexGuard<'_, HashMap<(String, Digest), watch::Receiver<Carried>>> {
         self.under_way
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -21,7 +21,7 @@ use kraken_proto::tags::record::{TagState, Version};
 use serde::{Deserialize, Serialize};
 
 use super::Replicator;
-use super::blobs::{Carry, Way};
+use super::blobs::{Carried, Carry};
 use crate::link::RegisterName;
 use crate::name::TagName;
 use crate::source::{BlobSource, SourceError};
@@ -261,7 +261,7 @@ async fn send_now(
 async fn carry(
     State(served): State<Served>,
     Json(carry): Json<Carry>,
-) -> Result<Json<Way>, IndexError> {
+) -> Result<Json<Carried>, IndexError> {
     let wrong = |error: kraken_proto::NamespaceError| wrong(error.to_string());
     let ns = carry.namespace.parse().map_err(wrong)?;
     let blobs = &served.replicator.inner.blobs;

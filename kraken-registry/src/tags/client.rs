@@ -15,9 +15,9 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::server::{
-    LINK_REMOVED, Page, TAG_AT, TAG_CHANGED, TAG_IMMUTABLE, TAG_UNKNOWN, TAG_VERSION,
+    LINK_REMOVED, Page, TAG_AT, TAG_CHANGED, TAG_IMMUTABLE, TAG_STALE, TAG_UNKNOWN, TAG_VERSION,
 };
-use super::{LinkService, TagError, TagService};
+use super::{Found, LinkService, TagError, TagService};
 use crate::link::{Link, LinkKind, Linked};
 use crate::name::{RepoName, Tag};
 use crate::web::{chain, encode};
@@ -171,7 +171,9 @@ impl TagClient {
     }
 
     async fn look_link(&self, path: &str) -> Result<(Linked, u64), TagError> {
-        let Reply { answer, version } = self.ask(&Question::get(path)).await?;
+        let Reply {
+            answer, version, ..
+        } = self.ask(&Question::get(path)).await?;
         let known = match answer {
             Answer::Removed => Linked::Removed,
             answer => match answer.body()? {
@@ -216,9 +218,20 @@ impl TagClient {
 
 impl TagService for TagClient {
     async fn get(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>, TagError> {
-        let (body, _) = self.look(&tag_path(repo, tag)).await?;
-        let digest = body.map(|body| body.trim().parse().map_err(|it| unreadable(&it)));
-        digest.transpose()
+        let found = self.find(repo, tag).await?;
+        Ok(found.map(|found| found.digest))
+    }
+
+    async fn find(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Found>, TagError> {
+        let reply = self.ask(&Question::get(&tag_path(repo, tag))).await?;
+        let Some(body) = reply.answer.body()? else {
+            return Ok(None);
+        };
+        let digest = body.trim().parse().map_err(|it| unreadable(&it))?;
+        Ok(Some(Found {
+            digest,
+            is_stale: reply.is_stale,
+        }))
     }
 
     async fn put(&self, repo: &RepoName, tag: &Tag, digest: Digest) -> Result<(), TagError> {
@@ -376,6 +389,8 @@ impl<'a> Question<'a> {
 struct Reply {
     answer: Answer,
     version: u64,
+    /// A fresher answer could not be had.
+    is_stale: bool,
 }
 
 async fn reply(request: RequestBuilder) -> Result<Reply, String> {
@@ -384,6 +399,7 @@ async fn reply(request: RequestBuilder) -> Result<Reply, String> {
     let version = response.headers().get(TAG_VERSION);
     let version = version.and_then(|it| it.to_str().ok()?.parse().ok());
     let version = version.unwrap_or_default();
+    let is_stale = response.headers().contains_key(TAG_STALE);
     let answer = if status.is_success() {
         Answer::Body(response.text().await.map_err(|error| chain(&error))?)
     } else if is_verdict(status) {
@@ -399,7 +415,11 @@ async fn reply(request: RequestBuilder) -> Result<Reply, String> {
     } else {
         return Err(format!("status {status}"));
     };
-    Ok(Reply { answer, version })
+    Ok(Reply {
+        answer,
+        version,
+        is_stale,
+    })
 }
 
 #[derive(Debug)]

@@ -8,6 +8,7 @@ mod lists;
 pub mod members;
 mod owner;
 pub(crate) mod pending;
+mod quiet;
 mod rejoin;
 pub mod ring;
 pub mod server;
@@ -37,6 +38,25 @@ pub trait TagService: Send + Sync + 'static {
         repo: &RepoName,
         tag: &Tag,
     ) -> impl Future<Output = Result<Option<Digest>, TagError>> + Send;
+
+    /// The same, and whether a fresher answer could not be had.
+    ///
+    /// # Errors
+    /// Nobody could be asked.
+    fn find(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+    ) -> impl Future<Output = Result<Option<Found>, TagError>> + Send {
+        let found = self.get(repo, tag);
+        async move {
+            let found = found.await?;
+            Ok(found.map(|digest| Found {
+                digest,
+                is_stale: false,
+            }))
+        }
+    }
 
     /// Lets the tag point to `digest`, durably when this returns.
     ///
@@ -148,6 +168,15 @@ pub trait LinkService: Send + Sync + 'static {
     fn is_known(&self, repo: &RepoName) -> impl Future<Output = Result<bool, TagError>> + Send;
 }
 
+/// What a tag points to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// The manifest.
+    pub digest: Digest,
+    /// The registry that the tag comes from could not be asked: it may point to something else there.
+    pub is_stale: bool,
+}
+
 /// Why a tag could not be read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -176,6 +205,14 @@ impl<T: TagService> TagService for Arc<T> {
         tag: &Tag,
     ) -> impl Future<Output = Result<Option<Digest>, TagError>> + Send {
         T::get(self, repo, tag)
+    }
+
+    fn find(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+    ) -> impl Future<Output = Result<Option<Found>, TagError>> + Send {
+        T::find(self, repo, tag)
     }
 
     fn put(

@@ -125,7 +125,7 @@ pub(super) struct Links {
 /// The header with a tag's version.
 pub(super) const TAG_VERSION: &str = "kraken-tag-version";
 /// The header of an answer that could not be made as fresh as it should be.
-const TAG_STALE: &str = "kraken-tag-stale";
+pub(crate) const TAG_STALE: &str = "kraken-tag-stale";
 /// The header by which a client says at which version a tag is to be changed, 0 if never set.
 pub(super) const TAG_AT: &str = "kraken-tag-at";
 /// The code that says that a tag was changed in between.

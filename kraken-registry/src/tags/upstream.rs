@@ -11,15 +11,16 @@ use regex::Regex;
 use tokio::time::{Instant, timeout};
 
 use super::TagError;
+use super::quiet::Quiet;
 use super::ring::TagRing;
 use crate::name::TagName;
-use crate::source::BlobSource;
+use crate::source::{BlobSource, ResolveError};
 
 /// How long the other registry may take while an earlier answer is known.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// The same while none is: whoever asks has another registry to go to.
 const PATIENCE_FIRST: Duration = Duration::from_secs(10);
-/// How long it is left alone after it did not answer.
+/// How long a tag is left alone about which it did not tell.
 const LEFT_ALONE: Duration = Duration::from_secs(10);
 /// Tags whose last question is remembered.
 const REMEMBERED: u64 = 100_000;
@@ -49,6 +50,7 @@ pub struct UpstreamRule {
 pub(super) struct Upstreams {
     rules: Vec<UpstreamRule>,
     asked: Cache<String, Arc<Asked>>,
+    quiet: Quiet,
 }
 
 /// What was asked about one tag, by whoever's turn it was.
@@ -62,7 +64,7 @@ struct Asked {
 struct Last {
     /// When the question was asked that was answered last.
     answered: Option<Instant>,
-    /// When one was not answered, after that.
+    /// When it refused to tell, after that.
     failed: Option<Instant>,
 }
 
@@ -71,6 +73,7 @@ impl Upstreams {
         Self {
             rules,
             asked: Cache::new(REMEMBERED),
+            quiet: Quiet::default(),
         }
     }
 
@@ -113,8 +116,8 @@ impl Upstreams {
         if is_fresh {
             return Ok(false);
         }
-        let is_away = last.failed.is_some_and(|at| at.elapsed() < LEFT_ALONE);
-        if is_away {
+        let is_refused = last.failed.is_some_and(|at| at.elapsed() < LEFT_ALONE);
+        if is_refused || self.quiet.holds(name.repo()) {
             let reason = "the registry that it comes from did not answer a moment ago";
             let unknown = || TagError::Unavailable(reason.into());
             return known.map(|_| true).ok_or_else(unknown);
@@ -136,13 +139,22 @@ impl Upstreams {
                 });
                 return Ok(false);
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} s", patience.as_secs()),
+            Ok(Err(ResolveError::Refused(reason))) => {
+                asked.note(Last {
+                    failed: Some(Instant::now()),
+                    ..last
+                });
+                reason
+            }
+            Ok(Err(ResolveError::Away { reason, wait })) => {
+                self.quiet.begin(name.repo(), wait);
+                reason
+            }
+            Err(_) => {
+                self.quiet.begin(name.repo(), None);
+                format!("no answer within {} s", patience.as_secs())
+            }
         };
-        asked.note(Last {
-            failed: Some(Instant::now()),
-            ..last
-        });
         tracing::warn!(tag = %name, reason, "the registry that a tag comes from does not tell");
         match known {
             Some(_) => Ok(true),

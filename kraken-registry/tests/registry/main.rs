@@ -19,3 +19,4 @@ mod ring;
 mod rules;
 mod tags;
 mod tokens;
+mod upstream;

@@ -32,7 +32,7 @@ async fn alone(path: &Path) -> TagRing {
     ring
 }
 
-async fn store() -> (TagRing, TempDir) {
+pub(crate) async fn store() -> (TagRing, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     (alone(&dir.path().join("tags.redb")).await, dir)
 }
@@ -44,7 +44,7 @@ async fn index() -> (String, TempDir) {
     (serve(app).await, dir)
 }
 
-async fn ask(method: Method, url: &str) -> Response {
+pub(crate) async fn ask(method: Method, url: &str) -> Response {
     client().request(method, url).send().await.unwrap()
 }
 

@@ -30,6 +30,7 @@ pub mod web;
 
 use std::future::Future;
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -170,6 +171,9 @@ pub enum BackendError {
     /// The backend cannot be reached, is overloaded or timed out: try again later.
     #[error("the backend is not available: {0}")]
     Unavailable(String),
+    /// The backend wants no request for a while.
+    #[error("the backend wants no request for {} s", .0.as_secs())]
+    Paused(Duration),
     /// Blobs of the namespace are only read from here.
     #[error("namespace {0} is read-only: its backend takes no blobs")]
     ReadOnly(Namespace),
@@ -204,7 +208,7 @@ impl BackendError {
     /// Whether the same call may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unavailable(_) | Self::Length { .. } | Self::Other(_) => true,
+            Self::Unavailable(_) | Self::Paused(_) | Self::Length { .. } | Self::Other(_) => true,
             Self::NotFound(_)
             | Self::ReadOnly(_)
             | Self::Unlisted

@@ -20,7 +20,7 @@ const SBOM: &str = "application/x.sbom";
 pub(crate) fn artifacts(lab: &Lab) {
     // Set by `.ci/run` where PyPI does not answer.
     if std::env::var_os("KRAKEN_WITHOUT_PYPI").is_some() {
-        eprintln!("SKIPPED: artifacts by ORAS, which PyPI does not give");
+        namespace::say("SKIPPED: artifacts by ORAS, which PyPI does not give");
         return;
     }
     if namespace::lacks("ORAS", &[PYTHON]) {

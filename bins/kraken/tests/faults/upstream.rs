@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +43,10 @@ struct Upstream {
     tags: MemoryTags,
     given: Arc<Mutex<BTreeMap<String, usize>>>,
     away: Arc<Mutex<Option<StatusCode>>>,
+    /// How long it wants to be left alone when it is away, in seconds.
+    wait: Arc<Mutex<Option<u64>>>,
+    /// Requests that it did not answer.
+    refused: Arc<AtomicUsize>,
 }
 
 impl Upstream {
@@ -114,7 +119,13 @@ fn token_access(dir: &Path, url: &str) -> Access {
 async fn gate(request: Request, next: Next, upstream: Upstream) -> Response {
     let away = *upstream.away.lock().unwrap();
     if let Some(status) = away {
-        return status.into_response();
+        upstream.refused.fetch_add(1, Ordering::SeqCst);
+        let wait = *upstream.wait.lock().unwrap();
+        let wait = wait.map(|seconds| [("retry-after", seconds.to_string())]);
+        return match wait {
+            Some(wait) => (status, wait).into_response(),
+            None => status.into_response(),
+        };
     }
     let login = request.headers().get("authorization");
     if upstream.tokens.is_none() && login.is_none_or(|login| login != LOGIN) {
@@ -140,11 +151,10 @@ async fn pull(agent: &str, tag: &str) -> Digest {
     pull_mirrored(agent, (HOST, IMAGE), tag).await
 }
 
-/// A cluster that mirrors the registry, and its agents.
-async fn mirroring(url: &str) -> (Lab, Vec<String>) {
-    const AGENTS: usize = 20;
+/// Configures a process of a cluster that mirrors the registry at a URL.
+fn mirror(url: &str, role: &str, config: &mut Value) {
     let kept = "registry.example.com_5000";
-    let lab = Lab::start_with(2, AGENTS, |role, config| match role {
+    match role {
         "origin" => {
             let login = json!({"username": "reader", "password": {"text": "secret"}});
             let registry = json!({
@@ -162,8 +172,13 @@ async fn mirroring(url: &str) -> (Lab, Vec<String>) {
         }
         "agent" => config["upstreams"] = json!([HOST]),
         _ => {}
-    })
-    .await;
+    }
+}
+
+/// A cluster that mirrors the registry, and its agents.
+async fn mirroring(url: &str) -> (Lab, Vec<String>) {
+    const AGENTS: usize = 20;
+    let lab = Lab::start_with(2, AGENTS, |role, config| mirror(url, role, config)).await;
     let agents: Vec<_> = (1..=AGENTS)
         .map(|it| lab.host(&format!("agent-{it}")))
         .collect();
@@ -203,10 +218,19 @@ async fn mirrors() {
             second,
             "what is known is served"
         );
+        let url = format!("http://{}/v2/{IMAGE}/manifests/v1?ns={HOST}", agents[1]);
+        let told = ask(Method::HEAD, &url, HttpBody::Empty).await;
+        assert_eq!(told.header("kraken-tag-stale"), Some("true"));
         // The runtime goes to the registry itself for what is not.
         let (status, _) = get(&agents[1], "manifests/v2").await;
         assert_eq!(status, StatusCode::NOT_FOUND);
     }
+    let stale = lab.counter("agent-2", "kraken_stale_tags_total").await;
+    assert_eq!(stale, Some(4));
+    assert_eq!(
+        lab.counter("proxy", "kraken_stale_tags_total").await,
+        Some(0)
+    );
     *upstream.away.lock().unwrap() = None;
     preheated(&lab, &upstream, &agents[3..]).await;
     let (status, _) = get(&agents[2], "manifests/v3").await;
@@ -232,11 +256,13 @@ async fn preheated(lab: &Lab, upstream: &Upstream, agents: &[String]) {
     let image = upstream.tag("later", std::slice::from_ref(&layer)).await;
     let name = format!("registry.example.com_5000/{IMAGE}:later");
     let proxy = lab.host("proxy");
-    let said = kraken(&["preheat", &name, "--proxy", &proxy]).await;
-    assert!(
-        said.status.success() && said.stdout.contains("3 blobs"),
-        "{said:?}"
-    );
+    // The registry is left alone for a while after it was away.
+    let said = until("the registry is asked again", async || {
+        let said = kraken(&["preheat", &name, "--proxy", &proxy]).await;
+        said.status.success().then_some(said)
+    })
+    .await;
+    assert!(said.stdout.contains("3 blobs"), "{said:?}");
     let path = format!("/v2/{IMAGE}/blobs/{}", Digest::of(&layer));
     until("the origins have fetched it", async || {
         upstream
@@ -290,6 +316,35 @@ async fn preheated(lab: &Lab, upstream: &Upstream, agents: &[String]) {
         "{unknown:?}"
     );
     *upstream.away.lock().unwrap() = None;
+}
+
+/// Only one request of all origins reaches a registry that wants to be left alone, whatever is pulled.
+async fn left_alone() {
+    let upstream = Upstream::default();
+    let layer = random(1000, 3);
+    let tags: Vec<_> = (0..8).map(|it| format!("v{it}")).collect();
+    for tag in &tags {
+        upstream.tag(tag, std::slice::from_ref(&layer)).await;
+    }
+    let url = upstream.start().await;
+    let lab = Lab::start_with(3, 1, |role, config| mirror(&url, role, config)).await;
+    let agent = lab.host("agent-1");
+    for tag in &tags {
+        pull(&agent, tag).await;
+    }
+    *upstream.wait.lock().unwrap() = Some(600);
+    *upstream.away.lock().unwrap() = Some(StatusCode::TOO_MANY_REQUESTS);
+    for tag in &tags {
+        pull(&agent, tag).await;
+    }
+    assert_eq!(upstream.refused.load(Ordering::SeqCst), 1);
+    let stale = lab.counter("agent-1", "kraken_stale_tags_total").await;
+    assert_eq!(stale, Some(tags.len() as u64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_limits_its_clients_is_left_alone() {
+    within(100, "the pulls past a registry", left_alone()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,10 +73,7 @@ impl Requests {
         let (client, request) = request.build_split();
         let request = request.map_err(|error| unsent(&error))?;
         let rested = self.pause.over(&host(request.url())).await;
-        rested.map_err(|wait| {
-            let wait = wait.as_secs();
-            BackendError::Unavailable(format!("the server wants no request for {wait} s"))
-        })?;
+        rested.map_err(BackendError::Paused)?;
         let response = client
             .execute(request)
             .await
