@@ -48,10 +48,16 @@ impl Inner {
         let about = self.about(&register);
         asked.extend(about.iter().map(ToString::to_string));
         let looked = remote.look(asked).await?;
-        let is_there = looked.first().is_some_and(|it| it.version >= version);
+        let there = looked.first();
+        let is_same = there.is_some_and(|it| it.state == Some(state.id()));
         // What is about an image that is not there stays here, until that goes there.
         let is_unwanted = about.is_some() && !looked.last().is_some_and(|it| it.is_set);
-        if is_there || is_unwanted {
+        if is_same || is_unwanted {
+            return Ok(version);
+        }
+        if there.is_some_and(|it| it.version >= version) {
+            // It has something later, and may lack what was here before.
+            remote.merge(vec![(name.to_owned(), state)]).await?;
             return Ok(version);
         }
         self.send_with_all(remote, (&register, state)).await?;
@@ -81,21 +87,42 @@ impl Inner {
         (register, state): (&RegisterName, TagState),
     ) -> Result<(), SendError> {
         let repo = register.repo();
-        let mut registers = Vec::new();
-        if let Some(digest) = state.now.digest {
+        let Some(digest) = state.now.digest else {
+            return remote.merge(vec![(register.to_string(), state)]).await;
+        };
+        loop {
             let image = self.image(repo, digest).await?;
             self.send_blobs(remote, &repo.namespace(), &image).await?;
+            let mut registers = Vec::new();
             let manifests = image.manifests.iter().map(|it| Link::Manifest(*it));
-            for link in manifests.chain(image.referrers) {
+            for link in manifests.chain(image.referrers.iter().copied()) {
                 let link = RegisterName::Link(repo.clone(), link);
                 // One that was never set here need not be there.
                 if let Some(state) = self.ring.register(&link).await? {
                     registers.push((link.to_string(), state));
                 }
             }
+            registers.push((register.to_string(), state.clone()));
+            remote.merge(registers).await?;
+            // What came to be about it meanwhile was left to this: the image was not there yet.
+            if !self.has_more(repo, &image).await? {
+                return Ok(());
+            }
         }
-        registers.push((register.to_string(), state));
-        remote.merge(registers).await
+    }
+
+    /// Whether there is more about an image than it was found to have.
+    async fn has_more(&self, repo: &RepoName, image: &Image) -> Result<bool, SendError> {
+        for subject in &image.manifests {
+            for manifest in self.referrers(repo, *subject).await? {
+                let subject = *subject;
+                let link = Link::Referrer { subject, manifest };
+                if !image.referrers.contains(&link) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Walks down to the layers of every platform, and on to what is about any of its manifests.

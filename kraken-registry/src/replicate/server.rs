@@ -57,6 +57,8 @@ pub(super) struct Look {
 pub(super) struct Looked {
     pub(super) version: Version,
     pub(super) is_set: bool,
+    /// Names all states that it has; nothing of a register that was never set.
+    pub(super) state: Option<Digest>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -123,6 +125,7 @@ async fn look(
         let state = served.replicator.inner.ring.register(&name).await?;
         looked.push(Looked {
             version: state.as_ref().map_or(Version::ZERO, |it| it.now.version),
+            state: state.as_ref().map(TagState::id),
             is_set: state.is_some_and(|it| it.now.digest.is_some()),
         });
     }
@@ -163,7 +166,10 @@ async fn merge(
 impl Served {
     async fn merge(&self, name: RegisterName, state: TagState) -> Result<(), IndexError> {
         let inner = &self.replicator.inner;
-        let now = state.now.digest;
+        let before = inner.ring.register(&name).await?;
+        let before = before.map_or(Version::ZERO, |before| before.now.version);
+        // What is only to be in the history need not be there any more.
+        let now = state.now.digest.filter(|_| state.now.version > before);
         let is_immutable = match &name {
             RegisterName::Tag(tag) => {
                 if let Some(digest) = now {

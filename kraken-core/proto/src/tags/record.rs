@@ -108,6 +108,17 @@ impl TagState {
         Self { now, before }
     }
 
+    /// Names all records: two states with the same name are the same.
+    pub fn id(&self) -> Digest {
+        let mut text = String::new();
+        for record in self.records() {
+            let digest = record.digest.map(|digest| digest.hex()).unwrap_or_default();
+            let (version, cluster) = (record.version.get(), &record.cluster);
+            text.push_str(&format!("{version} {}:{cluster} {digest}\n", cluster.len()));
+        }
+        Digest::of(text.as_bytes())
+    }
+
     /// The same with one more record in front.
     #[must_use]
     fn with(&self, now: Record) -> Self {

@@ -778,6 +778,8 @@ proptest! {
             prop_assert_eq!(&merged, &merged.merged(&here));
             prop_assert_eq!(&merged, &there.merged(&merged));
             prop_assert!(merged.is_sound());
+            prop_assert_eq!(merged.id() == here.id(), merged == here);
+            prop_assert_eq!(merged.id(), there.merged(&here).id());
             prop_assert_eq!(merged.now.version, here.now.version.max(there.now.version));
         }
     }
