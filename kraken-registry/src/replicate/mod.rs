@@ -9,9 +9,9 @@
 //!
 //! | file | |
 //! |---|---|
-//! | [`remote`] | another cluster: its registers, its origins |
-//! | [`send`] | what one register needs to be there |
-//! | [`blobs`] | the way of one blob |
+//! | `remote` | another cluster: its registers, its origins |
+//! | `send` | what one register needs to be there |
+//! | `blobs` | the way of one blob |
 //! | [`server`] | what build-indexes say to each other and to operators |
 
 mod blobs;
