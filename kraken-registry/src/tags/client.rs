@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use http::{Method, StatusCode};
 use kraken_proto::Digest;
-use kraken_proto::tags::record::Refusal;
+use kraken_proto::tags::record::{Refusal, TagState};
 use reqwest::{Client, RequestBuilder, Response};
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -167,7 +167,14 @@ impl TagClient {
         let mut later = history
             .iter()
             .filter(|it| it.number().is_some_and(|at| at > since));
-        Ok(later.any(|it| it.digest == digest))
+        if later.any(|it| it.digest == digest) {
+            return Ok(true);
+        }
+        let oldest = history.last().and_then(TagVersion::number);
+        if history.len() > TagState::HISTORY && oldest.is_some_and(|oldest| oldest > since) {
+            return Err(Refusal::Overtaken.into());
+        }
+        Ok(false)
     }
 
     async fn look_link(&self, path: &str) -> Result<(Linked, u64), TagError> {

@@ -189,7 +189,17 @@ pub enum TagError {
     Refused(String),
     /// The tag is not as it must be for this change.
     #[error(transparent)]
-    Conflict(#[from] Refusal),
+    Conflict(Refusal),
+}
+
+impl From<Refusal> for TagError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            // It may have been made.
+            Refusal::Overtaken => Self::Unavailable(refusal.to_string()),
+            refusal => Self::Conflict(refusal),
+        }
+    }
 }
 
 /// A number by chance, which nobody else draws.

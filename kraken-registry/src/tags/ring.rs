@@ -312,7 +312,12 @@ impl Inner {
             };
             let result = match end {
                 End::Done(state) => Ok(state),
-                End::Refused(refusal) => Err(refusal.into()),
+                End::Refused(refusal) => {
+                    if let Some(reply) = reply {
+                        let _ = reply.send(Err(refusal.into()));
+                    }
+                    return;
+                }
                 End::Again(ballot) => {
                     self.round.fetch_max(ballot.round, Ordering::Relaxed);
                     if look {

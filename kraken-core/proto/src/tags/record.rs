@@ -96,6 +96,12 @@ impl TagState {
         std::iter::once(&self.now).chain(&self.before)
     }
 
+    /// Whether what was made of the tag at a version would be found here: no record that old has gone.
+    pub fn reaches(&self, version: Version) -> bool {
+        let oldest = self.before.back().map(|record| record.version);
+        self.before.len() < Self::HISTORY || oldest.is_some_and(|oldest| oldest <= version)
+    }
+
     /// This state and that of the same tag in another cluster as one: all records by their versions, the last
     /// one first. Whichever of the two is asked, and however often, it comes to the same.
     #[must_use]
@@ -184,6 +190,11 @@ pub enum Refusal {
     /// It exists.
     #[error("the tag exists")]
     Exists,
+    /// It was attempted, and has changed so often since that nobody knows whether that was made.
+    #[error(
+        "the tag has changed so often meanwhile that nobody knows whether it was ever set to this"
+    )]
+    Overtaken,
     /// It exists and must never point to anything else.
     #[error("the tag is immutable and points to something else")]
     Immutable,
@@ -220,6 +231,12 @@ impl Change {
                 let mut records = state.iter().flat_map(|state| state.records());
                 if records.any(|record| attempted.contains(record)) {
                     return Ok(state.cloned());
+                }
+                let first = attempted.iter().map(|record| record.version).min();
+                if let (Some(state), Some(first)) = (state, first)
+                    && !state.reaches(first)
+                {
+                    return Err(Refusal::Overtaken);
                 }
                 let now = state.and_then(|state| state.now.digest);
                 if *is_immutable && digest.is_some() && now.is_some() && now != *digest {

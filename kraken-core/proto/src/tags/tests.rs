@@ -812,6 +812,32 @@ fn what_another_cluster_has_made_of_a_tag_is_taken_unless_it_is_older_or_must_no
 }
 
 #[test]
+fn a_change_of_which_the_history_tells_no_more_is_not_made_twice() {
+    let mine = put(None, b"mine", Condition::Any).unwrap();
+    let mut change = Change::Set {
+        digest: Some(Digest::of(b"mine")),
+        condition: Condition::Any,
+        is_immutable: false,
+        attempted: Vec::new(),
+        millis: 5,
+        cluster: "east".into(),
+    };
+    change.attempted(&mine.as_ref().unwrap().now);
+    let mut state = mine;
+    for number in 0..=TagState::HISTORY {
+        let known = change.apply(state.as_ref());
+        assert_eq!(known, Ok(state.clone()), "after {number} others");
+        state = put(
+            state.as_ref(),
+            &[u8::try_from(number).unwrap()],
+            Condition::Any,
+        )
+        .unwrap();
+    }
+    assert_eq!(change.apply(state.as_ref()), Err(Refusal::Overtaken));
+}
+
+#[test]
 fn the_history_is_bounded() {
     let mut state: Option<TagState> = None;
     for number in 0..30_u8 {
