@@ -275,15 +275,23 @@ pub(crate) fn authority(dir: &Path) -> Outcome<(CertAuthority, HttpClient)> {
 }
 
 /// What a cluster is told of those that it copies to.
-pub(crate) fn remotes(clusters: &[Cluster], from: usize, rules: &[Rule]) -> Value {
+pub(crate) fn remotes(
+    clusters: &[Cluster],
+    from: usize,
+    (rules, limit): (&[Rule], Option<&str>),
+) -> Value {
     let rules = rules.iter().filter(|rule| rule.from == from);
     let remotes = rules.map(|rule| {
         let to = &clusters[rule.to];
-        json!({
+        let mut remote = json!({
             "name": to.name,
             "build_indexes": to.indexes_outside(),
             "tags": [format!("^{}", rule.prefix)],
-        })
+        });
+        if let Some(limit) = limit {
+            remote["limit"] = json!(limit);
+        }
+        remote
     });
     remotes.collect()
 }

@@ -2,6 +2,7 @@
 //! that is about them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kraken_core::Digest;
@@ -48,8 +49,8 @@ pub(crate) struct Referrer {
     pub(crate) digest: Digest,
     pub(crate) manifest: Bytes,
     pub(crate) blobs: BTreeMap<Digest, Bytes>,
-    /// It is pushed once the tag is set, as a signature is.
-    pub(crate) is_late: bool,
+    /// It is pushed so long after the tag was set, as a signature is.
+    pub(crate) behind: Option<Duration>,
 }
 
 /// Makes images, of which some share layers.
@@ -58,6 +59,8 @@ pub(crate) struct Maker {
     shared: Vec<Bytes>,
 }
 
+/// How long a signature takes at most: while its image is on its way to another cluster.
+const BEHIND: Duration = Duration::from_millis(600);
 /// Layers that images share.
 const SHARED: usize = 40;
 
@@ -169,7 +172,7 @@ fn referrer(rng: &mut Rng, image: &Image) -> Referrer {
         digest: Digest::of(&manifest),
         manifest,
         blobs,
-        is_late: rng.below(2) == 0,
+        behind: (rng.below(2) == 0).then(|| BEHIND.mul_f64(rng.unit())),
     }
 }
 

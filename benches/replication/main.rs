@@ -62,6 +62,9 @@ struct Options {
     /// Nothing goes wrong: what is sent beside the blobs themselves.
     #[arg(long, conflicts_with = "latest")]
     calm: bool,
+    /// How many bytes a second each build-index sends to another cluster, such as `1MB`.
+    #[arg(long)]
+    limit: Option<String>,
     /// Seconds over which the images are pushed, at least.
     #[arg(long, default_value_t = 30)]
     over: u64,
@@ -152,7 +155,8 @@ async fn run(options: &Options) -> Outcome<bool> {
         None => options.clusters.into(),
     };
     let rules = topology::rules(count, options.is_loop || options.latest.is_some());
-    let (clusters, http) = begin(dir, count, &rules).await?;
+    let told = (&*rules, options.limit.as_deref());
+    let (clusters, http) = begin(dir, count, told).await?;
     let clients: Vec<_> = open(&clusters)
         .iter()
         .map(|it| it.client(&http))
@@ -174,7 +178,11 @@ async fn run(options: &Options) -> Outcome<bool> {
 }
 
 /// Starts all clusters, and waits until they are ready.
-async fn begin(dir: &Path, count: usize, rules: &[Rule]) -> Outcome<(Clusters, HttpClient)> {
+async fn begin(
+    dir: &Path,
+    count: usize,
+    rules: (&[Rule], Option<&str>),
+) -> Outcome<(Clusters, HttpClient)> {
     let (authority, http) = cluster::authority(dir)?;
     let mut ports = Ports::new();
     let mut clusters = Vec::new();

@@ -173,7 +173,7 @@ async fn push(client: &Client, image: &Image) -> Outcome<()> {
         let link = Link::Manifest(*digest);
         client.tags.set_link(repo, link, true).await?;
     }
-    let (late, early): (Vec<_>, Vec<_>) = image.referrer.iter().partition(|it| it.is_late);
+    let early = image.referrer.iter().filter(|it| it.behind.is_none());
     for referrer in early {
         push_referrer(client, image, referrer).await?;
     }
@@ -181,7 +181,10 @@ async fn push(client: &Client, image: &Image) -> Outcome<()> {
     // Once more behind the tag, as a proxy does it.
     let link = Link::Manifest(image.digest);
     client.tags.set_link(repo, link, true).await?;
-    for referrer in late {
+    if let Some(referrer) = &image.referrer
+        && let Some(behind) = referrer.behind
+    {
+        sleep(behind).await;
         push_referrer(client, image, referrer).await?;
     }
     Ok(())
