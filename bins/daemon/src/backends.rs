@@ -112,7 +112,7 @@ impl TryFrom<String> for Pattern {
 /// A time such as `30s` or `1m 30s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Timeout(Duration);
+pub struct Timeout(pub(crate) Duration);
 
 impl Default for Timeout {
     fn default() -> Self {
@@ -209,10 +209,11 @@ fn make(
         ))),
     };
     Ok(match config {
-        BackendConfig::LocalDisk(dir) => files(OpendalBackend::local_disk(dir)?),
-        BackendConfig::S3(options) => files(OpendalBackend::s3(options, timeout)?),
-        BackendConfig::Gcs(options) => files(OpendalBackend::gcs(options, timeout)?),
-        BackendConfig::Azure(options) => files(OpendalBackend::azure(options, timeout)?),
+        BackendConfig::LocalDisk(_)
+        | BackendConfig::S3(_)
+        | BackendConfig::Gcs(_)
+        | BackendConfig::Azure(_)
+        | BackendConfig::Memory {} => files(objects(config, Timeout(timeout))?),
         BackendConfig::Webhdfs(options) => {
             let layout = layout.unwrap_or_default();
             BoxBackend::new(WebHdfsBackend::new(options.clone(), layout, timeout)?)
@@ -233,8 +234,31 @@ fn make(
             unnamed("noop")?;
             BoxBackend::new(NoopBackend)
         }
-        BackendConfig::Memory {} => files(OpendalBackend::memory()),
     })
+}
+
+/// The storage that a configuration asks for, of those that keep objects by any path.
+///
+/// # Errors
+/// It is another one, or makes no sense.
+pub(crate) fn objects(
+    config: &BackendConfig,
+    Timeout(timeout): Timeout,
+) -> Result<OpendalBackend, BackendError> {
+    match config {
+        BackendConfig::LocalDisk(dir) => OpendalBackend::local_disk(dir),
+        BackendConfig::S3(options) => OpendalBackend::s3(options, timeout),
+        BackendConfig::Gcs(options) => OpendalBackend::gcs(options, timeout),
+        BackendConfig::Azure(options) => OpendalBackend::azure(options, timeout),
+        BackendConfig::Memory {} => Ok(OpendalBackend::memory()),
+        BackendConfig::Webhdfs(_)
+        | BackendConfig::Http(_)
+        | BackendConfig::Registry(_)
+        | BackendConfig::Shadow(_)
+        | BackendConfig::Noop {} => Err(BackendError::Denied(
+            "it is to be one of local_disk, s3, gcs and azure".into(),
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use crate::members::Origins;
 use crate::process::{Service, StartError};
 use crate::remotes::{self, RemoteConfig};
 use crate::sockets;
+use crate::tags_backend::{self, TagsBackendConfig};
 
 /// The configuration of a build-index.
 #[derive(Debug, Clone, Deserialize)]
@@ -68,6 +69,9 @@ pub struct BuildIndexConfig {
     /// Clusters that images go to.
     #[serde(default)]
     pub remotes: Vec<RemoteConfig>,
+    /// Where tags are kept besides the disks of the build-indexes; nowhere when absent.
+    #[serde(default)]
+    pub tags_backend: Option<TagsBackendConfig>,
     /// When blobs that nothing refers to any more are removed; only when somebody asks for it when
     /// absent.
     #[serde(default)]
@@ -163,7 +167,10 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     let shutdown = CancellationToken::new();
     config::watch(&origins, &shutdown);
     listed.follow_with(&origins, &shutdown);
-    let tags = ring(&config, &http)?;
+    let mut tags = ring(&config, &http)?;
+    if let Some(backend) = &config.tags_backend {
+        tags = tags.with_backend(backend.make()?);
+    }
     let policy = TagPolicy::new(&config.immutable_tags)
         .map_err(|error| StartError::Config(format!("immutable_tags: {error}")))?;
     let policy = policy.with_upstreams(upstreams(&config.upstream_tags)?);
@@ -187,7 +194,11 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     }
     let collector = Collector::new(tags.clone(), origins.clone());
     let replicating = replicate::server::router(replicator.clone(), policy.clone());
-    let metrics = get(async move || remotes::metrics(&replicator).await);
+    let kept = tags.clone();
+    let metrics = get(async move || {
+        let kept = tags_backend::metrics(&kept).await;
+        remotes::metrics(&replicator).await + &kept
+    });
     let router = router(tags, policy, origins).merge(replicating);
     let router = router.route("/metrics", metrics);
     let (router, collecting) = with_garbage(router, collector, config.garbage);

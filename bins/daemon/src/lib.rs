@@ -23,6 +23,7 @@ pub mod queue;
 pub mod remotes;
 mod sockets;
 pub mod store;
+pub mod tags_backend;
 pub mod tracker;
 
 pub use config::{ConfigError, OriginEntry, Tls};

@@ -12,12 +12,14 @@
 //! | `remote` | another cluster: its registers, its origins |
 //! | `send` | what one register needs to be there |
 //! | `blobs` | the way of one blob |
+//! | `way` | where registers go: another cluster, or the backend of the tags |
 //! | [`server`] | what build-indexes say to each other and to operators |
 
 mod blobs;
 mod remote;
 mod send;
 pub mod server;
+mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
@@ -38,8 +40,10 @@ use tokio::time::{Instant, timeout};
 
 use self::blobs::Blobs;
 use self::remote::Remote;
+use self::way::Way;
 use crate::link::RegisterName;
-use crate::tags::pending::Wanted;
+use crate::tags::backend::BACKEND;
+use crate::tags::pending::{Wanted, What};
 use crate::tags::ring::TagRing;
 use crate::tags::{TagError, chance};
 
@@ -86,9 +90,9 @@ struct Inner {
     began: Instant,
 }
 
-/// The way to one other cluster.
+/// What goes to one other cluster, or to the backend.
 struct Line {
-    remote: Arc<Remote>,
+    way: Way,
     outbox: Mutex<Outbox>,
     is_paused: AtomicBool,
     /// The list on the disk is to be read from its beginning.
@@ -161,14 +165,21 @@ impl Replicator {
     ) -> Self {
         let wanted = rules.iter().map(|rule| Wanted {
             remote: rule.name.clone(),
-            tags: rule.tags.clone(),
+            what: What::Tags(rule.tags.clone()),
         });
-        let wanted: Vec<_> = wanted.collect();
+        let mut wanted: Vec<_> = wanted.collect();
+        let backend = ring.backend().cloned();
+        wanted.extend(backend.iter().map(|backend| Wanted {
+            remote: BACKEND.to_owned(),
+            what: What::All(backend.place()),
+        }));
         let changed = ring.here().watch(wanted.clone());
-        let line = |rule: RemoteRule| {
-            let name = rule.name.clone();
+        let clusters = rules.into_iter();
+        let ways = clusters.map(|rule| Way::Cluster(Arc::new(Remote::new(rule, http))));
+        let line = |way: Way| {
+            let name = way.name().to_owned();
             let line = Line {
-                remote: Arc::new(Remote::new(rule, http)),
+                way,
                 outbox: Mutex::new(Outbox::new(ROOM, chance())),
                 is_paused: AtomicBool::new(false),
                 is_stale: AtomicBool::new(true),
@@ -176,9 +187,11 @@ impl Replicator {
             };
             (name, Arc::new(line))
         };
-        let remotes: BTreeMap<_, _> = rules.into_iter().map(line).collect();
-        let ways = remotes.values().map(|line| line.remote.clone());
-        let blobs = Blobs::new(ring.clone(), origins.clone(), ways);
+        let ways = ways.chain(backend.map(Way::Backend));
+        let remotes: BTreeMap<_, _> = ways.map(line).collect();
+        let clusters = remotes.values();
+        let clusters = clusters.filter_map(|line| line.way.cluster().cloned());
+        let blobs = Blobs::new(ring.clone(), origins.clone(), clusters);
         let inner = Inner {
             ring,
             origins,
@@ -233,8 +246,8 @@ impl Replicator {
                 oldest_seconds: since.map_or(0, |since| now.saturating_sub(since) / 1000),
                 is_paused: line.is_paused.load(Ordering::Relaxed),
                 refused: refused.collect(),
-                sent_blobs: line.remote.sent_blobs.load(Ordering::Relaxed),
-                sent_bytes: line.remote.sent_bytes.load(Ordering::Relaxed),
+                sent_blobs: line.way.sent().0,
+                sent_bytes: line.way.sent().1,
                 last_error: told.last_error.clone(),
             });
         }
@@ -296,10 +309,11 @@ impl Replicator {
         let here = state.map_or(Version::ZERO, |state| state.now.version);
         let mut all = Vec::new();
         for wanted in &self.inner.wanted {
-            let Some(line) = self.inner.remotes.get(&wanted.remote) else {
+            let line = self.inner.remotes.get(&wanted.remote);
+            let Some(remote) = line.and_then(|line| line.way.cluster()) else {
                 continue;
             };
-            let looked = line.remote.look(vec![name.to_string()]).await.ok();
+            let looked = remote.look(vec![name.to_string()]).await.ok();
             let there = looked.and_then(|looked| Some(looked.first()?.version));
             all.push(TagStatus {
                 remote: wanted.remote.clone(),
@@ -395,7 +409,7 @@ impl Inner {
             if room == 0 {
                 return Ok(());
             }
-            let (store, remote) = (self.ring.here(), line.remote.name());
+            let (store, remote) = (self.ring.here(), line.way.name());
             let page = store.pending(remote, room.min(1000), place.after.as_deref());
             let page = page.await?;
             let Some(last) = page.last().map(|it| it.name.clone()) else {
@@ -419,9 +433,12 @@ impl Inner {
     }
 
     async fn send_one(self: Arc<Self>, line: Arc<Line>, name: String) {
-        let result = self.send(&line.remote, &name).await;
+        let result = match &line.way {
+            Way::Cluster(remote) => self.send(remote, &name).await,
+            Way::Backend(backend) => self.write(backend, &name).await,
+        };
         line.tell(&name, &result);
-        let remote = line.remote.name();
+        let remote = line.way.name();
         let sent = match result {
             Ok(version) => match self.ring.here().sent(remote, &name, version).await {
                 Ok(is_same) => {

@@ -1,5 +1,6 @@
 //! Tags: names that point to digests, and the build-index that keeps them.
 
+pub mod backend;
 pub(crate) mod check;
 pub mod client;
 mod encoding;

@@ -29,21 +29,33 @@ const PAUSED_KEY: &str = "paused";
 /// Registers that are looked at in one step when the rules have changed.
 const STEP: usize = 1000;
 
-/// Which tags another cluster is to have.
+/// Which registers another cluster is to have, or the backend.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
-    /// The other cluster's name.
+    /// The other cluster's name, or that of the backend.
     pub remote: String,
-    /// It gets those of which one matches somewhere in `repository:tag`.
-    pub tags: Vec<Regex>,
+    /// Which ones it is to have.
+    pub what: What,
+}
+
+/// Which registers somebody is to have.
+#[derive(Debug, Clone)]
+pub(crate) enum What {
+    /// Tags of which one matches somewhere in `repository:tag`, and what belongs to them.
+    Tags(Vec<Regex>),
+    /// All of them, at this place.
+    All(String),
 }
 
 impl Wanted {
     pub(crate) fn wants(&self, name: &RegisterName, is_set: bool) -> bool {
+        let What::Tags(tags) = &self.what else {
+            return true;
+        };
         match name {
             RegisterName::Tag(name) => {
                 let name = name.to_string();
-                self.tags.iter().any(|it| it.is_match(&name))
+                tags.iter().any(|it| it.is_match(&name))
             }
             // Whether it is about an image that the other cluster has is asked there.
             RegisterName::Link(_, Link::Referrer { .. }) => true,
@@ -97,6 +109,17 @@ impl Watched {
     }
 }
 
+/// Strikes out a register that a remote has.
+pub(super) fn strike(
+    write: &WriteTransaction,
+    remote: &str,
+    name: &RegisterName,
+) -> Result<(), redb::Error> {
+    let key = key(remote, &name.to_string());
+    write.open_table(PENDING)?.remove(key.as_str())?;
+    Ok(())
+}
+
 /// Makes the tables.
 pub(super) fn create(write: &WriteTransaction) -> Result<(), redb::Error> {
     write.open_table(PENDING)?;
@@ -148,7 +171,10 @@ impl TagStore {
     /// Notes all that a remote wants whose rules are not those of the last time, and forgets what was noted
     /// for those that are not there any more.
     pub(crate) async fn note_new_rules(&self, wanted: &[Wanted]) -> Result<(), TagStoreError> {
-        let rules = |it: &Wanted| it.tags.iter().map(|it| it.as_str().to_owned()).collect();
+        let rules = |it: &Wanted| match &it.what {
+            What::Tags(tags) => tags.iter().map(|it| it.as_str().to_owned()).collect(),
+            What::All(place) => vec![place.clone()],
+        };
         let now: BTreeMap<String, Vec<String>> = wanted
             .iter()
             .map(|it| (it.remote.clone(), rules(it)))
@@ -330,7 +356,7 @@ impl TagStore {
         self.keep(PAUSED_KEY, paused).await
     }
 
-    async fn kept<T: serde::de::DeserializeOwned>(
+    pub(super) async fn kept<T: serde::de::DeserializeOwned>(
         &self,
         key: &'static str,
     ) -> Result<Option<T>, TagStoreError> {
@@ -344,7 +370,7 @@ impl TagStore {
         read.map_err(|_| TagStoreError::Record)
     }
 
-    async fn keep(
+    pub(super) async fn keep(
         &self,
         key: &'static str,
         what: &impl serde::Serialize,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kraken_proto::tags::list::Lists;
 use kraken_proto::tags::register::Register;
-use kraken_proto::tags::rejoin::{Decision, Told, decide};
+use kraken_proto::tags::rejoin::{Beginning, Decision, Told, decide};
 use tokio::time::{Instant, sleep};
 
 use super::TagError;
@@ -46,7 +46,7 @@ impl TagRing {
             match self.begin(store).await {
                 Ok(true) => tracing::info!("this build-index knows the tags and votes"),
                 Ok(false) => tracing::debug!("waiting for the other build-indexes"),
-                Err(error) => tracing::warn!(error, "cannot learn the tags from the others yet"),
+                Err(error) => tracing::warn!(error, "cannot learn the tags yet"),
             }
             if !store.standing().votes() {
                 sleep(pause).await;
@@ -96,7 +96,12 @@ impl TagRing {
                 self.see(lists);
                 return Ok(false);
             }
-            Decision::Begin(beginning) => beginning,
+            Decision::Begin(beginning) => {
+                if !self.restored(&beginning).await? {
+                    return Ok(false);
+                }
+                beginning
+            }
             Decision::CatchUp(beginning) => {
                 self.catch_up(store, &told, &beginning.lists).await?;
                 beginning
@@ -107,6 +112,15 @@ impl TagRing {
         begun.map_err(failed)?;
         self.see(lists);
         Ok(true)
+    }
+
+    /// Whether what the backend holds was read for this beginning. Reading takes a while, in which the others
+    /// may come to another: they are asked once more after it.
+    async fn restored(&self, beginning: &Beginning) -> Result<bool, String> {
+        match self.backend() {
+            Some(backend) => backend.restore(self, &beginning.founders).await,
+            None => Ok(true),
+        }
     }
 
     /// Whether what the others say goes together with what this one is.

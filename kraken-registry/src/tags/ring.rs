@@ -5,7 +5,7 @@
 //! when most owners have it on disk, and whoever reads it later from any build-index sees it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -18,6 +18,7 @@ use reqwest::Client;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
+use super::backend::{self, TagBackend};
 use super::members::{self, IndexMember, RingError, View};
 use super::owner::{Owner, Promise, Said, voting};
 use super::store::{Attempt, TagStore};
@@ -51,6 +52,7 @@ struct Inner {
     replicas: usize,
     proposer: u64,
     round: AtomicU64,
+    backend: OnceLock<TagBackend>,
 }
 
 impl TagRing {
@@ -96,10 +98,35 @@ impl TagRing {
             replicas,
             proposer: chance(),
             round: AtomicU64::new(1),
+            backend: OnceLock::new(),
         };
         Ok(Self {
             inner: Arc::new(inner),
         })
+    }
+
+    /// The same with a backend where all is written to, and read again after the loss of all disks.
+    #[must_use]
+    pub fn with_backend(self, backend: TagBackend) -> Self {
+        // The first one stays: nothing was written anywhere else.
+        let _ = self.inner.backend.set(backend);
+        self
+    }
+
+    /// That backend.
+    pub fn backend(&self) -> Option<&TagBackend> {
+        self.inner.backend.get()
+    }
+
+    /// How many objects of the backend could not be read when the cluster began; nothing without one.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub async fn unreadable(&self) -> Result<Option<u64>, TagError> {
+        match self.backend() {
+            Some(_) => Ok(Some(backend::unreadable(self.here()).await?)),
+            None => Ok(None),
+        }
     }
 
     /// Whether this build-index votes: after its start it may first have to learn what the tags are.
@@ -116,6 +143,9 @@ impl TagRing {
                 .is_some_and(|it| it.has_left(&self.inner.name))
         };
         if !store.standing().votes() {
+            if let Some(reason) = self.backend().and_then(TagBackend::why_not_read) {
+                return Some(reason);
+            }
             return Some("it waits for the other build-indexes: it does not know the tags yet");
         }
         if !store.is_writable() {

@@ -21,6 +21,7 @@ use redb::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::backend::BACKEND;
 use super::pending::{self, Watch};
 use super::writer::Writer;
 use super::{TagError, encoding};
@@ -378,6 +379,32 @@ impl TagStore {
                     let learnt = update(write, &watch, &name, |it| it.learn(&other))?;
                     if learnt.is_none() {
                         return Ok(None);
+                    }
+                }
+                Ok(Some(()))
+            })
+            .await?
+            .ok_or(TagStoreError::Record)
+    }
+
+    /// Takes what the backend holds, before it votes: any attempt since then is a later one.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(super) async fn restore(
+        &self,
+        page: Vec<(RegisterName, TagState)>,
+    ) -> Result<(), TagStoreError> {
+        let watch = self.watch.clone();
+        self.writer
+            .run(move |write| {
+                for (name, state) in page {
+                    let restored = update(write, &watch, &name, |it| it.restore(&state))?;
+                    match restored {
+                        // It came from there.
+                        Some(true) => pending::strike(write, BACKEND, &name)?,
+                        Some(false) => {}
+                        None => return Ok(None),
                     }
                 }
                 Ok(Some(()))

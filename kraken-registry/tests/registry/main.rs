@@ -6,6 +6,7 @@
 )]
 
 mod access;
+mod backend;
 mod clients;
 mod common;
 #[path = "../conformance/mod.rs"]

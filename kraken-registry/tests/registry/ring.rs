@@ -6,12 +6,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
+use kraken_core::net::http::HttpClient;
+use kraken_core::net::origin::OriginCluster;
+use kraken_core::storage::OpendalBackend;
 use kraken_proto::Digest;
 use kraken_proto::tags::list::{Lists, Members};
 use kraken_proto::tags::record::{Condition, Refusal, TagState, Version};
 use kraken_proto::tags::register::{Ballot, Outbid};
 use kraken_proto::tags::rejoin::{Beginning, Told};
 use kraken_registry::name::TagName;
+use kraken_registry::replicate::Replicator;
+use kraken_registry::tags::backend::TagBackend;
 use kraken_registry::tags::client::TagClient;
 use kraken_registry::tags::members::{IndexMember, RingError};
 use kraken_registry::tags::ring::TagRing;
@@ -32,7 +37,9 @@ pub(crate) struct Cluster {
     /// Those that are in the configuration of what starts from now on.
     pub(crate) listed: Vec<usize>,
     addrs: Vec<SocketAddr>,
-    running: Vec<Option<(TagRing, [JoinHandle<()>; 2])>>,
+    running: Vec<Option<(TagRing, Vec<JoinHandle<()>>)>>,
+    /// A directory that is the backend of what starts from now on.
+    pub(crate) backend: Option<PathBuf>,
 }
 
 impl Cluster {
@@ -43,6 +50,7 @@ impl Cluster {
             listed: (0..count).collect(),
             addrs: Vec::new(),
             running: Vec::new(),
+            backend: None,
         };
         for number in 0..count {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -84,7 +92,17 @@ impl Cluster {
         let who = ("east", self.members[at].name.as_str());
         let listed = self.listed.iter().map(|it| self.members[*it].clone());
         let listed: Vec<_> = listed.collect();
-        let ring = TagRing::new(store, who, &listed, 3, client()).unwrap();
+        let mut ring = TagRing::new(store, who, &listed, 3, client()).unwrap();
+        let mut tasks = Vec::new();
+        if let Some(dir) = &self.backend {
+            let storage = OpendalBackend::local_disk(dir).unwrap();
+            let backend = TagBackend::new(storage, "east", dir.display().to_string());
+            ring = ring.with_backend(backend.unwrap());
+            let http = HttpClient::new(None).unwrap();
+            let origins = OriginCluster::new([], http.clone(), 1);
+            let writing = Replicator::new(ring.clone(), (origins, 1), Vec::new(), &http);
+            tasks.push(tokio::spawn(async move { writing.run().await }));
+        }
         let policy = TagPolicy::new(["release/.*|release/.*x", "app:v1|app:v10"]).unwrap();
         let app = server::unchecked_router(ring.clone(), policy);
         let listener = loop {
@@ -93,10 +111,12 @@ impl Cluster {
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
-        let serving = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        tasks.push(tokio::spawn(async move {
+            axum::serve(listener, app).await.unwrap();
+        }));
         let taking_part = ring.clone();
-        let taking_part = tokio::spawn(async move { taking_part.take_part().await });
-        self.running[at] = Some((ring, [serving, taking_part]));
+        tasks.push(tokio::spawn(async move { taking_part.take_part().await }));
+        self.running[at] = Some((ring, tasks));
     }
 
     /// Why one does not start with such a list.

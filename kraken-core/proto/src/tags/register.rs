@@ -80,4 +80,70 @@ impl Register {
             self.voted = false;
         }
     }
+
+    /// An owner of a cluster that begins takes what was kept elsewhere, before it answers anybody. Whether
+    /// it holds just that now.
+    pub fn restore(&mut self, kept: &TagState) -> bool {
+        if self.accepted <= Ballot::RESTORED && !self.voted {
+            let merged = self.state.as_ref().map(|it| it.merged(kept));
+            self.promised = self.promised.max(Ballot::RESTORED);
+            self.accepted = Ballot::RESTORED;
+            self.state = Some(merged.unwrap_or_else(|| kept.clone()));
+        }
+        self.state.as_ref() == Some(kept)
+    }
+}
+
+impl Ballot {
+    /// What was kept elsewhere counts as taken in this attempt: all others are later.
+    const RESTORED: Self = Self {
+        round: 1,
+        proposer: 0,
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::digest::Digest;
+    use crate::tags::record::{Record, Version};
+
+    fn state(version: u64) -> TagState {
+        TagState::first(Record {
+            version: Version::new(version),
+            cluster: "east".into(),
+            digest: Some(Digest::of(&version.to_le_bytes())),
+        })
+    }
+
+    #[test]
+    fn what_is_restored_is_earlier_than_all_attempts_and_the_latest_of_what_was_kept() {
+        let mut register = Register::default();
+        assert!(register.restore(&state(2)));
+        assert!(register.restore(&state(2)));
+        assert!(!register.restore(&state(1)), "it holds something later");
+        assert!(
+            !register.restore(&state(3)),
+            "it holds what was before as well"
+        );
+        let restored = register.state.clone().unwrap();
+        let versions: Vec<_> = restored.records().map(|it| it.version.get()).collect();
+        assert_eq!(versions, [3, 2, 1]);
+        assert!(!register.voted);
+        let first = Ballot {
+            round: 2,
+            proposer: 0,
+        };
+        register.prepare(first).unwrap();
+        register.accept(first, Some(state(4))).unwrap();
+        assert!(!register.restore(&state(5)), "it was voted for since");
+        assert_eq!(register.state, Some(state(4)));
+        let mut other = Register::default();
+        other.restore(&state(3));
+        let mut learning = other.clone();
+        learning.learn(&register);
+        assert_eq!(learning.state, Some(state(4)));
+        register.learn(&other);
+        assert_eq!(register.state, Some(state(4)));
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! A namespace chooses the backend and nothing else, so blobs of all namespaces share one place.
 
+mod objects;
 #[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
 pub(super) mod services;
 #[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
