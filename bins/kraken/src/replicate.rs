@@ -50,38 +50,39 @@ impl Indexes {
             .map(Self)
     }
 
-    /// What each says of each other cluster.
-    ///
-    /// # Errors
-    /// One does not answer.
-    pub async fn status(&self) -> Result<Vec<Part>, Failure> {
-        let mut parts = Vec::new();
+    /// What each says of each other cluster; and which do not say.
+    pub async fn status(&self) -> (Vec<Part>, Vec<Failure>) {
+        let (mut parts, mut silent) = (Vec::new(), Vec::new());
         for (url, index) in &self.0 {
-            let said: Statuses = read(url, index.send("GET", "/replicate/status").await).await?;
-            parts.extend(said.remotes.into_iter().map(|remote| Part {
-                build_index: url.clone(),
-                remote,
-            }));
+            match read::<Statuses>(url, index.send("GET", "/replicate/status").await).await {
+                Ok(said) => parts.extend(said.remotes.into_iter().map(|remote| Part {
+                    build_index: url.clone(),
+                    remote,
+                })),
+                Err(failure) => silent.push(failure),
+            }
         }
-        Ok(parts)
+        (parts, silent)
     }
 
     /// Tells all of them to `pause`, to `resume`, or to try all that waits `now`.
     ///
     /// # Errors
-    /// One does not answer, or knows no such cluster; those before it have done it.
+    /// Some do not answer, or know no such cluster; the others have done it.
     pub async fn tell(&self, remote: &str, what: &str) -> Result<(), Failure> {
         let is_plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
         if remote.is_empty() || !remote.chars().all(is_plain) {
             let what = format!("{remote:?} is neither a tag such as team/app:v1 nor a cluster");
             return Err(Failure::Argument(what));
         }
+        let mut failures = Vec::new();
         for (url, index) in &self.0 {
             let path = format!("/replicate/{remote}/{what}");
-            let told = index.send("POST", &path).await;
-            told.map_err(|error| failed(url, &error))?;
+            if let Err(error) = index.send("POST", &path).await {
+                failures.push(failed(url, &error));
+            }
         }
-        Ok(())
+        all(failures)
     }
 
     /// Has a tag sent to all clusters that a rule sends it to; how many these are.
@@ -160,15 +161,24 @@ pub fn table(parts: &[Part]) -> Table {
     table
 }
 
-/// Whether all was taken.
+/// Whether all was taken, and all answered.
 ///
 /// # Errors
-/// Something was refused.
-pub fn check(parts: &[Part]) -> Result<(), Failure> {
+/// Something was refused, or a build-index does not answer.
+pub fn check(parts: &[Part], silent: Vec<Failure>) -> Result<(), Failure> {
+    all(silent)?;
     let refused: usize = parts.iter().map(|part| part.remote.refused.len()).sum();
     if refused == 0 {
         return Ok(());
     }
     let what = format!("{refused} tags were refused: set them to the same on both sides");
     Err(Failure::Registry(what))
+}
+
+fn all(failures: Vec<Failure>) -> Result<(), Failure> {
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let reasons: Vec<_> = failures.iter().map(ToString::to_string).collect();
+    Err(Failure::Away(reasons.join("; ")))
 }

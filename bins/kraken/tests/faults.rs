@@ -21,6 +21,8 @@ mod input;
 mod kill;
 #[path = "faults/outage.rs"]
 mod outage;
+#[path = "faults/rebuild.rs"]
+mod rebuild;
 #[path = "faults/replicate.rs"]
 mod replicate;
 #[path = "faults/rogue.rs"]

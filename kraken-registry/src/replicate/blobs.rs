@@ -17,7 +17,7 @@ use kraken_core::net::origin::OriginCluster;
 use kraken_proto::limits::bucket::Bucket;
 use kraken_proto::{Digest, Namespace, Timestamp};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::SendError;
@@ -26,8 +26,6 @@ use crate::source::BlobSource as _;
 use crate::tags::ring::TagRing;
 use crate::web::chain;
 
-/// Blobs that one build-index sends at once.
-const PARALLEL: usize = 8;
 /// How long it is waited for the end of a blob in one request.
 pub(super) const WAIT: Duration = Duration::from_secs(20);
 /// How long another build-index may take to answer beyond that.
@@ -65,7 +63,6 @@ struct Inner {
     origins: OriginCluster,
     remotes: HashMap<String, Arc<Remote>>,
     under_way: Mutex<HashMap<(String, Digest), watch::Receiver<Carried>>>,
-    turns: Semaphore,
 }
 
 impl Blobs {
@@ -80,7 +77,6 @@ impl Blobs {
             origins,
             remotes: remotes.collect(),
             under_way: Mutex::default(),
-            turns: Semaphore::new(PARALLEL),
         };
         Self {
             inner: Arc::new(inner),
@@ -200,13 +196,13 @@ impl Inner {
         ns: &Namespace,
         digest: Digest,
     ) -> Result<(), SendError> {
-        let _turn = self.turns.acquire().await;
+        let _turn = remote.turns.acquire().await;
         let there = remote.origins().await?;
         // Somebody else may have sent it since.
         match there.stat(ns, digest).await {
             Ok(_) => return Ok(()),
             Err(ApiError::NotFound) => {}
-            Err(error) => return Err(SendError::Away(error.to_string())),
+            Err(error) => return Err(SendError::Failed(error.to_string())),
         }
         let length = self.origins.stat(ns, digest).await;
         let length = length.map_err(|error| SendError::Failed(format!("here: {error}")))?;
@@ -222,7 +218,7 @@ impl Inner {
                     Ok(begun) => begun,
                     // That origin has it already.
                     Err(ApiError::Conflict(_)) => return Ok(()),
-                    Err(error) => return Err(away(&error)),
+                    Err(error) => return Err(failed_there(&error)),
                 };
                 let upload = format!("{origin} {id}");
                 let kept = store.set_upload(remote.name(), digest, Some(upload.clone()));
@@ -236,7 +232,7 @@ impl Inner {
             let body = self.body(remote, ns, digest, at..length).await?;
             match there.upload_append(origin, id, at, body).await {
                 Ok(now) => at = now,
-                Err(error) if breaks == BREAKS => return Err(away(&error)),
+                Err(error) if breaks == BREAKS => return Err(failed_there(&error)),
                 Err(_) => {
                     breaks += 1;
                     at = match there.upload_len(origin, id).await {
@@ -270,7 +266,7 @@ impl Inner {
                 .await
                 .map_err(|error| SendError::Failed(error.to_string()))?;
         }
-        Err(away(error))
+        Err(failed_there(error))
     }
 
     /// The bytes of a part of a blob, as fast as they may go.
@@ -306,13 +302,8 @@ async fn resume(there: &OriginCluster, known: Option<&str>) -> Option<(String, u
     Some((known.to_owned(), at))
 }
 
-fn away(error: &ApiError) -> SendError {
-    let reason = error.to_string();
-    if error.is_retryable() {
-        SendError::Away(reason)
-    } else {
-        SendError::Failed(reason)
-    }
+fn failed_there(error: &ApiError) -> SendError {
+    SendError::Failed(error.to_string())
 }
 
 /// Lets bytes go at a rate.

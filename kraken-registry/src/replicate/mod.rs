@@ -29,9 +29,9 @@ use std::time::Duration;
 
 use kraken_core::net::http::HttpClient;
 use kraken_core::net::origin::OriginCluster;
-use kraken_proto::Timestamp;
 use kraken_proto::tags::outbox::{Outbox, Sent};
 use kraken_proto::tags::record::Version;
+use kraken_proto::{Digest, Timestamp};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -87,6 +87,8 @@ struct Inner {
     remotes: BTreeMap<String, Arc<Line>>,
     blobs: Blobs,
     changed: Arc<Notify>,
+    /// One changes what is paused at a time.
+    pausing: tokio::sync::Mutex<()>,
     began: Instant,
 }
 
@@ -200,6 +202,7 @@ impl Replicator {
             remotes,
             blobs,
             changed,
+            pausing: tokio::sync::Mutex::default(),
             began: Instant::now(),
         };
         Self {
@@ -215,9 +218,12 @@ impl Replicator {
             tracing::error!(%error, "what other clusters lack cannot be written down");
             tokio::time::sleep(READ).await;
         }
-        match store.paused().await {
-            Ok(paused) => inner.pause(&paused),
-            Err(error) => tracing::error!(%error, "it cannot be read what is paused"),
+        loop {
+            match store.paused().await {
+                Ok(paused) => break inner.pause(&paused),
+                Err(error) => tracing::error!(%error, "it cannot be read what is paused"),
+            }
+            tokio::time::sleep(READ).await;
         }
         let lines = inner.remotes.values().cloned();
         let lines = lines.map(|line| inner.clone().keep_sending(line));
@@ -263,6 +269,7 @@ impl Replicator {
             return Ok(false);
         }
         let store = self.inner.ring.here();
+        let _turn = self.inner.pausing.lock().await;
         let mut paused = store.paused().await?;
         if is_paused {
             paused.insert(remote.to_owned());
@@ -290,11 +297,21 @@ impl Replicator {
     /// # Errors
     /// It cannot be written down.
     pub async fn send_now(&self, name: &RegisterName) -> Result<usize, TagError> {
-        let wanted = self.inner.wanted.iter().filter(|it| it.wants(name, true));
+        let wanted = self.inner.wanted.iter().filter(|it| it.wants(name));
         let remotes: BTreeSet<_> = wanted.map(|it| it.remote.clone()).collect();
         for remote in &remotes {
-            let names = vec![name.to_string()];
-            self.inner.ring.here().note_pending(remote, names).await?;
+            let name = name.to_string();
+            let noted = self
+                .inner
+                .ring
+                .here()
+                .note_pending(remote, vec![name.clone()]);
+            noted.await?;
+            if let Some(line) = self.inner.remotes.get(remote) {
+                let now = self.inner.now();
+                line.outbox().add(now, &name, 0);
+                line.outbox().hurry_one(now, &name);
+            }
         }
         self.inner.changed.notify_waiters();
         Ok(remotes.len())
@@ -313,11 +330,16 @@ impl Replicator {
             let Some(remote) = line.and_then(|line| line.way.cluster()) else {
                 continue;
             };
-            let looked = remote.look(vec![name.to_string()]).await.ok();
+            let is_wanted = wanted.wants(name);
+            // What no rule sends there is not named there.
+            let looked = match is_wanted {
+                true => remote.look(vec![name.to_string()]).await.ok(),
+                false => None,
+            };
             let there = looked.and_then(|looked| Some(looked.first()?.version));
             all.push(TagStatus {
                 remote: wanted.remote.clone(),
-                is_wanted: wanted.wants(name, true),
+                is_wanted,
                 here: here.get().to_string(),
                 there: there.map(|there| there.get().to_string()),
                 is_there: there.is_some_and(|there| there >= here),
@@ -345,7 +367,7 @@ impl Line {
     }
 
     /// Notes how an attempt ended.
-    fn tell(&self, name: &str, result: &Result<Version, SendError>) {
+    fn tell(&self, name: &str, result: &Result<Known, SendError>) {
         let mut told = self.told();
         match result {
             Ok(_) => drop(told.refused.remove(name)),
@@ -399,8 +421,8 @@ impl Inner {
 
     /// Reads on in the list on the disk, as far as there is room.
     async fn fill(&self, line: &Line, place: &mut Place) -> Result<(), TagError> {
-        let is_stale = line.is_stale.swap(false, Ordering::Relaxed);
         let is_first = place.after.is_none();
+        let is_stale = is_first && line.is_stale.swap(false, Ordering::Relaxed);
         if is_first && !is_stale && place.read.elapsed() < READ && !self.is_changed(place) {
             return Ok(());
         }
@@ -439,12 +461,11 @@ impl Inner {
         };
         line.tell(&name, &result);
         let remote = line.way.name();
+        let mut is_same = true;
         let sent = match result {
-            Ok(version) => match self.ring.here().sent(remote, &name, version).await {
-                Ok(is_same) => {
-                    if !is_same {
-                        line.is_stale.store(true, Ordering::Relaxed);
-                    }
+            Ok(known) => match self.ring.here().sent(remote, &name, known).await {
+                Ok(same) => {
+                    is_same = same;
                     Sent::Done
                 }
                 Err(_) => Sent::Failed,
@@ -459,7 +480,18 @@ impl Inner {
             }
         };
         line.outbox().ended(self.now(), &name, sent);
+        if !is_same {
+            line.is_stale.store(true, Ordering::Relaxed);
+        }
     }
+}
+
+/// What another cluster was found to have of a register, or need not have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) version: Version,
+    /// Names all states; nothing of a register that is not set here.
+    pub(crate) state: Option<Digest>,
 }
 
 /// How far the list on the disk is read.

@@ -10,7 +10,7 @@ use kraken_core::origin::RingMember;
 use kraken_proto::tags::record::TagState;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
 use super::blobs::Pace;
@@ -23,6 +23,11 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is asked who its origins are.
 const ORIGINS: Duration = Duration::from_secs(30);
 
+/// What the reason of a build-index begins with that is there, and cannot answer this.
+const ANSWERED: &str = "it answers";
+/// Blobs that one build-index sends there at once.
+const BLOBS: usize = 8;
+
 /// Another cluster.
 pub(super) struct Remote {
     name: String,
@@ -31,6 +36,7 @@ pub(super) struct Remote {
     preferred: AtomicUsize,
     origins: Mutex<Option<(Instant, OriginCluster)>>,
     pub(super) pace: Pace,
+    pub(super) turns: Semaphore,
     pub(super) sent_blobs: AtomicU64,
     pub(super) sent_bytes: AtomicU64,
 }
@@ -57,6 +63,7 @@ impl Remote {
             preferred: AtomicUsize::new(0),
             origins: Mutex::new(None),
             pace: Pace::new(rule.limit),
+            turns: Semaphore::new(BLOBS),
             sent_blobs: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
         }
@@ -139,7 +146,7 @@ impl Remote {
         path: &str,
         body: Option<&(impl Serialize + Sync)>,
     ) -> Result<T, SendError> {
-        let mut reasons = Vec::new();
+        let (mut reasons, mut is_there) = (Vec::new(), false);
         let first = self.preferred.load(Ordering::Relaxed);
         for turn in 0..self.hosts.len() {
             let at = (first + turn) % self.hosts.len();
@@ -150,10 +157,15 @@ impl Remote {
             }
             let said = match request.timeout(TIMEOUT).send().await {
                 Ok(answer) => said(answer).await,
-                Err(error) => Err(SendError::Away(chain(&error))),
+                Err(error) => {
+                    // One that takes too long for this is there for other questions.
+                    is_there |= !error.is_connect();
+                    Err(SendError::Away(chain(&error)))
+                }
             };
             match said {
                 Err(SendError::Away(reason)) => {
+                    is_there |= reason.starts_with(ANSWERED);
                     reasons.push(format!("{}: {reason}", self.hosts[at]));
                 }
                 said => {
@@ -162,7 +174,11 @@ impl Remote {
                 }
             }
         }
-        Err(SendError::Away(reasons.join("; ")))
+        let reasons = reasons.join("; ");
+        Err(match is_there {
+            true => SendError::Failed(reasons),
+            false => SendError::Away(reasons),
+        })
     }
 }
 
@@ -176,11 +192,13 @@ async fn said<T: DeserializeOwned>(answer: reqwest::Response) -> Result<T, SendE
     let failure = serde_json::from_str::<Failure>(&text);
     let reason = failure.map_or_else(
         |_| text.chars().take(200).collect(),
-        |failure| failure.error.message,
+        |failure| failure.error.message.chars().take(200).collect(),
     );
     Err(match status {
         StatusCode::CONFLICT => SendError::Refused(reason),
-        status if status.is_server_error() => SendError::Away(format!("{status}: {reason}")),
+        status if status.is_server_error() => {
+            SendError::Away(format!("{ANSWERED} {status}: {reason}"))
+        }
         status => SendError::Failed(format!("{status}: {reason}")),
     })
 }

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use kraken_proto::tags::record::{TagState, Version};
+use kraken_core::net::http::ApiError;
+use kraken_proto::tags::record::TagState;
 use kraken_proto::{Digest, Namespace};
 
 use super::remote::Remote;
-use super::{Inner, SendError};
+use super::server::Registers;
+use super::{Inner, Known, SendError};
 use crate::link::{Link, LinkKind, RegisterName};
-use crate::name::RepoName;
+use crate::name::{RepoName, TagName};
 use crate::reader::{ReadError, fetch};
 
 /// Blobs of one image that go at once, and that are looked for.
@@ -32,53 +34,101 @@ struct Image {
 }
 
 impl Inner {
-    /// Makes sure that another cluster has a register as it is here, or something later. The version that it
-    /// has.
-    pub(super) async fn send(&self, remote: &Remote, name: &str) -> Result<Version, SendError> {
+    /// Makes sure that another cluster has a register as it is here, or something later. What it has.
+    pub(super) async fn send(&self, remote: &Remote, name: &str) -> Result<Known, SendError> {
         let register: RegisterName = match name.parse() {
             Ok(register) => register,
             // Nobody could ask for it.
-            Err(_) => return Ok(Version::new(u64::MAX)),
+            Err(_) => return Ok(Known::default()),
         };
         let Some(state) = self.ring.register(&register).await? else {
-            return Ok(Version::ZERO);
+            return Ok(Known::default());
         };
-        let version = state.now.version;
-        let mut asked = vec![name.to_owned()];
-        let about = self.about(&register);
-        asked.extend(about.iter().map(ToString::to_string));
-        let looked = remote.look(asked).await?;
-        let there = looked.first();
-        let is_same = there.is_some_and(|it| it.state == Some(state.id()));
-        // What is about an image that is not there stays here, until that goes there.
-        let is_unwanted = about.is_some() && !looked.last().is_some_and(|it| it.is_set);
-        if is_same || is_unwanted {
-            return Ok(version);
+        let known = Known {
+            version: state.now.version,
+            state: Some(state.id()),
+        };
+        if !self.is_wanted(remote, &register, &state).await? {
+            return Ok(known);
         }
-        if there.is_some_and(|it| it.version >= version) {
+        let there = remote.look(vec![name.to_owned()]).await?;
+        let there = there.first();
+        let is_same = there.is_some_and(|it| it.state == known.state);
+        if there.is_some_and(|it| it.version > known.version) {
             // It has something later, and may lack what was here before.
             remote.merge(vec![(name.to_owned(), state)]).await?;
-            return Ok(version);
+        } else if !is_same || !self.has_all(remote, &register, &state).await? {
+            self.send_with_all(remote, (&register, state)).await?;
+            let version = known.version.get();
+            tracing::info!(remote = remote.name(), name, version, "sent");
         }
-        self.send_with_all(remote, (&register, state)).await?;
-        tracing::info!(
-            remote = remote.name(),
-            name,
-            version = version.get(),
-            "sent"
-        );
-        Ok(version)
+        Ok(known)
     }
 
-    /// What must be there for a register to be wanted there, if it is not wanted for itself.
-    fn about(&self, register: &RegisterName) -> Option<RegisterName> {
-        let manifest = match register {
-            RegisterName::Link(_, Link::Referrer { subject, .. }) => *subject,
-            RegisterName::Link(_, Link::Manifest(manifest)) => *manifest,
-            _ => return None,
+    /// Whether a register is to be there: a tag by the rules, a link when the image is there that it is about.
+    async fn is_wanted(
+        &self,
+        remote: &Remote,
+        register: &RegisterName,
+        state: &TagState,
+    ) -> Result<bool, SendError> {
+        let RegisterName::Link(repo, link) = register else {
+            return Ok(true);
         };
-        let link = Link::Manifest(manifest);
-        Some(RegisterName::Link(register.repo().clone(), link))
+        let rules = self.wanted.iter().find(|it| it.remote == remote.name());
+        let is_ruled = |tag: &TagName| {
+            let tag = RegisterName::Tag(tag.clone());
+            rules.is_some_and(|it| it.wants(&tag))
+        };
+        // Of other repositories nothing is told there.
+        if !self.ring.any_tag_ever(repo, is_ruled).await? {
+            return Ok(false);
+        }
+        let manifest = match link {
+            Link::Referrer { subject, .. } => *subject,
+            Link::Manifest(manifest) => *manifest,
+            Link::Blob(_) => return Ok(false),
+        };
+        let about = RegisterName::Link(repo.clone(), Link::Manifest(manifest));
+        let looked = remote.look(vec![about.to_string()]).await?;
+        match looked.first() {
+            // A manifest that was removed there may come back.
+            Some(it) if it.state.is_some() => Ok(it.is_set || &about == register),
+            // An image without links is there when its manifest is.
+            _ if state.now.digest.is_some() && &about != register => {
+                let origins = remote.origins().await?;
+                match origins.stat(&repo.namespace(), manifest).await {
+                    Ok(_) => Ok(true),
+                    Err(ApiError::NotFound) => Ok(false),
+                    Err(error) => Err(SendError::Failed(error.to_string())),
+                }
+            }
+            // Otherwise it goes with its tag.
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether all that belongs to a register is there as it is here.
+    async fn has_all(
+        &self,
+        remote: &Remote,
+        register: &RegisterName,
+        state: &TagState,
+    ) -> Result<bool, SendError> {
+        let Some(digest) = state.now.digest else {
+            return Ok(true);
+        };
+        let image = self.image(register.repo(), digest).await?;
+        let links = self.links_of(register.repo(), &image).await?;
+        for part in links.chunks(Registers::MOST) {
+            let names = part.iter().map(|(name, _)| name.clone()).collect();
+            let looked = remote.look(names).await?;
+            let mut pairs = part.iter().zip(looked);
+            if pairs.any(|((_, state), there)| there.state != Some(state.id())) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     async fn send_with_all(
@@ -87,42 +137,44 @@ impl Inner {
         (register, state): (&RegisterName, TagState),
     ) -> Result<(), SendError> {
         let repo = register.repo();
+        let own = (register.to_string(), state.clone());
         let Some(digest) = state.now.digest else {
-            return remote.merge(vec![(register.to_string(), state)]).await;
+            return remote.merge(vec![own]).await;
         };
+        let mut sent = Vec::new();
         loop {
             let image = self.image(repo, digest).await?;
-            self.send_blobs(remote, &repo.namespace(), &image).await?;
-            let mut registers = Vec::new();
-            let manifests = image.manifests.iter().map(|it| Link::Manifest(*it));
-            for link in manifests.chain(image.referrers.iter().copied()) {
-                let link = RegisterName::Link(repo.clone(), link);
-                // One that was never set here need not be there.
-                if let Some(state) = self.ring.register(&link).await? {
-                    registers.push((link.to_string(), state));
-                }
-            }
-            registers.push((register.to_string(), state.clone()));
-            remote.merge(registers).await?;
+            let mut registers = self.links_of(repo, &image).await?;
             // What came to be about it meanwhile was left to this: the image was not there yet.
-            if !self.has_more(repo, &image).await? {
+            if registers == sent && !sent.is_empty() {
+                return Ok(());
+            }
+            self.send_blobs(remote, &repo.namespace(), &image).await?;
+            sent.clone_from(&registers);
+            registers.push(own.clone());
+            remote.merge(registers).await?;
+            if sent.is_empty() {
                 return Ok(());
             }
         }
     }
 
-    /// Whether there is more about an image than it was found to have.
-    async fn has_more(&self, repo: &RepoName, image: &Image) -> Result<bool, SendError> {
-        for subject in &image.manifests {
-            for manifest in self.referrers(repo, *subject).await? {
-                let subject = *subject;
-                let link = Link::Referrer { subject, manifest };
-                if !image.referrers.contains(&link) {
-                    return Ok(true);
-                }
+    /// The links of an image as they are here.
+    async fn links_of(
+        &self,
+        repo: &RepoName,
+        image: &Image,
+    ) -> Result<Vec<(String, TagState)>, SendError> {
+        let manifests = image.manifests.iter().map(|it| Link::Manifest(*it));
+        let mut links = Vec::new();
+        for link in manifests.chain(image.referrers.iter().copied()) {
+            let link = RegisterName::Link(repo.clone(), link);
+            // One that was never set here need not be there.
+            if let Some(state) = self.ring.register(&link).await? {
+                links.push((link.to_string(), state));
             }
         }
-        Ok(false)
+        Ok(links)
     }
 
     /// Walks down to the layers of every platform, and on to what is about any of its manifests.
@@ -192,8 +244,8 @@ impl Inner {
             async move {
                 match origins.stat(&ns, digest).await {
                     Ok(_) => Ok(None),
-                    Err(kraken_core::net::http::ApiError::NotFound) => Ok(Some(digest)),
-                    Err(error) => Err(SendError::Away(error.to_string())),
+                    Err(ApiError::NotFound) => Ok(Some(digest)),
+                    Err(error) => Err(SendError::Failed(error.to_string())),
                 }
             }
         });

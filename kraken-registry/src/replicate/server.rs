@@ -167,9 +167,12 @@ impl Served {
     async fn merge(&self, name: RegisterName, state: TagState) -> Result<(), IndexError> {
         let inner = &self.replicator.inner;
         let before = inner.ring.register(&name).await?;
-        let before = before.map_or(Version::ZERO, |before| before.now.version);
+        let after = before
+            .as_ref()
+            .map_or_else(|| state.clone(), |it| it.merged(&state));
+        let is_new = before.is_none_or(|before| before.now != after.now);
         // What is only to be in the history need not be there any more.
-        let now = state.now.digest.filter(|_| state.now.version > before);
+        let now = after.now.digest.filter(|_| is_new);
         let is_immutable = match &name {
             RegisterName::Tag(tag) => {
                 if let Some(digest) = now {
@@ -177,7 +180,11 @@ impl Served {
                 }
                 self.policy.is_immutable(tag)
             }
-            RegisterName::Link(repo, _) => {
+            RegisterName::Link(repo, link) => {
+                let mut named = state.records().filter_map(|record| record.digest);
+                if named.any(|digest| digest != link.digest()) {
+                    return Err(wrong(format!("{name}: a link to something else")));
+                }
                 if let Some(digest) = now {
                     let ns = repo.namespace();
                     let found = BlobSource::stat(&inner.origins, &ns, digest);

@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kraken_core::storage::BackendError;
-use kraken_proto::tags::record::Version;
 
 use super::remote::Remote;
-use super::{Inner, SendError};
+use super::{Inner, Known, SendError};
 use crate::link::RegisterName;
 use crate::tags::backend::{BACKEND, TagBackend};
 
@@ -47,28 +46,27 @@ impl Way {
 
 impl Inner {
     /// Makes sure that the backend has a register as it is here, or something later. The version that it has.
-    pub(super) async fn write(
-        &self,
-        backend: &TagBackend,
-        name: &str,
-    ) -> Result<Version, SendError> {
+    pub(super) async fn write(&self, backend: &TagBackend, name: &str) -> Result<Known, SendError> {
         let register: RegisterName = match name.parse() {
             Ok(register) => register,
             // Nobody could ask for it.
-            Err(_) => return Ok(Version::new(u64::MAX)),
+            Err(_) => return Ok(Known::default()),
         };
         let mut written = None;
         for _ in 0..TRIES {
             let Some(state) = self.ring.register(&register).await? else {
-                return Ok(Version::ZERO);
+                return Ok(Known::default());
             };
-            let version = state.now.version;
-            if written == Some(version) || !backend.put(&register, &state).await? {
-                return Ok(version);
+            let known = Known {
+                version: state.now.version,
+                state: Some(state.id()),
+            };
+            if written == Some(known) || !backend.put(&register, &state).await? {
+                return Ok(known);
             }
             // Another owner may have written something later while this one was held up: a look at what it is
             // now tells.
-            written = Some(version);
+            written = Some(known);
         }
         Err(SendError::Failed("it changes all the time".into()))
     }

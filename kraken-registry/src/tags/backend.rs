@@ -9,7 +9,7 @@
 //! What the storage lacks is noted and sent as what other clusters lack is ([`crate::replicate`]). Build-indexes
 //! that begin, and of which none remembers anything, read all that is theirs before they vote.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::stream::StreamExt as _;
@@ -46,6 +46,7 @@ struct Inner {
     /// For which beginning all was read.
     read_for: Mutex<Option<Vec<u64>>>,
     why_not_read: Mutex<Option<&'static str>>,
+    was_just_read: AtomicBool,
     read: AtomicU64,
 }
 
@@ -97,6 +98,7 @@ impl TagBackend {
             place: place.into(),
             read_for: Mutex::default(),
             why_not_read: Mutex::default(),
+            was_just_read: AtomicBool::new(false),
             read: AtomicU64::new(0),
         };
         Ok(Self {
@@ -113,6 +115,11 @@ impl TagBackend {
     pub(super) fn why_not_read(&self) -> Option<&'static str> {
         let why = self.inner.why_not_read.lock();
         *why.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it was read since this was asked last.
+    pub(super) fn was_just_read(&self) -> bool {
+        self.inner.was_just_read.swap(false, Ordering::Relaxed)
     }
 
     fn tell(&self, why: Option<&'static str>) {
@@ -240,6 +247,7 @@ impl TagBackend {
         );
         self.tell(None);
         *read_for() = Some(founders.to_vec());
+        self.inner.was_just_read.store(true, Ordering::Relaxed);
         Ok(false)
     }
 

@@ -4,7 +4,7 @@ use kraken_proto::tags::record::{Condition, TagState, Version};
 use kraken_proto::tags::register::Ballot;
 use kraken_proto::{Digest, tags};
 
-use super::lists::gather;
+use super::lists::{gather, merge};
 use super::owner::PAGE;
 use super::ring::TagRing;
 use super::store::Listed;
@@ -81,6 +81,32 @@ impl TagRing {
             tags.extend(names.map(|name| name.tag().clone()));
             if is_last {
                 return Ok(tags);
+            }
+        }
+    }
+
+    /// Whether a repository has, or ever had, a tag of which this holds.
+    pub(crate) async fn any_tag_ever(
+        &self,
+        repo: &RepoName,
+        is: impl Fn(&TagName) -> bool,
+    ) -> Result<bool, TagError> {
+        let prefix = format!("{repo}:");
+        let mut after = None::<String>;
+        loop {
+            let view = self.view();
+            let (lists, owning) = (view.asked(), view.owning(repo.as_str()));
+            let asked = owning.owners.iter();
+            let asked = asked.map(|it| it.page((&prefix, &lists), PAGE, after.as_deref()));
+            let (listed, last) = merge(gather(asked, owning.enough()).await?, PAGE);
+            let ever = listed.iter().filter(|it| it.accepted != Ballot::default());
+            let mut names = ever.filter_map(|it| it.name.parse().ok());
+            if names.any(|name| is(&name)) {
+                return Ok(true);
+            }
+            match last {
+                Some(last) => after = Some(last),
+                None => return Ok(false),
             }
         }
     }

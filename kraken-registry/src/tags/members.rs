@@ -30,6 +30,8 @@ pub struct IndexMember {
 /// How often the others are asked how far they are with another list, and without one.
 const LOOK: Duration = Duration::from_millis(500);
 const LOOK_SETTLED: Duration = Duration::from_secs(20);
+/// How often one is tried before all begins anew.
+const TRIES: usize = 5;
 /// Registers that are copied at once.
 const COPIES: usize = 32;
 
@@ -261,7 +263,15 @@ impl TagRing {
             }
             let copying = ours.into_iter().map(|name| {
                 let ring = self.clone();
-                async move { ring.agree(&name).await }
+                async move {
+                    for _ in 1..TRIES {
+                        // One that all change at this moment does not hold up the others.
+                        if ring.agree(&name).await.is_ok() {
+                            return Ok(());
+                        }
+                    }
+                    ring.agree(&name).await
+                }
             });
             let mut copying = stream::iter(copying).buffer_unordered(COPIES);
             while let Some(copied) = copying.next().await {

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kraken_proto::Digest;
-use kraken_proto::tags::record::Version;
 use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use regex::Regex;
 use tokio::sync::Notify;
@@ -17,6 +16,7 @@ use tokio::time::Instant;
 use super::encoding;
 use super::store::{REGISTERS, STANDING, TagStore, TagStoreError, put_standing};
 use crate::link::{Link, RegisterName};
+use crate::replicate::Known;
 
 /// By `remote`, NUL, and the register's name: since when, in milliseconds since 1970.
 const PENDING: TableDefinition<'_, &str, u64> = TableDefinition::new("pending");
@@ -48,7 +48,7 @@ pub(crate) enum What {
 }
 
 impl Wanted {
-    pub(crate) fn wants(&self, name: &RegisterName, is_set: bool) -> bool {
+    pub(crate) fn wants(&self, name: &RegisterName) -> bool {
         let What::Tags(tags) = &self.what else {
             return true;
         };
@@ -59,8 +59,8 @@ impl Wanted {
             }
             // Whether it is about an image that the other cluster has is asked there.
             RegisterName::Link(_, Link::Referrer { .. }) => true,
-            // A manifest goes with its tag, and is removed by itself.
-            RegisterName::Link(_, Link::Manifest(_)) => !is_set,
+            // Whether it was ever there is asked there; it goes with its tag first.
+            RegisterName::Link(_, Link::Manifest(_)) => true,
             RegisterName::Link(_, Link::Blob(_)) => false,
         }
     }
@@ -83,12 +83,11 @@ impl Watch {
         &self,
         write: &WriteTransaction,
         name: &RegisterName,
-        is_set: bool,
     ) -> Result<(), redb::Error> {
         let Some(watched) = self.0.get() else {
             return Ok(());
         };
-        let remotes = watched.wanted.iter().filter(|it| it.wants(name, is_set));
+        let remotes = watched.wanted.iter().filter(|it| it.wants(name));
         for wanted in remotes {
             let mut pending = write.open_table(PENDING)?;
             let key = key(&wanted.remote, &name.to_string());
@@ -212,9 +211,7 @@ impl TagStore {
             after = page.last().map(|it| it.name.clone());
             let names = page.into_iter().filter_map(|listed| {
                 let name: RegisterName = listed.name.parse().ok()?;
-                wanted
-                    .wants(&name, listed.digest.is_some())
-                    .then_some(listed.name)
+                wanted.wants(&name).then_some(listed.name)
             });
             self.note_pending(&wanted.remote, names.collect()).await?;
             if is_last {
@@ -289,21 +286,23 @@ impl TagStore {
         .await
     }
 
-    /// A remote has a register as it was at this version. Whether it is still that here; otherwise it stays
-    /// on the list.
+    /// A remote has this of a register. Whether it is still that here; otherwise it stays on the list.
     pub(crate) async fn sent(
         &self,
         remote: &str,
         name: &str,
-        version: Version,
+        known: Known,
     ) -> Result<bool, TagStoreError> {
         let (key, name) = (key(remote, name), name.to_owned());
         let strike = move |write: &WriteTransaction| {
             let registers = write.open_table(REGISTERS)?;
             let found = registers.get(name.as_str())?;
             let register = found.and_then(|bytes| encoding::decode(bytes.value()));
-            let now = register.and_then(|it| it.state).map(|it| it.now.version);
-            let is_same = now.is_none_or(|now| now <= version);
+            // This owner may have missed what most have.
+            let is_same = register.and_then(|it| it.state).is_none_or(|state| {
+                let version = state.now.version;
+                version < known.version || known.state == Some(state.id())
+            });
             if is_same {
                 write.open_table(PENDING)?.remove(key.as_str())?;
             }

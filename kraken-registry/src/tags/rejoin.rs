@@ -10,6 +10,7 @@ use kraken_proto::tags::rejoin::{Beginning, Decision, Told, decide};
 use tokio::time::{Instant, sleep};
 
 use super::TagError;
+use super::backend::TagBackend;
 use super::owner::{Owner, PAGE};
 use super::ring::TagRing;
 use super::store::{TagStore, TagStoreError};
@@ -43,7 +44,12 @@ impl TagRing {
         let store = self.here();
         let mut pause = PAUSE;
         while !store.standing().votes() {
-            match self.begin(store).await {
+            let begun = match self.begin(store).await {
+                // What the others say after that counts.
+                Ok(false) if self.backend().is_some_and(TagBackend::was_just_read) => continue,
+                begun => begun,
+            };
+            match begun {
                 Ok(true) => tracing::info!("this build-index knows the tags and votes"),
                 Ok(false) => tracing::debug!("waiting for the other build-indexes"),
                 Err(error) => tracing::warn!(error, "cannot learn the tags yet"),
@@ -103,6 +109,8 @@ impl TagRing {
                 beginning
             }
             Decision::CatchUp(beginning) => {
+                // What belongs to it is what does by the lists that it will go by.
+                self.see(beginning.lists.clone());
                 self.catch_up(store, &told, &beginning.lists).await?;
                 beginning
             }

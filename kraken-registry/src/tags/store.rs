@@ -34,6 +34,8 @@ pub struct TagStore {
     pub(super) writer: Writer,
     standing: Arc<RwLock<Standing>>,
     lists: Arc<RwLock<Option<Lists>>>,
+    /// Those of them that are on the disk: what others are told is not taken back.
+    kept_lists: Arc<RwLock<Option<Lists>>>,
     pub(super) watch: Watch,
 }
 
@@ -85,6 +87,7 @@ impl TagStore {
         let (standing, lists) = (standing(&db)?, lists(&db)?);
         Ok(Self {
             writer: Writer::start(db.clone()),
+            kept_lists: Arc::new(RwLock::new(lists.clone())),
             lists: Arc::new(RwLock::new(lists)),
             watch: Watch::default(),
             standing: Arc::new(RwLock::new(standing)),
@@ -121,7 +124,11 @@ impl TagStore {
         Ok(Told {
             lives: lives.await?.ok_or(TagStoreError::Record)?,
             standing: self.standing(),
-            lists: self.lists(),
+            lists: self
+                .kept_lists
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         })
     }
 
@@ -137,15 +144,26 @@ impl TagStore {
     /// The database failed.
     pub async fn set_lists(&self, lists: Lists) -> Result<(), TagStoreError> {
         let text = serde_json::to_string(&lists).map_err(|_| TagStoreError::Record)?;
-        let store = self.clone();
+        let (store, now) = (self.clone(), lists.clone());
         self.writer
             .run(move |write| {
                 put_standing(write, LISTS_KEY, &text)?;
                 // Here: what is written after this in the same transaction goes by them.
-                store.assume(lists);
+                store.assume(now);
                 Ok(())
             })
-            .await
+            .await?;
+        self.tell_of(lists);
+        Ok(())
+    }
+
+    /// Others may be told of these.
+    fn tell_of(&self, lists: Lists) {
+        let mut kept = self
+            .kept_lists
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *kept = Some(lists);
     }
 
     /// Another incarnation, for one that does not vote yet.
@@ -185,7 +203,8 @@ impl TagStore {
             })
             .await?;
         if let Some(lists) = lists {
-            self.assume(lists);
+            self.assume(lists.clone());
+            self.tell_of(lists);
         }
         let mut current = self
             .standing
@@ -665,7 +684,7 @@ fn update<R>(
     }
     registers.insert(key.as_str(), encoding::encode(&register).as_slice())?;
     if register.state != before.state {
-        watch.note(write, name, is_set(&register))?;
+        watch.note(write, name)?;
     }
     let (was, is) = (is_set(&before), is_set(&register));
     if was != is && matches!(name, RegisterName::Tag(_)) {

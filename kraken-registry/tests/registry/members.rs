@@ -143,6 +143,37 @@ async fn one_that_is_dead_is_taken_off_and_one_alone_becomes_several() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_lost_while_another_one_comes() {
+    let mut cluster = Cluster::new(4).await;
+    cluster.listed = vec![0, 1, 2];
+    for at in 0..3 {
+        cluster.start(at).await;
+    }
+    for at in 0..3 {
+        cluster.ready(at).await;
+    }
+    // Only the first two know of these, and one of them loses its disk while a fourth comes.
+    cluster.kill(2);
+    fill(&cluster, 0, 500).await;
+    cluster.wipe(0);
+    cluster.listed = vec![0, 1, 2, 3];
+    cluster.start(3).await;
+    cluster.start(0).await;
+    cluster.kill(1);
+    cluster.start(1).await;
+    cluster.start(2).await;
+    for at in 0..4 {
+        cluster.ready(at).await;
+    }
+    cluster.kill(1);
+    all_there(&cluster, 3, 500).await;
+    cluster.start(1).await;
+    cluster.settled(&[0, 1, 2, 3]).await;
+    cluster.kill(1);
+    all_there(&cluster, 0, 500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_asks_by_a_list_that_was_closed_is_refused() {
     let mut cluster = Cluster::new(4).await;
     cluster.listed = vec![0, 1, 2];

@@ -15,7 +15,7 @@ pub(crate) async fn work_on_replication(args: ReplicateArgs) -> Result<(), Failu
     let indexes = Indexes::new(&args.build_index, &Tls { cert, key, ca })?;
     match args.command {
         ReplicateCommand::Status { json } => {
-            let parts = indexes.status().await?;
+            let (parts, silent) = indexes.status().await;
             if json {
                 parts
                     .iter()
@@ -23,7 +23,7 @@ pub(crate) async fn work_on_replication(args: ReplicateArgs) -> Result<(), Failu
             } else {
                 say(&replicate::table(&parts).to_string())?;
             }
-            replicate::check(&parts)
+            replicate::check(&parts, silent)
         }
         ReplicateCommand::Now { what } => match what.parse::<TagName>() {
             Ok(tag) => {

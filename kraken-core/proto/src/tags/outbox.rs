@@ -117,6 +117,10 @@ impl Outbox {
             }
             Sent::Failed => {
                 self.away.reset();
+                if self.room() <= 1 {
+                    // Others wait for its place; it is read again when all have been.
+                    return;
+                }
                 entry.backoff.delay(&mut self.rng)
             }
             Sent::Away => {
@@ -141,6 +145,16 @@ impl Outbox {
             }
             self.due.insert((now, name));
         }
+    }
+
+    /// A name is due now, if it is not under way.
+    pub fn hurry_one(&mut self, now: Timestamp, name: &str) {
+        let Some(entry) = self.entries.get_mut(name).filter(|it| !it.is_under_way) else {
+            return;
+        };
+        self.due.remove(&(entry.due, name.to_owned()));
+        entry.due = now;
+        self.due.insert((now, name.to_owned()));
     }
 
     /// How many names it holds.
@@ -218,6 +232,20 @@ mod tests {
             waits.push(now - failed);
         }
         assert!(waits.is_sorted() && waits[4] > waits[0], "{waits:?}");
+    }
+
+    #[test]
+    fn what_fails_makes_room_for_what_may_succeed() {
+        let mut outbox = Outbox::new(2, 1);
+        outbox.add(at(1), "a", 0);
+        outbox.add(at(1), "b", 3);
+        assert!(!outbox.add(at(1), "c", 0));
+        assert_eq!(outbox.next(at(1)).as_deref(), Some("a"));
+        outbox.ended(at(1), "a", Sent::Failed);
+        assert!(outbox.add(at(1), "c", 0));
+        assert_eq!(outbox.next(at(1)).as_deref(), Some("c"));
+        outbox.hurry_one(at(1), "b");
+        assert_eq!(outbox.next(at(1)).as_deref(), Some("b"));
     }
 
     #[test]

@@ -88,7 +88,11 @@ impl TagState {
     /// Whether it is within the bounds of what is made here, as a state from elsewhere must be.
     pub fn is_sound(&self) -> bool {
         let fits = |record: &Record| (1..=255).contains(&record.cluster.len());
-        self.before.len() <= Self::HISTORY && self.records().all(fits)
+        let is_bounded = self.before.len() <= Self::HISTORY && self.records().all(fits);
+        is_bounded
+            && self
+                .records()
+                .is_sorted_by(|later, earlier| later > earlier)
     }
 
     /// This state, all earlier ones behind it.

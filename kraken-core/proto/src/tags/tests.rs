@@ -853,6 +853,9 @@ fn the_history_is_bounded() {
     let mut wrong = state.clone();
     wrong.before.push_back(state.now.clone());
     assert!(!wrong.is_sound());
+    let mut turned = state.clone();
+    turned.before.make_contiguous().reverse();
+    assert!(!turned.is_sound());
     wrong = state;
     wrong.now.cluster = "c".repeat(256);
     assert!(!wrong.is_sound());
