@@ -13,6 +13,7 @@ mod quiet;
 mod rejoin;
 pub mod ring;
 pub mod server;
+mod standing;
 pub mod store;
 pub mod upstream;
 mod writer;

@@ -14,7 +14,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::encoding;
-use super::store::{REGISTERS, STANDING, TagStore, TagStoreError, put_standing};
+use super::standing::{STANDING, put_standing};
+use super::store::{REGISTERS, TagStore, TagStoreError};
 use crate::link::{Link, RegisterName};
 use crate::replicate::Known;
 
