@@ -100,6 +100,13 @@ impl TagState {
         std::iter::once(&self.now).chain(&self.before)
     }
 
+    /// Whether the tag was removed after it was last changed in another state of it.
+    fn was_removed_after(&self, state: Option<&Self>) -> bool {
+        let since = state.map_or(Version::ZERO, |state| state.now.version);
+        let mut removals = self.records().filter(|record| record.digest.is_none());
+        removals.any(|record| record.version > since)
+    }
+
     /// Whether what was made of the tag at a version would be found here: no record that old has gone.
     pub fn reaches(&self, version: Version) -> bool {
         let oldest = self.before.back().map(|record| record.version);
@@ -219,7 +226,8 @@ impl Change {
                 let merged = state.map_or_else(|| other.clone(), |state| state.merged(other));
                 let now = state.and_then(|state| state.now.digest);
                 let next = merged.now.digest;
-                if *is_immutable && now.is_some() && next.is_some() && now != next {
+                let is_changed = now.is_some() && next.is_some() && now != next;
+                if *is_immutable && is_changed && !other.was_removed_after(state) {
                     return Err(Refusal::Immutable);
                 }
                 Ok(Some(merged))

@@ -161,6 +161,10 @@ fn what_another_cluster_has_made_of_a_tag_is_taken_unless_it_is_older_or_must_no
     assert_eq!(merge(&new, true).apply(None), Ok(Some(new.clone())));
     let removed = merge(&gone, true).apply(Some(&both)).unwrap().unwrap();
     assert_eq!(removed.now, gone.now);
+    // It was removed there and set anew, and this hears of both at once.
+    let anew = gone.merged(&TagState::first(record(15, "west", Some("anew"))));
+    let heard = merge(&anew, true).apply(Some(&both)).unwrap().unwrap();
+    assert_eq!(heard.now, anew.now);
     // An older one that comes late changes nothing, be the tag immutable or not.
     assert_eq!(
         merge(&old, true).apply(Some(&removed)),
