@@ -2,4 +2,5 @@
 
 pub mod linearizability;
 pub mod memory;
+pub mod process;
 pub mod rate;

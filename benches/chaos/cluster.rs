@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use kraken_benches::process::{pause, signal};
 use kraken_core::Digest;
 use kraken_core::net::CertAuthority;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::net::{Net, addr};
@@ -340,13 +341,8 @@ impl Cluster {
 
     /// SIGSTOP or SIGCONT.
     pub(crate) fn pause(&self, at: usize, is_paused: bool) -> Outcome<()> {
-        let stop = if is_paused {
-            Signal::STOP
-        } else {
-            Signal::CONT
-        };
         match &self.members[at].child {
-            Some(child) => signal(child, stop),
+            Some(child) => pause(child, is_paused),
             None => Ok(()),
         }
     }
@@ -367,11 +363,6 @@ fn handed_over(command: &Command) -> Command {
 }
 
 // nsenter replaces itself with the program: its id is the program's.
-fn signal(child: &Child, signal: Signal) -> Outcome<()> {
-    let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    Ok(kill_process(id.ok_or("no such process")?, signal)?)
-}
-
 impl Drop for Cluster {
     fn drop(&mut self) {
         for at in 0..self.members.len() {

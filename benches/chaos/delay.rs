@@ -63,7 +63,7 @@ impl Drop for Delay {
 
 /// In a child: holds up packets until it is killed.
 pub(crate) fn hold_up(late: Duration) -> Outcome<()> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    kraken_benches::process::end_with_parent()?;
     let mut queue = Queue::open()?;
     queue.bind(QUEUE)?;
     queue.set_recv_gso(QUEUE, true)?;

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use futures::StreamExt as _;
+use kraken_benches::process::{Outcome, end_with_parent, exit_code, on_runtime};
 use kraken_daemon::{agent, build_index, origin, process, proxy, tracker};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -38,8 +39,6 @@ use tokio::time::{Instant, sleep, timeout};
 use cluster::{Cluster, Member, Role, Sizes};
 use load::{Attempt, Book, Shared, Target};
 use plans::{Joined, Minority, Played, Restored, Spread};
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// A cluster under faults.
 #[derive(Debug, Parser)]
@@ -158,28 +157,13 @@ fn main() -> ExitCode {
         (Some(role), Some(config)) => on_runtime(be(role, config)).map(|()| true),
         _ => run(&options),
     };
-    match ran {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("chaos: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn on_runtime<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(work)
+    exit_code("chaos", ran)
 }
 
 /// In a child: the life of one process.
 async fn be(role: Role, config: &Path) -> Outcome<()> {
     process::init_log("info");
-    // Nobody else would end it.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    end_with_parent()?;
     match role {
         Role::Origin => process::run_until_signal(config, origin::start).await?,
         Role::Tracker => process::run_until_signal(config, tracker::start).await?,

@@ -8,10 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use http::{Request, StatusCode};
+use kraken_benches::process::{pause, signal};
 use kraken_core::net::CertAuthority;
 use kraken_core::net::Identity;
 use kraken_core::net::http::{HttpBody, HttpClient};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -180,13 +181,8 @@ impl Cluster {
 
     /// SIGSTOP or SIGCONT.
     pub(crate) fn pause(&self, at: usize, is_paused: bool) -> Outcome<()> {
-        let stop = if is_paused {
-            Signal::STOP
-        } else {
-            Signal::CONT
-        };
         match &self.members[at].child {
-            Some(child) => signal(child, stop),
+            Some(child) => pause(child, is_paused),
             None => Ok(()),
         }
     }
@@ -277,11 +273,6 @@ impl Drop for Cluster {
             let _ = self.kill(at);
         }
     }
-}
-
-fn signal(child: &Child, signal: Signal) -> Outcome<()> {
-    let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    Ok(kill_process(id.ok_or("no such process")?, signal)?)
 }
 
 /// An address that nobody has, for TCP and UDP. It lies below the range from which the kernel draws, so that

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use kraken_benches::linearizability::{Answered, Asked, Operation, check};
+use kraken_benches::process::{Outcome, end_with_parent, exit_code, on_runtime};
 use kraken_core::proto::rng::Rng;
 use kraken_daemon::{build_index, origin, process};
 use serde::Serialize;
@@ -31,8 +32,6 @@ use tokio::time::Instant;
 use clients::{Client, Seen, Shared};
 use cluster::{Cluster, INDEXES};
 use faults::Faults;
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Tags under faults, and whether what clients saw can be.
 #[derive(Debug, Parser)]
@@ -113,36 +112,23 @@ struct Report {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    let ran = runtime.map_err(Into::into).and_then(|runtime| {
-        runtime.block_on(async {
-            match (options.role, &options.config) {
-                (Some(role), Some(config)) => be(role, config).await.map(|()| true),
-                _ => tokio::select! {
-                    ran = run(&options) => ran,
-                    // What was started ends with the cluster.
-                    () = process::stop_signal() => Err("stopped by a signal".into()),
-                },
-            }
-        })
-    });
-    match ran {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("linear: {error}");
-            ExitCode::FAILURE
+    let ran = on_runtime(async {
+        match (options.role, &options.config) {
+            (Some(role), Some(config)) => be(role, config).await.map(|()| true),
+            _ => tokio::select! {
+                ran = run(&options) => ran,
+                // What was started ends with the cluster.
+                () = process::stop_signal() => Err("stopped by a signal".into()),
+            },
         }
-    }
+    });
+    exit_code("linear", ran)
 }
 
 /// In a child: the life of one process.
 async fn be(role: Role, config: &Path) -> Outcome<()> {
     process::init_log("info");
-    // Nobody else would end it.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    end_with_parent()?;
     match role {
         Role::Origin => process::run_until_signal(config, origin::start).await?,
         Role::BuildIndex => process::run_until_signal(config, build_index::start).await?,

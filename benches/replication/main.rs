@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use comfy_table::{Table, presets};
+use kraken_benches::process::{Failure, Outcome, end_with_parent, exit_code, on_runtime};
 use kraken_core::net::http::HttpClient;
 use kraken_daemon::{build_index, origin, process};
 use serde::Serialize;
@@ -40,9 +41,6 @@ use check::Found;
 use cluster::{Client, Cluster, Ports, Role};
 use faults::{Clusters, Kills, open};
 use topology::{EAST, NAMES, Rule};
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-type Outcome<T> = Result<T, Failure>;
 
 /// Clusters that copy to each other.
 #[derive(Debug, Parser)]
@@ -117,28 +115,13 @@ fn main() -> ExitCode {
             },
         }
     });
-    match ran {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("replication: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn on_runtime<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(work)
+    exit_code("replication", ran)
 }
 
 /// In a child: the life of one process.
 async fn be(role: Role, config: &Path) -> Outcome<()> {
     process::init_log("info");
-    // Nobody else would end it.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    end_with_parent()?;
     match role {
         Role::Origin => process::run_until_signal(config, origin::start).await?,
         Role::BuildIndex => process::run_until_signal(config, build_index::start).await?,

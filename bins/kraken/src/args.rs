@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod indexes;
 pub(crate) mod preload;
 pub(crate) mod replicate;
 pub(crate) mod tag;

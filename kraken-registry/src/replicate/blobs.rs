@@ -200,31 +200,15 @@ impl Inner {
         let there = remote.origins().await?;
         // Somebody else may have sent it since.
         match there.stat(ns, digest).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return self.keep_upload(remote, digest, None).await,
             Err(ApiError::NotFound) => {}
-            Err(error) => return Err(SendError::Failed(error.to_string())),
+            Err(error) => return Err(failed_there(&error)),
         }
         let length = self.origins.stat(ns, digest).await;
         let length = length.map_err(|error| SendError::Failed(format!("here: {error}")))?;
-        let store = self.ring.here();
-        let failed =
-            |error: crate::tags::store::TagStoreError| SendError::Failed(error.to_string());
-        let known = store.upload(remote.name(), digest).await.map_err(failed)?;
-        let (upload, mut at) = match resume(&there, known.as_deref()).await {
-            Some(resumed) => resumed,
-            None => {
-                let begun = there.upload_start_known(ns, digest, length).await;
-                let (origin, id) = match begun {
-                    Ok(begun) => begun,
-                    // That origin has it already.
-                    Err(ApiError::Conflict(_)) => return Ok(()),
-                    Err(error) => return Err(failed_there(&error)),
-                };
-                let upload = format!("{origin} {id}");
-                let kept = store.set_upload(remote.name(), digest, Some(upload.clone()));
-                kept.await.map_err(failed)?;
-                (upload, 0)
-            }
+        let Some((upload, mut at)) = self.upload(remote, &there, (ns, digest, length)).await?
+        else {
+            return Ok(());
         };
         let (origin, id) = upload.split_once(' ').unwrap_or_default();
         let mut breaks = 0;
@@ -245,12 +229,46 @@ impl Inner {
         if let Err(error) = there.upload_commit(origin, id, ns, digest).await {
             return self.gave_up(remote, digest, &error).await;
         }
-        store
-            .set_upload(remote.name(), digest, None)
-            .await
-            .map_err(failed)?;
+        self.keep_upload(remote, digest, None).await?;
         remote.sent_blobs.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The upload by which a blob goes, and how much of it is there; nothing when one there has the blob.
+    async fn upload(
+        &self,
+        remote: &Remote,
+        there: &OriginCluster,
+        (ns, digest, length): (&Namespace, Digest, u64),
+    ) -> Result<Option<(String, u64)>, SendError> {
+        let known = self.ring.here().upload(remote.name(), digest).await;
+        if let Some(upload) = known.map_err(|it| SendError::Failed(it.to_string()))? {
+            let (origin, id) = upload.split_once(' ').unwrap_or_default();
+            // An origin that restarts is waited for there; one that is gone for good has it no more.
+            if let Ok(at) = there.upload_len(origin, id).await {
+                return Ok(Some((upload, at)));
+            }
+        }
+        match there.upload_start_known(ns, digest, length).await {
+            Ok((origin, id)) => {
+                let upload = format!("{origin} {id}");
+                self.keep_upload(remote, digest, Some(upload.clone()))
+                    .await?;
+                Ok(Some((upload, 0)))
+            }
+            Err(ApiError::Conflict(_)) => Ok(None),
+            Err(error) => Err(failed_there(&error)),
+        }
+    }
+
+    async fn keep_upload(
+        &self,
+        remote: &Remote,
+        digest: Digest,
+        upload: Option<String>,
+    ) -> Result<(), SendError> {
+        let kept = self.ring.here().set_upload(remote.name(), digest, upload);
+        kept.await.map_err(|it| SendError::Failed(it.to_string()))
     }
 
     /// An upload that is not known any more is begun anew the next time.
@@ -261,10 +279,7 @@ impl Inner {
         error: &ApiError,
     ) -> Result<(), SendError> {
         if !error.is_retryable() {
-            let forget = self.ring.here().set_upload(remote.name(), digest, None);
-            forget
-                .await
-                .map_err(|error| SendError::Failed(error.to_string()))?;
+            self.keep_upload(remote, digest, None).await?;
         }
         Err(failed_there(error))
     }
@@ -292,14 +307,6 @@ impl Inner {
         });
         Ok(paced.boxed())
     }
-}
-
-/// The upload that was begun before, and how much of it is there.
-async fn resume(there: &OriginCluster, known: Option<&str>) -> Option<(String, u64)> {
-    let known = known?;
-    let (origin, id) = known.split_once(' ')?;
-    let at = there.upload_len(origin, id).await.ok()?;
-    Some((known.to_owned(), at))
 }
 
 fn failed_there(error: &ApiError) -> SendError {

@@ -10,6 +10,19 @@ use kraken_registry::{RepoName, TagService as _};
 use super::ring::{Clients, Cluster, put};
 
 impl Cluster {
+    /// Four, of which the first three are listed and vote.
+    async fn of_four_three_listed() -> Self {
+        let mut cluster = Self::new(4).await;
+        cluster.listed = vec![0, 1, 2];
+        for at in 0..3 {
+            cluster.start(at).await;
+        }
+        for at in 0..3 {
+            cluster.ready(at).await;
+        }
+        cluster
+    }
+
     /// One build-index after the other is started anew with another list.
     async fn roll(&mut self, running: &[usize], listed: &[usize]) {
         self.listed = listed.to_vec();
@@ -74,14 +87,7 @@ async fn all_there(cluster: &Cluster, at: usize, count: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_is_replaced_by_another_that_comes_while_clients_go_on() {
-    let mut cluster = Cluster::new(4).await;
-    cluster.listed = vec![0, 1, 2];
-    for at in 0..3 {
-        cluster.start(at).await;
-    }
-    for at in 0..3 {
-        cluster.ready(at).await;
-    }
+    let mut cluster = Cluster::of_four_three_listed().await;
     fill(&cluster, 0, 1300).await;
     let clients = Clients::start(
         &cluster,
@@ -144,14 +150,7 @@ async fn one_that_is_dead_is_taken_off_and_one_alone_becomes_several() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_is_lost_while_another_one_comes() {
-    let mut cluster = Cluster::new(4).await;
-    cluster.listed = vec![0, 1, 2];
-    for at in 0..3 {
-        cluster.start(at).await;
-    }
-    for at in 0..3 {
-        cluster.ready(at).await;
-    }
+    let mut cluster = Cluster::of_four_three_listed().await;
     // Only the first two know of these, and one of them loses its disk while a fourth comes.
     cluster.kill(2);
     fill(&cluster, 0, 500).await;
@@ -175,14 +174,7 @@ async fn a_disk_is_lost_while_another_one_comes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_asks_by_a_list_that_was_closed_is_refused() {
-    let mut cluster = Cluster::new(4).await;
-    cluster.listed = vec![0, 1, 2];
-    for at in 0..3 {
-        cluster.start(at).await;
-    }
-    for at in 0..3 {
-        cluster.ready(at).await;
-    }
+    let mut cluster = Cluster::of_four_three_listed().await;
     put(cluster.ring(0), "a:v1", "old").await.unwrap();
     // Nobody tells the third that it is not on the list any more.
     cluster.listed = vec![0, 1, 3];

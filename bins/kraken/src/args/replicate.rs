@@ -2,24 +2,15 @@
 
 use clap::{Args, Subcommand};
 
-use super::TlsFiles;
+use super::indexes::IndexArgs;
 
 /// What to do about images on their way to other clusters, and whom to ask.
 #[derive(Debug, Args)]
 pub(crate) struct ReplicateArgs {
     #[command(subcommand)]
     pub(crate) command: ReplicateCommand,
-    /// All build-indexes of the cluster, such as https://index-1:7604, with commas: each sends its part.
-    #[arg(
-        long,
-        env = "KRAKEN_BUILD_INDEX",
-        global = true,
-        value_delimiter = ',',
-        default_value = "https://127.0.0.1:7601"
-    )]
-    pub(crate) build_index: Vec<String>,
     #[command(flatten)]
-    pub(crate) tls: TlsFiles,
+    pub(crate) indexes: IndexArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,25 +5,15 @@ use kraken_core::Digest;
 use kraken_registry::name::{RepoName, TagName};
 use kraken_registry::tags::client::OnlyIf;
 
-use super::TlsFiles;
+use super::indexes::IndexArgs;
 
 /// What to do with tags, and who keeps them.
 #[derive(Debug, Args)]
 pub(crate) struct TagArgs {
     #[command(subcommand)]
     pub(crate) command: TagCommand,
-    /// A build-index, such as https://index-1:7604; several with commas: when one does not answer, the
-    /// next is asked.
-    #[arg(
-        long,
-        env = "KRAKEN_BUILD_INDEX",
-        global = true,
-        value_delimiter = ',',
-        default_value = "https://127.0.0.1:7601"
-    )]
-    pub(crate) build_index: Vec<String>,
     #[command(flatten)]
-    pub(crate) tls: TlsFiles,
+    pub(crate) indexes: IndexArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,13 +6,15 @@ use kraken_daemon::Tls;
 use kraken_registry::name::TagName;
 use serde_json::json;
 
+use crate::args::indexes::IndexArgs;
 use crate::args::replicate::{ReplicateArgs, ReplicateCommand};
 use crate::say;
 
 /// Asks all build-indexes, and says what came of it.
 pub(crate) async fn work_on_replication(args: ReplicateArgs) -> Result<(), Failure> {
-    let (cert, key, ca) = (args.tls.cert, args.tls.key, args.tls.ca);
-    let indexes = Indexes::new(&args.build_index, &Tls { cert, key, ca })?;
+    let IndexArgs { build_index, tls } = args.indexes;
+    let (cert, key, ca) = (tls.cert, tls.key, tls.ca);
+    let indexes = Indexes::new(&build_index, &Tls { cert, key, ca })?;
     match args.command {
         ReplicateCommand::Status { json } => {
             let (parts, silent) = indexes.status().await;

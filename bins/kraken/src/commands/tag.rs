@@ -5,13 +5,15 @@ use kraken::tags::{self, Tags};
 use kraken_daemon::Tls;
 use serde_json::json;
 
+use crate::args::indexes::IndexArgs;
 use crate::args::tag::{TagArgs, TagCommand, only_if};
 use crate::say;
 
 /// Asks the build-indexes, and says what came of it.
 pub(crate) async fn work_on_tags(args: TagArgs) -> Result<(), Failure> {
-    let (cert, key, ca) = (args.tls.cert, args.tls.key, args.tls.ca);
-    let tags = Tags::new(&args.build_index, &Tls { cert, key, ca })?;
+    let IndexArgs { build_index, tls } = args.indexes;
+    let (cert, key, ca) = (tls.cert, tls.key, tls.ca);
+    let tags = Tags::new(&build_index, &Tls { cert, key, ca })?;
     match args.command {
         TagCommand::Ls { repository, json } => {
             let tell = |tag: &str| match json {
