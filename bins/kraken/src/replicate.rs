@@ -1,5 +1,6 @@
 //! Images on their way to other clusters, as the build-indexes tell of them.
 
+use bytes::Bytes;
 use comfy_table::Table;
 use kraken_core::net::http::{ApiError, HttpResponse};
 use kraken_daemon::Tls;
@@ -12,6 +13,9 @@ use crate::operator::Operator;
 
 /// A page of JSON has at most so many bytes.
 const MOST: usize = 4 << 20;
+
+/// So much of an error is in a table; all of it in JSON.
+const WIDTH: usize = 120;
 
 /// All build-indexes of a cluster.
 #[derive(Debug)]
@@ -30,6 +34,16 @@ pub struct Part {
 #[derive(Debug, Deserialize)]
 struct Statuses {
     remotes: Vec<RemoteStatus>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    error: Reason,
+}
+
+#[derive(Debug, Deserialize)]
+struct Reason {
+    message: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,8 +92,9 @@ impl Indexes {
         let mut failures = Vec::new();
         for (url, index) in &self.0 {
             let path = format!("/replicate/{remote}/{what}");
-            if let Err(error) = index.send("POST", &path).await {
-                failures.push(failed(url, &error));
+            let told = index.post_for(&path, &()).await;
+            if let Err(failure) = accepted(url, told).await {
+                failures.push(failure);
             }
         }
         all(failures)
@@ -94,8 +109,9 @@ impl Indexes {
         let path = format!("/remotes/tags/{name}");
         let mut failure = Failure::Argument("name a build-index".into());
         for (url, index) in &self.0 {
-            match read::<Sending>(url, index.send("POST", &path).await).await {
-                Ok(sending) => return Ok(sending.remotes),
+            let told = index.post_for(&path, &()).await;
+            match accepted(url, told).await {
+                Ok(bytes) => return parse::<Sending>(url, &bytes).map(|it| it.remotes),
                 Err(error) => failure = error,
             }
         }
@@ -109,9 +125,26 @@ async fn read<T: serde::de::DeserializeOwned>(
 ) -> Result<T, Failure> {
     let said = said.map_err(|error| failed(url, &error))?;
     let bytes = said.bytes(MOST).await;
-    let bytes = bytes.map_err(|error| failed(url, &error))?;
-    let read = serde_json::from_slice(&bytes);
+    parse(url, &bytes.map_err(|error| failed(url, &error))?)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(url: &str, bytes: &[u8]) -> Result<T, Failure> {
+    let read = serde_json::from_slice(bytes);
     read.map_err(|error| Failure::Registry(format!("{url}: {error}")))
+}
+
+/// What was answered, if that says that it was done; otherwise what the build-index says is wrong.
+async fn accepted(url: &str, said: Result<HttpResponse, ApiError>) -> Result<Bytes, Failure> {
+    let said = said.map_err(|error| failed(url, &error))?;
+    let status = said.status();
+    let bytes = said.bytes(MOST).await;
+    let bytes = bytes.map_err(|error| failed(url, &error))?;
+    if status.is_success() {
+        return Ok(bytes);
+    }
+    let refusal = parse::<Refusal>(url, &bytes);
+    let reason = refusal.map_or_else(|_| status.to_string(), |refusal| refusal.error.message);
+    Err(Failure::Registry(format!("{url}: {reason}")))
 }
 
 fn failed(url: &str, error: &ApiError) -> Failure {
@@ -144,7 +177,8 @@ pub fn table(parts: &[Part]) -> Table {
             .refused
             .iter()
             .map(|it| format!("{}: {}", it.name, it.reason));
-        let errors: Vec<_> = refused.chain(remote.last_error.clone()).collect();
+        let errors = refused.chain(remote.last_error.clone());
+        let errors: Vec<String> = errors.map(|it| it.chars().take(WIDTH).collect()).collect();
         table.add_row([
             format!("{}{state}", remote.name),
             build_index.clone(),

@@ -193,7 +193,7 @@ fn rename(lists: &mut Lists, name: &str) {
 impl TagRing {
     /// What the others say of themselves.
     pub(super) async fn ask_others(&self) -> BTreeMap<String, Option<Told>> {
-        let asked = self.others().into_iter().map(async |(name, owner)| {
+        let asked = self.others().into_iter().map(|(name, owner)| async move {
             let told = owner.standing().await;
             (name, told.ok())
         });
