@@ -1,0 +1,1 @@
+//! Fuzz targets: see `targets/` and `.ci/fuzz`.
