@@ -14,6 +14,9 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::process::StartError;
+#[cfg(test)]
+use crate::settings::Layers;
+use crate::settings::Sources;
 use crate::store::Weight;
 
 /// The certificate, the key and the cluster's authority: paths of PEM files.
@@ -129,25 +132,18 @@ pub(crate) fn watch(origins: &OriginCluster, until: &CancellationToken) {
     tokio::spawn(until.clone().run_until_cancelled_owned(watching));
 }
 
-/// Reads a configuration file.
+/// Reads one file, whatever the environment says.
 ///
 /// # Errors
 /// [`ConfigError`] with the file, the line and what is wrong there.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_path_buf(),
-        source,
-    })?;
-    parse(&text).map_err(|what| ConfigError::Parse {
-        path: path.to_path_buf(),
-        what,
-    })
+    Sources::files(vec![path.to_path_buf()]).load()
 }
 
+#[cfg(test)]
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    // No lines of the file in the message, which is logged: a secret may be among them.
-    let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+    let read = Layers::text(text).and_then(|layers| layers.typed());
+    read.map_err(|error| error.to_string())
 }
 
 /// Why a configuration file was not taken.
@@ -163,11 +159,11 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// It does not say what it should.
-    #[error("the configuration {} is wrong: {what}", path.display())]
+    #[error("the configuration is wrong: {at}: {what}")]
     Parse {
-        /// Which file.
-        path: PathBuf,
-        /// Where and what.
+        /// In which file or variable, at which line.
+        at: String,
+        /// What.
         what: String,
     },
 }
@@ -287,10 +283,7 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
         assert_eq!(number.as_str(), "17");
         assert_eq!(with("zone:").unwrap().zone, None);
         let error = with("zones: rack-17").unwrap_err();
-        assert!(
-            error.contains("advertise, zone, registry_listen"),
-            "{error}"
-        );
+        assert!(error.contains("did you mean `zone`"), "{error}");
     }
 
     #[test]

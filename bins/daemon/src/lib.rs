@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod agent;
+mod arguments;
 pub mod backends;
 pub mod build_index;
 pub mod config;
@@ -21,11 +22,14 @@ pub mod process;
 pub mod proxy;
 pub mod queue;
 pub mod remotes;
+pub mod settings;
 mod sockets;
 pub mod store;
 pub mod tags_backend;
 pub mod tracker;
 
+pub use arguments::ConfigArgs;
 pub use config::{ConfigError, OriginEntry, Tls};
 pub use limits::{LimitsConfig, Rate};
 pub use process::{StartError, run};
+pub use settings::Sources;

@@ -1,9 +1,10 @@
 //! The life of a process: arguments, log, signals, end.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
+use clap::Args as _;
 use kraken_core::net::http::ServeError;
 use kraken_core::net::{IdentityError, NetError};
 use kraken_core::storage::queue::QueueError;
@@ -11,7 +12,9 @@ use kraken_core::storage::{BackendError, StoreError};
 use serde::de::DeserializeOwned;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{self, ConfigError};
+use crate::arguments::ConfigArgs;
+use crate::config::ConfigError;
+use crate::settings::Sources;
 use crate::sockets;
 
 /// Something that runs until it is stopped.
@@ -21,31 +24,46 @@ pub trait Service: Send {
 }
 
 /// Runs one service as a process: `NAME --config FILE`, until SIGTERM or SIGINT, then drains.
-pub fn run<C, S, F>(name: &str, start: impl FnOnce(C) -> F) -> ExitCode
+pub fn run<C, S, F>(name: &'static str, start: impl FnOnce(C) -> F) -> ExitCode
 where
     C: DeserializeOwned,
     S: Service,
     F: Future<Output = Result<S, StartError>>,
 {
     init_log("info");
-    let result = config_path(name).and_then(|path| {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build();
-        let runtime = runtime.map_err(|error| StartError::Config(error.to_string()))?;
-        runtime.block_on(run_until_signal(&path, start))
-    });
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    let command = clap::Command::new(name).version(env!("CARGO_PKG_VERSION"));
+    let arguments = ConfigArgs::of(&ConfigArgs::augment_args(command).get_matches());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let result = runtime
+        .map_err(|error| StartError::Config(error.to_string()))
+        .and_then(|runtime| runtime.block_on(run_with(arguments, start)));
+    result.unwrap_or_else(|error| {
+        tracing::error!("{error}");
+        ExitCode::FAILURE
+    })
 }
 
-/// Runs one service with the configuration in `path`, until SIGTERM or SIGINT, then drains. It listens
-/// at the sockets that a supervisor hands over (sd_listen_fds(3)), as far as there are any.
+/// Does what the arguments ask for: runs one service until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// It did not start.
+pub async fn run_with<C, S, F>(
+    arguments: ConfigArgs,
+    start: impl FnOnce(C) -> F,
+) -> Result<ExitCode, StartError>
+where
+    C: DeserializeOwned,
+    S: Service,
+    F: Future<Output = Result<S, StartError>>,
+{
+    serve(&arguments.sources(), start).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs one service with the configuration in `path` and in the environment, until SIGTERM or SIGINT,
+/// then drains.
 ///
 /// # Errors
 /// It did not start.
@@ -58,13 +76,24 @@ where
     S: Service,
     F: Future<Output = Result<S, StartError>>,
 {
-    let config = config::load::<C>(path)?;
+    serve(&Sources::new(vec![path.to_path_buf()], Vec::new()), start).await
+}
+
+/// Runs one service. It listens at the sockets that a supervisor hands over (sd_listen_fds(3)), as far as
+/// there are any.
+async fn serve<C, S, F>(sources: &Sources, start: impl FnOnce(C) -> F) -> Result<(), StartError>
+where
+    C: DeserializeOwned,
+    S: Service,
+    F: Future<Output = Result<S, StartError>>,
+{
+    let config = sources.load::<C>()?;
     sockets::adopt();
     let service = start(config).await?;
 
     sockets::tell_unused();
 
-    tracing::info!(config = %path.display(), "started");
+    tracing::info!(config = %sources, "started");
     stop_signal().await;
     tracing::info!("stopping");
     service.stop().await;
@@ -96,16 +125,6 @@ pub async fn stop_signal() {
             tracing::warn!(%error, "SIGTERM cannot be watched");
             let _ = interrupt.await;
         }
-    }
-}
-
-fn config_path(name: &str) -> Result<PathBuf, StartError> {
-    let mut arguments = std::env::args_os().skip(1);
-    match (arguments.next(), arguments.next(), arguments.next()) {
-        (Some(flag), Some(path), None) if flag == "--config" => Ok(path.into()),
-        _ => Err(StartError::Config(format!(
-            "usage: {name} --config FILE.yaml"
-        ))),
     }
 }
 

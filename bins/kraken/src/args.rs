@@ -12,6 +12,7 @@ use std::str::FromStr;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use kraken::runtime::{Address, Runtime};
 use kraken_core::Digest;
+use kraken_daemon::ConfigArgs;
 use kraken_registry::name::Host;
 use kraken_sim::PlotFile;
 
@@ -100,9 +101,8 @@ pub(crate) enum Command {
     Run {
         /// Which.
         role: Role,
-        /// Its configuration.
-        #[arg(long)]
-        config: PathBuf,
+        #[command(flatten)]
+        config: ConfigArgs,
     },
     /// Puts and gets single blobs.
     #[command(subcommand)]

@@ -23,7 +23,7 @@ use kraken::simulate::Simulation;
 use kraken::store::{self, Collect, Store};
 use kraken_core::Digest;
 use kraken_daemon::store::http::VerdictInfo;
-use kraken_daemon::{Tls, process};
+use kraken_daemon::{ConfigArgs, Tls, process};
 use kraken_registry::name::split_tag;
 use kraken_sim::PlotFile;
 
@@ -155,22 +155,21 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             let store = Store::new(operator(&process, tls)?);
             return look_at_store(&store, command).await;
         }
-        Command::Run { role, config } => run_role(role, &config).await?,
+        Command::Run { role, config } => return run_role(role, config).await,
         Command::Blob(command) => blob(command).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn run_role(role: Role, config: &Path) -> Result<(), Failure> {
+async fn run_role(role: Role, config: ConfigArgs) -> Result<ExitCode, Failure> {
     use kraken_daemon::{agent, build_index, origin, proxy, tracker};
-    match role {
-        Role::Agent => process::run_until_signal(config, agent::start).await?,
-        Role::Origin => process::run_until_signal(config, origin::start).await?,
-        Role::Tracker => process::run_until_signal(config, tracker::start).await?,
-        Role::Proxy => process::run_until_signal(config, proxy::start).await?,
-        Role::BuildIndex => process::run_until_signal(config, build_index::start).await?,
-    }
-    Ok(())
+    Ok(match role {
+        Role::Agent => process::run_with(config, agent::start).await?,
+        Role::Origin => process::run_with(config, origin::start).await?,
+        Role::Tracker => process::run_with(config, tracker::start).await?,
+        Role::Proxy => process::run_with(config, proxy::start).await?,
+        Role::BuildIndex => process::run_with(config, build_index::start).await?,
+    })
 }
 
 async fn work_on_queue(queue: &Queue, command: QueueCommand) -> Result<(), Failure> {

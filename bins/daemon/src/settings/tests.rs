@@ -1,0 +1,181 @@
+use super::*;
+use crate::agent::AgentConfig;
+use crate::config::tests::AGENT;
+
+struct Dir(tempfile::TempDir);
+
+impl Dir {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+fn sources(files: &[PathBuf], variables: &[(&str, &str)], flags: &[&str]) -> Sources {
+    let variables = variables.iter();
+    let variables = variables.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Sources {
+        files: files.to_vec(),
+        variables: variables.collect(),
+        flags: flags.iter().map(|it| (*it).to_owned()).collect(),
+    }
+}
+
+fn load(sources: &Sources) -> Result<AgentConfig, String> {
+    sources.load().map_err(|error| error.to_string())
+}
+
+#[test]
+fn later_layers_win_and_maps_are_merged() {
+    let dir = Dir::new();
+    let base = dir.write(
+        "base.yaml",
+        &format!("{AGENT}limits: {{upload: 1MB, download: 2MB}}\n"),
+    );
+    let site = dir.write(
+        "site.yaml",
+        "limits: {upload: 3MB}\ntrackers: [https://b:1]\nzone: a\n",
+    );
+    let files = [base, site];
+    let config = load(&sources(&files, &[], &[])).unwrap();
+    let rates = |config: &AgentConfig| {
+        let LimitsConfig { upload, download } = config.limits;
+        (upload.map(|it| it.0.get()), download.map(|it| it.0.get()))
+    };
+    use crate::limits::LimitsConfig;
+    assert_eq!(rates(&config), (Some(3_000_000), Some(2_000_000)));
+    assert_eq!(config.trackers, ["https://b:1"]);
+    let variables = [("KRAKEN_LIMITS__UPLOAD", "4MB"), ("KRAKEN_ZONE", "17")];
+    let config = load(&sources(&files, &variables, &[])).unwrap();
+    assert_eq!(rates(&config), (Some(4_000_000), Some(2_000_000)));
+    assert_eq!(config.zone.unwrap().as_str(), "17");
+    let flags = [
+        "limits.upload=5MB",
+        "limits.download=null",
+        "trackers=['https://c:1']",
+    ];
+    let config = load(&sources(&files, &variables, &flags)).unwrap();
+    assert_eq!(rates(&config), (Some(5_000_000), None));
+    assert_eq!(config.trackers, ["https://c:1"]);
+}
+
+#[test]
+fn a_file_extends_others_beside_it() {
+    let dir = Dir::new();
+    dir.write("base/agent.yaml", AGENT);
+    dir.write(
+        "base/zone.yaml",
+        "extends: agent.yaml\nzone: a\nquic_mtu: 1452\n",
+    );
+    let file = dir.write("agent.yaml", "extends: base/zone.yaml\nzone: b\n");
+    let layers = Sources::files(vec![file]).layers().unwrap();
+    assert_eq!(layers.files.len(), 3);
+    let config: AgentConfig = layers.typed().unwrap();
+    assert_eq!(config.zone.unwrap().as_str(), "b");
+    assert_eq!(config.peer_listen.port(), 7610);
+    let two = dir.write("two.yaml", "extends: [base/agent.yaml, limits.yaml]\n");
+    dir.write("limits.yaml", "limits: {upload: 1MB}\n");
+    let config = load(&Sources::files(vec![two])).unwrap();
+    assert!(config.limits.upload.is_some());
+}
+
+#[test]
+fn what_extends_itself_or_nothing_is_refused() {
+    let dir = Dir::new();
+    let a = dir.write("a.yaml", "extends: b.yaml\n");
+    dir.write("b.yaml", "zone: a\nextends: ./a.yaml\n");
+    let error = load(&Sources::files(vec![a])).unwrap_err();
+    assert!(error.contains("extends itself"), "{error}");
+    let none = dir.write("none.yaml", "extends: gone.yaml\n");
+    let error = load(&Sources::files(vec![none])).unwrap_err();
+    assert!(
+        error.contains("cannot read") && error.contains("gone.yaml"),
+        "{error}"
+    );
+    let map = dir.write("map.yaml", "extends: {a: b}\n");
+    let error = load(&Sources::files(vec![map])).unwrap_err();
+    assert!(error.contains("map.yaml:1:10: extends"), "{error}");
+    for number in 0..20 {
+        let next = format!("extends: {}.yaml\n", number + 1);
+        dir.write(&format!("{number}.yaml"), &next);
+    }
+    let error = load(&Sources::files(vec![dir.0.path().join("0.yaml")])).unwrap_err();
+    assert!(error.contains("more than 16"), "{error}");
+}
+
+#[test]
+fn mistakes_are_told_with_their_place_and_what_may_be_meant() {
+    let dir = Dir::new();
+    let base = dir.write("base.yaml", AGENT);
+    let with = |text: &str| {
+        let site = dir.write("site.yaml", text);
+        load(&sources(&[base.clone(), site], &[], &[])).unwrap_err()
+    };
+    for (text, says) in [
+        (
+            "\nlimits:\n  uplaod: 1MB\n",
+            "site.yaml:3:3: limits: unknown key `uplaod`, did you mean `upload`?",
+        ),
+        (
+            "tracker: []\n",
+            "site.yaml:1:1: unknown key `tracker`, did you mean `trackers`?",
+        ),
+        ("store-limit: 1GB\n", "did you mean `store_limit`?"),
+        (
+            "xyz: 1\n",
+            "unknown key `xyz`; here can be: store, store_limit",
+        ),
+        (
+            "transport: qiuc\n",
+            "site.yaml:1:12: transport: did you mean `quic`?",
+        ),
+        (
+            "volumes:\n  - path: /a\n  - {weight: 1}\n",
+            "site.yaml:3:5: volumes[1]: the key `path` is missing",
+        ),
+        ("limits: [1]\n", "site.yaml:1:9: limits: "),
+        ("tls: {ca: null}\n", "tls: the key `ca` is missing"),
+        (
+            "quic_mtu: 3\n",
+            "site.yaml:1:11: quic_mtu: quic_mtu is between",
+        ),
+        (
+            "remember_peers: hunter2\n",
+            "site.yaml:1:17: remember_peers: ",
+        ),
+        ("tls: hunter2\n", "site.yaml:1:6: tls: "),
+        (
+            "access: {rules: [{may: [pul]}]}",
+            "access.rules[0].may[0]: did you mean `pull`?",
+        ),
+    ] {
+        let error = with(text);
+        assert!(
+            error.contains(says) && !error.contains("hunter"),
+            "{text}\n{error}"
+        );
+    }
+    let without = dir.write("without.yaml", &AGENT.replace("tls:", "#"));
+    let error = load(&Sources::files(vec![without])).unwrap_err();
+    assert!(
+        error.contains("without.yaml: the key `tls` is missing"),
+        "{error}"
+    );
+    let files = [base.clone()];
+    let error = load(&sources(&files, &[("KRAKEN_LIMTS__UPLOAD", "1")], &[])).unwrap_err();
+    assert!(
+        error.contains("KRAKEN_LIMTS__UPLOAD: unknown key `limts`, did you mean `limits`?"),
+        "{error}"
+    );
+    let error = load(&sources(&files, &[], &["limits.upload=soon"])).unwrap_err();
+    assert!(
+        error.contains("--set limits.upload: limits.upload: "),
+        "{error}"
+    );
+}
