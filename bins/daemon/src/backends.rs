@@ -4,7 +4,6 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use kraken_core::storage::backend::web::{
     HttpBackend, HttpOptions, RegistryBackend, RegistryOptions, WebHdfsBackend, WebHdfsOptions,
 };
@@ -18,6 +17,7 @@ use serde::Deserialize;
 
 use crate::limits::Rate;
 use crate::process::StartError;
+use crate::units;
 
 /// The storage behind the origins.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -124,10 +124,7 @@ impl TryFrom<String> for Timeout {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || format!("timeout is a time such as 30s or 2m, not {text}");
-        let parsed: SignedDuration = text.parse().map_err(|_| wrong())?;
-        let time = Duration::try_from(parsed).map_err(|_| wrong())?;
-        match time {
+        match units::time(&text)? {
             time if time < Duration::from_secs(1) => {
                 Err(format!("a timeout of {text} is too short: 1s at least"))
             }

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use axum::routing::get;
 use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve_on, with_health};
@@ -26,6 +25,7 @@ use crate::process::{Service, StartError};
 use crate::remotes::{self, RemoteConfig};
 use crate::sockets;
 use crate::tags_backend::{self, TagsBackendConfig};
+use crate::units;
 
 /// The configuration of a build-index.
 #[derive(Debug, Clone, Deserialize)]
@@ -113,11 +113,7 @@ impl TryFrom<String> for FreshnessConfig {
             text => {
                 let wrong =
                     |_| format!("{text:?} is neither always, pinned, nor a time such as 5m");
-                let span: jiff::Span = text.parse().map_err(wrong)?;
-                let age = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours());
-                let age = age.map_err(wrong)?;
-                let age = Duration::try_from(age);
-                Freshness::Within(age.map_err(|_| format!("{text:?} is no time ahead"))?)
+                Freshness::Within(units::time(text).map_err(wrong)?)
             }
         }))
     }

@@ -27,6 +27,7 @@ mod sockets;
 pub mod store;
 pub mod tags_backend;
 pub mod tracker;
+mod units;
 
 pub use arguments::ConfigArgs;
 pub use config::{ConfigError, OriginEntry, Tls};

@@ -6,10 +6,11 @@ use std::num::NonZeroU64;
 use axum::body::Bytes;
 use axum::routing::patch;
 use axum::{Json, Router};
-use bytesize::ByteSize;
 use kraken_core::net::http::ApiError;
 use kraken_core::{Agent, Limits, Origin};
 use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::units::{self, Written};
 
 /// Limits on the bytes of pieces, per direction. Without a key, there is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -23,24 +24,25 @@ pub struct LimitsConfig {
     pub download: Option<Rate>,
 }
 
-/// Bytes per second: `300MB`, `1GiB`, or a plain number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
+/// Bytes per second: `300MB/s`, `1GiB/s`, the same without `/s`, or a plain number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written")]
 pub struct Rate(pub NonZeroU64);
 
-impl<'de> Deserialize<'de> for Rate {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let size = ByteSize::deserialize(from)?;
-        NonZeroU64::new(size.as_u64()).map(Self).ok_or_else(|| {
-            let what = "a limit of 0 would stop everything: for no limit, leave the key out";
-            serde::de::Error::custom(what)
+impl TryFrom<Written> for Rate {
+    type Error = String;
+
+    fn try_from(Written(text): Written) -> Result<Self, String> {
+        let rate = NonZeroU64::new(units::rate(&text)?);
+        rate.map(Self).ok_or_else(|| {
+            "a limit of 0 would stop everything: for no limit, leave the key out".into()
         })
     }
 }
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/s", ByteSize(self.0.get()))
+        write!(f, "{}/s", units::size_text(self.0.get()))
     }
 }
 
@@ -162,7 +164,7 @@ mod tests {
     #[test]
     fn rates_are_sizes_per_second() {
         let parse = |text: &str| serde_saphyr::from_str::<LimitsConfig>(text);
-        let config = parse("{upload: 300MB, download: 1GiB}").unwrap();
+        let config = parse("{upload: 300MB/s, download: 1GiB}").unwrap();
         assert_eq!(Limits::from(config), limits(300_000_000, 1 << 30));
         assert_eq!(
             Limits::from(parse("upload: 5000000").unwrap()),

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::routing::get;
-use jiff::SignedDuration;
 use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::router;
 use kraken_core::origin::HealConfig;
@@ -28,6 +27,7 @@ use crate::queue::with_queue;
 use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, ScrubRate, StoreLimit, VolumeConfig};
+use crate::units;
 
 /// The configuration of an origin.
 #[derive(Debug, Clone, Deserialize)]
@@ -118,12 +118,10 @@ impl TryFrom<String> for HealAfter {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let parsed = text.parse::<SignedDuration>().ok();
-        let time = parsed.and_then(|time| Duration::try_from(time).ok());
-        let fits = |time: &Duration| (1..=24 * 3600).contains(&time.as_secs());
-        time.filter(fits)
-            .map(Self)
-            .ok_or_else(|| format!("heal: after is a time such as 60s, 1s to 24h, not {text}"))
+        match units::time(&text)? {
+            time if (1..=24 * 3600).contains(&time.as_secs()) => Ok(Self(time)),
+            _ => Err(format!("a time of 1s to 24h is expected, not {text}")),
+        }
     }
 }
 

@@ -4,10 +4,10 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytesize::ByteSize;
-use jiff::{Span, SpanRelativeTo};
 use kraken_core::proto::cache::ledger::{Lifetimes, Order};
 use serde::Deserialize;
+
+use crate::units::{self, Written};
 
 /// One of several directories for blobs, each on a disk of its own.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -129,13 +129,9 @@ impl TryFrom<String> for Age {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || format!("a lifetime is a time such as 12h or 30d, not {text}");
-        let span: Span = text.parse().map_err(|_| wrong())?;
-        let time = span.to_duration(SpanRelativeTo::days_are_24_hours());
-        let time = time.ok().and_then(|time| Duration::try_from(time).ok());
-        match time.ok_or_else(wrong)? {
+        match units::time(&text)? {
             time if time < Duration::from_secs(60) => {
-                Err(format!("a lifetime of {text} is too short: 1m at least"))
+                Err(format!("a time of {text} is too short: 1m at least"))
             }
             time => Ok(Self(time)),
         }
@@ -152,48 +148,27 @@ pub enum StoreLimit {
     Percent(u8),
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Written {
-    /// What YAML makes of `off`.
-    Switch(bool),
-    Number(i64),
-    Fraction(f64),
-    Text(String),
-}
-
 impl TryFrom<Written> for StoreLimit {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
-        let wrong = |text: &str| {
-            format!("store_limit is a size such as 200GiB, or 1% to 100% of the volume, not {text}")
+    fn try_from(Written(text): Written) -> Result<Self, String> {
+        let limit = match text.trim().strip_suffix('%') {
+            Some(percent) => percent.trim_end().parse().ok().map(Self::Percent),
+            None => units::size(&text).ok().map(Self::Bytes),
         };
-        let limit = match &written {
-            Written::Switch(_) | Written::Fraction(_) => None,
-            Written::Number(bytes) => u64::try_from(*bytes).ok().map(Self::Bytes),
-            Written::Text(text) => match text.trim().strip_suffix('%') {
-                Some(percent) => percent.trim_end().parse().ok().map(Self::Percent),
-                None => text
-                    .parse::<ByteSize>()
-                    .ok()
-                    .map(|it| Self::Bytes(it.as_u64())),
-            },
-        };
-        match (limit, &written) {
-            (Some(Self::Bytes(0)), _) => {
+        match limit {
+            Some(Self::Bytes(0)) => {
                 Err("a store_limit of 0 keeps nothing: for no limit, leave the key out".into())
             }
-            (Some(limit @ (Self::Bytes(_) | Self::Percent(1..=100))), _) => Ok(limit),
-            (_, Written::Switch(on)) => Err(wrong(&on.to_string())),
-            (_, Written::Fraction(number)) => Err(wrong(&number.to_string())),
-            (_, Written::Number(number)) => Err(wrong(&number.to_string())),
-            (_, Written::Text(text)) => Err(wrong(text)),
+            Some(limit @ (Self::Bytes(_) | Self::Percent(1..=100))) => Ok(limit),
+            _ => Err(format!(
+                "store_limit is a size such as 200GiB, or 1% to 100% of the volume, not {text}"
+            )),
         }
     }
 }
 
-/// How fast blobs on disk are read back: `20MB`, a plain number of bytes per second, or `off`.
+/// How fast blobs on disk are read back: `20MB/s`, a plain number of bytes per second, or `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Written")]
 pub struct ScrubRate(pub(super) Option<NonZeroU64>);
@@ -207,20 +182,15 @@ impl Default for ScrubRate {
 impl TryFrom<Written> for ScrubRate {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
-        let text = match written {
-            Written::Switch(false) => return Ok(Self(None)),
-            Written::Text(text) if text == "off" => return Ok(Self(None)),
-            Written::Switch(true) => "on".to_string(),
-            Written::Fraction(number) => number.to_string(),
-            Written::Number(bytes) => bytes.to_string(),
-            Written::Text(text) => text,
-        };
-        let bytes = text.parse::<ByteSize>().ok().map(|it| it.as_u64());
-        match bytes.and_then(NonZeroU64::new) {
+    fn try_from(Written(text): Written) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let rate = units::rate(&text).ok().and_then(NonZeroU64::new);
+        match rate {
             Some(rate) => Ok(Self(Some(rate))),
             None => Err(format!(
-                "scrub is bytes per second such as 20MB, or off, not {text}"
+                "scrub is bytes per second such as 20MB/s, or off, not {text}"
             )),
         }
     }
@@ -228,14 +198,14 @@ impl TryFrom<Written> for ScrubRate {
 
 /// Memory in front of the disks: `2GiB`, or a plain number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "ByteSize")]
+#[serde(try_from = "Written")]
 pub struct Memory(pub(crate) u64);
 
-impl TryFrom<ByteSize> for Memory {
+impl TryFrom<Written> for Memory {
     type Error = String;
 
-    fn try_from(size: ByteSize) -> Result<Self, String> {
-        match size.as_u64() {
+    fn try_from(Written(text): Written) -> Result<Self, String> {
+        match units::size(&text)? {
             0 => Err("a memory of 0 holds nothing: for none, leave the key out".into()),
             bytes => Ok(Self(bytes)),
         }
@@ -297,11 +267,12 @@ mod tests {
         };
         assert_eq!(with(""), Ok(Some(20_000_000)));
         assert_eq!(with("scrub: 100MB"), Ok(Some(100_000_000)));
+        assert_eq!(with("scrub: 100MB/s"), Ok(Some(100_000_000)));
         assert_eq!(with("scrub: 4096"), Ok(Some(4096)));
         assert_eq!(with("scrub: off"), Ok(None));
         for wrong in ["0", "-1", "fast", "1.5", "true"] {
             let error = with(&format!("scrub: {wrong}")).unwrap_err();
-            assert!(error.contains("20MB, or off"), "{wrong}: {error}");
+            assert!(error.contains("20MB/s, or off"), "{wrong}: {error}");
         }
     }
 
@@ -329,9 +300,9 @@ mod tests {
             ("{high: 0.9}", "such as 90%"),
             ("{high: 101%}", "1% to 100%"),
             ("{order: oldest}", "recent"),
-            ("{time_to_live: 30}", "such as 12h"),
+            ("{time_to_live: 30}", "30m, 30h or 30d"),
             ("{time_to_live: 5s}", "1m at least"),
-            ("{time_to_live: -5h}", "such as 12h"),
+            ("{time_to_live: -5h}", "such as 30s"),
             ("{ttl: 5h}", "time_to_live"),
         ] {
             let error = with(wrong).unwrap_err();
