@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod health;
 pub(crate) mod indexes;
 pub(crate) mod preload;
 pub(crate) mod replicate;
@@ -148,6 +149,8 @@ pub(crate) enum Command {
     Gc(GcArgs),
     /// Shows tags and what they were, sets them back, and removes them.
     Tag(tag::TagArgs),
+    /// Asks a process whether it is ready, or only whether it answers. Exits with 1 when not: for probes.
+    Health(health::HealthArgs),
     /// Shows how far images are on their way to other clusters, pauses that, and tries it at once.
     Replicate(replicate::ReplicateArgs),
     /// Shows what an agent or an origin keeps on its disks, verifies it, pins it, and makes room.

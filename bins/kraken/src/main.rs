@@ -145,6 +145,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Preload(args) => commands::preload::preload(args).await?,
         Command::Runtime { command } => return commands::runtimes(command).await,
         Command::Gc(args) => commands::collect_garbage(args).await?,
+        Command::Health(args) => commands::health::look(args).await?,
         Command::Tag(args) => commands::tag::work_on_tags(args).await?,
         Command::Replicate(args) => commands::replicate::work_on_replication(args).await?,
         Command::Store {

@@ -15,6 +15,8 @@ mod common;
 mod demo;
 #[path = "faults/garbage.rs"]
 mod garbage;
+#[path = "faults/health.rs"]
+mod health;
 #[path = "faults/input.rs"]
 mod input;
 #[path = "faults/kill.rs"]
