@@ -22,6 +22,8 @@ mod contract;
 pub mod discovery;
 #[cfg(all(feature = "quic", feature = "tcp"))]
 pub mod dual;
+#[cfg(any(feature = "tcp", feature = "http"))]
+mod gate;
 #[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "tls")]

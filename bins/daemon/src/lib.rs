@@ -9,6 +9,7 @@ mod arguments;
 pub mod backends;
 pub mod build_index;
 pub mod config;
+pub mod descriptors;
 pub mod dns;
 pub mod garbage;
 mod guard;

@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::arguments::ConfigArgs;
 use crate::config::ConfigError;
+use crate::descriptors;
 use crate::settings::Sources;
 use crate::sockets;
 
@@ -58,6 +59,7 @@ where
     S: Service,
     F: Future<Output = Result<S, StartError>>,
 {
+    descriptors::raise();
     serve(&arguments.sources(), start).await?;
     Ok(ExitCode::SUCCESS)
 }

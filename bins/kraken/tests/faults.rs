@@ -31,6 +31,8 @@ mod replicate;
 mod rogue;
 #[path = "faults/rules.rs"]
 mod rules;
+#[path = "faults/siege.rs"]
+mod siege;
 #[path = "faults/simulate.rs"]
 mod simulate;
 #[path = "faults/tags.rs"]

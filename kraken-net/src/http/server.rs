@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,12 +27,15 @@ use tokio_util::task::TaskTracker;
 
 use super::error::shaped;
 use super::plain::run as run_plain;
+use crate::gate::Gate;
 use crate::identity::{Identity, IdentityError};
 
 /// How long requests may go on after the shutdown began; then their connections are cut.
 pub const DRAIN: Duration = Duration::from_secs(30);
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes that may run at once; one more ends the oldest of the address that has the most.
+const MAX_HANDSHAKES: usize = 1024;
 /// How long the head of a request may take.
 pub(super) const HEAD: Duration = Duration::from_secs(30);
 /// Bytes of one HTTP/2 request's body on their way; HTTP/2's own 64 KiB throttle an upload.
@@ -144,7 +148,7 @@ where
     A: Accepts,
     A::Stream: AsyncRead + AsyncWrite + Unpin + Send,
     A::Service: SendService<Request<Incoming>> + Send,
-    A::Future: Send,
+    A::Future: Send + 'static,
 {
     let addr = listener.local_addr();
     let addr = addr.map_err(|source| ServeError::Socket { source })?;
@@ -201,7 +205,7 @@ where
     A: Accepts,
     A::Stream: AsyncRead + AsyncWrite + Unpin + Send,
     A::Service: SendService<Request<Incoming>> + Send,
-    A::Future: Send,
+    A::Future: Send + 'static,
 {
     let handle = Handle::new();
     let mut server = axum_server::from_tcp(listener)?
@@ -209,6 +213,10 @@ where
         .first_request_timeout(HEAD);
     tune(server.http_builder());
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let acceptor = Gated {
+        acceptor,
+        gate: Gate::new(MAX_HANDSHAKES),
+    };
     let task = tokio::spawn(server.acceptor(acceptor).serve(service));
     let drain = handle.clone();
     tokio::spawn(async move {
@@ -216,6 +224,37 @@ where
         drain.graceful_shutdown(Some(DRAIN));
     });
     Ok((Open::Tls(handle), task))
+}
+
+/// Lets so many clients shake hands at a time.
+#[derive(Clone)]
+struct Gated<A> {
+    acceptor: A,
+    gate: Gate,
+}
+
+type Accepted<A, S> = std::io::Result<(
+    <A as Accept<TcpStream, S>>::Stream,
+    <A as Accept<TcpStream, S>>::Service,
+)>;
+
+impl<A, S> Accept<TcpStream, S> for Gated<A>
+where
+    A: Accept<TcpStream, S>,
+    A::Future: Send + 'static,
+{
+    type Stream = A::Stream;
+    type Service = A::Service;
+    type Future = Pin<Box<dyn Future<Output = Accepted<A, S>> + Send>>;
+
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        let pass = stream.peer_addr().map(|addr| self.gate.enter(addr.ip()));
+        let accepting = self.acceptor.accept(stream, service);
+        Box::pin(async move {
+            let accepted = pass?.hold(accepting).await;
+            accepted.unwrap_or_else(|| Err(std::io::ErrorKind::ConnectionAborted.into()))
+        })
+    }
 }
 
 /// Sets hyper's bounds to ours.

@@ -13,7 +13,7 @@ use rustls_pki_types::ServerName;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use super::conn::TcpConn;
 use super::record::{HEAD, Record};
+use crate::gate::{Gate, Pass};
 use crate::identity::{Identity, IdentityError};
 use crate::stats::{Counters, TransportStats};
 use crate::throttle::Throttle;
@@ -38,7 +39,7 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(8);
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a silent connection is kept alive.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// Handshakes of others that may run at once.
+/// Handshakes of others that may run at once; one more ends the oldest of the address that has the most.
 const MAX_HANDSHAKES: usize = 256;
 /// Finished connections that may wait for [`Transport::accept`].
 const BACKLOG: usize = 128;
@@ -219,7 +220,7 @@ async fn accept_all(
     backlog: mpsc::Sender<TcpConn>,
     shared: Shared,
 ) {
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let handshakes = Gate::new(MAX_HANDSHAKES);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -234,27 +235,32 @@ async fn accept_all(
                 continue;
             }
         };
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            shared.counters.refused.add();
-            continue;
-        };
-        let shake = shake(server.clone(), stream, canonical(remote), shared.clone());
-        tokio::spawn(accept_one(shake, permit, backlog.clone(), shared.clone()));
+        let remote = canonical(remote);
+        let pass = handshakes.enter(remote.ip());
+        let shake = shake(server.clone(), stream, remote, shared.clone());
+        tokio::spawn(accept_one(shake, pass, backlog.clone(), shared.clone()));
     }
 }
 
 async fn accept_one(
     shake: impl Future<Output = Result<TcpConn, String>>,
-    _permit: OwnedSemaphorePermit,
+    pass: Pass,
     backlog: mpsc::Sender<TcpConn>,
     shared: Shared,
 ) {
     let outcome = tokio::select! {
         biased;
         () = shared.closed.cancelled() => return,
-        outcome = timeout(HANDSHAKE_TIMEOUT, shake) => outcome,
+        outcome = timeout(HANDSHAKE_TIMEOUT, pass.hold(shake)) => outcome,
     };
-    match outcome.unwrap_or_else(|_| Err("it stalled".to_string())) {
+    let Ok(outcome) = outcome else {
+        return failed(&shared, "it stalled");
+    };
+    let Some(outcome) = outcome else {
+        shared.counters.refused.add();
+        return;
+    };
+    match outcome {
         Ok(conn) => match backlog.try_send(conn) {
             Ok(()) => shared.counters.accepted.add(),
             Err(mpsc::error::TrySendError::Full(conn)) => {
@@ -263,11 +269,13 @@ async fn accept_one(
             }
             Err(mpsc::error::TrySendError::Closed(_)) => {}
         },
-        Err(reason) => {
-            shared.counters.handshake_failures.add();
-            tracing::debug!(reason, "a handshake failed");
-        }
+        Err(reason) => failed(&shared, &reason),
     }
+}
+
+fn failed(shared: &Shared, reason: &str) {
+    shared.counters.handshake_failures.add();
+    tracing::debug!(reason, "a handshake failed");
 }
 
 async fn shake(

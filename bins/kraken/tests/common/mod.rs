@@ -12,10 +12,10 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{Method, Request, StatusCode};
 use kraken::client::{Checked, Registry};
-use kraken_core::Digest;
 use kraken_core::net::http::{HttpBody, HttpClient, HttpResponse};
 use kraken_core::net::{CertAuthority, Identity};
 use kraken_core::storage::FsStore;
+use kraken_core::{Digest, PeerId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -327,6 +327,33 @@ impl Lab {
     /// The configuration file of a member.
     pub(crate) fn config(&self, name: &str) -> &Path {
         &self.members[name].config
+    }
+
+    /// The cluster's authority.
+    pub(crate) fn authority(&self) -> CertAuthority {
+        let (cert, key) = self.authority.to_pem();
+        CertAuthority::from_pem(&cert, &key).unwrap()
+    }
+
+    /// The identity that a member proves to its peers.
+    pub(crate) fn peer_id(&self, name: &str) -> PeerId {
+        let path = |suffix: &str| self.path(&format!("{name}.{suffix}"));
+        let identity = Identity::from_files(path("crt"), path("key"), self.path("ca.crt"));
+        identity.unwrap().peer_id()
+    }
+
+    /// Bytes of memory that a member has in use.
+    pub(crate) fn memory(&self, name: &str) -> u64 {
+        let process = self.running[name].0.id();
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib: u64 = line
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap();
+        kib << 10
     }
 
     /// SIGKILL.

@@ -20,6 +20,7 @@ use tower::ServiceExt as _;
 use super::file::{self, FileBody};
 use super::head::{self, Framing, Head};
 use super::rewound::Rewound;
+use crate::gate::Gate;
 use crate::http::server::HEAD;
 
 /// Bytes of a body that go out with the head in one write: more would be copied for nothing.
@@ -33,6 +34,8 @@ pub(super) struct Connection {
     stream: TcpStream,
     client: SocketAddr,
     router: Router,
+    /// Those that wait for a head.
+    waiting: Gate,
     shutdown: CancellationToken,
     /// What was read and belongs to no request yet.
     read: BytesMut,
@@ -46,12 +49,14 @@ impl Connection {
         stream: TcpStream,
         client: SocketAddr,
         router: Router,
+        waiting: Gate,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
             stream,
             client,
             router,
+            waiting,
             shutdown,
             read: BytesMut::new(),
             fresh_until: Some(Instant::now() + FRESH),
@@ -79,9 +84,19 @@ impl Connection {
         }
     }
 
-    /// The next head; none when the client has gone, was silent for [`HEAD`], or this process ends
-    /// and none is on its way.
+    /// The next head; none when the client has gone, was silent for [`HEAD`], has to make room for
+    /// others that wait, or this process ends and none is on its way.
     async fn head(&mut self) -> io::Result<Option<Head>> {
+        // The next one has come already, mostly, when requests follow each other at once.
+        match head::parse(&self.read) {
+            Head::Part => {}
+            head => return Ok(Some(head)),
+        }
+        let pass = self.waiting.enter(self.client.ip());
+        pass.hold(self.read_head()).await.unwrap_or(Ok(None))
+    }
+
+    async fn read_head(&mut self) -> io::Result<Option<Head>> {
         let until = Instant::now() + HEAD;
         loop {
             match head::parse(&self.read) {

@@ -14,6 +14,7 @@ mod rewound;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -31,9 +32,14 @@ use self::connection::Connection;
 pub use self::file::FileBody;
 use self::rewound::Rewound;
 use super::server::{DRAIN, tune};
+use crate::gate::{Gate, Pass};
 
 /// How long accepting pauses after the system refused: it is out of descriptors, mostly.
 const REFUSED: Duration = Duration::from_millis(100);
+
+/// Connections that may wait for a request's head; one more ends the one that waits longest, of the
+/// address that has the most.
+const MAX_WAITING: usize = 4096;
 
 /// Accepts until `shutdown`, and waits until the requests are done, at most [`DRAIN`] longer.
 pub(super) async fn run(
@@ -43,8 +49,10 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) {
     let cut = CancellationToken::new();
+    let waiting = Gate::new(MAX_WAITING);
     let begin = |stream, client| {
-        let served = serve(stream, client, router.clone(), shutdown.clone());
+        let waiting = waiting.clone();
+        let served = serve(stream, client, router.clone(), waiting, shutdown.clone());
         connections.spawn(cut.clone().run_until_cancelled_owned(served));
     };
     loop {
@@ -95,12 +103,22 @@ fn rest_of(listener: &std::net::TcpListener) -> impl Iterator<Item = (TcpStream,
 }
 
 /// One connection, until either side ends it.
-async fn serve(stream: TcpStream, client: SocketAddr, router: Router, shutdown: CancellationToken) {
+async fn serve(
+    stream: TcpStream,
+    client: SocketAddr,
+    router: Router,
+    waiting: Gate,
+    shutdown: CancellationToken,
+) {
     // Heads and bodies are written whole; waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
-    let connection = Connection::new(stream, client, router.clone(), shutdown.clone());
+    let gate = waiting.clone();
+    let connection = Connection::new(stream, client, router.clone(), gate, shutdown.clone());
     let result = match connection.run().await {
-        Ok(Some(rewound)) => by_hyper(rewound, client, router, shutdown).await,
+        Ok(Some(rewound)) => {
+            let pass = waiting.enter(client.ip());
+            by_hyper(rewound, client, router, pass, shutdown).await
+        }
         Ok(None) => Ok(()),
         Err(error) => Err(error.into()),
     };
@@ -113,9 +131,14 @@ async fn by_hyper(
     stream: Rewound,
     client: SocketAddr,
     router: Router,
+    pass: Pass,
     shutdown: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let put_out = pass.put_out();
+    let pass = Mutex::new(Some(pass));
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        // It has asked for something: it is no stranger any more.
+        pass.lock().unwrap_or_else(PoisonError::into_inner).take();
         request.extensions_mut().insert(ConnectInfo(client));
         router.clone().oneshot(request)
     });
@@ -127,6 +150,7 @@ async fn by_hyper(
         // What has been read of a request is to be answered before it is asked to end.
         biased;
         result = served.as_mut() => return result,
+        () = put_out.cancelled() => return Ok(()),
         () = shutdown.cancelled() => {}
     }
     served.as_mut().graceful_shutdown();
