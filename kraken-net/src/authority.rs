@@ -3,24 +3,58 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use kraken_proto::Zone;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PublicKeyData, RevokedCertParams, SanType, SerialNumber, SignatureAlgorithm,
 };
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use sha2::{Digest as _, Sha256};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::revocation_list::CertificateRevocationList;
 
-use crate::identity::{IdentityError, ROLE_PREFIX};
+use crate::certificate::{self, Parts, hex};
+use crate::identity::IdentityError;
+use crate::key;
+use crate::roles::{ROLE_PREFIX, ZONE_PREFIX};
 
-/// How long certificates are valid from the day they are made: ten years, so that a cluster does
-/// not stop on the day nobody remembers. Renew earlier where policy asks for it.
+/// How long certificates are valid from the day they are made when nothing else is said: ten years,
+/// so that a cluster does not stop on the day nobody remembers. Renew earlier where policy asks for
+/// it.
 pub const VALIDITY: Duration = Duration::from_hours(10 * 365 * 24);
+
+/// The name of the cluster when none is given: the organization in all its certificates.
+const CLUSTER: &str = "Kraken";
+/// The longest name of a cluster or a process in a certificate: X.520's bound of a common name.
+const LONGEST: usize = 64;
+/// The curve of every key here, in the DER of its algorithm: id-ecPublicKey.
+const EC: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+/// Bytes of a point of P-256, uncompressed.
+const POINT: usize = 65;
 
 /// A certificate authority made by Kraken (ECDSA P-256). Its `Debug` never shows the key.
 pub struct CertAuthority {
     cert_pem: String,
+    cluster: String,
+    until: SystemTime,
     issuer: Issuer<'static, KeyPair>,
+}
+
+/// What a certificate says.
+#[derive(Debug, Clone)]
+pub struct CertRequest<'a> {
+    /// The role, such as `agent`.
+    pub role: &'a str,
+    /// Whose it is.
+    pub name: &'a str,
+    /// The DNS names and addresses under which others reach the process.
+    pub hosts: &'a [String],
+    /// Where it stands.
+    pub zone: Option<&'a Zone>,
+    /// From now on. It ends with the authority at the latest.
+    pub validity: Duration,
 }
 
 impl CertAuthority {
@@ -29,11 +63,24 @@ impl CertAuthority {
     /// # Errors
     /// The machine has no randomness to give.
     pub fn create() -> Result<Self, IdentityError> {
+        Self::create_named(CLUSTER, VALIDITY)
+    }
+
+    /// The same for a cluster of this name, valid for so long.
+    ///
+    /// # Errors
+    /// The name cannot stand in a certificate.
+    pub fn create_named(cluster: &str, validity: Duration) -> Result<Self, IdentityError> {
+        check_name("cluster", cluster)?;
         let key = KeyPair::generate().map_err(issue)?;
-        let params = authority_params(&key);
+        let mut params = authority_params(&key, cluster);
+        let until = SystemTime::now() + validity;
+        limit(&mut params, until);
         let cert = params.self_signed(&key).map_err(issue)?;
         Ok(Self {
             cert_pem: cert.pem(),
+            cluster: cluster.to_owned(),
+            until,
             issuer: Issuer::new(params, key),
         })
     }
@@ -44,6 +91,15 @@ impl CertAuthority {
         (self.cert_pem.clone(), self.issuer.key().serialize_pem())
     }
 
+    /// The certificate, and the key encrypted with a passphrase.
+    ///
+    /// # Errors
+    /// The machine has no randomness to give.
+    pub fn to_sealed_pem(&self, passphrase: &str) -> Result<(String, String), IdentityError> {
+        let (cert, key) = self.to_pem();
+        Ok((cert, key::encrypt(&key, passphrase)?))
+    }
+
     /// Reads what [`CertAuthority::to_pem`] gave.
     ///
     /// # Errors
@@ -51,10 +107,21 @@ impl CertAuthority {
     /// made: certificates of such a one are issued by that tool and read by
     /// [`crate::Identity::from_pem`].
     pub fn from_pem(cert: &str, key: &str) -> Result<Self, IdentityError> {
-        let key = KeyPair::from_pem(key).map_err(issue)?;
+        Self::open(cert, key, None)
+    }
+
+    /// Reads what [`CertAuthority::to_sealed_pem`] gave, or [`CertAuthority::to_pem`].
+    ///
+    /// # Errors
+    /// As of [`CertAuthority::from_pem`], or the passphrase is missing or wrong.
+    pub fn open(cert: &str, key: &str, passphrase: Option<&str>) -> Result<Self, IdentityError> {
+        let key = key::read(key, passphrase)?;
+        let key = KeyPair::try_from(&key).map_err(issue)?;
         let der = CertificateDer::from_pem_slice(cert.as_bytes()).map_err(issue)?;
         let anchor = webpki::anchor_from_trusted_cert(&der).map_err(issue)?;
-        let params = authority_params(&key);
+        let info = certificate::CertInfo::from_der(&der)?;
+        let cluster = info.organization.unwrap_or_default();
+        let params = authority_params(&key, &cluster);
         let twin = params.self_signed(&key).map_err(issue)?;
         let expected = webpki::anchor_from_trusted_cert(twin.der()).map_err(issue)?;
         if anchor.subject != expected.subject
@@ -68,8 +135,15 @@ impl CertAuthority {
         }
         Ok(Self {
             cert_pem: cert.to_string(),
+            cluster,
+            until: info.not_after,
             issuer: Issuer::new(params, key),
         })
+    }
+
+    /// Until when it is valid, and with it all that it issued.
+    pub fn until(&self) -> SystemTime {
+        self.until
     }
 
     /// Issues a certificate with a key of its own, for servers and clients alike, and returns both
@@ -78,28 +152,151 @@ impl CertAuthority {
     /// # Errors
     /// A name is neither a DNS name nor an address, or the role cannot stand in a URI.
     pub fn issue(&self, role: &str, names: &[String]) -> Result<(String, String), IdentityError> {
+        self.issue_as(&CertRequest {
+            role,
+            name: role,
+            hosts: names,
+            zone: None,
+            validity: VALIDITY,
+        })
+    }
+
+    /// The same with more in it.
+    ///
+    /// # Errors
+    /// As of [`CertAuthority::issue`], or a name is too long or odd.
+    pub fn issue_as(&self, wanted: &CertRequest<'_>) -> Result<(String, String), IdentityError> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if role.is_empty() || !role.chars().all(plain) {
+        if wanted.role.is_empty() || !wanted.role.chars().all(plain) {
+            let role = wanted.role;
             return Err(IdentityError::Issue(format!(
                 "role {role:?} must consist of lower-case letters, digits and hyphens"
             )));
         }
+        check_name("process", wanted.name)?;
         let key = KeyPair::generate().map_err(issue)?;
-        let mut params = CertificateParams::new(names.to_vec()).map_err(issue)?;
-        let uri = format!("{ROLE_PREFIX}{role}");
-        params
-            .subject_alt_names
-            .push(SanType::URI(uri.try_into().map_err(issue)?));
-        params.distinguished_name = name_of(role);
+        let mut uris = vec![format!("{ROLE_PREFIX}{}", wanted.role)];
+        uris.extend(wanted.zone.map(|zone| format!("{ZONE_PREFIX}{zone}")));
+        let params = self.params(wanted.name, (wanted.hosts, &uris), wanted.validity)?;
+        let cert = params.signed_by(&key, &self.issuer).map_err(issue)?;
+        Ok((cert.pem(), key.serialize_pem()))
+    }
+
+    /// Issues a certificate anew, with its key, names and role: the holder keeps its identity.
+    ///
+    /// # Errors
+    /// It is not PEM, or not of this authority.
+    pub fn renew(&self, cert: &str, validity: Duration) -> Result<String, IdentityError> {
+        let parts = self.own(cert)?;
+        let (algorithm, point) = &parts.key;
+        if algorithm != EC || point.len() != POINT {
+            return Err(IdentityError::Issue("its key is not one of P-256".into()));
+        }
+        let info = &parts.info;
+        let name = info.common_name.as_deref().unwrap_or_default();
+        let params = self.params(name, (&info.hosts, &info.uris), validity)?;
+        let key = Point(point);
+        let cert = params.signed_by(&key, &self.issuer).map_err(issue)?;
+        Ok(cert.pem())
+    }
+
+    /// Puts a certificate on the list of those that are not to be trusted any more; `list` is the
+    /// one so far. Whoever is on it already stays there once.
+    ///
+    /// # Errors
+    /// The certificate or the list is not PEM, or not of this authority.
+    pub fn revoke(&self, cert: &str, list: Option<&str>) -> Result<String, IdentityError> {
+        let parts = self.own(cert)?;
+        let mut revoked = match list {
+            Some(list) => self.revoked(list)?,
+            None => Vec::new(),
+        };
+        if revoked.iter().all(|(serial, _)| *serial != parts.serial) {
+            revoked.push((parts.serial, SystemTime::now()));
+        }
+        let (epoch, now) = (rcgen::date_time_ymd(1970, 1, 1), SystemTime::now());
+        let entry = |(serial, since): &(Vec<u8>, SystemTime)| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: epoch + since_epoch(*since),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: epoch + since_epoch(now),
+            next_update: epoch + since_epoch(now + VALIDITY),
+            // It only grows, and so does its number.
+            crl_number: SerialNumber::from(revoked.len() as u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).map_err(issue)?;
+        list.pem().map_err(issue)
+    }
+
+    /// What is on a list of this authority, and since when.
+    fn revoked(&self, list: &str) -> Result<Vec<(Vec<u8>, SystemTime)>, IdentityError> {
+        let der = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).map_err(issue)?;
+        let (_, list) = CertificateRevocationList::from_der(&der).map_err(issue)?;
+        if list.issuer().as_raw() != Parts::of(&self.cert_pem)?.subject {
+            let what = "the list of revoked certificates is another authority's";
+            return Err(IdentityError::Issue(what.into()));
+        }
+        let revoked = list.iter_revoked_certificates();
+        let entry = |it: &x509_parser::revocation_list::RevokedCertificate<'_>| {
+            (
+                it.raw_serial().to_vec(),
+                certificate::time(it.revocation_date),
+            )
+        };
+        Ok(revoked.map(entry).collect())
+    }
+
+    /// A certificate that this authority has issued.
+    fn own(&self, cert: &str) -> Result<Parts, IdentityError> {
+        let parts = Parts::of(cert)?;
+        if parts.issuer != Parts::of(&self.cert_pem)?.subject {
+            let issuer = parts.info.issuer.as_deref().unwrap_or("nobody by name");
+            let what = format!("the certificate is not of this authority, but of {issuer}");
+            return Err(IdentityError::Issue(what));
+        }
+        if parts.info.is_authority {
+            let what = "the certificate is the authority's own: make a new authority instead";
+            return Err(IdentityError::Issue(what.into()));
+        }
+        Ok(parts)
+    }
+
+    fn params(
+        &self,
+        name: &str,
+        (hosts, uris): (&[String], &[String]),
+        validity: Duration,
+    ) -> Result<CertificateParams, IdentityError> {
+        let now = SystemTime::now();
+        if self.until <= now {
+            let what = "the authority's own certificate has expired: make a new one";
+            return Err(IdentityError::Issue(what.into()));
+        }
+        let mut params = CertificateParams::new(hosts.to_vec()).map_err(issue)?;
+        for uri in uris {
+            let uri = uri.as_str().try_into().map_err(issue)?;
+            params.subject_alt_names.push(SanType::URI(uri));
+        }
+        let mut serial = [0; 16];
+        key::random(&mut serial)?;
+        // Positive, and of full length.
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.distinguished_name = name_of(&self.cluster, name);
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
-        limit(&mut params);
-        let cert = params.signed_by(&key, &self.issuer).map_err(issue)?;
-        Ok((cert.pem(), key.serialize_pem()))
+        limit(&mut params, self.until.min(now + validity));
+        Ok(params)
     }
 }
 
@@ -109,35 +306,68 @@ impl fmt::Debug for CertAuthority {
     }
 }
 
-/// Everything about an authority but its dates follows from its key, so that
-/// [`CertAuthority::from_pem`] need not parse a certificate. The key's hash in the name keeps two
-/// authorities of one company apart.
-fn authority_params(key: &KeyPair) -> CertificateParams {
+/// The public key of a certificate that is issued anew.
+struct Point<'a>(&'a [u8]);
+
+impl PublicKeyData for Point<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
+    }
+}
+
+/// Encrypts a private key with a passphrase, as [`CertAuthority::to_sealed_pem`] does.
+///
+/// # Errors
+/// It is not PKCS#8 in PEM, or the machine has no randomness to give.
+pub fn encrypt_key(key: &str, passphrase: &str) -> Result<String, IdentityError> {
+    key::encrypt(key, passphrase)
+}
+
+/// Everything about an authority but its dates follows from its key and its cluster's name. The key's
+/// hash in the name keeps two authorities of one company apart.
+fn authority_params(key: &KeyPair, cluster: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     let hash = Sha256::digest(key.public_key_raw());
-    let short: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-    params.distinguished_name = name_of(&format!("Kraken authority {short}"));
+    let short = hex(&hash[..4]);
+    params.distinguished_name = name_of(cluster, &format!("Kraken authority {short}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    limit(&mut params);
     params
 }
 
-fn name_of(common_name: &str) -> DistinguishedName {
+fn name_of(cluster: &str, common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
-    name.push(DnType::OrganizationName, "Kraken");
+    name.push(DnType::OrganizationName, cluster);
     name.push(DnType::CommonName, common_name);
     name
 }
 
-/// Valid from an hour ago, because clocks differ, until [`VALIDITY`] from now.
-fn limit(params: &mut CertificateParams) {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+fn check_name(whose: &str, name: &str) -> Result<(), IdentityError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.len() > LONGEST || !name.chars().all(plain) || name.starts_with('.')
+    {
+        return Err(IdentityError::Issue(format!(
+            "the {whose}'s name {name:?} must consist of 1 to {LONGEST} letters, digits, '.', '_' and '-', and not begin with '.'"
+        )));
+    }
+    Ok(())
+}
+
+/// Valid from an hour ago, because clocks differ.
+fn limit(params: &mut CertificateParams, until: SystemTime) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + now.saturating_sub(Duration::from_hours(1));
-    params.not_after = epoch + (now + VALIDITY);
+    params.not_before = epoch + since_epoch(SystemTime::now() - Duration::from_hours(1));
+    params.not_after = epoch + since_epoch(until);
+}
+
+/// The time since 1970, in the whole seconds that certificates know.
+fn since_epoch(time: SystemTime) -> Duration {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Duration::from_secs(since.as_secs())
 }
 
 fn issue(error: impl fmt::Display) -> IdentityError {
@@ -147,6 +377,8 @@ fn issue(error: impl fmt::Display) -> IdentityError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certificate::CertInfo;
+    use crate::roles::{Role, RoleNames};
 
     #[test]
     fn authorities_do_not_mix() {
@@ -160,6 +392,86 @@ mod tests {
             error.to_string().contains("the tool that made it"),
             "{error}"
         );
+    }
+
+    fn days(days: u64) -> Duration {
+        Duration::from_hours(24 * days)
+    }
+
+    #[test]
+    fn a_certificate_says_what_was_asked_for_and_its_renewal_too() {
+        let ca = CertAuthority::create_named("east", days(100)).unwrap();
+        let (ca_pem, sealed) = ca.to_sealed_pem("secret").unwrap();
+        assert!(CertAuthority::from_pem(&ca_pem, &sealed).is_err());
+        let ca = CertAuthority::open(&ca_pem, &sealed, Some("secret")).unwrap();
+        let zone = "rack-17".parse().unwrap();
+        let hosts = [
+            "origin-1.example".to_owned(),
+            "10.0.0.1".to_owned(),
+            "::1".to_owned(),
+        ];
+        let wanted = CertRequest {
+            role: "origin",
+            name: "origin-1",
+            hosts: &hosts,
+            zone: Some(&zone),
+            validity: days(10),
+        };
+        let (cert, key) = ca.issue_as(&wanted).unwrap();
+        let again = ca.renew(&cert, days(1000)).unwrap();
+        let read = |pem: &str| CertInfo::from_pem(pem).unwrap().remove(0);
+        let (first, second) = (read(&cert), read(&again));
+        for info in [&first, &second] {
+            let bearer = info.bearer(&RoleNames::Written);
+            assert_eq!(bearer.role, Some(Role::Origin));
+            assert_eq!(bearer.name.as_deref(), Some("origin-1"));
+            assert_eq!(bearer.zone.as_ref(), Some(&zone));
+            assert_eq!(info.hosts, hosts);
+            assert_eq!(info.organization.as_deref(), Some("east"));
+        }
+        assert_eq!(first.peer_id, second.peer_id);
+        assert_ne!(first.serial, second.serial);
+        // No certificate outlives its authority.
+        assert!(first.not_after < second.not_after && second.not_after <= ca.until());
+        crate::Identity::from_pem(&again, &key, &ca_pem).unwrap();
+    }
+
+    #[test]
+    fn only_its_own_certificates_are_renewed_and_revoked() {
+        let (ca, other) = (
+            CertAuthority::create().unwrap(),
+            CertAuthority::create().unwrap(),
+        );
+        let (foreign, _) = other.issue("agent", &[]).unwrap();
+        for error in [
+            ca.renew(&foreign, days(1)).unwrap_err(),
+            ca.revoke(&foreign, None).unwrap_err(),
+        ] {
+            assert!(
+                error.to_string().contains("not of this authority"),
+                "{error}"
+            );
+        }
+        let error = ca.renew(&ca.to_pem().0, days(1)).unwrap_err();
+        assert!(error.to_string().contains("authority's own"), "{error}");
+        let (cert, _) = ca.issue("agent", &[]).unwrap();
+        let list = other.revoke(&foreign, None).unwrap();
+        let error = ca.revoke(&cert, Some(&list)).unwrap_err();
+        assert!(error.to_string().contains("another authority's"), "{error}");
+    }
+
+    #[test]
+    fn a_list_keeps_who_is_on_it() {
+        let ca = CertAuthority::create().unwrap();
+        let certs: Vec<_> = (0..2).map(|_| ca.issue("agent", &[]).unwrap().0).collect();
+        let one = ca.revoke(&certs[0], None).unwrap();
+        let two = ca.revoke(&certs[1], Some(&one)).unwrap();
+        let again = ca.revoke(&certs[0], Some(&two)).unwrap();
+        let serials = |list: &str| ca.revoked(list).unwrap().into_iter().map(|(it, _)| it);
+        let own = |at: usize| Parts::of(&certs[at]).unwrap().serial;
+        assert!(serials(&one).eq([own(0)]));
+        assert!(serials(&two).eq([own(0), own(1)]));
+        assert!(serials(&again).eq(serials(&two)));
     }
 
     #[test]

@@ -248,13 +248,10 @@ pub(crate) fn peer_id_of(cert: &CertificateDer<'_>) -> Result<PeerId, IdentityEr
     Ok(PeerId::from_bytes(Sha256::digest(key).into()))
 }
 
-/// What stands in front of the role in the certificate's URI name.
-pub(crate) const ROLE_PREFIX: &str = "urn:kraken:role:";
-
 fn role_of(cert: &CertificateDer<'_>) -> Option<String> {
     let cert = webpki::EndEntityCert::try_from(cert).ok()?;
     cert.valid_uri_names()
-        .find_map(|name| name.strip_prefix(ROLE_PREFIX))
+        .find_map(|name| name.strip_prefix(crate::roles::ROLE_PREFIX))
         .map(str::to_string)
 }
 

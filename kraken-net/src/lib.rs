@@ -16,6 +16,8 @@ pub mod announce;
 pub mod authority;
 #[cfg(feature = "quic")]
 mod buffers;
+#[cfg(feature = "tls")]
+pub mod certificate;
 #[cfg(test)]
 #[cfg(any(feature = "quic", feature = "tcp"))]
 mod contract;
@@ -28,11 +30,15 @@ mod gate;
 pub mod http;
 #[cfg(feature = "tls")]
 pub mod identity;
+#[cfg(feature = "tls")]
+mod key;
 pub mod mem;
 #[cfg(feature = "http")]
 pub mod origin;
 #[cfg(feature = "quic")]
 pub mod quic;
+#[cfg(feature = "tls")]
+pub mod roles;
 #[cfg(any(feature = "quic", feature = "tcp"))]
 mod stats;
 #[cfg(feature = "tcp")]
@@ -43,7 +49,9 @@ pub mod transport;
 mod verifier;
 
 #[cfg(feature = "tls")]
-pub use authority::CertAuthority;
+pub use authority::{CertAuthority, CertRequest};
+#[cfg(feature = "tls")]
+pub use certificate::CertInfo;
 pub use discovery::{Discovery, DiscoveryError};
 #[cfg(all(feature = "quic", feature = "tcp"))]
 pub use dual::{Dual, PathChoice};
@@ -52,6 +60,8 @@ pub use identity::{Identity, IdentityError};
 pub use mem::{MemNetwork, MemTransport};
 #[cfg(feature = "quic")]
 pub use quic::{Quic, QuicOptions};
+#[cfg(feature = "tls")]
+pub use roles::Role;
 #[cfg(any(feature = "quic", feature = "tcp"))]
 pub use stats::TransportStats;
 #[cfg(feature = "tcp")]

@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod ca;
 pub(crate) mod health;
 pub(crate) mod indexes;
 pub(crate) mod preload;
@@ -153,6 +154,12 @@ pub(crate) enum Command {
     Health(health::HealthArgs),
     /// Shows how far images are on their way to other clusters, pauses that, and tries it at once.
     Replicate(replicate::ReplicateArgs),
+    /// Makes the cluster's authority, and its certificates.
+    Ca {
+        /// What to do.
+        #[command(subcommand)]
+        command: ca::CaCommand,
+    },
     /// Shows what an agent or an origin keeps on its disks, verifies it, pins it, and makes room.
     Store {
         /// What to do.

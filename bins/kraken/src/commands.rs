@@ -1,5 +1,6 @@
 //! What the longer commands do.
 
+pub(crate) mod ca;
 pub(crate) mod health;
 pub(crate) mod preload;
 pub(crate) mod replicate;

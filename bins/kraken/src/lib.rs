@@ -1,6 +1,7 @@
 //! The parts of the tool of people: a whole cluster in one process, a demo of it, a simulated one,
 //! and a client of its registries.
 
+pub mod ca;
 pub mod client;
 pub mod cluster;
 pub mod demo;

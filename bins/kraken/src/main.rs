@@ -147,6 +147,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Gc(args) => commands::collect_garbage(args).await?,
         Command::Health(args) => commands::health::look(args).await?,
         Command::Tag(args) => commands::tag::work_on_tags(args).await?,
+        Command::Ca { command } => commands::ca::work_on_certificates(command)?,
         Command::Replicate(args) => commands::replicate::work_on_replication(args).await?,
         Command::Store {
             command,

@@ -1,0 +1,431 @@
+//! `kraken ca`: the certificates of a cluster that has no authority elsewhere.
+
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use kraken_core::Zone;
+use kraken_core::net::roles::RoleNames;
+use kraken_core::net::{CertAuthority, CertInfo, CertRequest, Role};
+
+use crate::Failure;
+
+/// Whom others may read.
+const PUBLIC: u32 = 0o644;
+/// Whom its owner alone may read.
+const SECRET: u32 = 0o600;
+const DAY: u64 = 24 * 3600;
+
+/// A number of days, 1 to 36500.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Days(u32);
+
+impl std::str::FromStr for Days {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let days = text.parse().ok().filter(|days| (1..=36_500).contains(days));
+        let wrong = || format!("{text:?} is no number of days between 1 and 36500");
+        days.map(Self).ok_or_else(wrong)
+    }
+}
+
+impl Days {
+    fn duration(self) -> Duration {
+        Duration::from_secs(u64::from(self.0) * DAY)
+    }
+}
+
+/// An authority in a directory: `ca.crt`, `ca.key`, and `ca.crl` once something is revoked.
+#[derive(Debug)]
+pub struct Authority {
+    dir: PathBuf,
+    ca: CertAuthority,
+}
+
+/// What a certificate is to say.
+#[derive(Debug)]
+pub struct Wanted {
+    /// The role.
+    pub role: Role,
+    /// The name, which names the files as well.
+    pub name: String,
+    /// The DNS names and addresses; the name alone when there is none.
+    pub hosts: Vec<String>,
+    /// Where it stands.
+    pub zone: Option<Zone>,
+    /// How long it is valid.
+    pub days: Days,
+    /// A file with the passphrase that encrypts its key; plain when there is none.
+    pub key_passphrase: Option<PathBuf>,
+}
+
+impl Authority {
+    /// Makes a new one in a directory, with its key encrypted by the passphrase in a file, if one is
+    /// given.
+    ///
+    /// # Errors
+    /// There is one already, or a file cannot be written.
+    pub fn init(
+        dir: &Path,
+        cluster: &str,
+        (days, passphrase): (Days, Option<&Path>),
+    ) -> Result<Self, Failure> {
+        let (cert_file, key_file) = (dir.join("ca.crt"), dir.join("ca.key"));
+        absent(&[&cert_file, &key_file])?;
+        let ca = CertAuthority::create_named(cluster, days.duration()).map_err(failed)?;
+        let (cert, key) = match passphrase {
+            Some(file) => ca.to_sealed_pem(&secret(file)?).map_err(failed)?,
+            None => ca.to_pem(),
+        };
+        make_dir(dir)?;
+        write_new(&key_file, &key, SECRET)?;
+        write_new(&cert_file, &cert, PUBLIC)?;
+        let dir = dir.to_path_buf();
+        Ok(Self { dir, ca })
+    }
+
+    /// The one in a directory.
+    ///
+    /// # Errors
+    /// There is none, or its key needs another passphrase.
+    pub fn open(dir: &Path, passphrase: Option<&Path>) -> Result<Self, Failure> {
+        let (cert, key) = (read(&dir.join("ca.crt"))?, read(&dir.join("ca.key"))?);
+        let passphrase = passphrase.map(secret).transpose()?;
+        let ca = CertAuthority::open(&cert, &key, passphrase.as_deref());
+        let wrong = |error| Failure::Argument(format!("{}: {error}", dir.join("ca.key").display()));
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            ca: ca.map_err(wrong)?,
+        })
+    }
+
+    /// Writes `NAME.crt`, `NAME.key` and the authority's certificate into a directory, and gives the path
+    /// of the first.
+    ///
+    /// # Errors
+    /// One of them is there already, or the names make no sense.
+    pub fn issue(&self, wanted: &Wanted, out: &Path) -> Result<PathBuf, Failure> {
+        let name = &wanted.name;
+        let (cert_file, key_file) = (
+            out.join(format!("{name}.crt")),
+            out.join(format!("{name}.key")),
+        );
+        let ca_file = out.join("ca.crt");
+        absent(&[&cert_file, &key_file])?;
+        let ca_pem = self.ca.to_pem().0;
+        let has_ca = ca_file.exists();
+        // It may have others besides, while authorities change.
+        if has_ca && !read(&ca_file)?.contains(ca_pem.trim()) {
+            let what = format!("{} is of another authority", ca_file.display());
+            return Err(Failure::Argument(what));
+        }
+        let own = [name.clone()];
+        let hosts = if wanted.hosts.is_empty() {
+            &own[..]
+        } else {
+            &wanted.hosts
+        };
+        let (cert, mut key) = self
+            .ca
+            .issue_as(&CertRequest {
+                role: wanted.role.as_str(),
+                name,
+                hosts,
+                zone: wanted.zone.as_ref(),
+                validity: wanted.days.duration(),
+            })
+            .map_err(failed)?;
+        if let Some(file) = &wanted.key_passphrase {
+            key = kraken_core::net::authority::encrypt_key(&key, &secret(file)?).map_err(failed)?;
+        }
+        make_dir(out)?;
+        write_new(&key_file, &key, SECRET)?;
+        write_new(&cert_file, &cert, PUBLIC)?;
+        if !has_ca {
+            write_new(&ca_file, &ca_pem, PUBLIC)?;
+        }
+        Ok(cert_file)
+    }
+
+    /// Puts in the place of a certificate one that is valid for so long from now, with its key and names.
+    ///
+    /// # Errors
+    /// It is not of this authority, or cannot be written.
+    pub fn renew(&self, cert: &Path, days: Days) -> Result<(), Failure> {
+        let renewed = self.ca.renew(&read(cert)?, days.duration());
+        replace(cert, &renewed.map_err(|error| at(cert, error))?)
+    }
+
+    /// Puts a certificate on `ca.crl`, and gives the path of that.
+    ///
+    /// # Errors
+    /// It is not of this authority, or the list cannot be written.
+    pub fn revoke(&self, cert: &Path) -> Result<PathBuf, Failure> {
+        let file = self.dir.join("ca.crl");
+        let list = if file.exists() {
+            Some(read(&file)?)
+        } else {
+            None
+        };
+        let list = self.ca.revoke(&read(cert)?, list.as_deref());
+        replace(&file, &list.map_err(|error| at(cert, error))?)?;
+        Ok(file)
+    }
+}
+
+/// What the certificates in a file say, in words.
+///
+/// # Errors
+/// It holds none.
+pub fn told(file: &Path) -> Result<String, Failure> {
+    let certs = CertInfo::from_pem(&read(file)?).map_err(|error| at(file, error))?;
+    let told: Vec<_> = certs.iter().map(lines).collect();
+    Ok(told.join("\n\n"))
+}
+
+fn lines(cert: &CertInfo) -> String {
+    let none = || "none".to_owned();
+    let bearer = cert.bearer(&RoleNames::Written);
+    let role = match (cert.is_authority, bearer.role) {
+        (true, _) => "an authority, which issues certificates".to_owned(),
+        (false, Some(role)) => role.to_string(),
+        (false, None) => {
+            "none that Kraken knows: refused unless tls.roles says otherwise".to_owned()
+        }
+    };
+    let date = |time: SystemTime| {
+        Timestamp::try_from(time).map_or_else(|_| "unknown".to_owned(), |it| it.to_string())
+    };
+    let left = match cert.not_after.duration_since(SystemTime::now()) {
+        Ok(left) => format!("{} days from now", left.as_secs() / DAY),
+        Err(_) => "which is over".to_owned(),
+    };
+    let hosts = match &cert.hosts[..] {
+        [] => none(),
+        hosts => hosts.join(", "),
+    };
+    let pairs = [
+        ("role", role),
+        ("name", bearer.name.unwrap_or_else(none)),
+        (
+            "zone",
+            bearer.zone.map_or_else(none, |zone| zone.to_string()),
+        ),
+        ("hosts", hosts),
+        ("cluster", cert.organization.clone().unwrap_or_else(none)),
+        ("issuer", cert.issuer.clone().unwrap_or_else(none)),
+        ("serial", cert.serial.clone()),
+        ("identity", cert.peer_id.to_string()),
+        ("valid from", date(cert.not_before)),
+        ("valid until", format!("{}, {left}", date(cert.not_after))),
+    ];
+    let pairs = pairs
+        .iter()
+        .map(|(what, said)| format!("{what:<12} {said}"));
+    pairs.collect::<Vec<_>>().join("\n")
+}
+
+/// The passphrase in a file: its first line.
+fn secret(file: &Path) -> Result<String, Failure> {
+    let text = read(file)?;
+    let line = text.lines().next().unwrap_or_default();
+    if line.is_empty() {
+        let what = format!(
+            "{}: its first line, the passphrase, is empty",
+            file.display()
+        );
+        return Err(Failure::Argument(what));
+    }
+    Ok(line.to_owned())
+}
+
+fn absent(files: &[&Path]) -> Result<(), Failure> {
+    match files.iter().find(|file| file.exists()) {
+        None => Ok(()),
+        Some(file) => Err(there(file)),
+    }
+}
+
+fn there(file: &Path) -> Failure {
+    Failure::Argument(format!("{} is there already, and stays", file.display()))
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    fs::read_to_string(file).map_err(Failure::io(format!("read {}", file.display())))
+}
+
+fn make_dir(dir: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(dir).map_err(Failure::io(format!("make {}", dir.display())))
+}
+
+/// Writes a file that is not there yet.
+fn write_new(file: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+    let mut options = OpenOptions::new();
+    let opened = options.write(true).create_new(true).mode(mode).open(file);
+    let written = opened.and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => there(file),
+        _ => Failure::io(format!("write {}", file.display()))(error),
+    })
+}
+
+/// Puts a file in the place of another, or where there is none, at once or not at all.
+fn replace(file: &Path, text: &str) -> Result<(), Failure> {
+    let doing = || Failure::io(format!("write {}", file.display()));
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let new = tempfile::NamedTempFile::new_in(dir.unwrap_or_else(|| Path::new(".")));
+    let mut new = new.map_err(doing())?;
+    let mode = fs::metadata(file).map_or(PUBLIC, |about| about.permissions().mode());
+    let written = new.write_all(text.as_bytes()).and_then(|()| {
+        new.as_file()
+            .set_permissions(fs::Permissions::from_mode(mode))?;
+        new.as_file().sync_all()
+    });
+    written.map_err(doing())?;
+    new.persist(file).map_err(|error| doing()(error.error))?;
+    Ok(())
+}
+
+fn at(file: &Path, error: impl std::fmt::Display) -> Failure {
+    Failure::Argument(format!("{}: {error}", file.display()))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
+fn failed(error: kraken_core::net::IdentityError) -> Failure {
+    Failure::Argument(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use kraken_core::net::Identity;
+
+    use super::*;
+
+    fn wanted(name: &str) -> Wanted {
+        Wanted {
+            role: Role::Origin,
+            name: name.into(),
+            hosts: vec!["localhost".into(), "127.0.0.1".into()],
+            zone: Some("rack-17".parse().unwrap()),
+            days: Days(30),
+            key_passphrase: None,
+        }
+    }
+
+    fn authority(dir: &Path) -> Authority {
+        Authority::init(dir, "east", (Days(100), None)).unwrap()
+    }
+
+    #[test]
+    fn what_is_issued_works_and_is_told_in_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ca_dir, out) = (dir.path().join("ca"), dir.path().join("out"));
+        authority(&ca_dir);
+        let authority = Authority::open(&ca_dir, None).unwrap();
+        let cert = authority.issue(&wanted("origin-1"), &out).unwrap();
+        let files = [cert.clone(), out.join("origin-1.key"), out.join("ca.crt")];
+        let before = Identity::from_files(&files[0], &files[1], &files[2]).unwrap();
+        let told_of = told(&cert).unwrap();
+        for said in [
+            "origin",
+            "origin-1",
+            "rack-17",
+            "localhost, 127.0.0.1",
+            "east",
+            "29 days from now",
+        ] {
+            assert!(told_of.contains(said), "{said}: {told_of}");
+        }
+        assert!(told(&files[2]).unwrap().contains("an authority"));
+        for key in [&files[1], &ca_dir.join("ca.key")] {
+            let mode = fs::metadata(key).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, SECRET);
+        }
+
+        authority.renew(&cert, Days(90)).unwrap();
+        let after = Identity::from_files(&files[0], &files[1], &files[2]).unwrap();
+        assert_eq!(before.peer_id(), after.peer_id());
+        assert!(told(&cert).unwrap().contains("89 days from now"));
+
+        // Another one beside it, of the same authority.
+        authority.issue(&wanted("origin-2"), &out).unwrap();
+        let list = authority.revoke(&cert).unwrap();
+        let one = fs::read_to_string(&list).unwrap();
+        authority.revoke(&out.join("origin-2.crt")).unwrap();
+        let two = fs::read_to_string(&list).unwrap();
+        assert!(one.starts_with("-----BEGIN X509 CRL-----") && two.len() > one.len());
+    }
+
+    #[test]
+    fn nothing_is_overwritten_and_nothing_half_done_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ca_dir, out) = (dir.path().join("ca"), dir.path().join("out"));
+        let own = authority(&ca_dir);
+        let key = fs::read(ca_dir.join("ca.key")).unwrap();
+        let again = Authority::init(&ca_dir, "east", (Days(1), None)).unwrap_err();
+        assert!(again.to_string().contains("there already"), "{again}");
+        assert_eq!(fs::read(ca_dir.join("ca.key")).unwrap(), key);
+
+        own.issue(&wanted("a"), &out).unwrap();
+        let again = own.issue(&wanted("a"), &out).unwrap_err().to_string();
+        assert!(again.contains("a.crt is there already"), "{again}");
+        let other = authority(&dir.path().join("other"));
+        let mixed = other.issue(&wanted("b"), &out).unwrap_err().to_string();
+        assert!(
+            mixed.contains("another authority") && !out.join("b.key").exists(),
+            "{mixed}"
+        );
+        let foreign = other
+            .renew(&out.join("a.crt"), Days(1))
+            .unwrap_err()
+            .to_string();
+        assert!(foreign.contains("not of this authority"), "{foreign}");
+        for name in ["../a", "", "a b", ".hidden"] {
+            assert!(own.issue(&wanted(name), &out).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn keys_are_encrypted_by_the_first_line_of_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (right, wrong, empty) = (
+            dir.path().join("p"),
+            dir.path().join("q"),
+            dir.path().join("e"),
+        );
+        fs::write(&right, "secret\nnot this\n").unwrap();
+        fs::write(&wrong, "guess\n").unwrap();
+        fs::write(&empty, "\n").unwrap();
+        let ca_dir = dir.path().join("ca");
+        let sealed = |file| Authority::init(&ca_dir, "east", (Days(9), Some(file)));
+        assert!(sealed(&empty).unwrap_err().to_string().contains("empty"));
+        sealed(&right).unwrap();
+        assert!(
+            Authority::open(&ca_dir, None)
+                .unwrap_err()
+                .to_string()
+                .contains("ca.key")
+        );
+        assert!(Authority::open(&ca_dir, Some(&wrong)).is_err());
+        let authority = Authority::open(&ca_dir, Some(&right)).unwrap();
+        let mut wanted = wanted("a");
+        wanted.key_passphrase = Some(right);
+        authority.issue(&wanted, dir.path()).unwrap();
+        let key = fs::read_to_string(dir.path().join("a.key")).unwrap();
+        assert!(key.starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"));
+    }
+
+    #[test]
+    fn days_have_bounds() {
+        assert!("0".parse::<Days>().is_err() && "36501".parse::<Days>().is_err());
+        assert!("-1".parse::<Days>().is_err() && "1d".parse::<Days>().is_err());
+        assert_eq!("365".parse(), Ok(Days(365)));
+    }
+}
