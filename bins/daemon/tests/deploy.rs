@@ -33,7 +33,7 @@ fn read(path: &Path) -> Result<(), ConfigError> {
         "build-index" => load::<BuildIndexConfig>(path).map(drop),
         "origins" => {
             let origins: Vec<OriginEntry> = load(path)?;
-            assert_eq!(ring(&origins).unwrap().len(), 3, "{}", path.display());
+            assert!(!ring(&origins).unwrap().is_empty(), "{}", path.display());
             Ok(())
         }
         "trackers" | "build-indexes" => {
@@ -84,6 +84,7 @@ fn sockets_fit(units: &Path, configs: &Path) {
 #[test]
 fn the_examples_are_read_by_the_processes_that_they_are_for() {
     read_all(&deploy().join("config"), 8);
+    read_all(&deploy().join("compose/config"), 10);
     sockets_fit(&deploy().join("systemd"), &deploy().join("config"));
 }
 
@@ -198,5 +199,19 @@ fn hosts_that_make_no_sense_are_refused() {
             .output()
             .unwrap();
         assert_eq!(done.status.code(), Some(2), "{host}");
+    }
+}
+
+#[test]
+fn what_the_chart_writes_is_read_by_the_processes() {
+    // Helm is not everywhere: `.ci/deploy` renders the chart and says where.
+    let Some(dir) = std::env::var_os("KRAKEN_CHART_CONFIGS") else {
+        eprintln!("SKIPPED: KRAKEN_CHART_CONFIGS does not say where the chart was rendered");
+        return;
+    };
+    let variants: Vec<_> = fs::read_dir(dir).unwrap().collect();
+    assert!(variants.len() >= 4);
+    for variant in variants {
+        read_all(&variant.unwrap().path(), 8);
     }
 }
