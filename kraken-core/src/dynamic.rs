@@ -5,12 +5,14 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use kraken_net::{Discovery, DiscoveryError, Frame, NetError, PeerConn, Throttle, Transport};
 use kraken_proto::cache::ledger::Kept;
+use kraken_proto::tracker::report::HostReport;
 use kraken_proto::{
     AnnounceReply, AnnounceRequest, Bitfield, Digest, MetaInfo, Namespace, PeerId, PeerInfo,
 };
@@ -248,6 +250,8 @@ pub(crate) trait DynDiscovery: Send + Sync + 'static {
         digest: Digest,
         known: Option<MetaInfo>,
     ) -> BoxFuture<'a, Result<MetaInfo, DiscoveryError>>;
+    fn report(&self, report: HostReport)
+    -> BoxFuture<'_, Result<Option<Duration>, DiscoveryError>>;
 }
 
 impl<T: Discovery> DynDiscovery for T {
@@ -264,5 +268,11 @@ impl<T: Discovery> DynDiscovery for T {
         known: Option<MetaInfo>,
     ) -> BoxFuture<'a, Result<MetaInfo, DiscoveryError>> {
         Discovery::open_metainfo(self, namespace, digest, known).boxed()
+    }
+    fn report(
+        &self,
+        report: HostReport,
+    ) -> BoxFuture<'_, Result<Option<Duration>, DiscoveryError>> {
+        Discovery::report(self, report).boxed()
     }
 }

@@ -1,7 +1,9 @@
 //! How a host finds peers and learns what a blob consists of.
 
 use std::future::Future;
+use std::time::Duration;
 
+use kraken_proto::tracker::report::HostReport;
 use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace};
 
 /// Where peers and metainfo come from. The default asks trackers; a program that knows its peers
@@ -41,6 +43,19 @@ pub trait Discovery: Send + Sync + 'static {
     ) -> impl Future<Output = Result<MetaInfo, DiscoveryError>> + Send {
         let _ = known;
         self.metainfo(namespace, digest)
+    }
+
+    /// Tells people who look on what this host moved. The answer is when to report again; `None` when
+    /// nobody wants to know now, as here.
+    ///
+    /// # Errors
+    /// Nobody could be told.
+    fn report(
+        &self,
+        report: HostReport,
+    ) -> impl Future<Output = Result<Option<Duration>, DiscoveryError>> + Send {
+        let _ = report;
+        async { Ok(None) }
     }
 }
 

@@ -13,6 +13,7 @@ use kraken_storage::PieceStore;
 use super::driver::{self, Parts};
 use super::mend::mend;
 use super::peers::PeersFile;
+use super::reports::{self, Reporting};
 use super::{Agent, Inner, Limits};
 use crate::dynamic::{DynDiscovery, DynStore, DynTransport};
 use crate::metrics::Metrics;
@@ -29,6 +30,7 @@ pub struct AgentBuilder {
     limits: Limits,
     advertise: Option<SocketAddr>,
     zone: Option<Zone>,
+    name: String,
     peers_file: Option<PathBuf>,
     patience: Duration,
     lookup_patience: Duration,
@@ -46,6 +48,7 @@ impl AgentBuilder {
             limits: Limits::NONE,
             advertise: None,
             zone: None,
+            name: String::new(),
             peers_file: None,
             patience: Duration::from_secs(300),
             lookup_patience: Duration::from_secs(10),
@@ -84,6 +87,13 @@ impl AgentBuilder {
     /// prefer peers with the same zone. Leave it out where all hosts reach each other alike.
     pub fn zone(mut self, zone: Zone) -> Self {
         self.zone = Some(zone);
+        self
+    }
+
+    /// What people call this host, for those who look on at a tracker's console; nothing by default. Of
+    /// more than 64 bytes the beginning counts.
+    pub fn name(mut self, name: impl AsRef<str>) -> Self {
+        self.name = reports::fitting(name.as_ref());
         self
     }
 
@@ -154,6 +164,14 @@ impl AgentBuilder {
             peers: self.peers_file.map(PeersFile::new),
             patience: self.patience,
         });
+        let reporting = Reporting {
+            local: local.clone(),
+            name: self.name,
+            discovery: discovery.clone(),
+            metrics: metrics.clone(),
+            notes: notes.downgrade(),
+        };
+        tasks.spawn(reporting.run());
         let inner = Inner {
             local,
             store: self.store,

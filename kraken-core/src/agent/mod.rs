@@ -9,6 +9,7 @@ mod link;
 mod mend;
 pub(crate) mod peers;
 mod reader;
+mod reports;
 mod room;
 mod rooms;
 mod uploads;

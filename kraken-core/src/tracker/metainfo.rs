@@ -109,6 +109,11 @@ impl MetaInfos {
         answer(followed.wait_for(Option::is_some).await)
     }
 
+    /// The length of a blob that hosts asked for lately, as far as it is known.
+    pub(super) fn length(&self, digest: &Digest) -> Option<u64> {
+        lock(&self.state).whole.get(digest).map(MetaInfo::length)
+    }
+
     /// The whole metainfo, or what follows it.
     fn look(
         self: &Arc<Self>,

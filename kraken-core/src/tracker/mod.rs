@@ -1,5 +1,6 @@
 //! A tracker: tells peers whom to connect to, and stays out of the data path.
 
+pub mod look;
 mod metainfo;
 mod service;
 

@@ -8,10 +8,12 @@ use kraken_net::announce::TrackerApi;
 use kraken_net::http::ApiError;
 use kraken_net::origin::{OriginCluster, RingMember};
 use kraken_proto::tracker::handout::{Tracker as Machine, TrackerConfig, TrackerStats};
+use kraken_proto::tracker::report::{HostReport, ReportReply};
 use kraken_proto::{
     AnnounceReply, AnnounceRequest, AnnounceState, Digest, MetaInfo, Namespace, PeerInfo, Timestamp,
 };
 
+use super::look::{Audience, Look};
 use super::metainfo::MetaInfos;
 use crate::clock::Clock;
 use crate::tasks::Tasks;
@@ -22,16 +24,18 @@ pub struct Tracker {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    clock: Clock,
+pub(super) struct Inner {
+    pub(super) clock: Clock,
     /// Locked for the length of one announce, which costs microseconds, and never over a wait.
-    machine: Mutex<Machine>,
-    origins: OriginCluster,
+    pub(super) machine: Mutex<Machine>,
+    pub(super) origins: OriginCluster,
     /// The origins that answered lately, as peers.
-    seeders: Mutex<BTreeMap<String, PeerInfo>>,
+    pub(super) seeders: Mutex<BTreeMap<String, PeerInfo>>,
+    /// What hosts report, where people look on.
+    pub(super) audience: Option<Audience>,
     /// The origins that are asked now and then.
     watched: Mutex<BTreeSet<String>>,
-    metainfo: Arc<MetaInfos>,
+    pub(super) metainfo: Arc<MetaInfos>,
     /// When the owners of a blob were last asked to hold it.
     woken: Mutex<HashMap<Digest, Timestamp>>,
     tasks: Tasks,
@@ -51,6 +55,7 @@ const MAX_WOKEN: usize = 65_536;
 pub struct TrackerBuilder {
     origins: OriginCluster,
     config: TrackerConfig,
+    takes_reports: bool,
     seed: u64,
 }
 
@@ -58,6 +63,12 @@ impl TrackerBuilder {
     /// How to steer swarms.
     pub fn config(mut self, config: TrackerConfig) -> Self {
         self.config = config;
+        self
+    }
+
+    /// Whether hosts may report what they move, for [`Tracker::look`]; no by default.
+    pub fn takes_reports(mut self, takes_reports: bool) -> Self {
+        self.takes_reports = takes_reports;
         self
     }
 
@@ -70,6 +81,7 @@ impl TrackerBuilder {
             metainfo: MetaInfos::new(self.origins.clone(), tasks.clone()),
             origins: self.origins,
             seeders: Mutex::default(),
+            audience: self.takes_reports.then(Audience::default),
             watched: Mutex::default(),
             woken: Mutex::default(),
             tasks,
@@ -88,6 +100,7 @@ impl Tracker {
         TrackerBuilder {
             origins,
             config: TrackerConfig::default(),
+            takes_reports: false,
             seed,
         }
     }
@@ -100,6 +113,12 @@ impl Tracker {
     /// How many origins answered lately.
     pub fn live_origins(&self) -> usize {
         lock(&self.inner.seeders).len()
+    }
+
+    /// What people may see who look on; nothing unless it takes reports.
+    pub fn look(&self) -> Option<Look> {
+        self.inner.audience.as_ref()?;
+        Some(Look::new(self.inner.clone()))
     }
 
     /// From now on these are the origins.
@@ -137,6 +156,11 @@ impl TrackerApi for Tracker {
         let now = self.inner.clock.now();
         let noted = lock(&self.inner.machine).overhear(now, &request);
         noted.map_err(|error| ApiError::BadRequest(error.to_string()))
+    }
+
+    async fn report(&self, report: HostReport) -> Result<ReportReply, ApiError> {
+        let audience = self.inner.audience.as_ref().ok_or(ApiError::NotFound)?;
+        audience.take(self.inner.clock.now(), report)
     }
 
     async fn metainfo(&self, namespace: Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use http::{HeaderValue, Method, header};
+use kraken_proto::tracker::report::HostReport;
 use kraken_proto::{
     AnnounceBlob, AnnounceReply, AnnounceRequest, Digest, Member, MetaInfo, Namespace, Ring,
 };
 use tokio::sync::Semaphore;
 
+use super::reports::{self, Deaf};
 use super::server::MetaInfoQuery;
 use crate::discovery::{Discovery, DiscoveryError};
 use crate::http::client::{READ_IDLE, request, request_with};
@@ -44,6 +46,8 @@ struct Inner {
     health: Arc<Health>,
     /// Announces on their way to trackers that are only told.
     telling: Arc<Semaphore>,
+    /// Trackers that want no reports, or do not answer to them.
+    deaf: Arc<Deaf>,
 }
 
 impl Inner {
@@ -76,6 +80,7 @@ impl TrackerClient {
             http,
             health: Arc::default(),
             telling: Arc::new(Semaphore::new(MAX_TELLING)),
+            deaf: Arc::default(),
         };
         Ok(Self {
             current: Arc::new(RwLock::new(Arc::new(inner))),
@@ -98,6 +103,7 @@ impl TrackerClient {
             http: before.http.clone(),
             health: before.health.clone(),
             telling: before.telling.clone(),
+            deaf: before.deaf.clone(),
         };
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(inner);
@@ -167,6 +173,11 @@ impl Discovery for TrackerClient {
     ) -> Result<MetaInfo, DiscoveryError> {
         let asked = Asked::Open(known);
         self.inner().metainfo(namespace, digest, &asked).await
+    }
+
+    async fn report(&self, report: HostReport) -> Result<Option<Duration>, DiscoveryError> {
+        let inner = self.inner();
+        reports::tell(&inner.http, inner.urls.values(), &inner.deaf, &report).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! Announcing to trackers over HTTP, and answering as one.
 
 pub mod client;
+mod reports;
 pub mod server;
 
 pub use client::TrackerClient;

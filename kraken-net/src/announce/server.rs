@@ -11,6 +11,7 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{StatusCode, header};
+use kraken_proto::tracker::report::{HostReport, ReportReply};
 use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace};
 use serde::Deserialize;
 
@@ -21,6 +22,8 @@ use crate::http::path::{self, Asked, Params};
 /// The longest announce: 256 blobs of at most 255 bytes of namespace, 71 of digest and some 150
 /// around them make 119 KiB.
 const MAX_ANNOUNCE: usize = 256 << 10;
+/// The longest report: 512 sources of at most 130 bytes and 64 blobs of at most 600 make 103 KiB.
+const MAX_REPORT: usize = 128 << 10;
 
 /// What a tracker does.
 pub trait TrackerApi: Send + Sync + 'static {
@@ -66,6 +69,18 @@ pub trait TrackerApi: Send + Sync + 'static {
         let _ = after;
         self.metainfo(namespace, digest)
     }
+
+    /// Takes note of what a host moved, for people who look on, and says when it should tell again.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] when nobody looks on here, as by default.
+    fn report(
+        &self,
+        report: HostReport,
+    ) -> impl Future<Output = Result<ReportReply, ApiError>> + Send {
+        let _ = report;
+        async { Err(ApiError::NotFound) }
+    }
 }
 
 /// How much of a metainfo is asked for: the query `open=true`, with or without `after=N`. Without
@@ -95,9 +110,12 @@ struct AnnounceQuery {
     quiet: bool,
 }
 
-/// Serves `POST /announce`, also with `?quiet=true`, and `GET /namespace/{ns}/blobs/{digest}/metainfo`, also with
+/// Serves `POST /announce`, also with `?quiet=true`, `POST /report`, and `GET /namespace/{ns}/blobs/{digest}/metainfo`, also with
 /// `?open=true` and `&after=`.
 pub fn router<T: TrackerApi>(api: Arc<T>) -> Router {
+    let reports = Router::new()
+        .route("/report", post(report::<T>))
+        .layer(DefaultBodyLimit::max(MAX_REPORT));
     Router::new()
         .route("/announce", post(announce::<T>))
         .route(
@@ -105,6 +123,7 @@ pub fn router<T: TrackerApi>(api: Arc<T>) -> Router {
             get(metainfo::<T>),
         )
         .layer(DefaultBodyLimit::max(MAX_ANNOUNCE))
+        .merge(reports)
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .with_state(api)
@@ -130,6 +149,16 @@ async fn announce<T: TrackerApi>(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     Ok(Json(api.announce(request).await?).into_response())
+}
+
+async fn report<T: TrackerApi>(
+    State(api): State<Arc<T>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<ReportReply>, ApiError> {
+    let body = body.map_err(|error| ApiError::BadRequest(error.body_text()))?;
+    let report = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::BadRequest(format!("this is no report: {error}")))?;
+    Ok(Json(api.report(report).await?))
 }
 
 async fn metainfo<T: TrackerApi>(

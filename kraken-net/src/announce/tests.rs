@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use kraken_proto::tracker::report::{HostReport, ReportReply};
 use kraken_proto::{
     AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Digest, Handout, MetaInfo,
     Namespace, PeerId, PeerInfo, PeerRole,
@@ -19,6 +20,8 @@ use crate::{CertAuthority, Identity};
 struct Fake {
     announced: Mutex<Vec<AnnounceBlob>>,
     overheard: Mutex<Vec<AnnounceBlob>>,
+    /// Names of the hosts that reported, where reports are wanted.
+    reported: Option<Mutex<Vec<String>>>,
     down: bool,
 }
 
@@ -46,6 +49,15 @@ impl TrackerApi for Fake {
     async fn overhear(&self, request: AnnounceRequest) -> Result<(), ApiError> {
         self.overheard.lock().unwrap().extend(request.blobs);
         Ok(())
+    }
+
+    async fn report(&self, report: HostReport) -> Result<ReportReply, ApiError> {
+        if self.down {
+            return Err(ApiError::Unavailable("down for a test".into()));
+        }
+        let reported = self.reported.as_ref().ok_or(ApiError::NotFound)?;
+        reported.lock().unwrap().push(report.name);
+        Ok(ReportReply { next_ms: 2000 })
     }
 
     async fn metainfo(&self, namespace: Namespace, digest: Digest) -> Result<MetaInfo, ApiError> {
@@ -235,4 +247,64 @@ async fn a_client_without_a_certificate_of_the_cluster_is_refused() {
     let client = TrackerClient::new([elsewhere], http).unwrap();
     let error = client.announce(announce(0..1)).await.unwrap_err();
     assert!(error.to_string().contains("certificate"), "{error}");
+}
+
+fn report() -> HostReport {
+    let peer = serde_json::to_value(announce(0..0).peer).unwrap();
+    serde_json::from_value(serde_json::json!({"peer": peer, "name": "host-7"})).unwrap()
+}
+
+#[tokio::test]
+async fn reports_go_to_all_trackers_that_want_them() {
+    let wants = || Fake {
+        reported: Some(Mutex::default()),
+        ..Fake::default()
+    };
+    let down = Fake {
+        down: true,
+        ..Fake::default()
+    };
+    let (one, other, without) = (tracker(wants()), tracker(wants()), tracker(Fake::default()));
+    let down = tracker(down);
+    let all = client(&[&one.url, &other.url, &without.url, &down.url]);
+    for _ in 0..2 {
+        let next = all.report(report()).await.unwrap();
+        assert_eq!(next, Some(std::time::Duration::from_secs(2)));
+    }
+    for it in [&one, &other] {
+        let reported = it.fake.reported.as_ref().unwrap().lock().unwrap();
+        assert_eq!(*reported, ["host-7", "host-7"]);
+    }
+    assert_eq!(
+        client(&[&without.url]).report(report()).await.unwrap(),
+        None
+    );
+    let alone = client(&[&down.url]);
+    let told = alone.report(report()).await;
+    assert!(
+        matches!(told, Err(DiscoveryError::Unavailable(_))),
+        "{told:?}"
+    );
+    assert_eq!(
+        alone.report(report()).await.unwrap(),
+        None,
+        "it is left alone for now"
+    );
+}
+
+#[tokio::test]
+async fn a_report_is_bounded_before_it_is_read() {
+    let wants = tracker(Fake {
+        reported: Some(Mutex::default()),
+        ..Fake::default()
+    });
+    let post = async |body: Vec<u8>| {
+        let url = format!("{}/report", wants.url);
+        let sent = HttpClient::new(None).unwrap().raw().post(url).body(body);
+        sent.send().await.unwrap().status().as_u16()
+    };
+    let whole = serde_json::to_vec(&report()).unwrap();
+    assert_eq!(post(whole).await, 200);
+    assert_eq!(post(b"{}".to_vec()).await, 400);
+    assert_eq!(post(vec![b' '; 200 << 10]).await, 400);
 }

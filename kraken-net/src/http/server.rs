@@ -271,7 +271,7 @@ pub(super) fn tune(http: &mut Builder<TokioExecutor>) {
 }
 
 /// Adds `GET /health`, which answers as long as the process does, and `GET /readiness`, which asks
-/// `ready`: 200, or 503 with the reasons in words.
+/// `ready`: 200, or 503 with the reasons in words. Both tell the version in the header `kraken-version`.
 pub fn with_health<F, R>(router: Router, ready: F) -> Router
 where
     F: Fn() -> R + Clone + Send + Sync + 'static,
@@ -280,16 +280,19 @@ where
     let readiness = move || {
         let answer = ready();
         async move {
-            match answer.await {
+            let answer = match answer.await {
                 Ok(()) => "OK\n".into_response(),
                 Err(why) => shaped(StatusCode::SERVICE_UNAVAILABLE, "NOT_READY", &why),
-            }
+            };
+            (VERSION, answer)
         }
     };
     router
-        .route("/health", get(async || "OK\n"))
+        .route("/health", get(async || (VERSION, "OK\n")))
         .route("/readiness", get(readiness))
 }
+
+const VERSION: [(&str, &str); 1] = [("kraken-version", env!("CARGO_PKG_VERSION"))];
 
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]

@@ -21,6 +21,7 @@ use std::time::Duration;
 use super::choice::Wish;
 use super::hosts::Hosts;
 use super::peers::Swarm;
+use super::view::MemberView;
 use super::{AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Handout};
 use crate::blob::digest::Digest;
 use crate::peer::{PeerInfo, PeerRole};
@@ -141,6 +142,7 @@ impl Tracker {
     pub fn stats(&self) -> TrackerStats {
         TrackerStats {
             swarms: self.swarms.len(),
+            hosts: self.hosts.len(),
             ..self.stats
         }
     }
@@ -150,6 +152,25 @@ impl Tracker {
         self.swarms
             .get(digest)
             .map_or(0, |tracked| tracked.swarm.len())
+    }
+
+    /// The sums of all swarms, see [`Tracker::swarms`].
+    pub(super) fn sums(&self) -> impl Iterator<Item = (Digest, u32, u32, u64)> {
+        self.swarms.iter().map(|(digest, tracked)| {
+            let (members, ready, thousandths) = tracked.swarm.sums();
+            (*digest, members, ready, thousandths)
+        })
+    }
+
+    pub(super) fn sum(&self, digest: &Digest) -> Option<(u32, u32, u64)> {
+        self.swarms.get(digest).map(|tracked| tracked.swarm.sums())
+    }
+
+    pub(super) fn each_member(&self, digest: &Digest) -> impl Iterator<Item = MemberView<'_>> {
+        let tracked = self.swarms.get(digest);
+        tracked
+            .into_iter()
+            .flat_map(|tracked| tracked.swarm.views(&self.hosts))
     }
 
     fn note(&mut self, now: Timestamp, peer: &PeerInfo, blob: &AnnounceBlob) {
@@ -367,6 +388,8 @@ impl TrackerConfig {
 pub struct TrackerStats {
     /// Swarms with at least one member.
     pub swarms: usize,
+    /// Hosts that are members of any swarm.
+    pub hosts: usize,
     /// Members of all swarms; a host counts once per blob.
     pub peers: usize,
     /// Announces that were answered.

@@ -75,9 +75,8 @@ impl Hosts {
     }
 
     /// How many there are.
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        assert_eq!(self.ids.len() + self.free.len(), self.entries.len());
+        debug_assert_eq!(self.ids.len() + self.free.len(), self.entries.len());
         self.ids.len()
     }
 }

@@ -4,14 +4,18 @@ mod choice;
 #[cfg(test)]
 mod crowd;
 pub mod handout;
+pub mod history;
 mod hosts;
 mod peers;
 #[cfg(test)]
 mod properties;
+pub mod report;
+pub mod reports;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod view;
 mod zones;
 
 use serde::{Deserialize, Serialize};

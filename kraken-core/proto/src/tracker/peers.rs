@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::choice::{Candidate, Wish};
 use super::hosts::{HostId, Hosts};
+use super::view::MemberView;
 use super::zones::Zones;
 use super::{AnnounceBlob, AnnounceState};
 use crate::peer::{PeerId, PeerInfo};
@@ -26,11 +27,47 @@ pub(super) struct Swarm {
     places: BTreeMap<HostId, u32>,
     leases: BTreeSet<(Timestamp, HostId)>,
     zones: Zones,
+    done: Done,
+}
+
+/// How far the members are together.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Done {
+    /// How many have all of the blob.
+    ready: u32,
+    thousandths: u64,
+}
+
+impl Done {
+    fn enter(&mut self, done: u16) {
+        self.ready += u32::from(done == 1000);
+        self.thousandths += u64::from(done);
+    }
+
+    fn leave(&mut self, done: u16) {
+        self.ready -= u32::from(done == 1000);
+        self.thousandths -= u64::from(done);
+    }
 }
 
 impl Swarm {
     pub(super) fn len(&self) -> usize {
         self.members.len()
+    }
+
+    /// How many members there are, how many of them have all of the blob, and the sum of what each has in
+    /// thousandths.
+    pub(super) fn sums(&self) -> (u32, u32, u64) {
+        let members = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
+        (members, self.done.ready, self.done.thousandths)
+    }
+
+    pub(super) fn views<'a>(&'a self, hosts: &'a Hosts) -> impl Iterator<Item = MemberView<'a>> {
+        self.members.iter().map(|member| MemberView {
+            info: hosts.info(member.host),
+            done: member.done,
+            links: member.load.links,
+        })
     }
 
     pub(super) fn contains(&self, hosts: &Hosts, id: &PeerId) -> bool {
@@ -63,6 +100,7 @@ impl Swarm {
                 let host = hosts.join(info);
                 let place = u32::try_from(self.members.len()).expect("bounded by the config");
                 self.places.insert(host, place);
+                self.done.enter(thousandths(blob));
                 self.members.push(Member {
                     host,
                     zone: info.zone.clone(),
@@ -85,7 +123,9 @@ impl Swarm {
         self.leases.remove(&(member.expires, member.host));
         member.expires = expires;
         member.load.announced(blob.links);
+        self.done.leave(member.done);
         member.done = thousandths(blob);
+        self.done.enter(member.done);
         if member.zone.as_ref() != zone {
             let seat = member.seat;
             let before = std::mem::replace(&mut member.zone, zone.cloned());
@@ -106,6 +146,7 @@ impl Swarm {
         };
         let gone = &self.members[place as usize];
         self.leases.remove(&(gone.expires, host));
+        self.done.leave(gone.done);
         let (zone, seat) = (gone.zone.clone(), gone.seat);
         self.leave_zone(zone.as_ref(), seat);
         self.members.swap_remove(place as usize);

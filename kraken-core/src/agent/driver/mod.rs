@@ -7,6 +7,7 @@
 mod doubt;
 mod perform;
 mod progress;
+mod tally;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kraken_net::Frame;
+use kraken_proto::tracker::report::BlobReport;
 use kraken_proto::{
     Bitfield, BlobSpec, ConnId, Digest, Input, Message, MetaInfo, Namespace, PeerInfo, ReaderId,
     Scheduler, SwarmStats,
@@ -32,6 +34,7 @@ use crate::dynamic::{DynConn, DynDiscovery, DynStore, DynTransport};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 pub(crate) use progress::Progress;
+use tally::{Known, Tally};
 
 /// What happened, from a link, a task or the handle.
 pub(crate) enum Note {
@@ -116,6 +119,11 @@ pub(crate) enum Note {
         digest: Digest,
         reply: oneshot::Sender<Option<SwarmStats>>,
     },
+    /// What moved since the last report, which did not arrive if it is `again`.
+    Report {
+        again: bool,
+        reply: oneshot::Sender<Vec<BlobReport>>,
+    },
     /// This host ends soon: the answer is how many pieces are left to hand over.
     Leave { reply: oneshot::Sender<usize> },
     /// End: answered when the tracker is being told and the peers that were met are kept.
@@ -196,6 +204,7 @@ pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
         buffers: Rooms::new(SENDING),
         arrivals: Arc::new(Semaphore::new(ARRIVALS)),
         stopping: None,
+        tally: Tally::default(),
     };
     tasks.spawn(driver.run(inbox));
     notes
@@ -235,6 +244,7 @@ struct Driver {
     buffers: Rooms,
     arrivals: Arc<Semaphore>,
     stopping: Option<oneshot::Sender<()>>,
+    tally: Tally,
 }
 
 impl Driver {
@@ -355,6 +365,7 @@ impl Driver {
                 let _ = reply.send(!read);
             }
             Note::Stats { digest, reply } => drop(reply.send(self.scheduler.stats(digest))),
+            Note::Report { again, reply } => drop(reply.send(self.report(again))),
             Note::Leave { reply } => {
                 self.input(Input::Leave);
                 let _ = reply.send(self.scheduler.rare_pieces());
@@ -544,7 +555,24 @@ impl Driver {
     fn give_up(&mut self, digest: Digest, reason: String) {
         self.progress(digest, |progress| progress.failed = Some(reason));
         self.blobs.remove(&digest);
+        self.tally.forget(&digest);
         self.input(Input::Forget { digest });
+    }
+
+    fn report(&mut self, again: bool) -> Vec<BlobReport> {
+        if again {
+            self.tally.tell_again();
+        }
+        let blobs = &self.blobs;
+        self.tally.report(|digest| {
+            let blob = blobs.get(digest)?;
+            Some(Known {
+                namespace: blob.namespace.clone(),
+                length: blob.meta.length(),
+                have: blob.progress.borrow().have.count(),
+                of: blob.meta.piece_count(),
+            })
+        })
     }
 
     fn progress(&self, digest: Digest, change: impl FnOnce(&mut Progress)) {

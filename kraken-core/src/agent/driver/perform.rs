@@ -191,8 +191,9 @@ impl Driver {
         });
     }
 
-    fn event(&self, event: Event) {
+    fn event(&mut self, event: Event) {
         self.parts.metrics.event(&event);
+        self.tally.event(&event);
         match event {
             Event::BlobDone { digest } => {
                 let store = self.parts.store.clone();
