@@ -40,6 +40,9 @@ use crate::store::{self, Disks, EvictionConfig, Memory, ScrubRate, StoreLimit, V
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
+    /// What the console calls this host; its host name when absent.
+    #[serde(default)]
+    pub name: Option<String>,
     /// Where blobs are kept.
     pub store: PathBuf,
     /// How much of the disk they may take: bytes, or a part of the volume. No limit when absent.
@@ -188,6 +191,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     };
     let mut builder = builder
         .discovery(trackers)
+        .name(config.name.unwrap_or_else(host_name))
         .lifetimes(config.eviction.lifetimes())
         .limits(config.limits.into());
     if config.remember_peers {
@@ -248,6 +252,12 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         docker,
         shutdown,
     })
+}
+
+/// What the kernel calls this host; nothing where it does not say.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.unwrap_or_default().trim().to_string()
 }
 
 impl Service for AgentService {

@@ -10,6 +10,7 @@ pub mod backends;
 pub mod build_index;
 pub mod config;
 pub mod descriptors;
+pub mod console;
 pub mod dns;
 pub mod garbage;
 mod guard;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::routing::get;
+use futures::future::OptionFuture;
 use kraken_core::Tracker;
 use kraken_core::net::announce::router;
 use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, OriginEntry, Tls};
+use crate::console::{self, ConsoleConfig, Shown};
 use crate::dns::DnsName;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
@@ -36,6 +38,9 @@ pub struct TrackerConfig {
     /// How many origins own each blob.
     #[serde(default = "config::default_replicas")]
     pub replicas: usize,
+    /// The pages that show the cluster in a browser; none when absent.
+    #[serde(default)]
+    pub console: Option<ConsoleConfig>,
     /// This process's certificate.
     pub tls: Tls,
 }
@@ -47,7 +52,10 @@ pub struct TrackerService {
     pub tracker: Tracker,
     /// Where it answers.
     pub addr: SocketAddr,
+    /// Where its console answers.
+    pub console: Option<SocketAddr>,
     server: HttpServer,
+    pages: Option<HttpServer>,
     shutdown: CancellationToken,
 }
 
@@ -64,7 +72,9 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
         config.origins_dns.as_ref(),
     )?;
     let origins = OriginCluster::new(listed.now(None).await?, http.clone(), config.replicas);
-    let tracker = Tracker::builder(origins).spawn();
+    let tracker = Tracker::builder(origins.clone())
+        .takes_reports(config.console.is_some())
+        .spawn();
     let (stats, live) = (tracker.clone(), tracker.clone());
     let router =
         router(Arc::new(tracker.clone())).route("/metrics", get(async move || metrics(&stats)));
@@ -82,6 +92,14 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
         following.set_origins(members);
         Ok(())
     });
+    let shown = tracker.look().map(|look| Shown {
+        look,
+        origins,
+        http,
+    });
+    let pages = config.console.zip(shown);
+    let pages = pages.map(|(config, shown)| console::start(config, shown, shutdown.clone()));
+    let pages = pages.transpose()?;
     let server = serve_on(
         sockets::listen(config.listen)?,
         router,
@@ -91,7 +109,9 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     Ok(TrackerService {
         tracker,
         addr: server.local_addr(),
+        console: pages.as_ref().map(HttpServer::local_addr),
         server,
+        pages,
         shutdown,
     })
 }
@@ -113,7 +133,12 @@ fn metrics(tracker: &Tracker) -> String {
 impl Service for TrackerService {
     async fn stop(self) {
         self.shutdown.cancel();
-        if let Err(error) = self.server.stopped().await {
+        let pages = OptionFuture::from(self.pages.map(HttpServer::stopped));
+        let (served, pages) = tokio::join!(self.server.stopped(), pages);
+        for error in [served.err(), pages.and_then(Result::err)]
+            .into_iter()
+            .flatten()
+        {
             tracing::warn!(%error, "the server did not end well");
         }
         self.tracker.shutdown().await;

@@ -7,6 +7,7 @@ pub(crate) mod preload;
 pub(crate) mod replicate;
 pub(crate) mod tag;
 
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -42,6 +43,15 @@ pub(crate) enum Command {
         /// The first of the ports on 127.0.0.1.
         #[arg(long, default_value_t = 7600)]
         base_port: u16,
+    },
+    /// Shows the console with hosts that are not there: a real tracker, and made-up transfers.
+    Console {
+        /// How many hosts.
+        #[arg(long, default_value_t = 5000)]
+        simulate: u32,
+        /// Where the console answers.
+        #[arg(long, default_value = "127.0.0.1:7605")]
+        listen: SocketAddr,
     },
     /// Pushes an image of random bytes and pulls it through every agent at once.
     Demo {

@@ -10,6 +10,7 @@ use kraken_daemon::agent::{AgentConfig, AgentService};
 use kraken_daemon::backends::BackendConfig;
 use kraken_daemon::build_index::{BuildIndexConfig, BuildIndexService};
 use kraken_daemon::config::HostConfig;
+use kraken_daemon::console::ConsoleConfig;
 use kraken_daemon::origin::{OriginConfig, OriginService};
 use kraken_daemon::process::Service as _;
 use kraken_daemon::proxy::{ProxyConfig, ProxyService};
@@ -110,6 +111,12 @@ impl Cluster {
             origins_file: None,
             origins_dns: None,
             replicas,
+            console: Some(ConsoleConfig {
+                listen: ports.console,
+                trackers: vec![format!("https://{}", ports.tracker)],
+                build_indexes: vec![format!("https://{}", ports.build_index)],
+                proxies: vec![format!("http://{}", ports.proxy)],
+            }),
             tls: files.tls("tracker-1", "tracker")?,
         })
         .await?;
@@ -151,6 +158,7 @@ impl Cluster {
         for (index, (registry_listen, peer_listen)) in ports.agents.iter().enumerate() {
             let name = format!("agent-{}", index + 1);
             let config = AgentConfig {
+                name: Some(name.clone()),
                 preload: None,
                 store: options.dir.join(&name),
                 store_limit: None,
@@ -218,6 +226,7 @@ struct Ports {
     tracker: SocketAddr,
     build_index: SocketAddr,
     proxy: SocketAddr,
+    console: SocketAddr,
     /// HTTP and peers.
     origins: Vec<(SocketAddr, SocketAddr)>,
     /// Registry and peers.
@@ -245,6 +254,7 @@ impl Ports {
             tracker: loopback(base),
             build_index: loopback(base + 1),
             proxy: loopback(base + 2),
+            console: loopback(base + 5),
             origins: pairs(base + 300, origins),
             agents: pairs(base + 10, agents),
         })
@@ -269,7 +279,7 @@ impl Ports {
                 "no free ports between 10000 and 32000".into(),
             ))
         };
-        let (tracker, build_index, proxy) = (next()?, next()?, next()?);
+        let (tracker, build_index, proxy, console) = (next()?, next()?, next()?, next()?);
         let mut pairs = |count: u16| -> Result<Vec<_>, Failure> {
             (0..count).map(|_| Ok((next()?, next()?))).collect()
         };
@@ -278,6 +288,7 @@ impl Ports {
             tracker,
             build_index,
             proxy,
+            console,
             origins: origins?,
             agents: agents?,
         })

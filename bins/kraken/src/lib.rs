@@ -4,6 +4,7 @@
 pub mod ca;
 pub mod client;
 pub mod cluster;
+pub mod crowd;
 pub mod demo;
 pub mod drain;
 pub mod gc;

@@ -5,6 +5,7 @@ mod args;
 mod commands;
 
 use std::io::{ErrorKind, Write as _};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -13,6 +14,7 @@ use clap::Parser as _;
 use kraken::Failure;
 use kraken::client::Registry;
 use kraken::cluster::{Cluster, ClusterOptions};
+use kraken::crowd::Crowd;
 use kraken::demo::{self, Bars, DemoOptions};
 use kraken::layout;
 use kraken::layout::Source;
@@ -69,6 +71,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             })
             .await?;
         }
+        Command::Console { simulate, listen } => show_crowd(simulate, listen).await?,
         Command::Demo {
             agents,
             origins,
@@ -335,6 +338,17 @@ async fn dev(options: ClusterOptions) -> Result<(), Failure> {
     Ok(())
 }
 
+async fn show_crowd(hosts: u32, listen: SocketAddr) -> Result<(), Failure> {
+    let crowd = Crowd::start(hosts, listen)?;
+    let console = crowd.console();
+    say(&format!(
+        "{hosts} hosts that are not there: http://{console}/console/\nCtrl-C stops it."
+    ))?;
+    process::stop_signal().await;
+    crowd.stop().await;
+    Ok(())
+}
+
 /// Where everything is, and lines to copy.
 fn welcome(cluster: &Cluster, dir: &Path) -> String {
     let mut text = String::from("Kraken is up.\n\n");
@@ -354,6 +368,9 @@ fn welcome(cluster: &Cluster, dir: &Path) -> String {
         &format!("https://{}", cluster.build_index.addr),
     );
     line("tracker", &format!("https://{}", cluster.tracker.addr));
+    if let Some(console) = cluster.tracker.console {
+        line("console", &format!("http://{console}/console/   look here"));
+    }
     for (index, origin) in cluster.origins.iter().enumerate() {
         line(
             &format!("origin-{}", index + 1),
