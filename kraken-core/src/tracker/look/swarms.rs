@@ -328,7 +328,7 @@ impl Look {
             length.map(|it| u128::from(it) * u128::from(members) * u128::from(missing) / 1000);
         SwarmRow {
             digest,
-            namespace: is_reported.then(|| reported.namespace),
+            namespace: is_reported.then_some(reported.namespace),
             length,
             members,
             ready,
