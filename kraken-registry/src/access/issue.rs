@@ -162,11 +162,21 @@ impl Asked {
 impl Access {
     /// Whether [`Access::issue`] has something to give.
     pub(crate) fn issues(&self) -> bool {
-        self.tokens.is_some()
+        match self.newer() {
+            Some(newer) => newer.tokens.is_some(),
+            None => self.tokens.is_some(),
+        }
     }
 
     /// Answers a request for a token.
     pub(crate) async fn issue(&self, parts: Parts, body: Body) -> Result<Response, RegistryError> {
+        match self.newer() {
+            Some(newer) => newer.issue_by_own(parts, body).await,
+            None => self.issue_by_own(parts, body).await,
+        }
+    }
+
+    async fn issue_by_own(&self, parts: Parts, body: Body) -> Result<Response, RegistryError> {
         let Some(tokens) = &self.tokens else {
             let what = "no tokens are given here";
             return Err(RegistryError::new(Code::Unsupported, what));

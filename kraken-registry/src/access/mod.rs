@@ -20,6 +20,7 @@ mod watched;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::ConnectInfo;
 use http::Method;
@@ -72,6 +73,8 @@ pub struct Access {
     users: Option<Users>,
     tokens: Option<Tokens>,
     server: Option<TokenServer>,
+    /// What holds instead.
+    newer: RwLock<Option<Arc<Self>>>,
 }
 
 /// Who asks, as far as that was proved.
@@ -108,7 +111,21 @@ impl Access {
             users: None,
             tokens: None,
             server: None,
+            newer: RwLock::new(None),
         }
+    }
+
+    /// Lets something else hold from the next request on, wherever this one is used.
+    pub fn replace(&self, by: Arc<Self>) {
+        *self.newer.write().unwrap_or_else(PoisonError::into_inner) = Some(by);
+    }
+
+    /// What holds instead of this, if anything.
+    pub(crate) fn newer(&self) -> Option<Arc<Self>> {
+        self.newer
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Everything for everybody.
@@ -195,6 +212,13 @@ impl Access {
 
     /// Lets a request through, or says why not.
     pub(crate) async fn check(&self, parts: &Parts, route: &Route) -> Result<(), RegistryError> {
+        match self.newer() {
+            Some(newer) => newer.check_by_own(parts, route).await,
+            None => self.check_by_own(parts, route).await,
+        }
+    }
+
+    async fn check_by_own(&self, parts: &Parts, route: &Route) -> Result<(), RegistryError> {
         let Some(rules) = &self.rules else {
             return from_this_host(parts);
         };

@@ -163,15 +163,19 @@ where
             let mut response = handler(parts, body).await.into_response();
             let headers = response.headers_mut();
             headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-
             response
         }
     };
-    let router = match access.issues() {
-        true => Router::new().route(TOKENS, any(move |request| issue(access, request))),
-        false => Router::new(),
+    // Whether tokens are given may change.
+    let others = answer.clone();
+    let token = move |request: Request| async move {
+        match access.issues() {
+            true => issue(access, request).await,
+            false => others(request).await,
+        }
     };
-    router
+    Router::new()
+        .route(TOKENS, any(token))
         .route("/v2", any(answer.clone()))
         .route("/v2/", any(answer.clone()))
         .route("/v2/{*rest}", any(answer))

@@ -24,7 +24,7 @@ mod way;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use kraken_core::net::http::HttpClient;
@@ -76,7 +76,9 @@ pub struct RemoteRule {
 /// Sends what other clusters lack. Cheap to clone.
 #[derive(Clone)]
 pub struct Replicator {
-    inner: Arc<Inner>,
+    /// Another one when the clusters change.
+    inner: Arc<RwLock<Arc<Inner>>>,
+    replaced: Arc<Notify>,
 }
 
 struct Inner {
@@ -161,6 +163,197 @@ impl Replicator {
     /// is changed in the ring.
     pub fn new(
         ring: TagRing,
+        at: (OriginCluster, usize),
+        rules: Vec<RemoteRule>,
+        http: &HttpClient,
+    ) -> Self {
+        let inner = Arc::new(Inner::new(ring, at, rules, http));
+        Self {
+            inner: Arc::new(RwLock::new(inner)),
+            replaced: Arc::default(),
+        }
+    }
+
+    /// Sends to these clusters from now on, and to no other. What is under way begins anew; what counts since
+    /// the start counts from here.
+    pub fn replace(&self, rules: Vec<RemoteRule>, http: &HttpClient) {
+        let before = self.inner();
+        let at = (before.origins.clone(), before.replicas);
+        let inner = Arc::new(Inner::new(before.ring.clone(), at, rules, http));
+        *self.inner.write().unwrap_or_else(PoisonError::into_inner) = inner;
+        self.replaced.notify_one();
+    }
+
+    fn inner(&self) -> Arc<Inner> {
+        let inner = self.inner.read();
+        inner.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sends, for ever.
+    pub async fn run(&self) {
+        loop {
+            tokio::select! {
+                () = self.inner().run() => {}
+                () = self.replaced.notified() => {}
+            }
+        }
+    }
+
+    /// How far the way to each other cluster is.
+    ///
+    /// # Errors
+    /// The list on the disk cannot be read.
+    pub async fn status(&self) -> Result<Vec<RemoteStatus>, TagError> {
+        let inner = self.inner();
+        let mut all = Vec::new();
+        for (name, line) in &inner.remotes {
+            let (waiting, since) = inner.ring.here().count_pending(name).await?;
+            let now = crate::tags::pending::unix_ms();
+            let under_way = line.outbox().under_way();
+            let told = line.told();
+            let refused = told.refused.iter().map(|(name, reason)| RefusedRegister {
+                name: name.clone(),
+                reason: reason.clone(),
+            });
+            all.push(RemoteStatus {
+                name: name.clone(),
+                waiting,
+                under_way,
+                oldest_seconds: since.map_or(0, |since| now.saturating_sub(since) / 1000),
+                is_paused: line.is_paused.load(Ordering::Relaxed),
+                refused: refused.collect(),
+                sent_blobs: line.way.sent().0,
+                sent_bytes: line.way.sent().1,
+                last_error: told.last_error.clone(),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Stops sending to a cluster, or goes on, also after a restart. Whether there is such a cluster.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub async fn set_paused(&self, remote: &str, is_paused: bool) -> Result<bool, TagError> {
+        let inner = self.inner();
+        if !inner.remotes.contains_key(remote) {
+            return Ok(false);
+        }
+        let store = inner.ring.here();
+        let _turn = inner.pausing.lock().await;
+        let mut paused = store.paused().await?;
+        if is_paused {
+            paused.insert(remote.to_owned());
+        } else {
+            paused.remove(remote);
+        }
+        store.set_paused(&paused).await?;
+        inner.pause(&paused);
+        inner.changed.notify_waiters();
+        Ok(true)
+    }
+
+    /// Tries all that waits for a cluster at once. Whether there is such a cluster.
+    pub fn hurry(&self, remote: &str) -> bool {
+        let inner = self.inner();
+        let line = inner.remotes.get(remote);
+        line.is_some_and(|line| {
+            line.outbox().hurry(inner.now());
+            inner.changed.notify_waiters();
+            true
+        })
+    }
+
+    /// Sends a tag to all clusters that want it, though they may have it.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub async fn send_now(&self, name: &RegisterName) -> Result<usize, TagError> {
+        let inner = self.inner();
+        let wanted = inner.wanted.iter().filter(|it| it.wants(name));
+        let remotes: BTreeSet<_> = wanted.map(|it| it.remote.clone()).collect();
+        for remote in &remotes {
+            let name = name.to_string();
+            let noted = inner.ring.here().note_pending(remote, vec![name.clone()]);
+            noted.await?;
+            if let Some(line) = inner.remotes.get(remote) {
+                let now = inner.now();
+                line.outbox().add(now, &name, 0);
+                line.outbox().hurry_one(now, &name);
+            }
+        }
+        inner.changed.notify_waiters();
+        Ok(remotes.len())
+    }
+
+    /// Whether other clusters have a tag as it is here.
+    ///
+    /// # Errors
+    /// Nobody knows what it is here.
+    pub async fn tag_status(&self, name: &RegisterName) -> Result<Vec<TagStatus>, TagError> {
+        let inner = self.inner();
+        let state = inner.ring.register(name).await?;
+        let here = state.map_or(Version::ZERO, |state| state.now.version);
+        let mut all = Vec::new();
+        for wanted in &inner.wanted {
+            let line = inner.remotes.get(&wanted.remote);
+            let Some(remote) = line.and_then(|line| line.way.cluster()) else {
+                continue;
+            };
+            let is_wanted = wanted.wants(name);
+            // What no rule sends there is not named there.
+            let looked = match is_wanted {
+                true => remote.look(vec![name.to_string()]).await.ok(),
+                false => None,
+            };
+            let there = looked.and_then(|looked| Some(looked.first()?.version));
+            all.push(TagStatus {
+                remote: wanted.remote.clone(),
+                is_wanted,
+                here: here.get().to_string(),
+                there: there.map(|there| there.get().to_string()),
+                is_there: there.is_some_and(|there| there >= here),
+            });
+        }
+        Ok(all)
+    }
+}
+
+impl std::fmt::Debug for Replicator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replicator")
+            .field("wanted", &self.inner().wanted)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Line {
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes how an attempt ended.
+    fn tell(&self, name: &str, result: &Result<Known, SendError>) {
+        let mut told = self.told();
+        match result {
+            Ok(_) => drop(told.refused.remove(name)),
+            Err(SendError::Refused(reason)) => {
+                if told.refused.len() < TOLD {
+                    told.refused.insert(name.to_owned(), reason.clone());
+                }
+            }
+            Err(error) => told.last_error = Some(format!("{name}: {error}")),
+        }
+    }
+}
+
+impl Inner {
+    fn new(
+        ring: TagRing,
         (origins, replicas): (OriginCluster, usize),
         rules: Vec<RemoteRule>,
         http: &HttpClient,
@@ -194,7 +387,7 @@ impl Replicator {
         let clusters = remotes.values();
         let clusters = clusters.filter_map(|line| line.way.cluster().cloned());
         let blobs = Blobs::new(ring.clone(), origins.clone(), clusters);
-        let inner = Inner {
+        Self {
             ring,
             origins,
             replicas,
@@ -204,15 +397,12 @@ impl Replicator {
             changed,
             pausing: tokio::sync::Mutex::default(),
             began: Instant::now(),
-        };
-        Self {
-            inner: Arc::new(inner),
         }
     }
 
     /// Sends, for ever.
-    pub async fn run(&self) {
-        let inner = &self.inner;
+    async fn run(self: Arc<Self>) {
+        let inner = &self;
         let store = inner.ring.here();
         while let Err(error) = store.note_new_rules(&inner.wanted).await {
             tracing::error!(%error, "what other clusters lack cannot be written down");
@@ -230,158 +420,6 @@ impl Replicator {
         futures::future::join_all(lines).await;
     }
 
-    /// How far the way to each other cluster is.
-    ///
-    /// # Errors
-    /// The list on the disk cannot be read.
-    pub async fn status(&self) -> Result<Vec<RemoteStatus>, TagError> {
-        let mut all = Vec::new();
-        for (name, line) in &self.inner.remotes {
-            let (waiting, since) = self.inner.ring.here().count_pending(name).await?;
-            let now = crate::tags::pending::unix_ms();
-            let under_way = line.outbox().under_way();
-            let told = line.told();
-            let refused = told.refused.iter().map(|(name, reason)| RefusedRegister {
-                name: name.clone(),
-                reason: reason.clone(),
-            });
-            all.push(RemoteStatus {
-                name: name.clone(),
-                waiting,
-                under_way,
-                oldest_seconds: since.map_or(0, |since| now.saturating_sub(since) / 1000),
-                is_paused: line.is_paused.load(Ordering::Relaxed),
-                refused: refused.collect(),
-                sent_blobs: line.way.sent().0,
-                sent_bytes: line.way.sent().1,
-                last_error: told.last_error.clone(),
-            });
-        }
-        Ok(all)
-    }
-
-    /// Stops sending to a cluster, or goes on, also after a restart. Whether there is such a cluster.
-    ///
-    /// # Errors
-    /// It cannot be written down.
-    pub async fn set_paused(&self, remote: &str, is_paused: bool) -> Result<bool, TagError> {
-        if !self.inner.remotes.contains_key(remote) {
-            return Ok(false);
-        }
-        let store = self.inner.ring.here();
-        let _turn = self.inner.pausing.lock().await;
-        let mut paused = store.paused().await?;
-        if is_paused {
-            paused.insert(remote.to_owned());
-        } else {
-            paused.remove(remote);
-        }
-        store.set_paused(&paused).await?;
-        self.inner.pause(&paused);
-        self.inner.changed.notify_waiters();
-        Ok(true)
-    }
-
-    /// Tries all that waits for a cluster at once. Whether there is such a cluster.
-    pub fn hurry(&self, remote: &str) -> bool {
-        let line = self.inner.remotes.get(remote);
-        line.is_some_and(|line| {
-            line.outbox().hurry(self.inner.now());
-            self.inner.changed.notify_waiters();
-            true
-        })
-    }
-
-    /// Sends a tag to all clusters that want it, though they may have it.
-    ///
-    /// # Errors
-    /// It cannot be written down.
-    pub async fn send_now(&self, name: &RegisterName) -> Result<usize, TagError> {
-        let wanted = self.inner.wanted.iter().filter(|it| it.wants(name));
-        let remotes: BTreeSet<_> = wanted.map(|it| it.remote.clone()).collect();
-        for remote in &remotes {
-            let name = name.to_string();
-            let noted = self
-                .inner
-                .ring
-                .here()
-                .note_pending(remote, vec![name.clone()]);
-            noted.await?;
-            if let Some(line) = self.inner.remotes.get(remote) {
-                let now = self.inner.now();
-                line.outbox().add(now, &name, 0);
-                line.outbox().hurry_one(now, &name);
-            }
-        }
-        self.inner.changed.notify_waiters();
-        Ok(remotes.len())
-    }
-
-    /// Whether other clusters have a tag as it is here.
-    ///
-    /// # Errors
-    /// Nobody knows what it is here.
-    pub async fn tag_status(&self, name: &RegisterName) -> Result<Vec<TagStatus>, TagError> {
-        let state = self.inner.ring.register(name).await?;
-        let here = state.map_or(Version::ZERO, |state| state.now.version);
-        let mut all = Vec::new();
-        for wanted in &self.inner.wanted {
-            let line = self.inner.remotes.get(&wanted.remote);
-            let Some(remote) = line.and_then(|line| line.way.cluster()) else {
-                continue;
-            };
-            let is_wanted = wanted.wants(name);
-            // What no rule sends there is not named there.
-            let looked = match is_wanted {
-                true => remote.look(vec![name.to_string()]).await.ok(),
-                false => None,
-            };
-            let there = looked.and_then(|looked| Some(looked.first()?.version));
-            all.push(TagStatus {
-                remote: wanted.remote.clone(),
-                is_wanted,
-                here: here.get().to_string(),
-                there: there.map(|there| there.get().to_string()),
-                is_there: there.is_some_and(|there| there >= here),
-            });
-        }
-        Ok(all)
-    }
-}
-
-impl std::fmt::Debug for Replicator {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Replicator")
-            .field("wanted", &self.inner.wanted)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Line {
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes how an attempt ended.
-    fn tell(&self, name: &str, result: &Result<Known, SendError>) {
-        let mut told = self.told();
-        match result {
-            Ok(_) => drop(told.refused.remove(name)),
-            Err(SendError::Refused(reason)) => {
-                if told.refused.len() < TOLD {
-                    told.refused.insert(name.to_owned(), reason.clone());
-                }
-            }
-            Err(error) => told.last_error = Some(format!("{name}: {error}")),
-        }
-    }
-}
-
-impl Inner {
     fn now(&self) -> Timestamp {
         let nanos = u64::try_from(self.began.elapsed().as_nanos());
         Timestamp::from_nanos(nanos.unwrap_or(u64::MAX))

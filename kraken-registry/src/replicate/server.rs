@@ -102,7 +102,7 @@ pub fn router(replicator: Replicator, policy: TagPolicy) -> Router {
 }
 
 async fn origins(State(served): State<Served>) -> Json<OriginList> {
-    let inner = &served.replicator.inner;
+    let inner = served.replicator.inner();
     let names = inner.origins.names().into_iter();
     let origins = names.filter_map(|name| {
         let url = inner.origins.origin(&name)?.url().to_string();
@@ -122,7 +122,7 @@ async fn look(
     let mut looked = Vec::new();
     for name in asked.names {
         let name: RegisterName = name.parse()?;
-        let state = served.replicator.inner.ring.register(&name).await?;
+        let state = served.replicator.inner().ring.register(&name).await?;
         looked.push(Looked {
             version: state.as_ref().map_or(Version::ZERO, |it| it.now.version),
             state: state.as_ref().map(TagState::id),
@@ -165,7 +165,7 @@ async fn merge(
 
 impl Served {
     async fn merge(&self, name: RegisterName, state: TagState) -> Result<(), IndexError> {
-        let inner = &self.replicator.inner;
+        let inner = self.replicator.inner();
         let before = inner.ring.register(&name).await?;
         let after = before
             .as_ref()
@@ -263,7 +263,7 @@ async fn send_now(
     Path(name): Path<String>,
 ) -> Result<Response, IndexError> {
     let name: TagName = name.parse()?;
-    if served.replicator.inner.ring.state(&name).await?.is_none() {
+    if served.replicator.inner().ring.state(&name).await?.is_none() {
         return Err(IndexError::unknown(&name));
     }
     let remotes = served.replicator.send_now(&name.into()).await?;
@@ -277,6 +277,8 @@ async fn carry(
 ) -> Result<Json<Carried>, IndexError> {
     let wrong = |error: kraken_proto::NamespaceError| wrong(error.to_string());
     let ns = carry.namespace.parse().map_err(wrong)?;
-    let blobs = &served.replicator.inner.blobs;
-    Ok(Json(blobs.carry(&carry.remote, &ns, carry.digest).await))
+    let inner = served.replicator.inner();
+    Ok(Json(
+        inner.blobs.carry(&carry.remote, &ns, carry.digest).await,
+    ))
 }

@@ -4,7 +4,7 @@
 //! A tag is on the list of every owner that took it, so that none is forgotten with one of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kraken_proto::Digest;
@@ -72,7 +72,7 @@ impl Wanted {
 pub(super) struct Watch(Arc<OnceLock<Watched>>);
 
 struct Watched {
-    wanted: Vec<Wanted>,
+    wanted: RwLock<Vec<Wanted>>,
     changed: Arc<Notify>,
     /// When something was noted last.
     noted: Mutex<Option<Instant>>,
@@ -88,7 +88,11 @@ impl Watch {
         let Some(watched) = self.0.get() else {
             return Ok(());
         };
-        let remotes = watched.wanted.iter().filter(|it| it.wants(name));
+        let wanted = watched
+            .wanted
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let remotes = wanted.iter().filter(|it| it.wants(name));
         for wanted in remotes {
             let mut pending = write.open_table(PENDING)?;
             let key = key(&wanted.remote, &name.to_string());
@@ -150,16 +154,20 @@ pub(crate) struct Pending {
 }
 
 impl TagStore {
-    /// From now on what these want is noted. Once, before anything is changed.
+    /// From now on what these want is noted: before anything is changed, or before
+    /// [`TagStore::note_new_rules`] notes what is there already.
     pub(crate) fn watch(&self, wanted: Vec<Wanted>) -> Arc<Notify> {
-        let changed = Arc::new(Notify::new());
-        let watched = Watched {
-            wanted,
-            changed: changed.clone(),
+        let watched = self.watch.0.get_or_init(|| Watched {
+            wanted: RwLock::default(),
+            changed: Arc::new(Notify::new()),
             noted: Mutex::default(),
-        };
-        let _ = self.watch.0.set(watched);
-        changed
+        });
+        let mut now = watched
+            .wanted
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *now = wanted;
+        watched.changed.clone()
     }
 
     /// When something was noted last, since the start.
@@ -179,6 +187,8 @@ impl TagStore {
             .iter()
             .map(|it| (it.remote.clone(), rules(it)))
             .collect();
+        // What was written by other rules is there once this is.
+        self.writer.run(|_| Ok(())).await?;
         let before: BTreeMap<String, Vec<String>> = self.kept(RULES_KEY).await?.unwrap_or_default();
         for gone in before.keys().filter(|it| !now.contains_key(*it)) {
             self.forget_remote(gone.clone()).await?;

@@ -21,7 +21,7 @@
 //! as nobody else has changed or removed it since: a request that comes late, after its client
 //! has asked another build-index, then changes nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::response::{IntoResponse, Response};
@@ -66,8 +66,13 @@ pub fn unchecked_router(tags: TagRing, policy: TagPolicy) -> Router {
 }
 
 /// What is asked of tags beside a digest.
+///
+/// Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct TagPolicy {
+pub struct TagPolicy(Arc<RwLock<Arc<Rules>>>);
+
+#[derive(Debug, Clone, Default)]
+struct Rules {
     immutable: Vec<Regex>,
     upstreams: Vec<UpstreamRule>,
 }
@@ -85,23 +90,44 @@ impl TagPolicy {
         let whole = |text: T| Regex::new(&format!(r"\A(?:{})\z", text.as_ref()));
         let immutable = immutable.into_iter().map(whole).collect::<Result<_, _>>()?;
         let upstreams = Vec::new();
-        Ok(Self {
+        let rules = Rules {
             immutable,
             upstreams,
-        })
+        };
+        Ok(Self(Arc::new(RwLock::new(Arc::new(rules)))))
     }
 
     /// Repositories whose tags are those of another registry: before one of these is told, that registry
     /// is asked as often as the first rule says that matches.
     #[must_use]
-    pub fn with_upstreams(mut self, rules: Vec<UpstreamRule>) -> Self {
-        self.upstreams = rules;
-        self
+    pub fn with_upstreams(self, rules: Vec<UpstreamRule>) -> Self {
+        let mut now = (*self.rules()).clone();
+        now.upstreams = rules;
+        Self(Arc::new(RwLock::new(Arc::new(now))))
+    }
+
+    /// Asks what another policy asks from now on, wherever this one is used.
+    pub fn replace(&self, by: &Self) {
+        let rules = by.rules();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = rules;
+    }
+
+    fn rules(&self) -> Arc<Rules> {
+        let rules = self.0.read();
+        rules.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn is_immutable(&self, name: &TagName) -> bool {
         let name = name.to_string();
-        self.immutable.iter().any(|it| it.is_match(&name))
+        self.rules().immutable.iter().any(|it| it.is_match(&name))
+    }
+
+    /// The first rule about the tags of other registries that matches.
+    pub(super) fn upstream(&self, name: &TagName) -> Option<UpstreamRule> {
+        let rules = self.rules();
+        let mut rules = rules.upstreams.iter();
+        let found = rules.find(|rule| rule.repositories.is_match(name.repo().as_str()));
+        found.cloned()
     }
 }
 
@@ -139,7 +165,7 @@ pub(super) const TAG_IMMUTABLE: &str = "TAG_IMMUTABLE";
 
 fn routes<B: BlobSource, F, Checked>(
     tags: TagRing,
-    mut policy: TagPolicy,
+    policy: TagPolicy,
     blobs: Arc<B>,
     check: F,
 ) -> Router
@@ -147,12 +173,11 @@ where
     F: Fn(RepoName, Digest) -> Checked + Clone + Send + Sync + 'static,
     Checked: Future<Output = Result<(), CheckError>> + Send,
 {
-    let upstreams = Arc::new(Upstreams::new(std::mem::take(&mut policy.upstreams)));
+    let upstreams = Arc::new(Upstreams::new(policy.clone()));
     let get_tag = move |State(tags): State<TagRing>, Path(name): Path<String>| {
         let (upstreams, blobs) = (upstreams.clone(), blobs.clone());
         async move { get_tag(&tags, (&upstreams, &*blobs), &name).await }
     };
-    let policy = Arc::new(policy);
     let set = move |State(tags): State<TagRing>,
                     Path((name, digest)): Path<(String, String)>,
                     headers: HeaderMap| {

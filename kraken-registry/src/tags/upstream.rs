@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::TagError;
 use super::quiet::Quiet;
 use super::ring::TagRing;
+use super::server::TagPolicy;
 use crate::name::TagName;
 use crate::source::{BlobSource, ResolveError};
 
@@ -48,7 +49,7 @@ pub struct UpstreamRule {
 /// The tags of other registries. The first rule that matches counts.
 #[derive(Debug)]
 pub(super) struct Upstreams {
-    rules: Vec<UpstreamRule>,
+    policy: TagPolicy,
     asked: Cache<String, Arc<Asked>>,
     quiet: Quiet,
 }
@@ -69,17 +70,12 @@ struct Last {
 }
 
 impl Upstreams {
-    pub(super) fn new(rules: Vec<UpstreamRule>) -> Self {
+    pub(super) fn new(policy: TagPolicy) -> Self {
         Self {
-            rules,
+            policy,
             asked: Cache::new(REMEMBERED),
             quiet: Quiet::default(),
         }
-    }
-
-    fn rule(&self, name: &TagName) -> Option<&UpstreamRule> {
-        let mut rules = self.rules.iter();
-        rules.find(|rule| rule.repositories.is_match(name.repo().as_str()))
     }
 
     /// Makes sure that what is kept of the tag is as fresh as its rule says, if it has one. Says whether it
@@ -93,7 +89,7 @@ impl Upstreams {
         blobs: &B,
         name: &TagName,
     ) -> Result<bool, TagError> {
-        let Some(rule) = self.rule(name) else {
+        let Some(rule) = self.policy.upstream(name) else {
             return Ok(false);
         };
         let arrived = Instant::now();

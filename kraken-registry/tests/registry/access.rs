@@ -1,10 +1,11 @@
 //! Who may do what, over HTTP with names and passwords.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use kraken_registry::access::{Access, AccessRule, May};
 use kraken_registry::memory::{MemoryBlobs, MemoryTags};
-use kraken_registry::pull::PullState;
+use kraken_registry::pull::{self, PullState};
 use kraken_registry::push::{self, PushState};
 use regex::Regex;
 use reqwest::{Client, Method, Response};
@@ -103,6 +104,27 @@ async fn rules_grant_and_what_none_grants_is_refused() {
     let refused = asked.ask(Method::GET, &blob("team/app"), None).await;
     let told = error(refused, 401, "UNAUTHORIZED").await;
     assert!(told.contains("docker login"), "{told}");
+}
+
+#[tokio::test]
+async fn what_replaces_the_rules_holds_from_then_on() {
+    let access = Arc::new(Access::everybody());
+    let blobs = MemoryBlobs::default();
+    blobs.insert("{}");
+    let pull = PullState::new(blobs, MemoryTags::default()).access(access.clone());
+    let asked = Asked {
+        http: client(),
+        base: serve(pull::router(pull)).await,
+    };
+    let blob = format!("/v2/public/app/blobs/{}", kraken_proto::Digest::of(b"{}"));
+    let status = async || asked.ask(Method::GET, &blob, None).await.status().as_u16();
+    assert_eq!(status().await, 200);
+    let nothing = Access::new(Vec::new(), None).unwrap();
+    access.replace(Arc::new(nothing));
+    assert_eq!(status().await, 403);
+    let public = vec![rule("^public/", None, &[May::Pull])];
+    access.replace(Arc::new(Access::new(public, None).unwrap()));
+    assert_eq!(status().await, 200);
 }
 
 #[tokio::test]

@@ -64,6 +64,7 @@ impl BlobSource for Registries {
 /// A build-index before these registries, and a mirror before that.
 struct Cluster {
     registries: Arc<Registries>,
+    policy: TagPolicy,
     mirror: String,
     stale: StaleTags,
     _dir: TempDir,
@@ -86,13 +87,14 @@ impl Cluster {
             fresh: Freshness::Always,
         };
         let policy = TagPolicy::default().with_upstreams(vec![rule]);
-        let index = serve(server::router(ring, policy, registries.clone())).await;
+        let index = serve(server::router(ring, policy.clone(), registries.clone())).await;
         let stale = StaleTags::default();
         let state = PullState::mirror(blobs, TagClient::new(client(), [index]))
             .access(kraken_registry::access::Access::everybody())
             .count_stale(stale.clone());
         Self {
             registries,
+            policy,
             mirror: serve(pull::router(state)).await,
             stale,
             _dir: dir,
@@ -173,6 +175,24 @@ async fn a_registry_that_is_away_is_asked_once_for_all_its_tags() {
         assert_eq!(asked.status(), StatusCode::NOT_MODIFIED);
         assert_eq!(header(&asked, "kraken-tag-stale"), "true");
     }
+}
+
+#[tokio::test]
+async fn other_rules_count_from_the_moment_they_are_there() {
+    let cluster = known().await;
+    let before = cluster.policy.clone();
+    let asked = TagPolicy::new(["docker.io/.*"]).unwrap();
+    cluster.policy.replace(&asked);
+    assert!(!cluster.is_stale(IMAGES[0]).await);
+    assert_eq!(cluster.asked(), 0, "no rule is about it any more");
+    // Clones share what holds.
+    let always = UpstreamRule {
+        repositories: Regex::new("^docker").unwrap(),
+        fresh: Freshness::Always,
+    };
+    before.replace(&TagPolicy::default().with_upstreams(vec![always]));
+    assert!(!cluster.is_stale(IMAGES[0]).await);
+    assert_eq!(cluster.asked(), 1);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! A backend for each namespace.
 
 use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use kraken_proto::{Digest, Namespace};
 use regex::Regex;
@@ -18,23 +19,35 @@ pub struct Route {
     pub must_ready: bool,
 }
 
-/// Chooses a backend by the namespace: the first whose pattern matches.
+/// Chooses a backend by the namespace: the first whose pattern matches. Clones share their routes.
 #[derive(Debug, Clone, Default)]
 pub struct RoutedBackend {
-    routes: Vec<Route>,
+    routes: Arc<RwLock<Arc<[Route]>>>,
 }
 
 impl RoutedBackend {
     /// Chooses among `routes`, in their order.
     pub fn new(routes: Vec<Route>) -> Self {
+        let routes = Arc::new(RwLock::new(routes.into()));
         Self { routes }
     }
 
-    fn of(&self, namespace: &Namespace) -> Result<&BoxBackend, BackendError> {
+    /// Chooses among these from now on. What is under way ends where it began.
+    pub fn replace(&self, routes: Vec<Route>) {
+        *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes.into();
+    }
+
+    fn routes(&self) -> Arc<[Route]> {
+        let routes = self.routes.read();
+        routes.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn of(&self, namespace: &Namespace) -> Result<BoxBackend, BackendError> {
         let fits = |route: &&Route| route.pattern.is_match(namespace.as_str());
-        let found = self.routes.iter().find(fits);
+        let routes = self.routes();
+        let found = routes.iter().find(fits);
         found
-            .map(|route| &route.backend)
+            .map(|route| route.backend.clone())
             .ok_or_else(|| BackendError::Unrouted(namespace.clone()))
     }
 }
@@ -91,7 +104,7 @@ impl Backend for RoutedBackend {
 
     fn place(&self, namespace: &Namespace) -> Result<usize, BackendError> {
         let fits = |route: &Route| route.pattern.is_match(namespace.as_str());
-        let place = self.routes.iter().position(fits);
+        let place = self.routes().iter().position(fits);
         place.ok_or_else(|| BackendError::Unrouted(namespace.clone()))
     }
 
@@ -101,7 +114,8 @@ impl Backend for RoutedBackend {
 
     /// Asks all that must be ready.
     async fn ready(&self) -> Result<(), BackendError> {
-        let needed = self.routes.iter().filter(|route| route.must_ready);
+        let routes = self.routes();
+        let needed = routes.iter().filter(|route| route.must_ready);
         for route in needed {
             route.backend.ready().await.map_err(|error| {
                 let pattern = route.pattern.as_str();
