@@ -10,6 +10,7 @@ use axum::Router;
 use kraken_core::net::http::{HttpServer, OutsideTls, ServeError, serve_on, serve_outside};
 use kraken_registry::access::{Access, AccessRule, May, TokenConfig, TokenServerConfig};
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ use crate::store::Age;
 
 /// How a registry shows clients who it is, and how these may show who they are: paths of PEM files, which
 /// are read again when they change.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClientTls {
     /// Its certificate, with the chain behind it.
@@ -43,21 +44,26 @@ pub(crate) fn serve(
     let Some(tls) = tls.cloned() else {
         return serve_on(listener, router, None, shutdown);
     };
-    let ClientTls {
-        cert,
-        key,
-        clients_ca,
-    } = tls;
-    let tls = OutsideTls {
-        cert,
-        key,
-        clients_ca,
-    };
-    serve_outside(listener, router, &tls, shutdown)
+    serve_outside(listener, router, &tls.into(), shutdown)
+}
+
+impl From<ClientTls> for OutsideTls {
+    fn from(tls: ClientTls) -> Self {
+        let ClientTls {
+            cert,
+            key,
+            clients_ca,
+        } = tls;
+        Self {
+            cert,
+            key,
+            clients_ca,
+        }
+    }
 }
 
 /// Who may use a registry. Whoever is on the same host, and nobody else, when absent.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessConfig {
     /// Users and the hashes of their passwords, as `htpasswd -B` writes them; read again when it changes.
@@ -75,7 +81,7 @@ pub struct AccessConfig {
 }
 
 /// The tokens that a registry gives to whoever says by name and password who he is.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokensConfig {
     /// Where clients reach it, such as `https://registry.example.com/v2/token`.
@@ -103,7 +109,7 @@ const fn lifetime() -> Age {
 }
 
 /// A token server whose tokens are taken.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenServer {
     /// Where clients get tokens.
@@ -117,7 +123,7 @@ pub struct TokenServer {
 }
 
 /// What is granted to whom.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessRuleConfig {
     /// A regular expression that matches anywhere in the repository; all of them when absent.
@@ -131,7 +137,7 @@ pub struct AccessRuleConfig {
 }
 
 /// What can be granted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MayConfig {
     /// Reading.

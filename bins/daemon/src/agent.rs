@@ -16,28 +16,33 @@ use kraken_core::net::announce::TrackerClient;
 use kraken_core::net::http::{ApiError, HttpClient, HttpServer, Params, serve_on, with_health};
 use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
 use kraken_core::{Agent, Digest, Namespace, OpenError, Zone};
+use kraken_registry::access::Access;
 use kraken_registry::name::Host;
 use kraken_registry::pull::{self, PullState, StaleTags};
 use kraken_registry::tags::client::TagClient;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::access::{self, AccessConfig, ClientTls};
+use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, HostConfig, QuicMtu, Tls, TransportConfig};
 use crate::dns::DnsName;
 use crate::guard;
 use crate::limits::{LimitsConfig, with_live_limits};
+use crate::log::LogFilter;
 use crate::members::Urls;
 use crate::pages;
 use crate::preload::{self, PreloadConfig, Preloader, with_preload};
 use crate::process::{Service, StartError};
+use crate::reload::{self, Changed};
 use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, Memory, ScrubRate, StoreLimit, VolumeConfig};
 
 /// The configuration of an agent.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     /// What the console calls this host; its host name when absent.
@@ -76,6 +81,7 @@ pub struct AgentConfig {
     pub advertise: Option<SocketAddr>,
     /// The rack or availability zone of this host, such as `rack-17`; left out on a flat network.
     #[serde(default)]
+    #[schemars(with = "Option<String>")]
     pub zone: Option<Zone>,
     /// Where the local container runtime connects to: plain HTTP, to be kept on loopback, unless there is
     /// `client_tls`.
@@ -126,8 +132,52 @@ pub struct AgentConfig {
     /// Whether to keep the peers that were met over restarts, in `peers.json` in the store.
     #[serde(default = "remembers")]
     pub remember_peers: bool,
+    /// How much is logged, such as `info` or `info,kraken_core=debug`; `info` when absent. The variable
+    /// `RUST_LOG` has the last word.
+    #[serde(default)]
+    pub log: Option<LogFilter>,
     /// This host's certificate.
     pub tls: Tls,
+}
+
+impl ProcessConfig for AgentConfig {
+    const LIVE: &'static [&'static str] = &["access", "build_indexes", "limits", "log", "trackers"];
+
+    fn log(&self) -> Option<&LogFilter> {
+        self.log.as_ref()
+    }
+
+    fn check(&self, found: &mut Problems) {
+        found.of_tls(&self.tls);
+        found.of_urls(
+            "trackers",
+            (
+                &self.trackers,
+                self.trackers_file.as_ref(),
+                self.trackers_dns.as_ref(),
+            ),
+        );
+        found.of_urls(
+            "build_indexes",
+            (
+                &self.build_indexes,
+                self.build_indexes_file.as_ref(),
+                self.build_indexes_dns.as_ref(),
+            ),
+        );
+        found.of_listening(&[
+            ("peer_listen", Some(self.peer_listen)),
+            ("registry_listen", Some(self.registry_listen)),
+            ("docker_listen", self.docker_listen),
+        ]);
+        found.of_advertise(self.peer_listen, self.advertise);
+        found.of_disks(&self.store, &self.volumes, self.store_limit, &self.eviction);
+        found.of_access(self.access.as_ref(), self.client_tls.as_ref());
+        if let Some(preload) = self.preload.clone() {
+            let made = Preloader::new(preload, preload::reachable(self.registry_listen));
+            found.of(made.map_err(|error| format!("preload: {error}")));
+        }
+    }
 }
 
 const fn remembers() -> bool {
@@ -146,6 +196,9 @@ pub struct AgentService {
     pub agent: Agent,
     /// Where its registry answers.
     pub registry: SocketAddr,
+    trackers: TrackerClient,
+    tags: TagClient,
+    access: Arc<Access>,
     server: HttpServer,
     /// The mirror of Docker Hub.
     docker: Option<HttpServer>,
@@ -190,7 +243,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         None => Agent::builder(disks.clone(), transport),
     };
     let mut builder = builder
-        .discovery(trackers)
+        .discovery(trackers.clone())
         .name(config.name.unwrap_or_else(host_name))
         .lifetimes(config.eviction.lifetimes())
         .limits(config.limits.into());
@@ -221,13 +274,14 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         Ok::<_, StartError>(serve_on(socket, router, None, shutdown.clone())?)
     });
     let docker = docker.transpose()?;
-    let mirror = PullState::mirror(agent.clone(), tags).access(access.clone());
+    let mirror = PullState::mirror(agent.clone(), tags.clone()).access(access.clone());
     let own = config.own_names.into_iter().map(|host| host.0);
     let upstreams = config.upstreams.into_iter().map(|host| host.0);
     let mirror = mirror.own_names(own).upstreams(upstreams);
     let mirror = mirror.count_stale(stale.clone());
+    let guarded = access.clone();
     let guard =
-        middleware::from_fn(move |request, next| guard::refuse(access.clone(), request, next));
+        middleware::from_fn(move |request, next| guard::refuse(guarded.clone(), request, next));
     let socket = sockets::listen(config.registry_listen)?;
     let listening = socket.local_addr().unwrap_or(config.registry_listen);
     let preloader = config.preload.map(|config| {
@@ -247,6 +301,9 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     });
     Ok(AgentService {
         agent,
+        trackers,
+        tags,
+        access,
         registry: server.local_addr(),
         server,
         docker,
@@ -261,6 +318,43 @@ fn host_name() -> String {
 }
 
 impl Service for AgentService {
+    type Config = AgentConfig;
+
+    fn reload(&self, config: AgentConfig, changed: &Changed) -> Result<(), StartError> {
+        let access = changed.then("access", || {
+            access::access(config.access.as_ref(), config.client_tls.as_ref())
+        })?;
+        let listed = |key, urls: Vec<String>, file, dns| {
+            changed.then(key, || Urls::of(key, urls, file, dns)?.listed(key))
+        };
+        let trackers = listed(
+            "trackers",
+            config.trackers,
+            config.trackers_file,
+            config.trackers_dns,
+        )?;
+        let indexes = listed(
+            "build_indexes",
+            config.build_indexes,
+            config.build_indexes_file,
+            config.build_indexes_dns,
+        )?;
+        if let Some(urls) = trackers.flatten() {
+            let set = self.trackers.set(&urls);
+            set.map_err(|error| StartError::Config(format!("trackers: {error}")))?;
+        }
+        if let Some(urls) = indexes.flatten() {
+            self.tags.set(urls);
+        }
+        if let Some(access) = access {
+            self.access.replace(access);
+        }
+        if changed.has("limits") {
+            self.agent.set_limits(config.limits.into());
+        }
+        Ok(())
+    }
+
     async fn stop(self) {
         self.shutdown.cancel();
         let docker = OptionFuture::from(self.docker.map(HttpServer::stopped));
@@ -300,7 +394,9 @@ fn router(
         );
     let router = with_live_limits(router, agent.clone());
     let router = with_store(router, disks, agent.clone());
-    let router = router.layer(middleware::from_fn(pages::refuse));
+    let router = router
+        .layer(middleware::from_fn(reload::add_metrics))
+        .layer(middleware::from_fn(pages::refuse));
     let agent = Arc::new(agent);
     with_health(router, move || {
         let agent = agent.clone();

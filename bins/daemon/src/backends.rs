@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kraken_core::storage::backend::web::{
@@ -13,6 +14,7 @@ use kraken_core::storage::backend::{
 };
 use kraken_core::storage::{BackendError, BoxBackend, OpendalBackend};
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::limits::Rate;
@@ -20,7 +22,7 @@ use crate::process::StartError;
 use crate::units;
 
 /// The storage behind the origins.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum BackendConfig {
     /// A directory, shared by all origins.
@@ -46,7 +48,7 @@ pub enum BackendConfig {
 }
 
 /// A backend, and one that is kept alike.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ShadowConfig {
     /// The one that is read.
@@ -56,7 +58,7 @@ pub struct ShadowConfig {
 }
 
 /// The backend of some namespaces.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
     /// A regular expression that matches anywhere in a namespace; `^` and `$` hold it to its ends.
@@ -79,7 +81,7 @@ pub struct RouteConfig {
 }
 
 /// Limits on a backend, shared by the origins in equal parts. Without a key, there is no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BackendLimitsConfig {
     /// Bytes per second that are read.
@@ -94,8 +96,9 @@ pub struct BackendLimitsConfig {
 }
 
 /// A regular expression.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(with = "String", title = "regular expression")]
 pub struct Pattern(String);
 
 impl TryFrom<String> for Pattern {
@@ -110,8 +113,9 @@ impl TryFrom<String> for Pattern {
 }
 
 /// A time such as `30s` or `1m 30s`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(with = "String", title = "time")]
 pub struct Timeout(pub(crate) Duration);
 
 impl Default for Timeout {
@@ -119,6 +123,8 @@ impl Default for Timeout {
         Self(Duration::from_secs(30))
     }
 }
+
+units::serialize_as_text!(Timeout, |timeout| units::time_text(timeout.0));
 
 impl TryFrom<String> for Timeout {
     type Error = String;
@@ -136,38 +142,125 @@ impl TryFrom<String> for Timeout {
     }
 }
 
-/// The backend that a configuration asks for: `one` for all namespaces, or `routes`, of which an
-/// origin takes its part of the limits.
-///
-/// # Errors
-/// Both or none are given, or one makes no sense.
-pub(crate) fn backend(
+/// The storage of an origin, which may become another one.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    routed: RoutedBackend,
+    /// What it consists of.
+    made: Mutex<Vec<(RouteConfig, Route)>>,
+    /// An origin takes its part of the limits.
+    origins: usize,
+}
+
+impl Storage {
+    /// `one` for all namespaces, or `routes`; limits are shared by so many origins.
+    ///
+    /// # Errors
+    /// Both or none are given, or one makes no sense.
+    pub(crate) fn new(
+        one: Option<&BackendConfig>,
+        routes: &[RouteConfig],
+        origins: usize,
+    ) -> Result<Self, StartError> {
+        let made = make_all(one, routes, origins, &[])?;
+        let routes = made.iter().map(|(_, route)| route.clone());
+        Ok(Self {
+            routed: RoutedBackend::new(routes.collect()),
+            made: Mutex::new(made),
+            origins,
+        })
+    }
+
+    pub(crate) fn backend(&self) -> BoxBackend {
+        BoxBackend::new(self.routed.clone())
+    }
+
+    /// What another configuration asks for; backends that are the same stay as they are.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub(crate) fn changed(
+        &self,
+        one: Option<&BackendConfig>,
+        routes: &[RouteConfig],
+    ) -> Result<Vec<(RouteConfig, Route)>, StartError> {
+        let before = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        make_all(one, routes, self.origins, &before)
+    }
+
+    pub(crate) fn replace(&self, made: Vec<(RouteConfig, Route)>) {
+        let routes = made.iter().map(|(_, route)| route.clone());
+        self.routed.replace(routes.collect());
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = made;
+    }
+}
+
+fn make_all(
     one: Option<&BackendConfig>,
     routes: &[RouteConfig],
     origins: usize,
-) -> Result<BoxBackend, StartError> {
-    match (one, routes) {
-        (Some(one), []) => {
-            let backend = make(one, None, Timeout::default())?;
-            let pattern = Regex::new("").expect("it matches everything");
-            let must_ready = false;
-            Ok(BoxBackend::new(RoutedBackend::new(vec![Route {
-                pattern,
-                backend,
-                must_ready,
-            }])))
+    before: &[(RouteConfig, Route)],
+) -> Result<Vec<(RouteConfig, Route)>, StartError> {
+    let configs = match (one, routes) {
+        (Some(one), []) => vec![RouteConfig::of_all(one.clone())],
+        (None, [_, ..]) => routes.to_vec(),
+        (None, []) => {
+            let what = "no storage is configured: give one `backend`, or `backends` by namespace";
+            return Err(StartError::Config(what.into()));
         }
-        (None, [_, ..]) => {
-            let made: Result<Vec<_>, _> = routes.iter().map(|it| route(it, origins)).collect();
-            Ok(BoxBackend::new(RoutedBackend::new(made?)))
+        (Some(_), [_, ..]) => {
+            let what = "`backend` and `backends` exclude each other: the namespace \"\" matches everything";
+            return Err(StartError::Config(what.into()));
         }
-        (None, []) => Err(StartError::Config(
-            "no storage is configured: give one `backend`, or `backends` by namespace".into(),
-        )),
-        (Some(_), [_, ..]) => Err(StartError::Config(
-            "`backend` and `backends` exclude each other: the namespace \"\" matches everything"
-                .into(),
-        )),
+    };
+    let made = configs.into_iter().map(|config| {
+        let same = before.iter().find(|(other, _)| *other == config);
+        let route = match same {
+            Some((_, made)) => made.clone(),
+            None => route(&config, origins)?,
+        };
+        Ok((config, route))
+    });
+    made.collect()
+}
+
+impl RouteConfig {
+    /// A backend for all namespaces.
+    fn of_all(backend: BackendConfig) -> Self {
+        Self {
+            namespace: Pattern(String::new()),
+            backend,
+            layout: None,
+            limits: BackendLimitsConfig::default(),
+            timeout: Timeout::default(),
+            must_ready: false,
+        }
+    }
+}
+
+/// Whether [`Storage::new`] would take it. No directory is made or looked at.
+///
+/// # Errors
+/// As there.
+pub(crate) fn check(one: Option<&BackendConfig>, routes: &[RouteConfig]) -> Result<(), StartError> {
+    let one = one.map(BackendConfig::without_disks);
+    let routes = routes.iter().map(|route| RouteConfig {
+        backend: route.backend.without_disks(),
+        ..route.clone()
+    });
+    Storage::new(one.as_ref(), &routes.collect::<Vec<_>>(), 1).map(drop)
+}
+
+impl BackendConfig {
+    fn without_disks(&self) -> Self {
+        match self {
+            Self::LocalDisk(_) => Self::Memory {},
+            Self::Shadow(pair) => Self::Shadow(Box::new(ShadowConfig {
+                active: pair.active.without_disks(),
+                shadow: pair.shadow.without_disks(),
+            })),
+            other => other.clone(),
+        }
     }
 }
 
@@ -185,9 +278,13 @@ fn route(config: &RouteConfig, origins: usize) -> Result<Route, StartError> {
         at_once: at_once.map(NonZeroUsize::get),
     };
     let backend = make(&config.backend, config.layout, config.timeout)?;
+    let backend = match config.limits == BackendLimitsConfig::default() {
+        true => backend,
+        false => BoxBackend::new(LimitedBackend::new(backend, limits.shared_by(origins))),
+    };
     Ok(Route {
         pattern,
-        backend: BoxBackend::new(LimitedBackend::new(backend, limits.shared_by(origins))),
+        backend,
         must_ready: config.must_ready,
     })
 }
@@ -260,9 +357,19 @@ pub(crate) fn objects(
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt as _;
+    use kraken_core::Digest;
     use kraken_core::storage::Backend as _;
 
     use super::*;
+
+    fn backend(
+        one: Option<&BackendConfig>,
+        routes: &[RouteConfig],
+        origins: usize,
+    ) -> Result<BoxBackend, StartError> {
+        Storage::new(one, routes, origins).map(|storage| storage.backend())
+    }
 
     fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
         serde_saphyr::from_str(text).map_err(|error| error.to_string())
@@ -301,6 +408,25 @@ mod tests {
         let writable = |name: &str| made.check_writable(&name.parse().unwrap()).is_ok();
         assert!(writable("gcs/a") && writable("moving/a") && writable("other"));
         assert!(!writable("http/a") && !writable("hub/a"));
+    }
+
+    #[tokio::test]
+    async fn a_storage_changes_and_what_stays_the_same_is_kept() {
+        let of = |text: &str| parse::<Vec<RouteConfig>>(text).unwrap();
+        let kept = "- {namespace: ^a/, backend: {memory: {}}}\n";
+        let storage = Storage::new(None, &of(kept), 1).unwrap();
+        let (backend, digest) = (storage.backend(), Digest::of(b"abc"));
+        let bytes = || futures::stream::iter([Ok(axum::body::Bytes::from_static(b"abc"))]).boxed();
+        let (a, b) = ("a/x".parse().unwrap(), "b/x".parse().unwrap());
+        backend.write(&a, digest, 3, bytes()).await.unwrap();
+        assert!(backend.check_writable(&b).is_err());
+        let both = of(&format!(
+            "- {{namespace: ^b/, backend: {{memory: {{}}}}}}\n{kept}"
+        ));
+        storage.replace(storage.changed(None, &both).unwrap());
+        assert!(backend.check_writable(&b).is_ok());
+        assert_eq!(backend.stat(&a, digest).await.unwrap(), Some(3));
+        assert!(storage.changed(None, &[]).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use axum::middleware;
 use axum::routing::get;
 use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
@@ -14,21 +15,25 @@ use kraken_registry::tags::server::{TagPolicy, router};
 use kraken_registry::tags::store::TagStore;
 use kraken_registry::tags::upstream::{Freshness, UpstreamRule};
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::garbage::{GarbageConfig, with_garbage};
+use crate::log::LogFilter;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
+use crate::reload::{self, Changed};
 use crate::remotes::{self, RemoteConfig};
 use crate::sockets;
 use crate::tags_backend::{self, TagsBackendConfig};
 use crate::units;
 
 /// The configuration of a build-index.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BuildIndexConfig {
     /// Where it answers (mutual TLS).
@@ -76,15 +81,62 @@ pub struct BuildIndexConfig {
     /// absent.
     #[serde(default)]
     pub garbage: Option<GarbageConfig>,
+    /// How much is logged, such as `info` or `info,kraken_core=debug`; `info` when absent. The variable
+    /// `RUST_LOG` has the last word.
+    #[serde(default)]
+    pub log: Option<LogFilter>,
     /// This process's certificate.
     pub tls: Tls,
 }
 
+impl ProcessConfig for BuildIndexConfig {
+    const LIVE: &'static [&'static str] = &[
+        "immutable_tags",
+        "log",
+        "origins",
+        "remotes",
+        "upstream_tags",
+    ];
+
+    fn log(&self) -> Option<&LogFilter> {
+        self.log.as_ref()
+    }
+
+    fn check(&self, found: &mut Problems) {
+        found.of_tls(&self.tls);
+        let sources = (
+            &self.origins[..],
+            self.origins_file.as_ref(),
+            self.origins_dns.as_ref(),
+        );
+        found.of_origins(sources, None);
+        found.of_replicas("replicas", self.replicas);
+        found.of_replicas("tag_replicas", self.tag_replicas);
+        found.of_dir("store", &self.store);
+        let members = found.of(members(self));
+        if let Some((members, name)) = members
+            && !members.is_empty()
+            && members.iter().all(|member| member.name != name)
+        {
+            found.add(format!("name: {name} is none of the build_indexes"));
+        }
+        found.of(policy(self));
+        found.of(remotes::rules(&self.remotes, &self.cluster));
+        if let Some(backend) = &self.tags_backend {
+            found.of(backend.check());
+        }
+        if let Some(garbage) = self.garbage {
+            let checked = garbage.options().check();
+            found.of(checked.map_err(|error| format!("garbage: {error}")));
+        }
+    }
+}
+
 /// Whose tags come from another registry: that which the origins read the namespace's blobs from.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTags {
-    /// A regular expression that matches anywhere in the repository, such as `^docker\\.io/`.
+    /// A regular expression that matches anywhere in the repository, such as `^docker\.io/`.
     pub repositories: String,
     /// How old an answer may be.
     #[serde(default)]
@@ -93,8 +145,9 @@ pub struct UpstreamTags {
 
 /// How old an answer about another registry's tag may be: `always` it is asked, after a time such as
 /// `5m`, or it is `pinned`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(with = "String", title = "`always`, `pinned` or a time")]
 pub struct FreshnessConfig(Freshness);
 
 impl Default for FreshnessConfig {
@@ -102,6 +155,12 @@ impl Default for FreshnessConfig {
         Self(Freshness::Always)
     }
 }
+
+units::serialize_as_text!(FreshnessConfig, |fresh| match fresh.0 {
+    Freshness::Always => "always".into(),
+    Freshness::Pinned => "pinned".into(),
+    Freshness::Within(age) => units::time_text(age),
+});
 
 impl TryFrom<String> for FreshnessConfig {
     type Error = String;
@@ -120,7 +179,7 @@ impl TryFrom<String> for FreshnessConfig {
 }
 
 /// One build-index among the others.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IndexEntry {
     /// Its name, which stays when it moves.
@@ -142,6 +201,11 @@ pub fn default_cluster() -> String {
 pub struct BuildIndexService {
     /// Where it answers.
     pub addr: SocketAddr,
+    cluster: String,
+    origins: OriginCluster,
+    policy: TagPolicy,
+    replicator: Replicator,
+    http: HttpClient,
     server: HttpServer,
     shutdown: CancellationToken,
 }
@@ -167,9 +231,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     if let Some(backend) = &config.tags_backend {
         tags = tags.with_backend(backend.make()?);
     }
-    let policy = TagPolicy::new(&config.immutable_tags)
-        .map_err(|error| StartError::Config(format!("immutable_tags: {error}")))?;
-    let policy = policy.with_upstreams(upstreams(&config.upstream_tags)?);
+    let policy = policy(&config)?;
     let at = (origins.clone(), config.replicas);
     let replicator = Replicator::new(
         tags.clone(),
@@ -190,15 +252,16 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     }
     let collector = Collector::new(tags.clone(), origins.clone());
     let replicating = replicate::server::router(replicator.clone(), policy.clone());
-    let kept = tags.clone();
+    let (kept, sent) = (tags.clone(), replicator.clone());
     let metrics = get(async move || {
         let kept = tags_backend::metrics(&kept).await;
-        remotes::metrics(&replicator).await + &kept
+        remotes::metrics(&sent).await + &kept
     });
-    let router = router(tags, policy, origins).merge(replicating);
+    let router = router(tags, policy.clone(), origins.clone()).merge(replicating);
     let router = router.route("/metrics", metrics);
     let (router, collecting) = with_garbage(router, collector, config.garbage);
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(collecting));
+    let router = router.layer(middleware::from_fn(reload::add_metrics));
     let router = with_health(router, move || {
         let reason = ready.why_not_ready();
         async move { reason.map_or(Ok(()), |reason| Err(reason.to_owned())) }
@@ -211,9 +274,21 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     )?;
     Ok(BuildIndexService {
         addr: server.local_addr(),
+        cluster: config.cluster,
+        origins,
+        policy,
+        replicator,
+        http,
         server,
         shutdown,
     })
+}
+
+/// What is asked of tags beside a digest.
+fn policy(config: &BuildIndexConfig) -> Result<TagPolicy, StartError> {
+    let policy = TagPolicy::new(&config.immutable_tags)
+        .map_err(|error| StartError::Config(format!("immutable_tags: {error}")))?;
+    Ok(policy.with_upstreams(upstreams(&config.upstream_tags)?))
 }
 
 fn upstreams(config: &[UpstreamTags]) -> Result<Vec<UpstreamRule>, StartError> {
@@ -228,9 +303,8 @@ fn upstreams(config: &[UpstreamTags]) -> Result<Vec<UpstreamRule>, StartError> {
     config.iter().map(rule).collect()
 }
 
-/// The build-indexes as this one sees them.
-fn ring(config: &BuildIndexConfig, http: &HttpClient) -> Result<TagRing, StartError> {
-    let store = TagStore::open(config.store.join("tags.redb"))?;
+/// The build-indexes as they are listed, and which of them this one is.
+fn members(config: &BuildIndexConfig) -> Result<(Vec<IndexMember>, &str), StartError> {
     let mut members = Vec::new();
     for entry in &config.build_indexes {
         let url: BaseUrl = entry
@@ -250,12 +324,44 @@ fn ring(config: &BuildIndexConfig, http: &HttpClient) -> Result<TagRing, StartEr
             return Err(StartError::Config(what.into()));
         }
     };
+    Ok((members, name))
+}
+
+/// The build-indexes as this one sees them.
+fn ring(config: &BuildIndexConfig, http: &HttpClient) -> Result<TagRing, StartError> {
+    let store = TagStore::open(config.store.join("tags.redb"))?;
+    let (members, name) = members(config)?;
     let who = (config.cluster.as_str(), name);
     TagRing::new(store, who, &members, config.tag_replicas, http.raw())
         .map_err(|error| StartError::Config(format!("build_indexes: {error}")))
 }
 
 impl Service for BuildIndexService {
+    type Config = BuildIndexConfig;
+
+    fn reload(&self, config: BuildIndexConfig, changed: &Changed) -> Result<(), StartError> {
+        let origins = changed.then("origins", || {
+            Origins::of(
+                &config.origins,
+                config.origins_file.as_ref(),
+                config.origins_dns.as_ref(),
+            )
+            .map(Origins::listed)
+        })?;
+        let remotes = changed.then("remotes", || remotes::rules(&config.remotes, &self.cluster))?;
+        let asked = policy(&config)?;
+        if let Some(origins) = origins.flatten() {
+            self.origins.set(origins);
+        }
+        if changed.has("immutable_tags") || changed.has("upstream_tags") {
+            self.policy.replace(&asked);
+        }
+        if let Some(rules) = remotes {
+            self.replicator.replace(rules, &self.http);
+        }
+        Ok(())
+    }
+
     async fn stop(self) {
         self.shutdown.cancel();
         if let Err(error) = self.server.stopped().await {

@@ -9,8 +9,9 @@ use kraken_core::net::origin::OriginCluster;
 use kraken_core::net::{Dual, Identity, NetError, PathChoice, QuicOptions};
 use kraken_core::origin::RingMember;
 use kraken_registry::name::{Host, NameError};
-use serde::Deserialize;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::process::StartError;
@@ -20,7 +21,7 @@ use crate::settings::Sources;
 use crate::store::Weight;
 
 /// The certificate, the key and the cluster's authority: paths of PEM files.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// This process's certificate, with the chain behind it.
@@ -42,8 +43,9 @@ impl Tls {
 }
 
 /// A registry's host, such as `docker.io`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(with = "String", title = "host")]
 pub struct HostConfig(pub Host);
 
 impl TryFrom<String> for HostConfig {
@@ -55,7 +57,7 @@ impl TryFrom<String> for HostConfig {
 }
 
 /// One origin, as the others know it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OriginEntry {
     /// The name that places its share of the blobs: keep it when the origin moves. Lower-case
@@ -69,6 +71,7 @@ pub struct OriginEntry {
     /// The availability zone that it stands in: a blob's copies are in different ones as far as there
     /// are any.
     #[serde(default)]
+    #[schemars(with = "Option<String>")]
     pub zone: Option<Zone>,
 }
 
@@ -136,13 +139,13 @@ pub(crate) fn watch(origins: &OriginCluster, until: &CancellationToken) {
 ///
 /// # Errors
 /// [`ConfigError`] with the file, the line and what is wrong there.
-pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+pub fn load<T: DeserializeOwned + JsonSchema>(path: &Path) -> Result<T, ConfigError> {
     Sources::files(vec![path.to_path_buf()]).load()
 }
 
 #[cfg(test)]
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    let read = Layers::text(text).and_then(|layers| layers.typed());
+    let read = Layers::of_text(text).and_then(|layers| layers.typed());
     read.map_err(|error| error.to_string())
 }
 
@@ -169,7 +172,7 @@ pub enum ConfigError {
 }
 
 /// How peers are dialled; whatever a host chooses, it accepts both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TransportConfig {
     /// Over QUIC.
@@ -193,8 +196,9 @@ impl From<TransportConfig> for PathChoice {
 
 /// The largest datagram of QUIC that is tried, in bytes of UDP payload; a path that carries less is
 /// found out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u16")]
+#[schemars(with = "u16")]
 pub struct QuicMtu(u16);
 
 impl TryFrom<u16> for QuicMtu {

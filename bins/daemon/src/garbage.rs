@@ -9,13 +9,14 @@ use axum::routing::post;
 use axum::{Json, Router};
 use kraken_core::net::http::ApiError;
 use kraken_registry::garbage::{Collected, Collector, GarbageError, GarbageOptions};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use crate::store::Age;
 
 /// When garbage is collected, and where.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GarbageConfig {
     /// How often.

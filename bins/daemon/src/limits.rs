@@ -8,12 +8,13 @@ use axum::routing::patch;
 use axum::{Json, Router};
 use kraken_core::net::http::ApiError;
 use kraken_core::{Agent, Limits, Origin};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::units::{self, Written};
 
 /// Limits on the bytes of pieces, per direction. Without a key, there is no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsConfig {
     /// To all peers together.
@@ -25,8 +26,9 @@ pub struct LimitsConfig {
 }
 
 /// Bytes per second: `300MB/s`, `1GiB/s`, the same without `/s`, or a plain number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Written")]
+#[schemars(with = "Written", title = "rate")]
 pub struct Rate(pub NonZeroU64);
 
 impl TryFrom<Written> for Rate {

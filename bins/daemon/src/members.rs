@@ -25,6 +25,11 @@ pub(crate) enum Origins {
     Dns(DnsName),
 }
 
+/// What the keys of the origins say.
+pub(crate) type OriginsFrom<'c> = (&'c [OriginEntry], Option<&'c PathBuf>, Option<&'c DnsName>);
+/// What the keys of the trackers or of the build-indexes say.
+pub(crate) type UrlsFrom<'c> = (&'c [String], Option<&'c PathBuf>, Option<&'c DnsName>);
+
 impl Origins {
     /// By one of the keys `origins`, `origins_file` and `origins_dns`.
     ///
@@ -60,6 +65,26 @@ impl Origins {
                 };
                 ring(&dns.first(suits).await?)
             }
+        }
+    }
+
+    /// The list itself, if they are listed.
+    pub(crate) fn listed(self) -> Option<Vec<RingMember>> {
+        match self {
+            Self::Listed(members) => Some(members),
+            Self::File(_) | Self::Dns(_) => None,
+        }
+    }
+
+    /// Who they are where that is written down.
+    ///
+    /// # Errors
+    /// The file cannot be read, or an entry makes no sense.
+    pub(crate) fn written(&self) -> Result<Option<Vec<RingMember>>, StartError> {
+        match self {
+            Self::Listed(members) => Ok(Some(members.clone())),
+            Self::File(file) => read(file).map(Some),
+            Self::Dns(_) => Ok(None),
         }
     }
 
@@ -161,6 +186,33 @@ impl Urls {
             _ => Err(StartError::Config(format!(
                 "{key}, {key}_file and {key}_dns: give one of them"
             ))),
+        }
+    }
+
+    /// The list itself, if they are listed.
+    ///
+    /// # Errors
+    /// An entry is no URL.
+    pub(crate) fn listed(self, key: &str) -> Result<Option<Vec<String>>, StartError> {
+        self.check(key)?;
+        match self {
+            Self::Listed(urls) => Ok(Some(urls)),
+            Self::File(_) | Self::Dns(_) => Ok(None),
+        }
+    }
+
+    /// Whether what is written down makes sense.
+    ///
+    /// # Errors
+    /// The file cannot be read, or an entry is no URL.
+    pub(crate) fn check(&self, key: &str) -> Result<(), StartError> {
+        match self {
+            Self::Listed(urls) => urls.iter().try_for_each(|url| {
+                let wrong = |error| StartError::Config(format!("{key}: {error}"));
+                url.parse::<BaseUrl>().map(drop).map_err(wrong)
+            }),
+            Self::File(file) => read_urls(file).map(drop),
+            Self::Dns(_) => Ok(()),
         }
     }
 

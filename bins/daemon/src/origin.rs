@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware;
 use axum::routing::get;
 use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::router;
@@ -13,24 +14,28 @@ use kraken_core::proto::ring::health::HealthConfig;
 use kraken_core::storage::Backend as _;
 use kraken_core::storage::queue::DurableQueue;
 use kraken_core::{Origin, Zone};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::backends::{BackendConfig, RouteConfig, backend};
+use crate::backends::{self, BackendConfig, RouteConfig, Storage};
+use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, OriginEntry, QuicMtu, Tls, TransportConfig};
 use crate::dns::DnsName;
 use crate::leave::with_leave;
 use crate::limits::{LimitsConfig, Rate, with_live_limits};
+use crate::log::LogFilter;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
 use crate::queue::with_queue;
+use crate::reload::{self, Changed};
 use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, ScrubRate, StoreLimit, VolumeConfig};
 use crate::units;
 
 /// The configuration of an origin.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OriginConfig {
     /// This origin's name in the ring.
@@ -72,6 +77,7 @@ pub struct OriginConfig {
     pub advertise: Option<SocketAddr>,
     /// The rack or availability zone of this host, such as `rack-17`; left out on a flat network.
     #[serde(default)]
+    #[schemars(with = "Option<String>")]
     pub zone: Option<Zone>,
     /// Where its HTTP face answers (mutual TLS).
     pub listen: SocketAddr,
@@ -93,12 +99,42 @@ pub struct OriginConfig {
     /// How much of the network to take for peers.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// How much is logged, such as `info` or `info,kraken_core=debug`; `info` when absent. The variable
+    /// `RUST_LOG` has the last word.
+    #[serde(default)]
+    pub log: Option<LogFilter>,
     /// This process's certificate.
     pub tls: Tls,
 }
 
+impl ProcessConfig for OriginConfig {
+    const LIVE: &'static [&'static str] = &["backend", "backends", "limits", "log", "origins"];
+
+    fn log(&self) -> Option<&LogFilter> {
+        self.log.as_ref()
+    }
+
+    fn check(&self, found: &mut Problems) {
+        found.of_tls(&self.tls);
+        let sources = (
+            &self.origins[..],
+            self.origins_file.as_ref(),
+            self.origins_dns.as_ref(),
+        );
+        found.of_origins(sources, Some(&self.name));
+        found.of_replicas("replicas", self.replicas);
+        found.of(backends::check(self.backend.as_ref(), &self.backends));
+        found.of_listening(&[
+            ("peer_listen", Some(self.peer_listen)),
+            ("listen", Some(self.listen)),
+        ]);
+        found.of_advertise(self.peer_listen, self.advertise);
+        found.of_disks(&self.store, &self.volumes, self.store_limit, &self.eviction);
+    }
+}
+
 /// How copies that were lost are made again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Heal {
     /// Bytes per second that this origin copies from others for it; 100 MB/s when absent.
@@ -110,8 +146,9 @@ pub struct Heal {
 }
 
 /// A time such as `60s`, a second to a day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(with = "String", title = "time")]
 pub struct HealAfter(Duration);
 
 impl TryFrom<String> for HealAfter {
@@ -145,6 +182,7 @@ pub struct OriginService {
     pub origin: Origin,
     /// Where its HTTP face answers.
     pub addr: SocketAddr,
+    storage: Storage,
     server: HttpServer,
     shutdown: CancellationToken,
 }
@@ -163,7 +201,8 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     )?;
     let ring = listed.now(Some(&config.name)).await?;
     let origins = ring.len();
-    let backend = backend(config.backend.as_ref(), &config.backends, origins)?;
+    let storage = Storage::new(config.backend.as_ref(), &config.backends, origins)?;
+    let backend = storage.backend();
     let dir = config.store.join("blobs");
     config::make_dir(&config.store)?;
     let (volumes, eviction) = (&config.volumes, &config.eviction);
@@ -181,7 +220,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         &identity,
         (config.transport, config.quic_mtu),
     )?;
-    let storage = backend.clone();
+    let ready = backend.clone();
     let (health, heal) = config.heal.parts();
     let mut builder = Origin::builder(config.name, disks.clone(), transport, backend, queue)
         .ring(ring, http)
@@ -212,13 +251,14 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let router = with_queue(router, origin.clone());
     let router = with_leave(router, origin.clone());
     let router = with_store(router, disks, origin.clone());
+    let router = router.layer(middleware::from_fn(reload::add_metrics));
     let queue = origin.clone();
     let router = with_health(router, move || {
         let readable = queue.queued().map(drop).map_err(|error| error.to_string());
-        let storage = storage.clone();
+        let ready = ready.clone();
         async move {
             readable?;
-            storage.ready().await.map_err(|error| error.to_string())
+            ready.ready().await.map_err(|error| error.to_string())
         }
     });
     let server = serve_on(
@@ -229,6 +269,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     )?;
     Ok(OriginService {
         origin,
+        storage,
         addr: server.local_addr(),
         server,
         shutdown,
@@ -248,6 +289,37 @@ async fn expire_uploads(disks: Disks) {
 }
 
 impl Service for OriginService {
+    type Config = OriginConfig;
+
+    fn reload(&self, config: OriginConfig, changed: &Changed) -> Result<(), StartError> {
+        let ring = changed.then("origins", || {
+            Origins::of(
+                &config.origins,
+                config.origins_file.as_ref(),
+                config.origins_dns.as_ref(),
+            )
+            .map(Origins::listed)
+        })?;
+        let storage = match changed.has("backend") || changed.has("backends") {
+            true => Some(
+                self.storage
+                    .changed(config.backend.as_ref(), &config.backends)?,
+            ),
+            false => None,
+        };
+        if let Some(ring) = ring.flatten() {
+            let set = self.origin.set_ring(ring);
+            set.map_err(|error| StartError::Config(format!("origins: {error}")))?;
+        }
+        if let Some(storage) = storage {
+            self.storage.replace(storage);
+        }
+        if changed.has("limits") {
+            self.origin.set_limits(config.limits.into());
+        }
+        Ok(())
+    }
+
     async fn stop(self) {
         self.shutdown.cancel();
         if let Err(error) = self.server.stopped().await {

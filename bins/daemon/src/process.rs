@@ -1,6 +1,7 @@
 //! The life of a process: arguments, log, signals, end.
 
 use std::future::Future;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,17 +10,27 @@ use kraken_core::net::http::ServeError;
 use kraken_core::net::{IdentityError, NetError};
 use kraken_core::storage::queue::QueueError;
 use kraken_core::storage::{BackendError, StoreError};
-use serde::de::DeserializeOwned;
-use tracing_subscriber::EnvFilter;
 
-use crate::arguments::ConfigArgs;
+use crate::arguments::{ConfigArgs, Instead};
+use crate::check::{Problems, ProcessConfig};
 use crate::config::ConfigError;
-use crate::descriptors;
-use crate::settings::Sources;
-use crate::sockets;
+pub use crate::log::init_log;
+use crate::reload::{self, Asked, Changed};
+use crate::settings::{Schema, Sources};
+use crate::{descriptors, log, sockets};
 
 /// Something that runs until it is stopped.
 pub trait Service: Send {
+    /// What it is started with.
+    type Config: ProcessConfig;
+
+    /// Takes over what has `changed` in its configuration, all of it, as far as it can without a restart
+    /// ([`ProcessConfig::LIVE`]).
+    ///
+    /// # Errors
+    /// Something makes no sense: nothing was taken over.
+    fn reload(&self, config: Self::Config, changed: &Changed) -> Result<(), StartError>;
+
     /// Stops taking work, lets what runs end, and closes.
     fn stop(self) -> impl Future<Output = ()> + Send;
 }
@@ -27,8 +38,8 @@ pub trait Service: Send {
 /// Runs one service as a process: `NAME --config FILE`, until SIGTERM or SIGINT, then drains.
 pub fn run<C, S, F>(name: &'static str, start: impl FnOnce(C) -> F) -> ExitCode
 where
-    C: DeserializeOwned,
-    S: Service,
+    C: ProcessConfig,
+    S: Service<Config = C>,
     F: Future<Output = Result<S, StartError>>,
 {
     init_log("info");
@@ -55,13 +66,56 @@ pub async fn run_with<C, S, F>(
     start: impl FnOnce(C) -> F,
 ) -> Result<ExitCode, StartError>
 where
-    C: DeserializeOwned,
-    S: Service,
+    C: ProcessConfig,
+    S: Service<Config = C>,
     F: Future<Output = Result<S, StartError>>,
 {
-    descriptors::raise();
-    serve(&arguments.sources(), start).await?;
+    let instead = arguments.instead();
+    let sources = arguments.sources();
+    match instead {
+        None => {
+            descriptors::raise();
+            serve(&sources, start).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(instead) => tell::<C>(instead, &sources),
+    }
+}
+
+/// Does what is asked for instead of a start. Touches nothing.
+fn tell<C: ProcessConfig>(instead: Instead, sources: &Sources) -> Result<ExitCode, StartError> {
+    let schema = Schema::of::<C>();
+    match instead {
+        Instead::Schema => say(&format!("{:#}\n", schema.json()))?,
+        Instead::Print => {
+            let layers = sources.layers(&schema)?;
+            layers.typed::<C>()?;
+            say(&layers.text(&schema))?;
+        }
+        Instead::Check => {
+            let mut problems = Problems::default();
+            if let Some(config) = problems.of(sources.load::<C>()) {
+                config.check(&mut problems);
+            }
+            for problem in problems.all() {
+                say(&format!("{problem}\n"))?;
+            }
+            if !problems.all().is_empty() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints text; nobody has to read it to its end.
+fn say(text: &str) -> Result<(), StartError> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(StartError::Config(format!(
+            "the output cannot be written: {error}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Runs one service with the configuration in `path` and in the environment, until SIGTERM or SIGINT,
@@ -74,8 +128,8 @@ pub async fn run_until_signal<C, S, F>(
     start: impl FnOnce(C) -> F,
 ) -> Result<(), StartError>
 where
-    C: DeserializeOwned,
-    S: Service,
+    C: ProcessConfig,
+    S: Service<Config = C>,
     F: Future<Output = Result<S, StartError>>,
 {
     serve(&Sources::new(vec![path.to_path_buf()], Vec::new()), start).await
@@ -85,31 +139,29 @@ where
 /// there are any.
 async fn serve<C, S, F>(sources: &Sources, start: impl FnOnce(C) -> F) -> Result<(), StartError>
 where
-    C: DeserializeOwned,
-    S: Service,
+    C: ProcessConfig,
+    S: Service<Config = C>,
     F: Future<Output = Result<S, StartError>>,
 {
-    let config = sources.load::<C>()?;
+    let asked = Asked::watch();
+    let layers = sources.layers(&Schema::of::<C>())?;
+    let config = layers.typed::<C>()?;
+    if let Some(filter) = config.log() {
+        log::set_filter(Some(filter));
+    }
     sockets::adopt();
     let service = start(config).await?;
 
     sockets::tell_unused();
 
     tracing::info!(config = %sources, "started");
-    stop_signal().await;
+    tokio::select! {
+        () = stop_signal() => {}
+        () = reload::follow(&service, sources, layers, asked) => {}
+    }
     tracing::info!("stopping");
     service.stop().await;
     Ok(())
-}
-
-/// Sends the log to standard error; `RUST_LOG` says how much, `level` when it does not.
-pub fn init_log(level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    // A second call finds the log set up already.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
 }
 
 /// Waits for SIGTERM or SIGINT.

@@ -2,28 +2,34 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use axum::middleware;
 use axum::routing::get;
 use kraken_core::net::http::{HttpClient, HttpServer, with_health};
 use kraken_core::net::origin::OriginCluster;
+use kraken_registry::access::Access;
 use kraken_registry::preheat;
 use kraken_registry::pull::{PullState, StaleTags};
 use kraken_registry::push::{self, PushState};
 use kraken_registry::tags::client::TagClient;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{self, AccessConfig, ClientTls};
+use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
+use crate::log::LogFilter;
 use crate::members::{Origins, Urls};
 use crate::process::{Service, StartError};
+use crate::reload::{self, Changed};
 use crate::sockets;
 use crate::{guard, pages};
 
 /// The configuration of a proxy.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProxyConfig {
     /// Where clients push to: plain HTTP, unless there is `client_tls`.
@@ -55,8 +61,40 @@ pub struct ProxyConfig {
     /// TLS for clients; plain HTTP when absent.
     #[serde(default)]
     pub client_tls: Option<ClientTls>,
+    /// How much is logged, such as `info` or `info,kraken_core=debug`; `info` when absent. The variable
+    /// `RUST_LOG` has the last word.
+    #[serde(default)]
+    pub log: Option<LogFilter>,
     /// This process's certificate, shown to origins and build-indexes.
     pub tls: Tls,
+}
+
+impl ProcessConfig for ProxyConfig {
+    const LIVE: &'static [&'static str] = &["access", "build_indexes", "log", "origins"];
+
+    fn log(&self) -> Option<&LogFilter> {
+        self.log.as_ref()
+    }
+
+    fn check(&self, found: &mut Problems) {
+        found.of_tls(&self.tls);
+        let sources = (
+            &self.origins[..],
+            self.origins_file.as_ref(),
+            self.origins_dns.as_ref(),
+        );
+        found.of_origins(sources, None);
+        found.of_replicas("replicas", self.replicas);
+        found.of_urls(
+            "build_indexes",
+            (
+                &self.build_indexes,
+                self.build_indexes_file.as_ref(),
+                self.build_indexes_dns.as_ref(),
+            ),
+        );
+        found.of_access(self.access.as_ref(), self.client_tls.as_ref());
+    }
 }
 
 /// A proxy that runs.
@@ -64,6 +102,9 @@ pub struct ProxyConfig {
 pub struct ProxyService {
     /// Where it answers.
     pub addr: SocketAddr,
+    origins: OriginCluster,
+    tags: TagClient,
+    access: Arc<Access>,
     server: HttpServer,
     shutdown: CancellationToken,
 }
@@ -95,15 +136,17 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let access = access::access(config.access.as_ref(), config.client_tls.as_ref())?;
     let preheating = preheat::router(origins.clone(), tags.clone());
     let stale = StaleTags::default();
-    let pull = PullState::new(origins.clone(), tags).access(access.clone());
+    let pull = PullState::new(origins.clone(), tags.clone()).access(access.clone());
     let pull = pull.count_stale(stale.clone());
-    let router = push::router(PushState::new(pull, origins));
+    let router = push::router(PushState::new(pull, origins.clone()));
     let router = router.route("/metrics", get(async move || stale.added_to("")));
+    let guarded = access.clone();
     let preheating = preheating.layer(middleware::from_fn(move |request, next| {
-        guard::refuse(access.clone(), request, next)
+        guard::refuse(guarded.clone(), request, next)
     }));
     let router = router
         .merge(preheating)
+        .layer(middleware::from_fn(reload::add_metrics))
         .layer(middleware::from_fn(pages::refuse));
     let router = with_health(router, || async { Ok(()) });
     let server = access::serve(
@@ -113,6 +156,9 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
         shutdown.clone(),
     )?;
     Ok(ProxyService {
+        origins,
+        tags,
+        access,
         addr: server.local_addr(),
         server,
         shutdown,
@@ -120,6 +166,37 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
 }
 
 impl Service for ProxyService {
+    type Config = ProxyConfig;
+
+    fn reload(&self, config: ProxyConfig, changed: &Changed) -> Result<(), StartError> {
+        let access = changed.then("access", || {
+            access::access(config.access.as_ref(), config.client_tls.as_ref())
+        })?;
+        let origins = changed.then("origins", || {
+            Origins::of(
+                &config.origins,
+                config.origins_file.as_ref(),
+                config.origins_dns.as_ref(),
+            )
+            .map(Origins::listed)
+        })?;
+        let indexes = changed.then("build_indexes", || {
+            let (file, dns) = (config.build_indexes_file, config.build_indexes_dns);
+            let key = "build_indexes";
+            Urls::of(key, config.build_indexes, file, dns)?.listed(key)
+        })?;
+        if let Some(urls) = indexes.flatten() {
+            self.tags.set(urls);
+        }
+        if let Some(origins) = origins.flatten() {
+            self.origins.set(origins);
+        }
+        if let Some(access) = access {
+            self.access.replace(access);
+        }
+        Ok(())
+    }
+
     async fn stop(self) {
         self.shutdown.cancel();
         if let Err(error) = self.server.stopped().await {

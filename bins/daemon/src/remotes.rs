@@ -6,13 +6,14 @@ use std::fmt::Write as _;
 use kraken_core::net::http::BaseUrl;
 use kraken_registry::replicate::{RemoteRule, RemoteStatus, Replicator};
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::limits::Rate;
 use crate::process::StartError;
 
 /// A cluster that images go to.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoteConfig {
     /// Its name.

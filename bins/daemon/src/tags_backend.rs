@@ -1,14 +1,16 @@
 //! Where tags are kept besides the disks of the build-indexes.
 
+use kraken_core::storage::OpendalBackend;
 use kraken_registry::tags::backend::TagBackend;
 use kraken_registry::tags::ring::TagRing;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::backends::{BackendConfig, Timeout, objects};
 use crate::process::StartError;
 
 /// Where tags are kept besides the disks of the build-indexes.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TagsBackendConfig {
     /// The storage, the same at all build-indexes of the cluster.
@@ -22,6 +24,22 @@ pub struct TagsBackendConfig {
 }
 
 impl TagsBackendConfig {
+    /// Whether [`Self::make`] would take it. No directory is made or looked at.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        match self.backend {
+            BackendConfig::LocalDisk(_) => {
+                let storage = OpendalBackend::memory();
+                let made = TagBackend::new(storage, &self.prefix, String::new());
+                let wrong = |error| StartError::Config(format!("tags_backend: prefix: {error}"));
+                made.map(drop).map_err(wrong)
+            }
+            _ => self.make().map(drop),
+        }
+    }
+
     /// The backend.
     ///
     /// # Errors

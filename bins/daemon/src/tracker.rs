@@ -4,24 +4,29 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use axum::middleware;
 use axum::routing::get;
 use futures::future::OptionFuture;
 use kraken_core::Tracker;
 use kraken_core::net::announce::router;
 use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, OriginEntry, Tls};
 use crate::console::{self, ConsoleConfig, Shown};
 use crate::dns::DnsName;
+use crate::log::LogFilter;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
+use crate::reload::{self, Changed};
 use crate::sockets;
 
 /// The configuration of a tracker.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrackerConfig {
     /// Where it answers (mutual TLS).
@@ -41,8 +46,31 @@ pub struct TrackerConfig {
     /// The pages that show the cluster in a browser; none when absent.
     #[serde(default)]
     pub console: Option<ConsoleConfig>,
+    /// How much is logged, such as `info` or `info,kraken_core=debug`; `info` when absent. The variable
+    /// `RUST_LOG` has the last word.
+    #[serde(default)]
+    pub log: Option<LogFilter>,
     /// This process's certificate.
     pub tls: Tls,
+}
+
+impl ProcessConfig for TrackerConfig {
+    const LIVE: &'static [&'static str] = &["log", "origins"];
+
+    fn log(&self) -> Option<&LogFilter> {
+        self.log.as_ref()
+    }
+
+    fn check(&self, found: &mut Problems) {
+        found.of_tls(&self.tls);
+        let sources = (
+            &self.origins[..],
+            self.origins_file.as_ref(),
+            self.origins_dns.as_ref(),
+        );
+        found.of_origins(sources, None);
+        found.of_replicas("replicas", self.replicas);
+    }
 }
 
 /// A tracker that runs.
@@ -100,6 +128,7 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     let pages = config.console.zip(shown);
     let pages = pages.map(|(config, shown)| console::start(config, shown, shutdown.clone()));
     let pages = pages.transpose()?;
+    let router = router.layer(middleware::from_fn(reload::add_metrics));
     let server = serve_on(
         sockets::listen(config.listen)?,
         router,
@@ -131,6 +160,23 @@ fn metrics(tracker: &Tracker) -> String {
 }
 
 impl Service for TrackerService {
+    type Config = TrackerConfig;
+
+    fn reload(&self, config: TrackerConfig, changed: &Changed) -> Result<(), StartError> {
+        let origins = changed.then("origins", || {
+            Origins::of(
+                &config.origins,
+                config.origins_file.as_ref(),
+                config.origins_dns.as_ref(),
+            )
+            .map(Origins::listed)
+        })?;
+        if let Some(origins) = origins.flatten() {
+            self.tracker.set_origins(origins);
+        }
+        Ok(())
+    }
+
     async fn stop(self) {
         self.shutdown.cancel();
         let pages = OptionFuture::from(self.pages.map(HttpServer::stopped));

@@ -1,10 +1,12 @@
 //! Sizes, rates and times as people write them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use jiff::{Span, SpanRelativeTo};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Visitor};
 
 /// A size in bytes: `4MiB`, `300MB`, or a plain number.
@@ -76,7 +78,6 @@ pub(crate) fn size_text(bytes: u64) -> String {
 }
 
 /// A time in the largest unit that has it whole.
-#[cfg(test)]
 pub(crate) fn time_text(time: Duration) -> String {
     let seconds = time.as_secs();
     if time.subsec_nanos() != 0 {
@@ -90,6 +91,20 @@ pub(crate) fn time_text(time: Duration) -> String {
     format!("{seconds}s")
 }
 
+/// Lets a type be written as text.
+macro_rules! serialize_as_text {
+    ($type:ty, $text:expr) => {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                let text: fn(&$type) -> String = $text;
+                to.serialize_str(&text(self))
+            }
+        }
+    };
+}
+
+pub(crate) use serialize_as_text;
+
 /// A scalar as it was written, whether YAML takes it for a number, for a switch, or for text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Written(pub(crate) String);
@@ -97,6 +112,20 @@ pub(crate) struct Written(pub(crate) String);
 impl<'de> Deserialize<'de> for Written {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         from.deserialize_any(Writing)
+    }
+}
+
+impl JsonSchema for Written {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Written".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": ["string", "integer"]})
     }
 }
 

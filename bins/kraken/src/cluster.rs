@@ -101,6 +101,7 @@ impl Cluster {
                 replicas,
                 heal: Default::default(),
                 limits: Default::default(),
+                log: None,
                 tls: files.tls(&entry.name, "origin")?,
             };
             origins.push(kraken_daemon::origin::start(config).await?);
@@ -117,6 +118,7 @@ impl Cluster {
                 build_indexes: vec![format!("https://{}", ports.build_index)],
                 proxies: vec![format!("http://{}", ports.proxy)],
             }),
+            log: None,
             tls: files.tls("tracker-1", "tracker")?,
         })
         .await?;
@@ -136,6 +138,7 @@ impl Cluster {
             immutable_tags: Vec::new(),
             upstream_tags: Vec::new(),
             garbage: None,
+            log: None,
             tls: files.tls("build-index-1", "build-index")?,
         })
         .await?;
@@ -151,6 +154,7 @@ impl Cluster {
             build_indexes_dns: None,
             access: None,
             client_tls: None,
+            log: None,
             tls: files.tls("proxy-1", "proxy")?,
         })
         .await?;
@@ -185,6 +189,7 @@ impl Cluster {
                 docker_listen: None,
                 limits: Default::default(),
                 remember_peers: true,
+                log: None,
                 tls: files.tls(&name, "agent")?,
             };
             agents.push(kraken_daemon::agent::start(config).await?);

@@ -64,6 +64,14 @@ impl TlsClient {
 }
 
 impl OutsideTls {
+    /// Whether the files can be used.
+    ///
+    /// # Errors
+    /// One cannot be read, or holds something else.
+    pub fn check(&self) -> Result<(), IdentityError> {
+        self.config().map(drop)
+    }
+
     fn config(&self) -> Result<ServerConfig, IdentityError> {
         let provider = Arc::new(default_provider());
         let chain = certificates("certificate", &read(&self.cert)?)?;

@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 /// How a backend names blobs, below its root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// `blobs/sha256/<2 hex>/<hex>/data`.

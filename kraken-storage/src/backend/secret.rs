@@ -82,6 +82,26 @@ impl Secret {
     }
 }
 
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Secret {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Secret".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let text = || serde_json::json!({"type": "string"});
+        schemars::json_schema!({
+            "description": "A secret, or where to find it.",
+            "type": "object",
+            "properties": {"file": text(), "env": text(), "text": text()},
+            "additionalProperties": false,
+            "minProperties": 1,
+            "maxProperties": 1,
+            "writeOnly": true,
+        })
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -23,6 +23,7 @@ use kraken_core::net::http::{ApiError, BaseUrl, HttpClient, HttpServer, serve_on
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::tracker::look::Look;
 use kraken_registry::tags::client::TagClient;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +34,7 @@ use crate::process::StartError;
 use crate::sockets;
 
 /// The configuration of a console.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConsoleConfig {
     /// Where browsers connect to: a loopback address.

@@ -5,14 +5,16 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use kraken_registry::name::{NameError, Reference, RepoName, split_tag};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::config::HostConfig;
 use crate::store::Age;
 
 /// A container runtime that pulls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(with = "String", title = "`containerd`, `podman` or `docker`")]
 pub enum Puller {
     /// containerd, by its program `ctr`.
     Containerd,
@@ -58,8 +60,9 @@ impl TryFrom<String> for Puller {
 }
 
 /// A name of containerd's, such as that of a namespace: up to 76 letters, digits and `. _ -` between them.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(with = "String", title = "name")]
 pub struct Word(String);
 
 impl Word {
@@ -94,7 +97,7 @@ impl TryFrom<String> for Word {
 }
 
 /// How the images of this host's agent get into the runtime.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PreloadConfig {
     /// `containerd`, `podman` or `docker`.

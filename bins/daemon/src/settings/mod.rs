@@ -7,19 +7,30 @@
 //! | `read`, `write` | YAML |
 //! | `environment` | variables and `--set` |
 //! | `problem` | from there to types, and what is told when that fails |
+//! | `schema` | what can stand where, by the types |
+//! | `reference` | tables of all keys, for the documentation |
 
 mod environment;
 mod node;
+#[cfg(test)]
+mod page;
 mod problem;
 mod read;
+#[cfg(test)]
+mod reference;
+mod schema;
 #[cfg(test)]
 mod tests;
 mod write;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+
+pub(crate) use self::schema::Schema;
 
 use self::node::{Node, Place, Source, Value, Wrong};
 use crate::config::ConfigError;
@@ -62,15 +73,20 @@ impl Sources {
     ///
     /// # Errors
     /// [`ConfigError`] with the file, the line and what is wrong there.
-    pub fn load<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        let layers = self.layers()?;
+    pub fn load<T: DeserializeOwned + JsonSchema>(&self) -> Result<T, ConfigError> {
+        let layers = self.layers(&Schema::of::<T>())?;
         tracing::debug!(files = ?layers.files, "the configuration is read");
         layers.typed()
     }
 
     /// All layers on top of each other.
-    pub(crate) fn layers(&self) -> Result<Layers, ConfigError> {
-        let mut reading = Reading::default();
+    pub(crate) fn layers(&self, schema: &Schema) -> Result<Layers, ConfigError> {
+        let shape = Some(schema.shape());
+        let mut reading = Reading {
+            files: Vec::new(),
+            chain: Vec::new(),
+            schema,
+        };
         let mut layers = Vec::new();
         for file in &self.files {
             layers.push(reading.file(file)?);
@@ -89,7 +105,7 @@ impl Sources {
             let nothing = Vec::new();
             Node::map(Place::whole(last.clone()), nothing)
         });
-        layers.for_each(|layer| node.overlay(layer));
+        layers.for_each(|layer| node.overlay(layer, shape));
         node.place = Place::whole(last);
         Ok(Layers {
             node,
@@ -132,10 +148,53 @@ pub(crate) struct Layers {
 impl Layers {
     /// A single text.
     #[cfg(test)]
-    pub(crate) fn text(text: &str) -> Result<Self, ConfigError> {
+    pub(crate) fn of_text(text: &str) -> Result<Self, ConfigError> {
         let node = read::read(text, &Source::Text)?;
         let files = Vec::new();
         Ok(Self { node, files })
+    }
+
+    /// All files that were read.
+    pub(crate) fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Looks at the files of another one from now on.
+    pub(crate) fn follow_files_of(&mut self, other: &Self) {
+        self.files.clone_from(&other.files);
+    }
+
+    /// The keys whose values are not those of another one.
+    pub(crate) fn differs_in(&self, other: &Self) -> Vec<String> {
+        let keys = [&self.node, &other.node].map(Node::keys);
+        let keys: BTreeSet<_> = keys.into_iter().flatten().collect();
+        let is_same = |key: &str| match (self.node.entry(key), other.node.entry(key)) {
+            (Some(a), Some(b)) => a.node.says_the_same(&b.node),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        let differ = keys.into_iter().filter(|key| !is_same(key));
+        differ.map(str::to_owned).collect()
+    }
+
+    /// Takes over what another one says of these keys.
+    pub(crate) fn take_over(&mut self, keys: &[&str], other: &Self) {
+        for key in keys {
+            drop(self.node.take(key));
+            let entry = other.node.entry(key).cloned();
+            if let (Some(entry), Value::Map(entries)) = (entry, &mut self.node.value) {
+                entries.push(entry);
+            }
+        }
+    }
+
+    /// The whole as YAML: with defaults, where each value comes from, and without secrets.
+    pub(crate) fn text(mut self, schema: &Schema) -> String {
+        self.node.add_defaults(schema.shape());
+        self.node.mask(Some(schema.shape()));
+        write::write(&self.node, &|entry| match &entry.node.value {
+            Value::Map(entries) if !entries.is_empty() => None,
+            _ => Some(entry.place.to_string()),
+        })
     }
 
     pub(crate) fn typed<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
@@ -144,14 +203,14 @@ impl Layers {
 }
 
 /// Reads files and what they extend.
-#[derive(Default)]
-struct Reading {
+struct Reading<'s> {
+    schema: &'s Schema,
     files: Vec<PathBuf>,
     /// Those that extend each other, up to where it is.
     chain: Vec<PathBuf>,
 }
 
-impl Reading {
+impl Reading<'_> {
     fn file(&mut self, path: &Path) -> Result<Node, ConfigError> {
         let unreadable = |source| ConfigError::Read {
             path: path.to_path_buf(),
@@ -184,18 +243,19 @@ impl Reading {
         }
         self.chain.push(is_itself);
         let dir = path.parent().unwrap_or_else(|| Path::new(""));
+        let shape = Some(self.schema.shape());
         let mut below: Option<Node> = None;
         for name in names(&extends.node)? {
             let layer = self.file(&dir.join(name))?;
             match &mut below {
-                Some(below) => below.overlay(layer),
+                Some(below) => below.overlay(layer, shape),
                 None => below = Some(layer),
             }
         }
         self.chain.pop();
         Ok(match below {
             Some(mut below) => {
-                below.overlay(node);
+                below.overlay(node, shape);
                 below
             }
             None => node,

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::schema::Shape;
+
 /// Where something stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -15,6 +17,8 @@ pub(crate) enum Source {
     Variable(Arc<str>),
     /// In a `--set` of the command line, with this key.
     Flag(Arc<str>),
+    /// Nowhere: it is the default.
+    Default,
 }
 
 /// A place in a source; lines and columns count from 1.
@@ -46,6 +50,7 @@ impl fmt::Display for Place {
             Source::Text => write!(f, "line {line}, column {column}"),
             Source::Variable(name) => f.write_str(name),
             Source::Flag(key) => write!(f, "--set {key}"),
+            Source::Default => f.write_str("default"),
         }
     }
 }
@@ -107,6 +112,14 @@ impl Node {
         ["", "~", "null", "Null", "NULL"].contains(&text.as_str())
     }
 
+    /// The keys of a map.
+    pub(crate) fn keys(&self) -> Vec<&str> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().map(|entry| entry.key.as_str()).collect(),
+            Value::Scalar { .. } | Value::List(_) => Vec::new(),
+        }
+    }
+
     pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
         match &self.value {
             Value::Map(entries) => entries.iter().find(|entry| entry.key == key),
@@ -124,7 +137,6 @@ impl Node {
     }
 
     /// Whether both say the same, wherever they say it.
-    #[cfg(test)]
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
         match (&self.value, &other.value) {
             (Value::Scalar { text: a, plain: p }, Value::Scalar { text: b, plain: q }) => {
@@ -145,8 +157,8 @@ impl Node {
     }
 
     /// Lays `over` on top: maps are merged, everything else is replaced, and nothing (`null`) takes away
-    /// what was below.
-    pub(crate) fn overlay(&mut self, over: Self) {
+    /// what was below. Of a choice, the kind above replaces another one below.
+    pub(crate) fn overlay(&mut self, over: Self, shape: Option<Shape<'_>>) {
         let (below, above) = match (&mut self.value, over.value) {
             (Value::Map(below), Value::Map(above)) => (below, above),
             (_, value) => {
@@ -155,7 +167,12 @@ impl Node {
                 return;
             }
         };
+        let is_there = |own: &Entry| above.iter().any(|other| other.key == own.key);
+        if shape.is_some_and(Shape::is_choice) && above.iter().any(|it| !it.node.is_null()) {
+            below.retain(is_there);
+        }
         for entry in above {
+            let shape = shape.and_then(|shape| shape.key(&entry.key));
             let index = below.iter().position(|other| other.key == entry.key);
             match index {
                 Some(index) if entry.node.is_null() => {
@@ -164,7 +181,7 @@ impl Node {
                 Some(index) => {
                     let other = &mut below[index];
                     other.place = entry.place;
-                    other.node.overlay(entry.node);
+                    other.node.overlay(entry.node, shape);
                 }
                 None => below.push(entry),
             }

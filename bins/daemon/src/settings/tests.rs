@@ -74,7 +74,9 @@ fn a_file_extends_others_beside_it() {
         "extends: agent.yaml\nzone: a\nquic_mtu: 1452\n",
     );
     let file = dir.write("agent.yaml", "extends: base/zone.yaml\nzone: b\n");
-    let layers = Sources::files(vec![file]).layers().unwrap();
+    let layers = Sources::files(vec![file])
+        .layers(&Schema::of::<AgentConfig>())
+        .unwrap();
     assert_eq!(layers.files.len(), 3);
     let config: AgentConfig = layers.typed().unwrap();
     assert_eq!(config.zone.unwrap().as_str(), "b");
@@ -178,4 +180,87 @@ fn mistakes_are_told_with_their_place_and_what_may_be_meant() {
         error.contains("--set limits.upload: limits.upload: "),
         "{error}"
     );
+}
+
+#[test]
+fn another_kind_of_storage_replaces_the_one_below() {
+    use crate::backends::BackendConfig;
+    use crate::tags_backend::TagsBackendConfig;
+    let dir = Dir::new();
+    let base = dir.write(
+        "base.yaml",
+        "backend: {s3: {bucket: a, region: b}}\nprefix: x\n",
+    );
+    let of = |text: &str| {
+        let site = dir.write("site.yaml", text);
+        let sources = sources(&[base.clone(), site], &[], &[]);
+        sources.load::<TagsBackendConfig>().unwrap().backend
+    };
+    let disk = of("backend: {local_disk: /a}\n");
+    assert_eq!(disk, BackendConfig::LocalDisk("/a".into()));
+    let BackendConfig::S3(options) = of("backend: {s3: {bucket: c}}\n") else {
+        panic!("it was s3");
+    };
+    assert_eq!(
+        (options.bucket, options.region),
+        ("c".into(), Some("b".into()))
+    );
+}
+
+#[test]
+fn the_whole_is_printed_without_secrets_and_reads_back() {
+    use crate::origin::OriginConfig;
+    let dir = Dir::new();
+    let text = "
+name: origin-1
+store: /var/lib/kraken
+backends:
+  - namespace: ''
+    backend:
+      s3: {bucket: b, access_key_id: {env: KEY}, secret_access_key: {text: hunter2}}
+  - {namespace: ^a/, backend: {registry: {url: 'https://me:hunter3@example.com/x'}}}
+peer_listen: 10.0.0.1:1
+listen: 10.0.0.1:2
+origins: [{name: origin-1, url: 'https://a:1'}]
+tls: {cert: a, key: b, ca: c}
+";
+    let file = dir.write("origin.yaml", text);
+    let schema = Schema::of::<OriginConfig>();
+    let flags = ["heal.after=2m"];
+    let sources = sources(&[file], &[("KRAKEN_ZONE", "17")], &flags);
+    let printed = sources.layers(&schema).unwrap().text(&schema);
+    assert!(!printed.contains("hunter"), "{printed}");
+    for line in [
+        "store: /var/lib/kraken  # ",
+        "origin.yaml:3:1",
+        "zone: 17  # KRAKEN_ZONE",
+        "  after: 2m  # --set heal.after",
+        "scrub: 20MB/s  # default",
+        "  order: recent  # default",
+        "    timeout: 30s  # default",
+        "replicas: 3  # default",
+        "transport: quic  # default",
+        "          env: KEY  # ",
+    ] {
+        assert!(printed.contains(line), "{line}\n{printed}");
+    }
+    let again = dir.write("again.yaml", &printed);
+    let again: OriginConfig = Sources::files(vec![again]).load().unwrap();
+    let first: OriginConfig = sources.load().unwrap();
+    assert_eq!(
+        (again.replicas, again.heal, again.scrub),
+        (first.replicas, first.heal, first.scrub)
+    );
+    assert_eq!(again.zone, first.zone);
+    assert_eq!(again.backends.len(), 2);
+}
+
+#[test]
+fn keys_that_differ_are_named() {
+    let layers = |text: &str| Layers::of_text(text).unwrap();
+    let one = layers("a: 1\nb: {c: [1, 2]}\nd: x\n");
+    let mut two = layers("b: {c: [1, 3]}\nd: 'x'\ne: 5\na: 1\n");
+    assert_eq!(one.differs_in(&two), ["b", "e"]);
+    two.take_over(&["b", "e"], &one);
+    assert!(one.differs_in(&two).is_empty());
 }

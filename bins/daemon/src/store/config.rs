@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kraken_core::proto::cache::ledger::{Lifetimes, Order};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::units::{self, Written};
 
 /// One of several directories for blobs, each on a disk of its own.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeConfig {
     /// The directory. Its text places the blobs: keep it.
@@ -24,8 +25,9 @@ pub struct VolumeConfig {
 }
 
 /// A share: a number, 0 or more.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "f64")]
+#[schemars(with = "f64")]
 pub struct Weight(f64);
 
 impl Weight {
@@ -52,7 +54,7 @@ impl TryFrom<f64> for Weight {
 }
 
 /// When blobs go, and which.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvictionConfig {
     /// From which part of the limit on blobs go although nothing needs their room; 95 % when absent.
@@ -82,7 +84,7 @@ impl EvictionConfig {
 }
 
 /// Which blobs go first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OrderConfig {
     /// Those that were not used for the longest time.
@@ -102,8 +104,9 @@ impl From<OrderConfig> for Order {
 }
 
 /// A part in hundredths: `90%`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(with = "String", title = "part, such as `90%`")]
 pub struct Percent(pub(super) u8);
 
 impl TryFrom<String> for Percent {
@@ -121,9 +124,12 @@ impl TryFrom<String> for Percent {
 }
 
 /// A time such as `12h` or `30d`, a minute or more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(with = "String", title = "time")]
 pub struct Age(pub(crate) Duration);
+
+units::serialize_as_text!(Age, |age| units::time_text(age.0));
 
 impl TryFrom<String> for Age {
     type Error = String;
@@ -139,8 +145,9 @@ impl TryFrom<String> for Age {
 }
 
 /// How much of a disk to take: `200GiB`, a plain number of bytes, or `80%` of the volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "Written")]
+#[schemars(with = "Written", title = "size or part")]
 pub enum StoreLimit {
     /// So many bytes.
     Bytes(u64),
@@ -169,8 +176,9 @@ impl TryFrom<Written> for StoreLimit {
 }
 
 /// How fast blobs on disk are read back: `20MB/s`, a plain number of bytes per second, or `off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "Written")]
+#[schemars(with = "Written", title = "rate or `off`")]
 pub struct ScrubRate(pub(super) Option<NonZeroU64>);
 
 impl Default for ScrubRate {
@@ -178,6 +186,13 @@ impl Default for ScrubRate {
         Self(NonZeroU64::new(20_000_000))
     }
 }
+
+units::serialize_as_text!(ScrubRate, |scrub| {
+    let rate = scrub
+        .0
+        .map(|rate| format!("{}/s", units::size_text(rate.get())));
+    rate.unwrap_or_else(|| "off".into())
+});
 
 impl TryFrom<Written> for ScrubRate {
     type Error = String;
@@ -197,8 +212,9 @@ impl TryFrom<Written> for ScrubRate {
 }
 
 /// Memory in front of the disks: `2GiB`, or a plain number of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "Written")]
+#[schemars(with = "Written", title = "size")]
 pub struct Memory(pub(crate) u64);
 
 impl TryFrom<Written> for Memory {

@@ -481,7 +481,7 @@ mod tests {
             ("POST", "/x/store/gc?percent=50", "set store_limit"),
             ("POST", "/x/store/gc?percent=101", "more than all"),
             ("POST", "/x/store/gc?keep=3", "dry_run"),
-            ("POST", "/x/store/gc?idle=soon", "such as 12h"),
+            ("POST", "/x/store/gc?idle=soon", "such as 30s"),
             ("POST", "/forcecleanup", "ttl_hr"),
             ("POST", "/forcecleanup/v2?target_util_percent=-1", "invalid"),
             ("PUT", "/x/store/pins/sha256:12", "64 hexadecimal digits"),

@@ -16,6 +16,7 @@ use crate::backend::{BackendError, Secret};
 /// A bucket of S3, or of a server that speaks its protocol.
 #[cfg(feature = "s3")]
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct S3Options {
     /// The bucket.
@@ -56,6 +57,7 @@ pub struct S3Options {
 /// A bucket of Google Cloud Storage.
 #[cfg(feature = "gcs")]
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GcsOptions {
     /// The bucket.
@@ -77,6 +79,7 @@ pub struct GcsOptions {
 /// A container of Azure Blob Storage.
 #[cfg(feature = "azure")]
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AzureOptions {
     /// The container.

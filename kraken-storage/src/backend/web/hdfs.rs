@@ -22,6 +22,7 @@ use crate::backend::{Backend, BackendError, ByteStream, Layout};
 
 /// An HDFS.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct WebHdfsOptions {
     /// The name nodes, such as `http://namenode-1:9870`; asked in their order, from the one that

@@ -18,6 +18,7 @@ use crate::backend::{Backend, BackendError, ByteStream, Secret};
 
 /// Where blobs are downloaded from.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HttpOptions {
     /// The URL of a blob, with `{hex}` or `{digest}` (with `sha256:` in front) in it, and maybe

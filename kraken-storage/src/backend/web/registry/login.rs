@@ -20,6 +20,7 @@ use crate::backend::{BackendError, Secret};
 
 /// Who reads from a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Credentials {
     /// A user.

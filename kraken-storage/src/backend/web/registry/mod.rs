@@ -24,6 +24,7 @@ use crate::backend::{Backend, BackendError, ByteStream};
 
 /// Which registry, and who reads there.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RegistryOptions {
     /// The registry, such as `https://registry-1.docker.io`.

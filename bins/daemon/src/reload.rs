@@ -1,0 +1,242 @@
+//! A configuration that changes while its process runs: on SIGHUP, and when a file of it changes.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use http::StatusCode;
+use http::header::CONTENT_LENGTH;
+use kraken_core::net::http::ApiError;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::check::ProcessConfig;
+use crate::log;
+use crate::process::{Service, StartError};
+use crate::settings::{Layers, Schema, Sources};
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// How often a new configuration was taken over, and refused.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+static REFUSED: AtomicU64 = AtomicU64::new(0);
+/// Keys that differ from those that the process started with, until it is restarted.
+static WAITING: AtomicU64 = AtomicU64::new(0);
+
+/// The keys that a new configuration has other values of.
+#[derive(Debug, Default)]
+pub struct Changed(Vec<String>);
+
+impl Changed {
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.0.iter().any(|it| it == key)
+    }
+
+    /// What `read` makes of a key that has changed.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub(crate) fn then<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce() -> Result<T, StartError>,
+    ) -> Result<Option<T>, StartError> {
+        self.has(key).then(read).transpose()
+    }
+}
+
+/// Asks for a new look at the configuration by SIGHUP, which would otherwise end the process.
+pub(crate) struct Asked(Option<Signal>);
+
+impl Asked {
+    /// From now on.
+    pub(crate) fn watch() -> Self {
+        let hangup = signal(SignalKind::hangup());
+        Self(
+            hangup
+                .map_err(|error| tracing::warn!(%error, "SIGHUP cannot be watched"))
+                .ok(),
+        )
+    }
+
+    async fn once(&mut self) {
+        match &mut self.0 {
+            Some(hangup) => drop(hangup.recv().await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Follows the configuration of a service, for ever.
+pub(crate) async fn follow<S: Service>(
+    service: &S,
+    sources: &Sources,
+    running: Layers,
+    mut asked: Asked,
+) {
+    let mut following = Following {
+        service,
+        sources,
+        schema: Schema::of::<S::Config>(),
+        running,
+    };
+    let mut seen = stamps(following.running.files());
+    loop {
+        let is_asked = tokio::select! {
+            () = asked.once() => true,
+            () = tokio::time::sleep(LOOK) => false,
+        };
+        let now = stamps(following.running.files());
+        if !is_asked && now == seen {
+            continue;
+        }
+        seen = now;
+        if let Err(error) = following.look(is_asked) {
+            REFUSED.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(%error, "the new configuration is not taken: the one before stays");
+        }
+    }
+}
+
+struct Following<'s, S> {
+    service: &'s S,
+    sources: &'s Sources,
+    schema: Schema,
+    /// What the service does: of keys that cannot change, what it started with.
+    running: Layers,
+}
+
+impl<S: Service> Following<'_, S> {
+    /// Takes over what has changed: all that can, or nothing.
+    fn look(&mut self, is_asked: bool) -> Result<(), StartError> {
+        let layers = self.sources.layers(&self.schema)?;
+        self.running.follow_files_of(&layers);
+        let config: S::Config = layers.typed()?;
+        let differs = layers.differs_in(&self.running);
+        let is_live = |key: &String| S::Config::LIVE.contains(&key.as_str());
+        let (live, waiting): (Vec<_>, Vec<_>) = differs.into_iter().partition(is_live);
+        if live.is_empty() && waiting.is_empty() {
+            if is_asked {
+                tracing::info!("the configuration is as before");
+            }
+            WAITING.store(0, Ordering::Relaxed);
+            return Ok(());
+        }
+        let told = live.join(", ");
+        let filter = config.log().cloned();
+        let changed = Changed(live);
+        let is_logged_otherwise = changed.has("log");
+        self.service.reload(config, &changed)?;
+        if is_logged_otherwise {
+            log::set_filter(filter.as_ref());
+        }
+        self.running.take_over(S::Config::LIVE, &layers);
+        TAKEN.fetch_add(1, Ordering::Relaxed);
+        WAITING.store(waiting.len() as u64, Ordering::Relaxed);
+        if !told.is_empty() {
+            tracing::info!(changed = told, "the configuration is another one now");
+        }
+        if !waiting.is_empty() {
+            let keys = waiting.join(", ");
+            tracing::warn!("needs a restart: {keys}");
+        }
+        Ok(())
+    }
+}
+
+/// What tells whether a file is another one: its time, length and number.
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
+    use std::os::unix::fs::MetadataExt as _;
+    let stamp = |file: &PathBuf| {
+        let it = std::fs::metadata(file).ok()?;
+        Some((it.modified().ok()?, it.len(), it.ino()))
+    };
+    files.iter().map(stamp).collect()
+}
+
+/// The longest answer of `/metrics`.
+const LONGEST: usize = 64 << 20;
+/// What ends metrics in the OpenMetrics format.
+const END: &str = "# EOF\n";
+
+/// Adds to `/metrics` how often the configuration has changed.
+pub(crate) async fn add_metrics(request: Request, next: Next) -> Response {
+    let is_metrics = request.uri().path() == "/metrics";
+    let response = next.run(request).await;
+    if !is_metrics || response.status() != StatusCode::OK {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let Ok(text) = to_bytes(body, LONGEST).await else {
+        let what = "the metrics are too long".into();
+        return axum::response::IntoResponse::into_response(ApiError::Unavailable(what));
+    };
+    let text = String::from_utf8_lossy(&text);
+    parts.headers.remove(CONTENT_LENGTH);
+    Response::from_parts(parts, Body::from(with_metrics(&text)))
+}
+
+fn with_metrics(text: &str) -> String {
+    let (others, end) = match text.strip_suffix(END) {
+        Some(others) => (others, END),
+        None => (text, ""),
+    };
+    let mut text = others.to_owned();
+    for (name, suffix, kind, help, value) in [
+        (
+            "reloads",
+            "_total",
+            "counter",
+            "New configurations that were taken over.",
+            &TAKEN,
+        ),
+        (
+            "refused",
+            "_total",
+            "counter",
+            "New configurations that were wrong.",
+            &REFUSED,
+        ),
+        (
+            "waiting",
+            "",
+            "gauge",
+            "Keys that need a restart to change.",
+            &WAITING,
+        ),
+    ] {
+        let value = value.load(Ordering::Relaxed);
+        let _ = write!(
+            text,
+            "# HELP kraken_config_{name} {help}\n# TYPE kraken_config_{name} {kind}\n\
+             kraken_config_{name}{suffix} {value}\n"
+        );
+    }
+    text + end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_added_before_the_end() {
+        let text = with_metrics("a_total 1\n# EOF\n");
+        assert!(
+            text.starts_with("a_total 1\n# HELP kraken_config_reloads "),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("\n# EOF\n") && text.matches("# EOF").count() == 1,
+            "{text}"
+        );
+        assert!(with_metrics("").ends_with('\n'));
+    }
+}
