@@ -10,13 +10,13 @@ use rcgen::{
     PublicKeyData, RevokedCertParams, SanType, SerialNumber, SignatureAlgorithm,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 
 use crate::certificate::{self, Parts, hex};
-use crate::identity::IdentityError;
+use crate::identity::{IdentityError, provider};
 use crate::key;
 use crate::roles::{ROLE_PREFIX, ZONE_PREFIX};
 
@@ -187,7 +187,10 @@ impl CertAuthority {
     /// # Errors
     /// It is not PEM, or not of this authority.
     pub fn renew(&self, cert: &str, validity: Duration) -> Result<String, IdentityError> {
-        let parts = self.own(cert)?;
+        self.issue_anew(&self.own(cert)?, validity)
+    }
+
+    fn issue_anew(&self, parts: &Parts, validity: Duration) -> Result<String, IdentityError> {
         let (algorithm, point) = &parts.key;
         if algorithm != EC || point.len() != POINT {
             return Err(IdentityError::Issue("its key is not one of P-256".into()));
@@ -198,6 +201,22 @@ impl CertAuthority {
         let key = Point(point);
         let cert = params.signed_by(&key, &self.issuer).map_err(issue)?;
         Ok(cert.pem())
+    }
+
+    /// The same for a certificate of another authority, which this one follows: `former` is that
+    /// one's certificate.
+    ///
+    /// # Errors
+    /// It is not of that authority, not valid any more, or its key is not one of P-256.
+    pub fn adopt(
+        &self,
+        cert: &str,
+        former: &str,
+        validity: Duration,
+    ) -> Result<String, IdentityError> {
+        let parts = Parts::of(cert)?;
+        verify(cert, former, UnixTime::now())?;
+        self.issue_anew(&parts, validity)
     }
 
     /// Puts a certificate on the list of those that are not to be trusted any more; `list` is the
@@ -264,6 +283,10 @@ impl CertAuthority {
             let what = "the certificate is the authority's own: make a new authority instead";
             return Err(IdentityError::Issue(what.into()));
         }
+        // One that has ended is renewed, too.
+        let begun = parts.info.not_before.duration_since(UNIX_EPOCH);
+        let begun = UnixTime::since_unix_epoch(begun.unwrap_or_default());
+        verify(cert, &self.cert_pem, begun)?;
         Ok(parts)
     }
 
@@ -344,6 +367,22 @@ fn name_of(cluster: &str, common_name: &str) -> DistinguishedName {
     name.push(DnType::OrganizationName, cluster);
     name.push(DnType::CommonName, common_name);
     name
+}
+
+/// Whether an authority has signed a certificate that is valid at `then`.
+fn verify(cert: &str, authority: &str, then: UnixTime) -> Result<(), IdentityError> {
+    let pem = |text: &str| CertificateDer::from_pem_slice(text.as_bytes()).map_err(issue);
+    let (cert, authority) = (pem(cert)?, pem(authority)?);
+    let anchor = webpki::anchor_from_trusted_cert(&authority).map_err(issue)?;
+    let cert = webpki::EndEntityCert::try_from(&cert).map_err(issue)?;
+    let algorithms = provider().signature_verification_algorithms.all;
+    let usage = webpki::KeyUsage::client_auth();
+    let anchors = [anchor];
+    let path = cert.verify_for_usage(algorithms, &anchors, &[], then, usage, None, None);
+    let refused =
+        |error| format!("the certificate is not of that authority, or has ended: {error}");
+    path.map_err(|error| issue(refused(error)))?;
+    Ok(())
 }
 
 fn check_name(whose: &str, name: &str) -> Result<(), IdentityError> {
@@ -458,6 +497,28 @@ mod tests {
         let list = other.revoke(&foreign, None).unwrap();
         let error = ca.revoke(&cert, Some(&list)).unwrap_err();
         assert!(error.to_string().contains("another authority's"), "{error}");
+    }
+
+    #[test]
+    fn a_new_authority_takes_over_what_the_former_one_issued() {
+        let (old, new) = (
+            CertAuthority::create().unwrap(),
+            CertAuthority::create().unwrap(),
+        );
+        let (cert, key) = old.issue("origin", &["a".into()]).unwrap();
+        let (old_pem, new_pem) = (old.to_pem().0, new.to_pem().0);
+        let adopted = new.adopt(&cert, &old_pem, days(1)).unwrap();
+        let identity = crate::Identity::from_pem(&adopted, &key, &new_pem).unwrap();
+        let before = crate::Identity::from_pem(&cert, &key, &old_pem).unwrap();
+        assert_eq!(
+            (identity.peer_id(), identity.role()),
+            (before.peer_id(), before.role())
+        );
+        let error = new.adopt(&cert, &new_pem, days(1)).unwrap_err();
+        assert!(
+            error.to_string().contains("not of that authority"),
+            "{error}"
+        );
     }
 
     #[test]

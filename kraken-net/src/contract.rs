@@ -1,6 +1,8 @@
 //! What every transport over a network does, whatever the network: real sockets on the loopback
 //! and honest peers. Each transport runs these with [`contract_tests`].
 
+mod certificates;
+
 use std::future::Future;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use kraken_proto::{Digest, Message, PeerInfo, PeerRole};
 use crate::stats::TransportStats;
 use crate::transport::{Frame, NetError, PeerConn, Transport};
 use crate::{CertAuthority, Identity};
+
+pub(crate) use certificates::*;
 
 /// A transport that is tested.
 pub(crate) trait Subject: Transport<Conn: std::fmt::Debug> + Sized {
@@ -38,6 +42,9 @@ macro_rules! contract_tests {
             somebody_else_at_the_address_is_refused
             another_authority_is_refused_on_both_sides
             a_limit_holds_pieces_up_and_not_messages
+            wrong_certificates_lead_nowhere_on_both_sides
+            who_is_revoked_is_cut_off_and_not_let_in_again
+            a_certificate_that_is_renewed_serves_those_to_come
         }
     };
     ($subject:ty: $($test:ident)+) => {

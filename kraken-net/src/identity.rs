@@ -1,33 +1,85 @@
 //! Who a process is: a certificate, its key, and the authority of its cluster.
 
+mod error;
+mod files;
+
+use std::collections::HashSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use kraken_proto::PeerId;
-use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::server::NoServerSessionStorage;
+use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
-/// A certificate chain, its private key, and the roots that this process trusts.
+use crate::certificate::CertInfo;
+use crate::credentials::Credentials;
+use crate::roles::{Bearer, Callers, Role, RoleNames};
+use crate::verifier::{Believes, Expected, Shown};
+
+pub use error::IdentityError;
+pub use files::IdentityFiles;
+pub(crate) use files::Pem;
+
+/// A certificate chain, its private key, the roots that this process trusts, and whom it trusts no
+/// more.
 ///
-/// Cheap to clone. Its `Debug` shows the [`PeerId`] and never the key.
+/// Cheap to clone; all clones change when [`Identity::follow`] finds new files. Its `Debug` shows the
+/// [`PeerId`] and never the key.
 #[derive(Clone)]
 pub struct Identity {
-    inner: Arc<Inner>,
+    shared: Arc<Shared>,
 }
 
-struct Inner {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    roots: Arc<RootCertStore>,
-    peer_id: PeerId,
-    role: Option<String>,
+struct Shared {
+    now: RwLock<Arc<Credentials>>,
+    roles: RoleNames,
+    /// Whether a certificate of another key is refused.
+    keeps_key: AtomicBool,
+    /// Changes with what is revoked.
+    lists: watch::Sender<u64>,
+    counts: Counts,
+    /// Who was refused and named in the log.
+    named: Mutex<HashSet<PeerId>>,
 }
+
+/// What has happened to an identity.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) reloads: AtomicU64,
+    pub(crate) failed_reloads: AtomicU64,
+    pub(crate) wrong_roles: AtomicU64,
+    pub(crate) revoked: AtomicU64,
+}
+
+/// How an identity stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct IdentityStatus {
+    /// Until when the certificate is valid.
+    pub certificate_expiry: SystemTime,
+    /// Until when the first of the authorities is.
+    pub authority_expiry: SystemTime,
+    /// How often changed files were taken.
+    pub reloads: u64,
+    /// How often changed files could not be taken.
+    pub failed_reloads: u64,
+    /// Requests and connections that were refused for the role of a certificate.
+    pub wrong_roles: u64,
+    /// Requests refused, and connections closed, because a certificate was revoked meanwhile.
+    pub revoked: u64,
+}
+
+/// The most that are remembered as named in the log; then all may be named again.
+const NAMED: usize = 1024;
 
 impl Identity {
     /// Reads the three PEM texts: a certificate (its chain may follow), its private key, and the
@@ -37,27 +89,13 @@ impl Identity {
     /// A text is not PEM, the key is not the certificate's, or the certificate was not issued by
     /// the authority or is not valid now. Nothing would work later, so it fails here.
     pub fn from_pem(cert: &str, key: &str, ca: &str) -> Result<Self, IdentityError> {
-        let chain = certificates("certificate", cert)?;
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
-            .map_err(|error| IdentityError::pem("private key", error))?;
-        let mut roots = RootCertStore::empty();
-        for root in certificates("authority", ca)? {
-            roots
-                .add(root)
-                .map_err(|error| IdentityError::pem("authority", error))?;
-        }
-        let peer_id = peer_id_of(&chain[0])?;
-        let identity = Self {
-            inner: Arc::new(Inner {
-                role: role_of(&chain[0]),
-                chain,
-                key,
-                roots: Arc::new(roots),
-                peer_id,
-            }),
+        let pem = Pem {
+            cert: cert.to_owned(),
+            key: key.to_owned(),
+            ca: ca.to_owned(),
+            ..Pem::default()
         };
-        identity.check()?;
-        Ok(identity)
+        Self::of(&pem, RoleNames::Written)
     }
 
     /// Reads three PEM files; see [`Identity::from_pem`]. Blocks while it reads.
@@ -69,73 +107,253 @@ impl Identity {
         key: impl AsRef<Path>,
         ca: impl AsRef<Path>,
     ) -> Result<Self, IdentityError> {
-        let read = |path: &Path| {
-            std::fs::read_to_string(path).map_err(|source| IdentityError::Read {
-                path: path.to_path_buf(),
-                source,
-            })
-        };
-        Self::from_pem(
-            &read(cert.as_ref())?,
-            &read(key.as_ref())?,
-            &read(ca.as_ref())?,
-        )
+        let files = IdentityFiles::new(cert.as_ref(), key.as_ref(), ca.as_ref());
+        Self::read(&files, RoleNames::Written)
+    }
+
+    /// Reads PEM files, with roles found as `roles` has it. Blocks while it reads.
+    ///
+    /// # Errors
+    /// As [`Identity::from_files`]; the key does not open with the password; or the lists are none.
+    pub fn read(files: &IdentityFiles, roles: RoleNames) -> Result<Self, IdentityError> {
+        Self::of(&files.read()?, roles)
+    }
+
+    fn of(pem: &Pem, roles: RoleNames) -> Result<Self, IdentityError> {
+        Ok(Self::with(Credentials::read(pem, &roles)?, roles))
+    }
+
+    fn with(now: Credentials, roles: RoleNames) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                now: RwLock::new(Arc::new(now)),
+                roles,
+                keeps_key: AtomicBool::new(false),
+                lists: watch::Sender::new(0),
+                counts: Counts::default(),
+                named: Mutex::default(),
+            }),
+        }
+    }
+
+    /// One that may be expired or revoked.
+    #[cfg(test)]
+    pub(crate) fn unchecked(pem: &Pem) -> Self {
+        Self::unchecked_with(pem, RoleNames::Written)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn unchecked_with(pem: &Pem, roles: RoleNames) -> Self {
+        let now = Credentials::parse(pem, &roles).unwrap();
+        Self::with(now, roles)
     }
 
     /// The identity that the certificate proves: the SHA-256 of its public key (DER
     /// SubjectPublicKeyInfo). It stays when the certificate is renewed with the same key.
     pub fn peer_id(&self) -> PeerId {
-        self.inner.peer_id
+        self.now().peer_id
     }
 
-    /// The role that [`crate::CertAuthority::issue`] wrote into the certificate, if any.
-    pub fn role(&self) -> Option<&str> {
-        self.inner.role.as_deref()
+    /// The role that the certificate is for, if it says one.
+    pub fn role(&self) -> Option<Role> {
+        self.now().bearer.role
+    }
+
+    /// Whether this process may be one of `role`, by its own certificate.
+    ///
+    /// # Errors
+    /// It is for another role, and others would refuse it.
+    pub fn check_own_role(&self, role: Role) -> Result<(), IdentityError> {
+        let found = &self.now().bearer;
+        if self.shared.roles.are_checked() && found.role != Some(role) {
+            return Err(IdentityError::WrongRole {
+                found: found.told(),
+                wanted: role,
+            });
+        }
+        Ok(())
+    }
+
+    /// Lets [`Identity::follow`] refuse certificates of another key: for a process that others know
+    /// by this one.
+    pub fn keep_key(&self) {
+        self.shared.keeps_key.store(true, Ordering::Relaxed);
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> IdentityStatus {
+        let (certificate_expiry, authority_expiry) = self.now().expiry;
+        let counts = &self.shared.counts;
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        IdentityStatus {
+            certificate_expiry,
+            authority_expiry,
+            reloads: count(&counts.reloads),
+            failed_reloads: count(&counts.failed_reloads),
+            wrong_roles: count(&counts.wrong_roles),
+            revoked: count(&counts.revoked),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Arc<Credentials> {
+        let now = self.shared.now.read();
+        now.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.shared.counts
+    }
+
+    /// Takes what changed files hold; connections that there are go on.
+    ///
+    /// # Errors
+    /// As of [`Identity::read`], or it would be somebody else. Nothing has changed then.
+    pub(crate) fn take(&self, pem: &Pem) -> Result<(), IdentityError> {
+        let new = Credentials::read(pem, &self.shared.roles)?;
+        let old = self.now();
+        if self.shared.keeps_key.load(Ordering::Relaxed) && new.peer_id != old.peer_id {
+            return Err(IdentityError::OtherKey);
+        }
+        if let Some(wanted) = old.bearer.role
+            && new.bearer.role != Some(wanted)
+        {
+            let found = new.bearer.told();
+            return Err(IdentityError::WrongRole { found, wanted });
+        }
+        let are_same = new.same_lists(&old);
+        *self
+            .shared
+            .now
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        if !are_same {
+            self.shared.lists.send_modify(|version| *version += 1);
+        }
+        Ok(())
+    }
+
+    /// Whether a certificate is for one of these roles; in words, if not.
+    pub(crate) fn check_role(
+        &self,
+        leaf: &CertificateDer<'_>,
+        wanted: Callers,
+    ) -> Result<(), String> {
+        if wanted == Callers::Anyone || !self.shared.roles.are_checked() {
+            return Ok(());
+        }
+        let found = self.bearer(leaf);
+        if wanted.include(found.role) {
+            return Ok(());
+        }
+        let found = found.told();
+        Err(format!(
+            "a certificate {found}, where one of role {wanted} is needed"
+        ))
+    }
+
+    /// Whom a certificate is for.
+    pub(crate) fn bearer(&self, leaf: &CertificateDer<'_>) -> Bearer {
+        let info = CertInfo::from_der(leaf).ok();
+        info.map_or_else(Bearer::default, |info| info.bearer(&self.shared.roles))
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn checks_roles(&self) -> bool {
+        self.shared.roles.are_checked()
+    }
+
+    /// Who is on the other side of a connection between peers, from the chain that the handshake has
+    /// verified.
+    ///
+    /// # Errors
+    /// In words: it showed none, or one that is not a peer's.
+    #[cfg(any(feature = "quic", feature = "tcp"))]
+    pub(crate) fn peer(&self, chain: &[CertificateDer<'_>]) -> Result<PeerId, String> {
+        let leaf = chain.first().ok_or("it showed no certificate")?;
+        let id = peer_id_of(leaf).map_err(|error| error.to_string())?;
+        let right = self.check_role(leaf, Callers::Roles(crate::roles::PEERS));
+        right.inspect_err(|what| self.refuse(id, what))?;
+        Ok(id)
+    }
+
+    /// Counts somebody who was refused for the role, and names it in the log once.
+    #[cfg(any(feature = "quic", feature = "tcp", feature = "http"))]
+    pub(crate) fn refuse(&self, who: PeerId, what: &str) {
+        self.shared
+            .counts
+            .wrong_roles
+            .fetch_add(1, Ordering::Relaxed);
+        let named = self.shared.named.lock();
+        let mut named = named.unwrap_or_else(PoisonError::into_inner);
+        if named.len() >= NAMED {
+            named.clear();
+        }
+        if named.insert(who) {
+            tracing::warn!(
+                ?who,
+                what,
+                "refused; further refusals of this one are counted only"
+            );
+        }
+    }
+
+    /// Which lists of revoked certificates count: the number changes with them.
+    #[cfg(feature = "http")]
+    pub(crate) fn lists(&self) -> u64 {
+        *self.shared.lists.borrow()
+    }
+
+    /// Whether a chain that was trusted at `then` has been revoked since.
+    #[cfg(any(feature = "quic", feature = "tcp", feature = "http"))]
+    pub(crate) fn has_revoked(&self, chain: &[CertificateDer<'_>], then: UnixTime) -> bool {
+        self.now().has_revoked(chain, then)
+    }
+
+    /// Waits until a chain that is trusted now is revoked, and counts that.
+    #[cfg(any(feature = "quic", feature = "tcp"))]
+    pub(crate) async fn until_revoked(&self, chain: Vec<CertificateDer<'static>>) {
+        let then = UnixTime::now();
+        let mut lists = self.shared.lists.subscribe();
+        while !self.has_revoked(&chain, then) {
+            if lists.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+        self.shared.counts.revoked.fetch_add(1, Ordering::Relaxed);
     }
 
     /// For a client that knows the other side by its key, not by a name: the chain must lead to
     /// the cluster's authority, any name is accepted, and the caller compares the [`PeerId`].
     #[cfg(any(feature = "quic", feature = "tcp"))]
     pub(crate) fn peer_client_config(&self, alpn: &[u8]) -> Result<ClientConfig, IdentityError> {
-        let provider = provider();
-        let verifier = Arc::new(crate::verifier::AnyNameVerifier::new(
-            self.inner.roots.clone(),
-            provider.clone(),
-        ));
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(IdentityError::tls)?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier);
-        self.finish_client(builder, alpn)
+        self.client_config(alpn, Expected::Peer)
     }
 
-    /// For a client that knows the other side by its host name or address.
+    /// For a client that knows the other side by its host name or address, and its role.
     #[cfg_attr(
         not(feature = "http"),
         expect(dead_code, reason = "only HTTP dials by name")
     )]
-    pub(crate) fn named_client_config(&self, alpn: &[u8]) -> Result<ClientConfig, IdentityError> {
-        let provider = provider();
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(self.inner.roots.clone(), provider.clone())
-                .build()
-                .map_err(|error| IdentityError::Tls(error.to_string()))?;
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(IdentityError::tls)?
-            .with_webpki_verifier(verifier);
-        self.finish_client(builder, alpn)
+    pub(crate) fn named_client_config(
+        &self,
+        alpn: &[u8],
+        roles: Callers,
+    ) -> Result<ClientConfig, IdentityError> {
+        self.client_config(alpn, Expected::Named(roles))
     }
 
-    fn finish_client(
+    fn client_config(
         &self,
-        builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
         alpn: &[u8],
+        expected: Expected,
     ) -> Result<ClientConfig, IdentityError> {
-        let mut config = builder
-            .with_client_auth_cert(self.inner.chain.clone(), self.inner.key.clone_key())
-            .map_err(IdentityError::tls)?;
+        let verifier = Believes::servers(self.clone(), expected);
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(IdentityError::tls)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(Shown(self.clone())));
         // A resumed session skips the certificates, and with them the proof of who answers.
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![alpn.to_vec()];
@@ -148,95 +366,25 @@ impl Identity {
         expect(dead_code, reason = "nobody serves without QUIC, TCP and HTTP")
     )]
     pub(crate) fn server_config(&self, alpn: &[&[u8]]) -> Result<ServerConfig, IdentityError> {
-        let provider = provider();
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(self.inner.roots.clone(), provider.clone())
-                .build()
-                .map_err(|error| IdentityError::Tls(error.to_string()))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(IdentityError::tls)?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(self.inner.chain.clone(), self.inner.key.clone_key())
-            .map_err(IdentityError::tls)?;
+            .with_client_cert_verifier(Arc::new(Believes::clients(self.clone())))
+            .with_cert_resolver(Arc::new(Shown(self.clone())));
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         Ok(config)
     }
-
-    /// The key fits the certificate, and the authority stands behind it.
-    fn check(&self) -> Result<(), IdentityError> {
-        let provider = provider();
-        rustls::sign::CertifiedKey::from_der(
-            self.inner.chain.clone(),
-            self.inner.key.clone_key(),
-            &provider,
-        )
-        .map_err(IdentityError::tls)?;
-        let leaf = ParsedCertificate::try_from(&self.inner.chain[0]).map_err(IdentityError::tls)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &leaf,
-            &self.inner.roots,
-            &self.inner.chain[1..],
-            UnixTime::now(),
-            provider.signature_verification_algorithms.all,
-        )
-        .map_err(|error| IdentityError::Untrusted(error.to_string()))
-    }
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let now = self.now();
         f.debug_struct("Identity")
-            .field("peer_id", &self.inner.peer_id)
-            .field("role", &self.inner.role)
+            .field("peer_id", &now.peer_id)
+            .field("role", &now.bearer.role)
             .finish_non_exhaustive()
-    }
-}
-
-/// Why an identity cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum IdentityError {
-    /// A file cannot be read.
-    #[error("cannot read {path}: {source}", path = path.display())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A text is not the PEM that it should be.
-    #[error("the {what} is not valid PEM: {reason}")]
-    Pem {
-        /// Which text.
-        what: &'static str,
-        /// Why.
-        reason: String,
-    },
-    /// The certificate does not lead to the authority, or is not valid now.
-    #[error("the certificate is not one of this cluster's authority, or not valid now: {0}")]
-    Untrusted(String),
-    /// Key and certificate do not fit, or cannot be used for TLS 1.3.
-    #[error("certificate and key cannot be used: {0}")]
-    Tls(String),
-    /// A certificate cannot be made.
-    #[error("cannot make the certificate: {0}")]
-    Issue(String),
-}
-
-impl IdentityError {
-    pub(crate) fn pem(what: &'static str, reason: impl fmt::Display) -> Self {
-        Self::Pem {
-            what,
-            reason: reason.to_string(),
-        }
-    }
-
-    #[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
-    pub(crate) fn tls(error: rustls::Error) -> Self {
-        Self::Tls(error.to_string())
     }
 }
 
@@ -246,13 +394,6 @@ pub(crate) fn peer_id_of(cert: &CertificateDer<'_>) -> Result<PeerId, IdentityEr
         .map_err(|error| IdentityError::pem("certificate", error))?;
     let key = cert.subject_public_key_info();
     Ok(PeerId::from_bytes(Sha256::digest(key).into()))
-}
-
-fn role_of(cert: &CertificateDer<'_>) -> Option<String> {
-    let cert = webpki::EndEntityCert::try_from(cert).ok()?;
-    cert.valid_uri_names()
-        .find_map(|name| name.strip_prefix(crate::roles::ROLE_PREFIX))
-        .map(str::to_string)
 }
 
 /// Ring, with AES-128-GCM in front: the cheapest of the three on every processor with AES
@@ -303,7 +444,10 @@ mod tests {
         let other = Identity::from_pem(&cert, &key, &ca_pem).unwrap();
         assert_eq!(one.peer_id(), again.peer_id());
         assert_ne!(one.peer_id(), other.peer_id());
-        assert_eq!((one.role(), other.role()), (Some("agent"), Some("origin")));
+        assert_eq!(
+            (one.role(), other.role()),
+            (Some(Role::Agent), Some(Role::Origin))
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Private keys in PEM, plain or encrypted with a passphrase (PKCS#8, PBES2).
 
 use pkcs8::der::pem::LineEnding;
-use pkcs8::pkcs5::pbes2;
+use pkcs8::pkcs5::{pbes2, scrypt};
 use pkcs8::{EncryptedPrivateKeyInfo, PrivateKeyInfo, SecretDocument};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -10,6 +10,10 @@ use crate::identity::{IdentityError, provider};
 
 /// What the PEM of an encrypted key begins with.
 const LABEL: &str = "ENCRYPTED PRIVATE KEY";
+
+/// N = 2^14, r = 8 and p = 5 of scrypt: of the settings that OWASP's cheat sheet on password storage holds
+/// for equally strong, one whose 16 MiB OpenSSL allows.
+const SCRYPT: (u8, u32, u32) = (14, 8, 5);
 
 /// Reads a private key; `passphrase` opens one that is encrypted.
 pub(crate) fn read(
@@ -47,7 +51,9 @@ pub(crate) fn encrypt(pem: &str, passphrase: &str) -> Result<String, IdentityErr
     let (mut salt, mut iv) = ([0; 16], [0; 16]);
     random(&mut salt)?;
     random(&mut iv)?;
-    let scheme = pbes2::Parameters::scrypt_aes256cbc(Default::default(), &salt, &iv);
+    let (log_n, block, parallel) = SCRYPT;
+    let cost = scrypt::Params::new(log_n, block, parallel, 32).map_err(wrong)?;
+    let scheme = pbes2::Parameters::scrypt_aes256cbc(cost, &salt, &iv);
     let sealed = plain
         .encrypt_with_params(scheme.map_err(wrong)?, passphrase)
         .map_err(wrong)?;

@@ -21,9 +21,13 @@ pub mod certificate;
 #[cfg(test)]
 #[cfg(any(feature = "quic", feature = "tcp"))]
 mod contract;
+#[cfg(feature = "tls")]
+mod credentials;
 pub mod discovery;
 #[cfg(all(feature = "quic", feature = "tcp"))]
 pub mod dual;
+#[cfg(feature = "tls")]
+mod follow;
 #[cfg(any(feature = "tcp", feature = "http"))]
 mod gate;
 #[cfg(feature = "http")]
@@ -43,9 +47,12 @@ pub mod roles;
 mod stats;
 #[cfg(feature = "tcp")]
 pub mod tcp;
+#[cfg(test)]
+#[cfg(feature = "tls")]
+mod testing;
 pub mod throttle;
 pub mod transport;
-#[cfg(any(feature = "quic", feature = "tcp"))]
+#[cfg(feature = "tls")]
 mod verifier;
 
 #[cfg(feature = "tls")]
@@ -56,7 +63,7 @@ pub use discovery::{Discovery, DiscoveryError};
 #[cfg(all(feature = "quic", feature = "tcp"))]
 pub use dual::{Dual, PathChoice};
 #[cfg(feature = "tls")]
-pub use identity::{Identity, IdentityError};
+pub use identity::{Identity, IdentityError, IdentityFiles, IdentityStatus};
 pub use mem::{MemNetwork, MemTransport};
 #[cfg(feature = "quic")]
 pub use quic::{Quic, QuicOptions};

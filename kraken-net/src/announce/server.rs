@@ -3,19 +3,19 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use axum::Json;
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
 use http::{StatusCode, header};
 use kraken_proto::tracker::report::{HostReport, ReportReply};
 use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace};
 use serde::Deserialize;
 
 use super::METAINFO_TYPE;
+use crate::http::caller::Admitted;
 use crate::http::error::{ApiError, unknown_method, unknown_path};
 use crate::http::path::{self, Asked, Params};
 
@@ -111,7 +111,7 @@ struct AnnounceQuery {
 }
 
 /// Serves `POST /announce`, also with `?quiet=true`, `POST /report`, and `GET /namespace/{ns}/blobs/{digest}/metainfo`, also with
-/// `?open=true` and `&after=`.
+/// `?open=true` and `&after=`. Behind [`admit`](crate::http::admit), a host announces and reports itself only.
 pub fn router<T: TrackerApi>(api: Arc<T>) -> Router {
     let reports = Router::new()
         .route("/report", post(report::<T>))
@@ -132,6 +132,7 @@ pub fn router<T: TrackerApi>(api: Arc<T>) -> Router {
 async fn announce<T: TrackerApi>(
     State(api): State<Arc<T>>,
     Asked(query): Asked<AnnounceQuery>,
+    admitted: Option<Extension<Admitted>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let body = body.map_err(|error| ApiError::BadRequest(error.body_text()))?;
@@ -144,6 +145,9 @@ async fn announce<T: TrackerApi>(
             request.blobs.len()
         )));
     }
+    if let Some(Extension(Admitted(caller))) = admitted {
+        caller.check_peer(&request.peer)?;
+    }
     if query.quiet {
         api.overhear(request).await?;
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -153,11 +157,15 @@ async fn announce<T: TrackerApi>(
 
 async fn report<T: TrackerApi>(
     State(api): State<Arc<T>>,
+    admitted: Option<Extension<Admitted>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<ReportReply>, ApiError> {
     let body = body.map_err(|error| ApiError::BadRequest(error.body_text()))?;
-    let report = serde_json::from_slice(&body)
+    let report: HostReport = serde_json::from_slice(&body)
         .map_err(|error| ApiError::BadRequest(format!("this is no report: {error}")))?;
+    if let Some(Extension(Admitted(caller))) = admitted {
+        caller.check_peer(&report.peer)?;
+    }
     Ok(Json(api.report(report).await?))
 }
 

@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{TrackerApi, TrackerClient, router};
 use crate::discovery::{Discovery, DiscoveryError};
-use crate::http::{ApiError, HttpClient, HttpServer, serve};
+use crate::http::{ApiError, HttpClient, HttpServer, admit, serve};
+use crate::roles::Role;
+use crate::testing::Issuer;
 use crate::{CertAuthority, Identity};
 
 /// Hands out the announcer itself, and knows the blobs of a few numbers.
@@ -307,4 +309,39 @@ async fn a_report_is_bounded_before_it_is_read() {
     assert_eq!(post(whole).await, 200);
     assert_eq!(post(b"{}".to_vec()).await, 400);
     assert_eq!(post(vec![b' '; 200 << 10]).await, 400);
+}
+
+#[tokio::test]
+async fn a_host_announces_itself_and_its_own_zone_only() {
+    let issuer = Issuer::new();
+    let stop = CancellationToken::new();
+    let api = admit(router(Arc::new(Fake::default())), Role::Tracker);
+    let any = "127.0.0.1:0".parse().unwrap();
+    let tracker = issuer.identity("tracker");
+    let server = serve(any, api, Some(&tracker), stop).unwrap();
+    let url = format!("https://{}", server.local_addr());
+    let agent = issuer.identity("agent");
+    let http = HttpClient::new(Some(&agent)).unwrap();
+    let client = TrackerClient::new([&url], http).unwrap();
+
+    let mut request = announce(0..1);
+    request.peer.id = agent.peer_id();
+    request.peer.zone = Some("rack-1".parse().unwrap());
+    client.announce(request.clone()).await.unwrap();
+    let refused = async |change: &dyn Fn(&mut AnnounceRequest)| {
+        let mut wrong = request.clone();
+        change(&mut wrong);
+        client.announce(wrong).await.unwrap_err().to_string()
+    };
+    let other = issuer.identity("agent").peer_id();
+    let told = refused(&|it| it.peer.id = other).await;
+    assert!(told.contains("announces itself only"), "{told}");
+    let told = refused(&|it| it.peer.zone = Some("rack-2".parse().unwrap())).await;
+    assert!(
+        told.contains("zone rack-2") && told.contains("zone rack-1"),
+        "{told}"
+    );
+    let told = refused(&|it| it.peer.zone = None).await;
+    assert!(told.contains("no zone"), "{told}");
+    assert_eq!(tracker.status().wrong_roles, 3);
 }

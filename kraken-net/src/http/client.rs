@@ -17,6 +17,7 @@ use super::ByteStream;
 use super::error::ApiError;
 use super::idle::{Pulse, until_idle};
 use crate::identity::{Identity, IdentityError, provider};
+use crate::roles::{Callers, Role};
 
 /// How long a connection may take, its TLS handshake included: a host that is gone is noticed
 /// within one breath of a waiting pull.
@@ -33,6 +34,7 @@ const MAX_ERROR: usize = 16 << 10;
 #[derive(Clone)]
 pub struct HttpClient {
     client: reqwest::Client,
+    identity: Option<Identity>,
 }
 
 impl HttpClient {
@@ -42,11 +44,24 @@ impl HttpClient {
     /// # Errors
     /// The identity cannot be used for TLS 1.3.
     pub fn new(identity: Option<&Identity>) -> Result<Self, IdentityError> {
+        Self::to(identity, Callers::Anyone)
+    }
+
+    /// The same, for calls at processes of these roles only: others are not believed, whatever
+    /// certificate of the cluster they have.
+    ///
+    /// # Errors
+    /// As of [`HttpClient::new`].
+    pub fn calling(&self, roles: &'static [Role]) -> Result<Self, IdentityError> {
+        Self::to(self.identity.as_ref(), Callers::Roles(roles))
+    }
+
+    fn to(identity: Option<&Identity>, roles: Callers) -> Result<Self, IdentityError> {
         let tls = match identity {
-            Some(identity) => identity.named_client_config(b"http/1.1")?,
+            Some(identity) => identity.named_client_config(b"http/1.1", roles)?,
             None => plain()?,
         };
-        Self::build(tls, |client| client)
+        Self::build(tls, identity, |client| client)
     }
 
     /// A client of the service that answers plain HTTP at a Unix socket, whichever host a URL names.
@@ -55,11 +70,12 @@ impl HttpClient {
     /// The TLS library refuses its own defaults.
     #[cfg(unix)]
     pub fn over_socket(path: &Path) -> Result<Self, IdentityError> {
-        Self::build(plain()?, |client| client.unix_socket(path))
+        Self::build(plain()?, None, |client| client.unix_socket(path))
     }
 
     fn build(
         tls: ClientConfig,
+        identity: Option<&Identity>,
         more: impl FnOnce(ClientBuilder) -> ClientBuilder,
     ) -> Result<Self, IdentityError> {
         let client = reqwest::Client::builder()
@@ -71,7 +87,8 @@ impl HttpClient {
             .tcp_keepalive(Duration::from_secs(15));
         let client = more(client).build();
         let client = client.map_err(|error| IdentityError::Tls(chain(&error)))?;
-        Ok(Self { client })
+        let identity = identity.cloned();
+        Ok(Self { client, identity })
     }
 
     /// The client underneath, for crates that speak to a service of their own. It has no timeout

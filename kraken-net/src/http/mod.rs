@@ -1,5 +1,6 @@
 //! HTTP inside a cluster: one client, one way to serve, one shape of errors.
 
+pub mod caller;
 pub mod client;
 pub mod error;
 pub(crate) mod health;
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use self::path::{Asked, Params, segment};
+pub use caller::{Caller, admit};
 pub use client::{HttpBody, HttpClient, HttpResponse};
 pub use error::ApiError;
 pub use outside::{OutsideTls, TlsClient, serve_outside};

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::caller::Members;
 use super::error::shaped;
 use super::plain::run as run_plain;
 use crate::gate::Gate;
@@ -88,7 +89,8 @@ impl HttpServer {
 /// Serves `router` at `addr` until `shutdown` is cancelled and the requests are done, at most
 /// [`DRAIN`] later.
 ///
-/// With an identity, TLS 1.3 is required, and a client certificate of the cluster. Without one
+/// With an identity, TLS 1.3 is required, and a client certificate of the cluster; requests carry a
+/// [`Caller`](super::Caller), and [`admit`](super::admit) says which of them may do what. Without one
 /// everything is plain: for clients of this host, a lab, or behind something else that does the
 /// TLS. Then a response may name the file that its body is in, see [`FileBody`](super::FileBody).
 ///
@@ -126,8 +128,11 @@ pub fn serve_on(
         None => plain(listener, router, shutdown).map_err(cannot)?,
         Some(identity) => {
             let config = identity.server_config(&[b"h2", b"http/1.1"])?;
-            let config = RustlsConfig::from_config(Arc::new(config));
-            tls(listener, router, acceptor(config), shutdown).map_err(cannot)?
+            let members = Members {
+                tls: acceptor(RustlsConfig::from_config(Arc::new(config))),
+                identity: identity.clone(),
+            };
+            tls(listener, router, members, shutdown).map_err(cannot)?
         }
     };
     Ok(HttpServer {

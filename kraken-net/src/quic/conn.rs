@@ -47,6 +47,9 @@ pub(super) mod code {
     pub(in crate::quic) const WRONG_PEER: VarInt = VarInt::from_u32(3);
     pub(in crate::quic) const BUSY: VarInt = VarInt::from_u32(4);
     pub(in crate::quic) const ABANDONED: VarInt = VarInt::from_u32(5);
+    /// The certificate is not one of a peer.
+    pub(in crate::quic) const WRONG_ROLE: VarInt = VarInt::from_u32(6);
+    pub(in crate::quic) const REVOKED: VarInt = VarInt::from_u32(7);
 }
 
 /// A connection over QUIC. Dropping it closes it.

@@ -25,7 +25,6 @@ use crate::identity::Identity;
 use crate::stats::{Counters, TransportStats};
 use crate::throttle::Throttle;
 use crate::transport::{MAX_PIECES_IN_FLIGHT, NetError, Transport, canonical};
-use crate::verifier;
 
 /// How long a handshake may take, both when we dial and when others do: three losses of the first
 /// packet at QUIC's initial timeout of one second (RFC 9002, section 6.2.2).
@@ -60,6 +59,7 @@ pub struct Quic {
 struct Inner {
     endpoint: Endpoint,
     client: ClientConfig,
+    identity: Identity,
     local_id: PeerId,
     local_addr: SocketAddr,
     accepted: Mutex<mpsc::Receiver<QuicConn>>,
@@ -129,11 +129,13 @@ impl Quic {
         .map_err(cannot)?;
         let local_addr = endpoint.local_addr().map_err(cannot)?;
         let (backlog, accepted) = mpsc::channel(BACKLOG);
-        tokio::spawn(accept_all(endpoint.clone(), backlog, shared.clone()));
+        let accepting = (identity.clone(), shared.clone());
+        tokio::spawn(accept_all(endpoint.clone(), backlog, accepting));
         Ok(Self {
             inner: Arc::new(Inner {
                 endpoint,
                 client,
+                identity: identity.clone(),
                 local_id: identity.peer_id(),
                 local_addr,
                 accepted: Mutex::new(accepted),
@@ -223,7 +225,9 @@ impl Inner {
             .await
             .map_err(failed)?;
         let conn = CloseOnDrop(Some(conn));
-        let found = proved_id(conn.get()).map_err(|reason| dial_error(peer, reason))?;
+        let chain = chain_of(conn.get());
+        let found = known(conn.get(), &self.identity, &chain);
+        let found = found.map_err(|reason| dial_error(peer, reason))?;
         if found != peer.id {
             conn.get()
                 .close(code::WRONG_PEER, b"another peer was expected here");
@@ -241,7 +245,9 @@ impl Inner {
             None => dial_error(peer, reason),
         })?;
         let shared = self.shared.clone();
-        Ok(QuicConn::start(conn.keep(), found, (send, recv), shared))
+        let conn = conn.keep();
+        tokio::spawn(end_revoked(conn.clone(), self.identity.clone(), chain));
+        Ok(QuicConn::start(conn, found, (send, recv), shared))
     }
 
     fn close(&self) {
@@ -256,7 +262,11 @@ impl Drop for Inner {
 }
 
 /// Takes up every attempt at once; the handshakes run beside each other, so none blocks the rest.
-async fn accept_all(endpoint: Endpoint, backlog: mpsc::Sender<QuicConn>, shared: Shared) {
+async fn accept_all(
+    endpoint: Endpoint,
+    backlog: mpsc::Sender<QuicConn>,
+    (identity, shared): (Identity, Shared),
+) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some(incoming) = endpoint.accept().await {
         let crowded = handshakes.available_permits() < MAX_HANDSHAKES / 2;
@@ -269,8 +279,8 @@ async fn accept_all(endpoint: Endpoint, backlog: mpsc::Sender<QuicConn>, shared:
             incoming.refuse();
             continue;
         };
-        let (backlog, shared) = (backlog.clone(), shared.clone());
-        tokio::spawn(accept_one(incoming, permit, backlog, shared));
+        let accepting = (identity.clone(), shared.clone());
+        tokio::spawn(accept_one(incoming, permit, backlog.clone(), accepting));
     }
 }
 
@@ -278,11 +288,11 @@ async fn accept_one(
     incoming: Incoming,
     _permit: OwnedSemaphorePermit,
     backlog: mpsc::Sender<QuicConn>,
-    shared: Shared,
+    (identity, shared): (Identity, Shared),
 ) {
     let remote = canonical(incoming.remote_address());
     let counters = shared.counters.clone();
-    let outcome = timeout(HANDSHAKE_TIMEOUT, shake(incoming, shared))
+    let outcome = timeout(HANDSHAKE_TIMEOUT, shake(incoming, identity, shared))
         .await
         .unwrap_or_else(|_| Err("it stalled".to_string()));
     match outcome {
@@ -301,17 +311,20 @@ async fn accept_one(
     }
 }
 
-async fn shake(incoming: Incoming, shared: Shared) -> Result<QuicConn, String> {
+async fn shake(incoming: Incoming, identity: Identity, shared: Shared) -> Result<QuicConn, String> {
     let conn = incoming.accept().map_err(|error| reason_of(&error))?;
     let conn = CloseOnDrop(Some(conn.await.map_err(|error| reason_of(&error))?));
-    let peer = proved_id(conn.get())?;
+    let chain = chain_of(conn.get());
+    let peer = known(conn.get(), &identity, &chain)?;
     let (mut send, mut recv) = conn
         .get()
         .accept_bi()
         .await
         .map_err(|error| reason_of(&error))?;
     greet(&mut send, &mut recv).await?;
-    Ok(QuicConn::start(conn.keep(), peer, (send, recv), shared))
+    let conn = conn.keep();
+    tokio::spawn(end_revoked(conn.clone(), identity, chain));
+    Ok(QuicConn::start(conn, peer, (send, recv), shared))
 }
 
 /// Exchanges the empty frames that begin the control stream.
@@ -329,13 +342,31 @@ async fn greet(send: &mut SendStream, recv: &mut RecvStream) -> Result<(), Strin
         })
 }
 
-/// Who is on the other side, from the certificate that the handshake has verified.
-fn proved_id(conn: &Connection) -> Result<PeerId, String> {
-    let chain = conn
-        .peer_identity()
-        .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .unwrap_or_default();
-    verifier::proved_id(&chain)
+/// What the other side has shown, which the handshake has verified.
+fn chain_of(conn: &Connection) -> Vec<CertificateDer<'static>> {
+    let chain = conn.peer_identity();
+    let chain = chain.and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain.map_or_else(Vec::new, |chain| *chain)
+}
+
+/// Who is on the other side. One that is no peer hears why.
+fn known(
+    conn: &Connection,
+    identity: &Identity,
+    chain: &[CertificateDer<'_>],
+) -> Result<PeerId, String> {
+    let peer = identity.peer(chain);
+    peer.inspect_err(|reason| conn.close(code::WRONG_ROLE, reason.as_bytes()))
+}
+
+/// Closes a connection once the other side's certificate is revoked.
+async fn end_revoked(conn: Connection, identity: Identity, chain: Vec<CertificateDer<'static>>) {
+    tokio::select! {
+        () = identity.until_revoked(chain) => {
+            conn.close(code::REVOKED, b"the certificate has been revoked");
+        }
+        _ = conn.closed() => {}
+    }
 }
 
 /// A connection in its handshake: one that is given up is closed, with a word to the other side.

@@ -270,7 +270,7 @@ pub fn callers(at: Role, method: &str, path: &str) -> Callers {
 
 fn at_tracker(path: &[&str], is_read: bool) -> &'static [Role] {
     match path {
-        ["announce"] => PEERS,
+        ["announce" | "report"] => PEERS,
         ["namespace", _, "blobs", _, "metainfo"] if is_read => {
             &[Role::Agent, Role::Origin, Role::Operator]
         }

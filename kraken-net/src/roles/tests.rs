@@ -101,6 +101,7 @@ fn who_may_call_what() {
     use Role::{Agent, BuildIndex, Operator, Origin, Proxy, Tracker};
     let table: &[(Role, &str, &str, &[Role])] = &[
         (Tracker, "POST", "/announce", &[Agent, Origin]),
+        (Tracker, "POST", "/report", &[Agent, Origin]),
         (
             Tracker,
             "GET",

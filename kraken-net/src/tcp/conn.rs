@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use kraken_proto::wire::codec;
 use kraken_proto::{Message, PeerId};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::timeout;
@@ -18,6 +19,7 @@ use super::outgoing::Standing;
 use super::reader::Reader;
 use super::record::MAX_CHUNK;
 use super::writer::Writer;
+use crate::identity::Identity;
 use crate::transport::{Frame, NetError, PeerConn, SEND_STALL};
 
 /// Messages that wait for the network.
@@ -58,6 +60,19 @@ impl TcpConn {
             outbox,
             inbox: Mutex::new(inbox),
         }
+    }
+
+    /// Closes the connection once the other side's certificate is revoked.
+    pub(super) fn end_when(&self, identity: Identity, chain: Vec<CertificateDer<'static>>) {
+        let link = self.link.clone();
+        self.link.endpoint.tasks.spawn(async move {
+            tokio::select! {
+                () = identity.until_revoked(chain) => {
+                    link.end(End::Closed("the certificate has been revoked".to_string()));
+                }
+                () = link.ended.cancelled() => {}
+            }
+        });
     }
 
     /// Closes a connection that nobody here takes.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kraken_proto::{PeerId, PeerInfo};
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::conn::TcpConn;
-use super::record::{HEAD, Record};
+use super::reader;
+use super::record::{HEAD, MAX_REASON, Record};
 use crate::gate::{Gate, Pass};
 use crate::identity::{Identity, IdentityError};
 use crate::stats::{Counters, TransportStats};
 use crate::throttle::Throttle;
 use crate::transport::{NetError, Transport, canonical};
-use crate::verifier;
 
 /// The protocol's name and version in the handshake. A change that an old peer cannot read takes
 /// the next number.
@@ -62,6 +62,7 @@ pub struct Tcp {
 
 struct Inner {
     client: TlsConnector,
+    identity: Identity,
     local_id: PeerId,
     local_addr: SocketAddr,
     accepted: Mutex<mpsc::Receiver<TcpConn>>,
@@ -106,11 +107,12 @@ impl Tcp {
             ..Shared::default()
         };
         let (backlog, accepted) = mpsc::channel(BACKLOG);
-        let server = TlsAcceptor::from(Arc::new(server));
+        let server = (TlsAcceptor::from(Arc::new(server)), identity.clone());
         tokio::spawn(accept_all(listener, server, backlog, shared.clone()));
         Ok(Self {
             inner: Arc::new(Inner {
                 client: TlsConnector::from(Arc::new(client)),
+                identity: identity.clone(),
                 local_id: identity.peer_id(),
                 local_addr,
                 accepted: Mutex::new(accepted),
@@ -190,8 +192,10 @@ impl Inner {
         tune(&stream).map_err(failed)?;
         // The name is required by TLS and checked by nobody: the key is.
         let name = ServerName::try_from("peer.invalid").expect("a valid name");
-        let stream = self.client.connect(name, stream).await.map_err(failed)?;
-        let found = proved_id(stream.get_ref().1).map_err(|reason| dial_error(peer, reason))?;
+        let mut stream = self.client.connect(name, stream).await.map_err(failed)?;
+        let chain = chain_of(stream.get_ref().1);
+        let found = known(&mut stream, &self.identity, &chain).await;
+        let found = found.map_err(|reason| dial_error(peer, reason))?;
         if found != peer.id {
             return Err(NetError::WrongPeer {
                 addr: peer.addr,
@@ -203,7 +207,9 @@ impl Inner {
         let stream = greet(stream).await;
         let stream = stream.map_err(|reason| dial_error(peer, reason))?;
         let shared = self.shared.clone();
-        Ok(TcpConn::start(stream, found, canonical(peer.addr), shared))
+        let conn = TcpConn::start(stream, found, canonical(peer.addr), shared);
+        conn.end_when(self.identity.clone(), chain);
+        Ok(conn)
     }
 }
 
@@ -216,7 +222,7 @@ impl Drop for Inner {
 /// Takes up every attempt at once; the handshakes run beside each other, so none blocks the rest.
 async fn accept_all(
     listener: TcpListener,
-    server: TlsAcceptor,
+    server: (TlsAcceptor, Identity),
     backlog: mpsc::Sender<TcpConn>,
     shared: Shared,
 ) {
@@ -279,17 +285,20 @@ fn failed(shared: &Shared, reason: &str) {
 }
 
 async fn shake(
-    server: TlsAcceptor,
+    (server, identity): (TlsAcceptor, Identity),
     stream: TcpStream,
     remote: SocketAddr,
     shared: Shared,
 ) -> Result<TcpConn, String> {
     let failed = |error: io::Error| format!("with {remote}: {error}");
     tune(&stream).map_err(failed)?;
-    let stream = server.accept(stream).await.map_err(failed)?;
-    let peer = proved_id(stream.get_ref().1)?;
+    let mut stream = server.accept(stream).await.map_err(failed)?;
+    let chain = chain_of(stream.get_ref().1);
+    let peer = known(&mut stream, &identity, &chain).await?;
     let stream = greet(stream).await?;
-    Ok(TcpConn::start(stream, peer, remote, shared))
+    let conn = TcpConn::start(stream, peer, remote, shared);
+    conn.end_when(identity, chain);
+    Ok(conn)
 }
 
 /// Exchanges the empty records that begin a connection.
@@ -303,17 +312,49 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Result<S, St
     greeted.await.map_err(|error| error.to_string())?;
     match Record::decode(head)? {
         Record::Empty => Ok(stream),
+        Record::Close { len } => {
+            let mut reason = vec![0; len];
+            let read = stream.read_exact(&mut reason).await;
+            read.map_err(|error| error.to_string())?;
+            Err(reader::readable(&reason))
+        }
         _ => Err("a connection begins with an empty record".to_string()),
     }
 }
 
-/// Who is on the other side, from the certificate that the handshake has verified.
-fn proved_id<D>(tls: &rustls::ConnectionCommon<D>) -> Result<PeerId, String> {
+/// What the other side has shown, which the handshake has verified; nothing when it does not speak this
+/// protocol.
+fn chain_of<D>(tls: &rustls::ConnectionCommon<D>) -> Vec<CertificateDer<'static>> {
     // Over TCP, TLS lets a client pass that names no protocol at all.
     if tls.alpn_protocol() != Some(ALPN) {
+        return Vec::new();
+    }
+    tls.peer_certificates().unwrap_or_default().to_vec()
+}
+
+/// Who is on the other side. One that is no peer hears why.
+async fn known<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    identity: &Identity,
+    chain: &[CertificateDer<'_>],
+) -> Result<PeerId, String> {
+    if chain.is_empty() {
         return Err("it speaks another protocol".to_string());
     }
-    verifier::proved_id(tls.peer_certificates().unwrap_or_default())
+    let reason = match identity.peer(chain) {
+        Ok(peer) => return Ok(peer),
+        Err(reason) => reason,
+    };
+    let told = &reason.as_bytes()[..reason.floor_char_boundary(MAX_REASON)];
+    let farewell = async {
+        let head = Record::Close { len: told.len() }.encode();
+        stream.write_all(&head).await?;
+        stream.write_all(told).await?;
+        stream.shutdown().await
+    };
+    // It is refused whether it hears that or not.
+    let _ = farewell.await;
+    Err(reason)
 }
 
 fn server_config(identity: &Identity) -> Result<ServerConfig, IdentityError> {

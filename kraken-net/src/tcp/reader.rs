@@ -348,7 +348,7 @@ fn breach(what: impl ToString) -> End {
 
 /// A reason as it may be shown: it comes from a stranger and lands in logs, so it is cut and freed
 /// of control characters.
-fn readable(reason: &[u8]) -> String {
+pub(super) fn readable(reason: &[u8]) -> String {
     let text = String::from_utf8_lossy(reason);
     let shown = text.chars().filter(|c| !c.is_control());
     shown.take(MAX_REASON).collect()
