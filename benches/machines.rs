@@ -79,6 +79,7 @@ fn leecher(have: &Bitfield) -> (Scheduler, Digest) {
             digest,
             piece_length,
             have: have.clone(),
+            is_partial: false,
         };
         scheduler.handle(Timestamp::ZERO, Input::Message { conn, message });
     }

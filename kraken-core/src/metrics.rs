@@ -12,6 +12,7 @@ pub struct Metrics {
     registry: Registry,
     received_origin: Counter,
     received_agent: Counter,
+    received_ahead: Counter,
     sent: Counter,
     rejected: Counter,
     banned: Counter,
@@ -29,6 +30,7 @@ impl Metrics {
             registry: Registry::with_prefix("kraken"),
             received_origin: Counter::default(),
             received_agent: Counter::default(),
+            received_ahead: Counter::default(),
             sent: Counter::default(),
             rejected: Counter::default(),
             banned: Counter::default(),
@@ -66,6 +68,12 @@ impl Metrics {
         self.received_agent.get()
     }
 
+    /// Bytes of verified pieces that came before a reader asked for them, of blobs of which only
+    /// parts are fetched.
+    pub fn bytes_ahead(&self) -> u64 {
+        self.received_ahead.get()
+    }
+
     /// Bytes of pieces that were sent to peers.
     pub fn bytes_sent(&self) -> u64 {
         self.sent.get()
@@ -82,6 +90,14 @@ impl Metrics {
     }
 
     pub(crate) fn event(&self, event: &Event) {
+        if let Event::PieceDone {
+            bytes,
+            is_ahead: true,
+            ..
+        } = event
+        {
+            self.received_ahead.inc_by(*bytes);
+        }
         match event {
             Event::PieceDone {
                 bytes,
@@ -148,6 +164,11 @@ impl Metrics {
                 "piece_bytes_from_agents",
                 "Bytes of verified pieces from agents",
                 &self.received_agent,
+            ),
+            (
+                "piece_bytes_ahead",
+                "Bytes of verified pieces that came before a reader asked for them, of blobs that are read in parts",
+                &self.received_ahead,
             ),
             (
                 "piece_bytes_sent",

@@ -197,6 +197,7 @@ async fn lie(liar: MemTransport, meta: MetaInfo, pieces: Option<Vec<u8>>) {
                         digest,
                         piece_length: meta.piece_length(),
                         have: Bitfield::full(meta.piece_count()),
+                        is_partial: false,
                     },
                     Message::Request { digest, piece } => {
                         let range = meta.piece_range(piece);

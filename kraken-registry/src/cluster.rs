@@ -12,7 +12,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use kraken_core::net::http::{ApiError, FileBody};
 use kraken_core::net::origin::OriginCluster;
-use kraken_core::{Agent, OpenError, ReadError};
+use kraken_core::{Agent, BlobReader, OpenError, ReadError};
 use kraken_proto::{Digest, Namespace};
 
 use crate::sink::{BlobSink, BodyError, SinkError};
@@ -29,8 +29,10 @@ impl BlobSource for Agent {
         digest: Digest,
         range: Range<u64>,
     ) -> Result<BlobBody, SourceError> {
-        let reader = self.open_in(ns, digest).await.map_err(open_error)?;
+        let reader = open_for(self, ns, digest, &range).await;
+        let reader = reader.map_err(open_error)?;
         let total = reader.length();
+        let is_rest = range.end == u64::MAX;
         let range = range.start.min(total)..range.end.min(total);
         // What is wrong with the file is wrong with the stream, which says it.
         let file = reader.file().await.ok().flatten();
@@ -46,6 +48,7 @@ impl BlobSource for Agent {
                 digest,
                 stream: reader.stream(range.clone()).boxed(),
                 range,
+                is_rest,
                 replaced: Arc::clone(&replaced),
             };
             reading.stream()
@@ -74,6 +77,23 @@ impl BlobSource for Agent {
     }
 }
 
+/// Opens a blob to read some bytes of it: all of it is fetched when they are all, or all of the rest.
+async fn open_for(
+    agent: &Agent,
+    ns: &Namespace,
+    digest: Digest,
+    range: &Range<u64>,
+) -> Result<BlobReader, OpenError> {
+    if range.end == u64::MAX {
+        return agent.open_in(ns, digest).await;
+    }
+    let reader = agent.open_parts(ns, digest).await?;
+    match range.start == 0 && range.end >= reader.length() {
+        true => agent.open_in(ns, digest).await,
+        false => Ok(reader),
+    }
+}
+
 /// A part of a blob that is read to its end, also when the blob goes meanwhile: evicted, or found
 /// damaged, it comes anew.
 struct Reading {
@@ -83,6 +103,8 @@ struct Reading {
     stream: BoxStream<'static, Result<Bytes, ReadError>>,
     /// What is still to come.
     range: Range<u64>,
+    /// Whether it was asked for with all that follows.
+    is_rest: bool,
     /// Whether the first reader had to be replaced: its file is not to be trusted then.
     replaced: Arc<AtomicBool>,
 }
@@ -120,7 +142,13 @@ impl Reading {
             self.stream = loop {
                 tokio::time::sleep(Self::WAIT * (1 << tries)).await;
                 tries += 1;
-                match self.agent.open_in(&self.namespace, digest).await {
+                let end = if self.is_rest {
+                    u64::MAX
+                } else {
+                    self.range.end
+                };
+                let wanted = self.range.start..end;
+                match open_for(&self.agent, &self.namespace, digest, &wanted).await {
                     Ok(reader) => break reader.stream(self.range.clone()).boxed(),
                     Err(error @ (OpenError::NotFound(_) | OpenError::Stopped)) => {
                         return Err(error.to_string());

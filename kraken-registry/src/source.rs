@@ -41,7 +41,9 @@ pub trait BlobSource: Send + Sync + 'static {
         std::future::ready(Err(ResolveError::Refused(what.into())))
     }
 
-    /// The bytes of `range`, whose end is trimmed to the blob's: `0..u64::MAX` is all of it.
+    /// The bytes of `range`, whose end is trimmed to the blob's: `0..u64::MAX` is all of it. A source that
+    /// fetches blobs may fetch no more than such a part, unless the end is `u64::MAX`: whoever asks so
+    /// wants the rest as well, also when it does not begin at the beginning.
     ///
     /// Returns as soon as the length is known; the bytes may come much later. They are already
     /// proven to be the blob's. An empty stream is right for a range behind the end.

@@ -31,7 +31,7 @@ pub use ring::rendezvous::{Member, Ring};
 pub use scheduler::Scheduler;
 pub use scheduler::action::{Action, CloseReason, Event};
 pub use scheduler::config::Config;
-pub use scheduler::input::{BlobSpec, ConnId, Input, ReaderId};
+pub use scheduler::input::{BlobSpec, ConnId, Extent, Input, ReaderId};
 pub use swarm::stats::SwarmStats;
 pub use time::Timestamp;
 pub use tracker::{AnnounceBlob, AnnounceReply, AnnounceRequest, AnnounceState, Handout, Progress};

@@ -1,6 +1,6 @@
 //! What a run did, as one hash: equal hashes mean that the same things happened at the same times.
 
-use kraken_proto::{ConnId, Input, Message, Timestamp};
+use kraken_proto::{ConnId, Extent, Input, Message, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 /// SHA-256 over the time, the host and the content of everything that happened to a host.
@@ -49,6 +49,8 @@ pub(crate) fn mark(input: &Input) -> (u8, u64, u64) {
         Input::Forget { .. } => (3, 0, 0),
         Input::Known { peers } => (18, peers.len() as u64, 0),
         Input::Want { pieces, .. } => (4, pieces.start.into(), pieces.end.into()),
+        Input::Read { bytes, .. } => (24, bytes.start, bytes.end),
+        Input::Fetch { extent, .. } => (25, u64::from(*extent == Extent::Parts), 0),
         Input::ConnUp { conn, dialled, .. } => (5, conn.0, u64::from(*dialled)),
         Input::ConnDown { conn } => (6, conn.0, 0),
         Input::DialFailed { peer } => (7, u64::from(peer.as_bytes()[0]), 0),

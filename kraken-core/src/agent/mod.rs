@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
-use kraken_proto::{Bitfield, Digest, Namespace, PeerInfo, SwarmStats};
+use kraken_proto::{Bitfield, Digest, Extent, Namespace, PeerInfo, SwarmStats};
 use kraken_storage::BlobStatus;
 use tokio::sync::{Mutex, RwLock, mpsc, oneshot};
 
@@ -120,6 +120,32 @@ impl Agent {
         namespace: &Namespace,
         digest: Digest,
     ) -> Result<BlobReader, OpenError> {
+        self.open_as(namespace, digest, Extent::Whole).await
+    }
+
+    /// Opens a blob of which only parts are wanted: what its readers ask for is fetched, and ahead of
+    /// those that read forward some more; not the rest, unless the blob is opened by
+    /// [`Agent::open_in`] as well. What is here is passed on to peers.
+    ///
+    /// When no tracker confirms what peers say of the blob, all of it is fetched: its last piece alone
+    /// proves it then.
+    ///
+    /// # Errors
+    /// As of [`Agent::open_in`].
+    pub async fn open_parts(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<BlobReader, OpenError> {
+        self.open_as(namespace, digest, Extent::Parts).await
+    }
+
+    async fn open_as(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        extent: Extent,
+    ) -> Result<BlobReader, OpenError> {
         loop {
             let told = match self.inner.store.status(digest).await? {
                 BlobStatus::Sealed { meta } => Told::surely(meta),
@@ -150,7 +176,8 @@ impl Agent {
                 BlobStatus::Partial { meta, have } => (meta, have),
             };
             let is_hearsay = told.is_hearsay || !told.meta.continues(&meta);
-            return self.join(namespace, Told { meta, is_hearsay }, have).await;
+            let told = Told { meta, is_hearsay };
+            return self.join(namespace, told, (have, extent)).await;
         }
     }
 
@@ -159,7 +186,7 @@ impl Agent {
         &self,
         namespace: &Namespace,
         told: Told,
-        have: Bitfield,
+        (have, extent): (Bitfield, Extent),
     ) -> Result<BlobReader, OpenError> {
         let meta = told.meta.clone();
         if have.is_full() {
@@ -173,6 +200,7 @@ impl Agent {
             namespace,
             have,
             ingest: false,
+            extent,
             reply,
         };
         self.inner

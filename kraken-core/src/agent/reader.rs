@@ -123,7 +123,7 @@ impl BlobReader {
         file.map_err(|error| self.shared.reason(&error))
     }
 
-    /// Waits until every piece is here and durable.
+    /// Waits until every piece is here and durable: in vain, when only parts of it are fetched.
     ///
     /// # Errors
     /// [`ReadError`]; the pieces that came are kept.
@@ -241,7 +241,7 @@ impl Cursor {
         }
         let pieces = self.shared.meta.pieces_of(self.range.clone());
         let piece = pieces.start;
-        self.want.moved(pieces).await;
+        self.want.moved(pieces, &self.range).await;
         let is_proved = |progress: &Progress| progress.is_proved(piece);
         while !self.shared.settled(is_proved)? {
             self.shared.changed().await?;
@@ -259,20 +259,27 @@ struct Want {
 }
 
 impl Want {
-    async fn moved(&mut self, pieces: Range<u32>) {
-        if self.piece != Some(pieces.start) {
-            self.piece = Some(pieces.start);
-            let (digest, reader) = (self.digest, self.id);
-            // A driver that is gone shows in the progress.
-            let _ = self
-                .notes
-                .send(Note::Want {
-                    digest,
-                    reader,
-                    pieces,
-                })
-                .await;
+    /// The stream waits for the first of these pieces, for the bytes `range`.
+    async fn moved(&mut self, pieces: Range<u32>, range: &Range<u64>) {
+        let before = self.piece.replace(pieces.start);
+        if before == Some(pieces.start) {
+            return;
         }
+        let (digest, reader) = (self.digest, self.id);
+        let note = match before {
+            Some(_) => Note::Want {
+                digest,
+                reader,
+                pieces,
+            },
+            None => Note::Read {
+                digest,
+                reader,
+                bytes: range.clone(),
+            },
+        };
+        // A driver that is gone shows in the progress.
+        let _ = self.notes.send(note).await;
     }
 }
 

@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use kraken_net::http::{ApiError, ByteStream};
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
-use kraken_proto::{Bitfield, Digest, MetaInfo, Namespace};
+use kraken_proto::{Bitfield, Digest, Extent, MetaInfo, Namespace};
 use kraken_storage::{BlobStatus, Need, StoreError};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
@@ -212,6 +212,7 @@ impl<'a> Ingest<'a> {
             namespace: namespace.clone(),
             have,
             ingest: true,
+            extent: Extent::Whole,
             reply,
         };
         let stopped = || ApiError::Unavailable("the origin stops".into());

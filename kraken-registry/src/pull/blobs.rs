@@ -77,8 +77,13 @@ async fn part<B: BlobSource, T: LinkService>(
     let span = asked
         .within(total)
         .ok_or_else(|| RegistryError::range(total))?;
-    let Span { start, end } = span;
-    let body = open(state, repo, digest, start..end).await?;
+    let Span {
+        start,
+        end,
+        is_rest,
+    } = span;
+    let wanted = start..if is_rest { u64::MAX } else { end };
+    let body = open(state, repo, digest, wanted).await?;
     let mut headers = describe(digest, end - start);
     headers.insert(
         CONTENT_RANGE,

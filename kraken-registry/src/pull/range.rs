@@ -11,11 +11,12 @@ pub(super) enum Asked {
     Last(u64),
 }
 
-/// Bytes `start..end`, never empty.
+/// Bytes `start..end`, never empty, and whether the client asked for all that there is from there on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) start: u64,
     pub(super) end: u64,
+    pub(super) is_rest: bool,
 }
 
 impl Asked {
@@ -41,7 +42,12 @@ impl Asked {
             Self::From(first) => (first, total),
             Self::Last(n) => (total.saturating_sub(n), total),
         };
-        (start < end).then_some(Span { start, end })
+        let is_rest = matches!(self, Self::From(_));
+        (start < end).then_some(Span {
+            start,
+            end,
+            is_rest,
+        })
     }
 }
 

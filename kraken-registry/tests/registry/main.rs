@@ -14,6 +14,7 @@ mod conformance;
 mod links;
 mod members;
 mod odd;
+mod parts;
 mod pull;
 mod push;
 mod ring;

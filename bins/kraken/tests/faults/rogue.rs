@@ -120,6 +120,7 @@ async fn lie(conn: impl PeerConn, meta: MetaInfo, asked: Arc<AtomicU64>) -> Resu
                     digest,
                     piece_length: meta.piece_length(),
                     have: Bitfield::full(meta.piece_count()),
+                    is_partial: false,
                 };
                 conn.send(Frame::control(subscribe)).await?;
             }

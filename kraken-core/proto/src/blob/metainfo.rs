@@ -60,6 +60,16 @@ impl PieceLength {
     pub const fn pieces(self, length: u64) -> u64 {
         length.div_ceil(self.0)
     }
+
+    /// The pieces that cover the bytes `range` of a blob of `length` bytes.
+    pub(crate) fn pieces_of(self, range: Range<u64>, length: u64) -> Range<u32> {
+        let end = range.end.min(length);
+        if range.start >= end {
+            return 0..0;
+        }
+        let index = |at: u64| u32::try_from(at).expect("bounded by MAX_PIECES");
+        index(range.start / self.0)..index(end.div_ceil(self.0))
+    }
 }
 
 const _: () = assert!(PieceLength::MIN.0.is_multiple_of(BLOCK as u64));
@@ -186,12 +196,7 @@ impl MetaInfo {
 
     /// The pieces that cover the bytes `range`; empty when it lies past the end.
     pub fn pieces_of(&self, range: Range<u64>) -> Range<u32> {
-        let end = range.end.min(self.length);
-        if range.start >= end {
-            return 0..0;
-        }
-        let index = |at: u64| u32::try_from(at).expect("bounded by MAX_PIECES");
-        index(range.start / self.piece_length.0)..index(end.div_ceil(self.piece_length.0))
+        self.piece_length.pieces_of(range, self.length)
     }
 
     /// Checks that `bytes` are `piece`: alone, in any order, in one pass of SHA-256.

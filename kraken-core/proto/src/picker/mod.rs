@@ -2,4 +2,5 @@
 
 pub(crate) mod inflight;
 pub(crate) mod rarest;
+pub(crate) mod readahead;
 pub(crate) mod window;

@@ -69,7 +69,6 @@ impl Rarest {
     }
 
     /// How many agents among the neighbours have `piece`.
-    #[cfg(test)]
     pub(crate) fn count(&self, piece: u32) -> u16 {
         self.pieces[piece as usize].count
     }

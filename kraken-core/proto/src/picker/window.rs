@@ -55,6 +55,18 @@ impl Window {
         }
     }
 
+    /// What a reader still wants; nothing when there is no such reader.
+    pub(crate) fn wants(&self, id: ReaderId) -> Range<u32> {
+        let reader = self.readers.get(&id);
+        reader.map_or(0..0, |reader| reader.wants.clone())
+    }
+
+    /// Whether a reader wants `piece`, now or later.
+    pub(crate) fn contains(&self, piece: u32) -> bool {
+        let mut readers = self.readers.values();
+        readers.any(|reader| reader.wants.contains(&piece))
+    }
+
     /// Whether nobody reads.
     pub(crate) fn is_empty(&self) -> bool {
         self.readers.is_empty()
@@ -81,6 +93,17 @@ impl Window {
             .values()
             .filter(due)
             .map(|reader| reader.wants.start)
+    }
+
+    /// The next piece of every reader that has waited for `patience`.
+    pub(crate) fn late(
+        &self,
+        now: Timestamp,
+        patience: Duration,
+    ) -> impl Iterator<Item = u32> + '_ {
+        let late = move |reader: &&Reader| now.since(reader.since) >= patience;
+        let late = self.readers.values().filter(late);
+        late.map(|reader| reader.wants.start)
     }
 
     /// When the next reader runs out of patience, after `now`.

@@ -141,6 +141,8 @@ pub enum Event {
         from: PeerId,
         /// What that peer is there for.
         role: PeerRole,
+        /// Whether it was fetched ahead of a reader, of a blob of which only parts are fetched.
+        is_ahead: bool,
     },
     /// Every piece of the blob is in the store.
     BlobDone {

@@ -55,6 +55,14 @@ impl Announces {
         }
     }
 
+    /// The blob has no neighbours and wants some: announce it at once, unless trackers fail.
+    pub(crate) fn at_once(&mut self, now: Timestamp, digest: Digest) {
+        if let Some(entry) = self.blobs.get_mut(&digest).filter(|it| it.failures == 0) {
+            entry.due = entry.due.min(now);
+            self.wait(digest);
+        }
+    }
+
     /// The blob's swarm was left.
     pub(crate) fn leave(&mut self, namespace: Namespace, digest: Digest) {
         if self.blobs.remove(&digest).is_some() {

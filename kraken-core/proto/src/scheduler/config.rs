@@ -50,6 +50,9 @@ pub struct Config {
     pub have_delay: Duration,
     /// How many pieces ahead of a reader are asked for in order, from agents.
     pub read_ahead: u32,
+    /// How many bytes are fetched ahead of whoever reads forward in a blob of which only parts are
+    /// fetched, at most; never more than it has read. Enough for a round trip of a fast network.
+    pub ahead_most: u64,
     /// How long a reader waits for a piece before it is asked of an origin although it is no
     /// rarity. Readers of one image move in step: without patience each would draw its own copy
     /// out of the origins.
@@ -105,6 +108,7 @@ impl Config {
             max_uploads_per_peer: 16,
             have_delay: Duration::from_millis(25),
             read_ahead: 4,
+            ahead_most: 32 << 20,
             patience: Duration::from_millis(250),
             endgame_pieces: 8,
             endgame_age: Duration::from_millis(100),

@@ -52,7 +52,11 @@ impl Scheduler {
     /// No tracker answers for a blob: its neighbours may know who else is there; without any,
     /// peers met before may take part, or know who does.
     pub(super) fn ask_around(&mut self, now: Timestamp, digest: Digest) {
-        let Some(swarm) = self.swarms.get(&digest).filter(|it| !it.is_complete()) else {
+        let Some(swarm) = self
+            .swarms
+            .get(&digest)
+            .filter(|it| !it.is_complete() && !it.is_idle())
+        else {
             return;
         };
         if swarm.degree(PeerRole::Agent) >= self.config.target_degree {

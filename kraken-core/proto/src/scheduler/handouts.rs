@@ -66,7 +66,8 @@ impl Scheduler {
             let short = self.swarms.get(digest).is_some_and(|swarm| {
                 let links = swarm.degree(PeerRole::Agent) + swarm.degree(PeerRole::Origin);
                 let few = links + coming < self.config.target_degree;
-                !swarm.is_complete() && (few || swarm.is_needy(now, &self.config))
+                let wants = !swarm.is_complete() && !swarm.is_idle();
+                wants && (few || swarm.is_needy(now, &self.config))
             });
             let short = short || self.seeks.is_open(*digest);
             self.announces
@@ -87,7 +88,7 @@ impl Scheduler {
             let Some(swarm) = self
                 .swarms
                 .get(&digest)
-                .filter(|swarm| !swarm.is_complete())
+                .filter(|swarm| !swarm.is_complete() && !rests(swarm))
             else {
                 return;
             };
@@ -142,8 +143,17 @@ impl Scheduler {
     }
 }
 
+/// Whether a swarm looks for nobody: nothing is wanted, and there is somebody to ask when it is.
+fn rests(swarm: &Swarm) -> bool {
+    swarm.is_idle() && swarm.conns().next().is_some()
+}
+
 fn announce_of(now: Timestamp, swarm: &Swarm, config: &Config) -> AnnounceBlob {
-    let links = swarm.degree(PeerRole::Agent);
+    let mut links = swarm.degree(PeerRole::Agent);
+    if rests(swarm) {
+        // As one that has all the peers that it wants.
+        links = links.max(config.target_degree);
+    }
     AnnounceBlob {
         namespace: swarm.spec().namespace.clone(),
         digest: swarm.spec().digest,

@@ -44,6 +44,11 @@ impl BlobSpec {
         u32::try_from(self.piece_length.pieces(self.length)).expect("checked by the metainfo")
     }
 
+    /// The pieces that cover the bytes `range`; empty when it lies past the end.
+    pub fn pieces_of(&self, range: Range<u64>) -> Range<u32> {
+        self.piece_length.pieces_of(range, self.length)
+    }
+
     /// The length of `piece` in bytes.
     pub fn piece_size(&self, piece: u32) -> u64 {
         let start = u64::from(piece) * self.piece_length.bytes();
@@ -51,6 +56,15 @@ impl BlobSpec {
             .saturating_sub(start)
             .min(self.piece_length.bytes())
     }
+}
+
+/// How much of a blob is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// What its readers want, and some of what lies ahead of those that read forward.
+    Parts,
 }
 
 /// What happens to a host.
@@ -71,6 +85,14 @@ pub enum Input {
         /// How many pieces, from the first on; an origin that takes the blob in from elsewhere
         /// says 0, and asks no peer for any.
         pieces: u32,
+    },
+    /// How much of a blob is fetched: all of it unless this says otherwise, right after `Open` or at
+    /// any time.
+    Fetch {
+        /// The blob.
+        digest: Digest,
+        /// How much.
+        extent: Extent,
     },
     /// A piece is in the store that came from no peer: an origin takes the blob in.
     PieceIngested {
@@ -110,6 +132,16 @@ pub enum Input {
         reader: ReaderId,
         /// The pieces from the one it waits for.
         pieces: Range<u32>,
+    },
+    /// A reader begins: it wants the pieces of these bytes, in order. When it is done with the first
+    /// of them, it says what it wants next by `Want`.
+    Read {
+        /// The blob.
+        digest: Digest,
+        /// Which reader.
+        reader: ReaderId,
+        /// The bytes.
+        bytes: Range<u64>,
     },
     /// A connection stands.
     ConnUp {

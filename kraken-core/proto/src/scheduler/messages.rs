@@ -11,6 +11,13 @@ use crate::swarm::Violation;
 use crate::time::Timestamp;
 use crate::wire::message::{Contact, Message};
 
+/// What a peer says of a blob first: its pieces' length, which of them it has, and whether it fetches
+/// only parts.
+pub(super) type Greeting = (PieceLength, Bitfield, bool);
+
+/// Neighbours of an origin that fetch parts of a blob, for each that may fetch all of it.
+const PARTIAL_PER_WHOLE: usize = 16;
+
 impl Scheduler {
     pub(super) fn message(&mut self, now: Timestamp, conn: ConnId, message: Message) {
         if self.conns.get(conn).is_none() {
@@ -34,9 +41,10 @@ impl Scheduler {
                     digest,
                     piece_length,
                     have,
+                    is_partial,
                 },
                 Some(_),
-            ) => Some(self.subscribe(now, conn, digest, piece_length, have)),
+            ) => Some(self.subscribe(now, conn, digest, (piece_length, have, is_partial))),
             (Message::Unsubscribe { digest }, Some(_)) => {
                 self.unsubscribe(now, conn, digest);
                 Some(Ok(()))
@@ -136,11 +144,10 @@ impl Scheduler {
         now: Timestamp,
         conn: ConnId,
         digest: Digest,
-        piece_length: PieceLength,
-        have: Bitfield,
+        (piece_length, have, is_partial): Greeting,
     ) -> Result<(), Violation> {
         let Some(swarm) = self.swarms.get(&digest) else {
-            self.look_up(conn, digest, piece_length, have);
+            self.look_up(conn, digest, (piece_length, have, is_partial));
             return Ok(());
         };
         let role = self
@@ -148,15 +155,22 @@ impl Scheduler {
             .get(conn)
             .and_then(|conn| conn.role)
             .unwrap_or(PeerRole::Agent);
-        let full = !swarm.has_peer(conn) && swarm.degree(role) >= self.config.max_degree;
+        // Who fetches parts takes nobody's place, and asks for little.
+        let most = match (is_partial, self.local.role) {
+            (true, PeerRole::Origin) => self.config.max_degree * PARTIAL_PER_WHOLE,
+            _ => self.config.max_degree,
+        };
+        let full = !swarm.has_peer(conn) && swarm.degree_of(role, is_partial) >= most;
         let useless = !swarm.has_peer(conn) && swarm.is_complete() && have.is_full();
         if full || useless || swarm.spec().piece_length != piece_length {
             self.turn_away(now, conn, digest);
             return Ok(());
         }
         self.greet(now, conn, digest);
-        self.with_swarm(now, digest, |swarm, cx| swarm.subscribed(cx, conn, have))
-            .unwrap_or(Ok(()))
+        self.with_swarm(now, digest, |swarm, cx| {
+            swarm.subscribed(cx, conn, (have, is_partial))
+        })
+        .unwrap_or(Ok(()))
     }
 
     fn unsubscribe(&mut self, now: Timestamp, conn: ConnId, digest: Digest) {
@@ -179,7 +193,7 @@ impl Scheduler {
         }
     }
 
-    fn look_up(&mut self, conn: ConnId, digest: Digest, piece_length: PieceLength, have: Bitfield) {
+    fn look_up(&mut self, conn: ConnId, digest: Digest, greeting: Greeting) {
         let waiting = self
             .lookups
             .values()
@@ -194,7 +208,7 @@ impl Scheduler {
         if greetings.is_empty() {
             self.actions.push_back(Action::Lookup { digest });
         }
-        greetings.insert(conn, (piece_length, have));
+        greetings.insert(conn, greeting);
     }
 
     pub(super) fn found(&mut self, now: Timestamp, digest: Digest, spec: Option<BlobSpec>) {
@@ -204,13 +218,10 @@ impl Scheduler {
             let have = Bitfield::full(spec.piece_count());
             self.open(now, spec, have);
         }
-        for (conn, (piece_length, have)) in greetings {
+        for (conn, greeting) in greetings {
             if !self.swarms.contains_key(&digest) {
                 self.turn_away(now, conn, digest);
-            } else if self
-                .subscribe(now, conn, digest, piece_length, have)
-                .is_err()
-            {
+            } else if self.subscribe(now, conn, digest, greeting).is_err() {
                 self.punish(now, conn, CloseReason::Protocol);
             }
         }

@@ -19,11 +19,11 @@ mod tests;
 mod timers;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::blob::bitfield::Bitfield;
 use crate::blob::digest::Digest;
-use crate::blob::metainfo::PieceLength;
 use crate::peer::{PeerId, PeerInfo, PeerRole};
 use crate::rng::Rng;
 use crate::swarm::stats::SwarmStats;
@@ -35,7 +35,8 @@ use announces::Announces;
 use config::Config;
 use conns::{Conns, Verdict};
 use gossip::Known;
-use input::{BlobSpec, ConnId, Input};
+use input::{BlobSpec, ConnId, Extent, Input, ReaderId};
+use messages::Greeting;
 use penalties::Penalties;
 use seek::Seeks;
 use timers::Timers;
@@ -52,7 +53,7 @@ pub struct Scheduler {
     penalties: Penalties,
     timers: Timers,
     /// Greetings for blobs that the store is being asked about.
-    lookups: BTreeMap<Digest, BTreeMap<ConnId, (PieceLength, Bitfield)>>,
+    lookups: BTreeMap<Digest, BTreeMap<ConnId, Greeting>>,
     /// Who turned us away for which blob, and until when not to ask again.
     shy: BTreeMap<(Digest, PeerId), Timestamp>,
     /// Blobs that were left a moment ago, and until when pieces of them may still be on their way.
@@ -114,6 +115,12 @@ impl Scheduler {
             } => {
                 self.with_swarm(now, digest, |swarm, cx| swarm.want(cx, reader, pieces));
             }
+            Input::Read {
+                digest,
+                reader,
+                bytes,
+            } => self.read(now, digest, reader, bytes),
+            Input::Fetch { digest, extent } => self.fetch(now, digest, extent),
             Input::ConnUp {
                 conn,
                 peer,
@@ -276,6 +283,23 @@ impl Scheduler {
         });
         if complete == Some(true) && self.local.role == PeerRole::Agent {
             self.announces.now(now, digest, &self.config);
+        }
+    }
+
+    fn read(&mut self, now: Timestamp, digest: Digest, reader: ReaderId, bytes: Range<u64>) {
+        let is_lonely = self.with_swarm(now, digest, |swarm, cx| {
+            swarm.read(cx, reader, bytes);
+            swarm.is_lonely()
+        });
+        if is_lonely == Some(true) {
+            self.announces.at_once(now, digest);
+        }
+    }
+
+    fn fetch(&mut self, now: Timestamp, digest: Digest, extent: Extent) {
+        self.with_swarm(now, digest, |swarm, cx| swarm.fetch(cx, extent));
+        if extent == Extent::Whole {
+            self.announces.hurry(now, digest);
         }
     }
 

@@ -2,14 +2,15 @@ mod downloads;
 mod gossip;
 mod offers;
 mod open;
+mod parts;
 mod properties;
 mod seek;
 
 use std::time::Duration;
 
 use super::*;
+use crate::blob::metainfo::PieceLength;
 use crate::blob::namespace::Namespace;
-use crate::picker::window::ReaderId;
 use crate::tracker::{AnnounceReply, AnnounceRequest, AnnounceState, Handout};
 
 const PIECES: u32 = 8;
@@ -203,6 +204,7 @@ impl Bench {
                 digest,
                 piece_length,
                 have,
+                is_partial: false,
             },
         )
     }
@@ -280,6 +282,7 @@ fn a_blob_in_no_swarm_is_looked_up() {
         digest,
         piece_length,
         have,
+        is_partial: false,
     };
     assert_eq!(
         actions,
@@ -332,6 +335,7 @@ fn a_piece_asked_for_in_an_earlier_stay_is_no_offence() {
         digest: blob(),
         piece_length: PieceLength::MIN,
         have: pieces([]),
+        is_partial: false,
     };
     bench.say(conn, hello_again);
     let actions = bench.piece(conn, 0);

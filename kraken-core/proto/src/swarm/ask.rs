@@ -171,7 +171,7 @@ impl Swarm {
     /// Whether the neighbour would still be sending when the others could have sent all the rest:
     /// over a thin path the last piece is late for the whole blob.
     fn is_too_slow(&self, brisk: usize, peer: &Neighbour) -> bool {
-        let missing = self.have.len() - self.have.count();
+        let missing = self.missing();
         let rest = u32::try_from(brisk)
             .ok()
             .and_then(|others| self.service.saturating_mul(missing).checked_div(others));
@@ -190,6 +190,9 @@ impl Swarm {
 
     /// Of an agent: what the readers want next, then what is rare.
     fn choose_of_agent(&self, cx: &mut Context<'_>, eligible: &dyn Fn(u32) -> bool) -> Option<u32> {
+        if self.parts.is_some() {
+            return self.choose_part(cx, eligible);
+        }
         let mut ahead = self.window.ahead(cx.config.read_ahead);
         ahead
             .find(|piece| self.rarest.is_open(*piece) && eligible(*piece))
@@ -203,13 +206,19 @@ impl Swarm {
         cx: &mut Context<'_>,
         eligible: &dyn Fn(u32) -> bool,
     ) -> Option<u32> {
-        let mut urgent = self.window.urgent(cx.now, cx.config.patience);
-        urgent
-            .find(|piece| self.rarest.is_open(*piece) && eligible(*piece))
-            .or_else(|| {
-                let starving = self.is_starving(cx.now, cx.config);
-                starving.then(|| self.rarest.pick(.., cx.rng, eligible))?
-            })
+        let urgent = if self.parts.is_some() {
+            self.choose_part_of_origin(cx, eligible)
+        } else {
+            let mut urgent = self.window.urgent(cx.now, cx.config.patience);
+            urgent.find(|piece| self.rarest.is_open(*piece) && eligible(*piece))
+        };
+        if urgent.is_some() || !self.is_starving(cx.now, cx.config) {
+            return urgent;
+        }
+        match self.parts {
+            Some(_) => self.choose_part(cx, eligible),
+            None => self.rarest.pick(.., cx.rng, eligible),
+        }
     }
 
     fn choose_double(&self, cx: &Context<'_>, eligible: &dyn Fn(u32) -> bool) -> Option<u32> {
@@ -231,7 +240,7 @@ impl Swarm {
 
     /// Keeps in mind since when no agent has been sending.
     pub(super) fn note_hunger(&mut self, now: Timestamp) {
-        if self.agents_are_sending() || self.awaits_proofs() {
+        if self.agents_are_sending() || self.awaits_more() {
             self.hungry_since = None;
         } else {
             self.hungry_since.get_or_insert(now);
@@ -253,7 +262,10 @@ impl Swarm {
     /// Whether nobody around has anything for us, and that for a while: other peers may.
     pub(crate) fn is_needy(&self, now: Timestamp, config: &Config) -> bool {
         let hungry = |since: Timestamp| now.since(since) >= config.offer_wait;
-        !self.is_complete() && self.inflight.is_empty() && self.hungry_since.is_some_and(hungry)
+        !self.is_complete()
+            && !self.is_idle()
+            && self.inflight.is_empty()
+            && self.hungry_since.is_some_and(hungry)
     }
 
     fn is_starving(&self, now: Timestamp, config: &Config) -> bool {
@@ -261,7 +273,7 @@ impl Swarm {
     }
 
     pub(super) fn in_endgame(&self, config: &Config) -> bool {
-        let missing = self.have.len() - self.have.count();
+        let missing = self.missing();
         missing > 0 && missing <= config.endgame_pieces && self.rarest.open_count() == 0
     }
 }

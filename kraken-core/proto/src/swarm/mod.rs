@@ -7,6 +7,7 @@
 mod ask;
 mod offers;
 mod open;
+mod parts;
 pub(crate) mod peers;
 mod seed;
 mod serve;
@@ -16,14 +17,14 @@ mod tests;
 mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
 use std::time::Duration;
 
 use crate::blob::bitfield::Bitfield;
 use crate::peer::{PeerId, PeerRole};
 use crate::picker::inflight::Inflight;
 use crate::picker::rarest::Rarest;
-use crate::picker::window::{ReaderId, Window};
+use crate::picker::readahead::ReadAhead;
+use crate::picker::window::Window;
 use crate::rng::Rng;
 use crate::scheduler::action::{Action, Event};
 use crate::scheduler::config::Config;
@@ -64,6 +65,8 @@ pub(crate) struct Swarm {
     rarest: Rarest,
     inflight: Inflight,
     window: Window,
+    /// What is fetched beside what readers want, when only parts of the blob are.
+    parts: Option<ReadAhead>,
     /// The pieces that cannot be proved yet, while the metainfo is open.
     unproven: Unproven,
     /// Pieces that are being verified and written, and who sent them: the sender may be gone
@@ -99,6 +102,7 @@ impl Swarm {
             have,
             inflight: Inflight::default(),
             window: Window::default(),
+            parts: None,
             unproven: Unproven::none(),
             storing: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -146,6 +150,12 @@ impl Swarm {
         self.have.is_full()
     }
 
+    /// Neighbours that fetch all of the blob, or have it, or those that fetch parts.
+    pub(crate) fn degree_of(&self, role: PeerRole, is_partial: bool) -> usize {
+        let peers = self.peers.values().filter(|peer| peer.role == role);
+        peers.filter(|peer| peer.is_partial == is_partial).count()
+    }
+
     /// Neighbours of a role.
     pub(crate) fn degree(&self, role: PeerRole) -> usize {
         self.peers.values().filter(|peer| peer.role == role).count()
@@ -166,20 +176,25 @@ impl Swarm {
         }
         self.peers
             .insert(conn, Neighbour::new(id, role, self.have.len()));
-        let message = Message::Subscribe {
-            digest: self.spec.digest,
-            piece_length: self.spec.piece_length,
-            have: self.have.clone(),
-        };
+        let message = self.greeting();
         cx.out.push_back(Action::Send { conn, message });
     }
 
-    /// A neighbour said what it has.
+    fn greeting(&self) -> Message {
+        Message::Subscribe {
+            digest: self.spec.digest,
+            piece_length: self.spec.piece_length,
+            have: self.have.clone(),
+            is_partial: self.parts.is_some(),
+        }
+    }
+
+    /// A neighbour said what it has, and whether it fetches only parts.
     pub(crate) fn subscribed(
         &mut self,
         cx: &mut Context<'_>,
         conn: ConnId,
-        have: Bitfield,
+        (have, is_partial): (Bitfield, bool),
     ) -> Result<(), Violation> {
         self.begin_offers(cx.config);
         let peer = self.peers.get_mut(&conn).ok_or(Violation)?;
@@ -188,6 +203,7 @@ impl Swarm {
         }
         // Perhaps said again after two connections became one; news in between may have crossed it.
         peer.subscribed = true;
+        peer.is_partial = is_partial;
         have.iter()
             .for_each(|piece| self.gains(cx.now, conn, piece));
         self.part_if_useless(cx, conn);
@@ -264,16 +280,6 @@ impl Swarm {
         self.offer(cx);
     }
 
-    /// A reader moved.
-    pub(crate) fn want(&mut self, cx: &mut Context<'_>, reader: ReaderId, pieces: Range<u32>) {
-        let end = pieces.end.min(self.have.len());
-        let missing = (pieces.start..end)
-            .find(|piece| !self.have.has(*piece))
-            .unwrap_or(end);
-        self.window.set(cx.now, reader, missing..end);
-        self.fill_all(cx);
-    }
-
     /// A piece arrived: has it verified and written when it was asked for and is still missing.
     pub(crate) fn arrived(
         &mut self,
@@ -338,6 +344,7 @@ impl Swarm {
                 bytes,
                 from,
                 role,
+                is_ahead: self.parts.is_some() && !self.window.contains(piece),
             };
             cx.out.push_back(Action::Event(event));
         }
@@ -359,6 +366,7 @@ impl Swarm {
 
     /// The last piece is there.
     fn completed(&mut self, cx: &mut Context<'_>) {
+        self.parts = None;
         cx.out.push_back(Action::Event(Event::BlobDone {
             digest: self.spec.digest,
         }));
@@ -446,6 +454,7 @@ impl Swarm {
         let provable = !self.unproven.contains(piece);
         if missing
             && provable
+            && self.wants(piece)
             && !self.storing.contains_key(&piece)
             && !self.inflight.is_held(piece)
         {

@@ -64,9 +64,10 @@ impl Swarm {
         self.fill_all(cx);
     }
 
-    /// Whether there is nothing to ask for because the rest cannot be proved yet.
-    pub(super) fn awaits_proofs(&self) -> bool {
-        self.unproven.from < self.have.len() && self.rarest.open_count() == 0
+    /// Whether there is nothing to ask for because the rest cannot be proved yet, or is not wanted.
+    pub(super) fn awaits_more(&self) -> bool {
+        let lacks_proofs = self.unproven.from < self.have.len();
+        (lacks_proofs || self.parts.is_some()) && self.rarest.open_count() == 0
     }
 
     /// Keeps an offer for when the piece can be proved; false when it is to be answered now.

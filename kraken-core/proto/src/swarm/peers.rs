@@ -15,6 +15,8 @@ pub(crate) struct Neighbour {
     pub(crate) have: Bitfield,
     /// Whether it has subscribed, which is when it may be asked and may ask.
     pub(crate) subscribed: bool,
+    /// It fetches only parts of the blob, and is offered nothing.
+    pub(crate) is_partial: bool,
     /// Pieces that we cancelled and that may arrive all the same; a handful.
     pub(crate) cancelled: Vec<u32>,
     /// Pieces that it asked for and that are being sent; a handful.
@@ -42,6 +44,7 @@ impl Neighbour {
             role,
             have: Bitfield::empty(pieces),
             subscribed: false,
+            is_partial: false,
             cancelled: Vec::new(),
             uploads: Vec::new(),
             served: 0,

@@ -105,6 +105,6 @@ impl Swarm {
 
 impl Neighbour {
     fn takes_offers(&self) -> bool {
-        self.is_agent() && self.subscribed && !self.have.is_full()
+        self.is_agent() && self.subscribed && !self.is_partial && !self.have.is_full()
     }
 }

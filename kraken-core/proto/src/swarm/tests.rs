@@ -4,6 +4,7 @@ use super::*;
 use crate::blob::digest::Digest;
 use crate::blob::metainfo::PieceLength;
 use crate::blob::namespace::Namespace;
+use crate::picker::window::ReaderId;
 
 const PIECES: u32 = 8;
 const SIZE: u32 = 256 << 10;
@@ -59,7 +60,7 @@ impl Bench {
     fn meet(&mut self, conn: ConnId, role: PeerRole, have: Bitfield) -> Vec<u32> {
         let id = PeerId::from_bytes([conn.0 as u8; 32]);
         self.step(|swarm, cx| swarm.greet(cx, conn, id, role));
-        let (result, actions) = self.step(|swarm, cx| swarm.subscribed(cx, conn, have));
+        let (result, actions) = self.step(|swarm, cx| swarm.subscribed(cx, conn, (have, false)));
         assert_eq!(result, Ok(()));
         requests(&actions)
     }
@@ -153,7 +154,9 @@ fn news_before_the_greeting_is_ignored_and_nonsense_is_not() {
     assert_eq!(news(&mut bench, PIECES), Err(Violation));
     let short = Bitfield::empty(PIECES - 1);
     assert_eq!(
-        bench.step(|swarm, cx| swarm.subscribed(cx, A, short)).0,
+        bench
+            .step(|swarm, cx| swarm.subscribed(cx, A, (short, false)))
+            .0,
         Err(Violation)
     );
 }
@@ -176,7 +179,7 @@ fn counts_follow_greetings_news_refusals_and_partings() {
         .unwrap();
     // Said again after two connections became one: only what is new counts.
     bench
-        .step(|swarm, cx| swarm.subscribed(cx, B, pieces([0, 1])))
+        .step(|swarm, cx| swarm.subscribed(cx, B, (pieces([0, 1]), false)))
         .0
         .unwrap();
     assert_eq!(counts(&bench), [2, 2, 1]);

@@ -49,7 +49,8 @@ pub struct AnnounceBlob {
     pub digest: Digest,
     /// How far the host is with it.
     pub state: AnnounceState,
-    /// How many peers the host is connected to for this blob.
+    /// How many peers the host is connected to for this blob; as many as hosts should have when it
+    /// wants no more.
     pub links: u32,
     /// How many of the blob's pieces it has, where it knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -200,6 +200,8 @@ struct Subscribe {
     pieces: u32,
     #[prost(bytes = "vec", tag = "4")]
     have: Vec<u8>,
+    #[prost(bool, tag = "5")]
+    is_partial: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -257,11 +259,13 @@ fn to_body(message: &Message) -> Body {
             digest,
             piece_length,
             have,
+            is_partial,
         } => Body::Subscribe(Subscribe {
             digest: bytes(digest),
             piece_length: piece_length.bytes(),
             pieces: have.len(),
             have: have.to_bytes(),
+            is_partial: *is_partial,
         }),
         Message::Unsubscribe { digest } => Body::Unsubscribe(Blob {
             digest: bytes(digest),
@@ -325,6 +329,7 @@ fn from_body(body: Body) -> Result<Message, CodecError> {
                 digest: digest(&it.digest)?,
                 piece_length,
                 have,
+                is_partial: it.is_partial,
             }
         }
         Body::Unsubscribe(it) => Message::Unsubscribe {
@@ -518,14 +523,17 @@ mod tests {
                 }),
             (digest.clone(), piece.clone())
                 .prop_map(|(digest, piece)| Message::Offer { digest, piece }),
-            (digest.clone(), 18u32..=24, have).prop_map(|(digest, power, have)| {
-                let piece_length = PieceLength::new(1 << power).unwrap();
-                Message::Subscribe {
-                    digest,
-                    piece_length,
-                    have,
+            (digest.clone(), 18u32..=24, have, any::<bool>()).prop_map(
+                |(digest, power, have, is_partial)| {
+                    let piece_length = PieceLength::new(1 << power).unwrap();
+                    Message::Subscribe {
+                        digest,
+                        piece_length,
+                        have,
+                        is_partial,
+                    }
                 }
-            }),
+            ),
             digest
                 .clone()
                 .prop_map(|digest| Message::Unsubscribe { digest }),
@@ -582,6 +590,7 @@ mod tests {
             digest: Digest::of(b""),
             piece_length: PieceLength::MAX,
             have: Bitfield::full(MetaInfo::MAX_PIECES),
+            is_partial: true,
         };
         assert_eq!(decode(&encode(&message)[PREFIX..]), Ok(message));
     }
@@ -651,6 +660,7 @@ mod tests {
             digest,
             piece_length: 1 << 20,
             pieces: u32::MAX,
+            is_partial: false,
             have: vec![],
         };
         assert_eq!(

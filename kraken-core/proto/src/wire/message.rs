@@ -39,6 +39,9 @@ pub enum Message {
         piece_length: PieceLength,
         /// What the sender has.
         have: Bitfield,
+        /// The sender fetches only parts of the blob: it asks for what it wants, and is offered
+        /// nothing. Said again when that changes.
+        is_partial: bool,
     },
     /// The sender left the blob's swarm, or was never in it.
     Unsubscribe {

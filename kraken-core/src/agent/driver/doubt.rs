@@ -89,7 +89,7 @@ impl Driver {
         let (discovery, notes) = (self.parts.discovery.clone(), self.notes.clone());
         let digest = meta.digest();
         self.guarded(async move {
-            let mut pause = CONFIRM;
+            let (mut pause, mut is_first) = (CONFIRM, true);
             let note = loop {
                 match discovery.open_metainfo(&namespace, digest, None).await {
                     Ok(said) if said.continues(&meta) => break Note::Confirmed { meta },
@@ -104,6 +104,11 @@ impl Driver {
                     // An origin that takes it in and has not come as far.
                     Ok(_) => {}
                     Err(error) => tracing::debug!(%digest, %error, "hearsay so far"),
+                }
+                if std::mem::take(&mut is_first)
+                    && let Some(notes) = notes.upgrade()
+                {
+                    let _ = notes.send(Note::Unconfirmed { digest }).await;
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(CONFIRM_MAX);

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use kraken_net::Frame;
 use kraken_proto::tracker::report::BlobReport;
 use kraken_proto::{
-    Bitfield, BlobSpec, ConnId, Digest, Input, Message, MetaInfo, Namespace, PeerInfo, ReaderId,
-    Scheduler, SwarmStats,
+    Bitfield, BlobSpec, ConnId, Digest, Extent, Input, Message, MetaInfo, Namespace, PeerInfo,
+    ReaderId, Scheduler, SwarmStats,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -58,6 +58,8 @@ pub(crate) enum Note {
         have: Bitfield,
         /// Whether its pieces come from elsewhere, by `Ingested`, and none from peers.
         ingest: bool,
+        /// How much of it is fetched.
+        extent: Extent,
         reply: oneshot::Sender<watch::Receiver<Progress>>,
     },
     /// More is known of an open metainfo, and the store has it.
@@ -72,6 +74,8 @@ pub(crate) enum Note {
     Tell { conn: ConnId, message: Message },
     /// The discovery says the same of a metainfo as a peer did.
     Confirmed { meta: MetaInfo },
+    /// The discovery does not tell now whether what a peer said of a metainfo is right.
+    Unconfirmed { digest: Digest },
     /// A metainfo is not what the discovery says, or a piece did not fit one that it says nothing of.
     Contradicted { meta: MetaInfo, is_sure: bool },
     /// A piece came from elsewhere and is in the store, with the metainfo that proves it.
@@ -97,6 +101,12 @@ pub(crate) enum Note {
         digest: Digest,
         piece: u32,
         reason: String,
+    },
+    /// A reader begins with these bytes.
+    Read {
+        digest: Digest,
+        reader: ReaderId,
+        bytes: Range<u64>,
     },
     /// A reader moved.
     Want {
@@ -134,6 +144,8 @@ struct Blob {
     meta: MetaInfo,
     namespace: Namespace,
     progress: watch::Sender<Progress>,
+    /// Whether only what its readers want is fetched.
+    is_partial: bool,
     /// End what follows its open metainfo, and what asks whether it is right, with the blob.
     _following: Option<DropGuard>,
     _confirming: Option<DropGuard>,
@@ -303,9 +315,11 @@ impl Driver {
                 namespace,
                 have,
                 ingest,
+                extent,
                 reply,
             } => {
-                let _ = reply.send(self.open(told, namespace, have, ingest));
+                let is_partial = extent == Extent::Parts && !have.is_full();
+                let _ = reply.send(self.open((told, have), namespace, ingest, is_partial));
             }
             Note::Continued { meta, is_hearsay } => self.continued(meta, is_hearsay),
             Note::Seek {
@@ -315,6 +329,7 @@ impl Driver {
             } => self.seek(namespace, digest, reply),
             Note::Tell { conn, message } => self.send(conn, message),
             Note::Confirmed { meta } => self.confirmed(&meta),
+            Note::Unconfirmed { digest } => self.fetch_whole(digest),
             Note::Contradicted { meta, is_sure } => self.contradicted(&meta, is_sure),
             Note::Ingested { meta, piece } => self.ingested(meta, piece),
             Note::Failed { digest, end } => self.failed(digest, end),
@@ -340,6 +355,17 @@ impl Driver {
             } => {
                 self.input(Input::PieceLost { digest, piece });
                 self.give_up(digest, reason);
+            }
+            Note::Read {
+                digest,
+                reader,
+                bytes,
+            } => {
+                self.input(Input::Read {
+                    digest,
+                    reader,
+                    bytes,
+                });
             }
             Note::Want {
                 digest,
@@ -401,15 +427,19 @@ impl Driver {
 
     fn open(
         &mut self,
-        told: Told,
+        (told, have): (Told, Bitfield),
         namespace: Namespace,
-        have: Bitfield,
         ingest: bool,
+        is_partial: bool,
     ) -> watch::Receiver<Progress> {
         let Told { meta, is_hearsay } = told;
         let digest = meta.digest();
         if let Some(blob) = self.blobs.get(&digest) {
-            return blob.progress.subscribe();
+            let progress = blob.progress.subscribe();
+            if !is_partial {
+                self.fetch_whole(digest);
+            }
+            return progress;
         }
         let sealed = have.is_full();
         let progress = Progress {
@@ -433,6 +463,7 @@ impl Driver {
                 meta,
                 namespace,
                 progress,
+                is_partial,
                 _following,
                 _confirming,
                 misfits: 0,
@@ -442,10 +473,23 @@ impl Driver {
             },
         );
         self.input(Input::Open { spec, have });
+        if is_partial {
+            let extent = Extent::Parts;
+            self.input(Input::Fetch { digest, extent });
+        }
         if open || ingest {
             self.input(Input::Provable { digest, pieces });
         }
         following
+    }
+
+    /// Fetches all of a blob of which only parts were wanted so far.
+    fn fetch_whole(&mut self, digest: Digest) {
+        let blob = self.blobs.get_mut(&digest);
+        if blob.is_some_and(|blob| std::mem::take(&mut blob.is_partial)) {
+            let extent = Extent::Whole;
+            self.input(Input::Fetch { digest, extent });
+        }
     }
 
     fn follow(&self, namespace: Namespace, meta: MetaInfo) -> DropGuard {
@@ -489,6 +533,10 @@ impl Driver {
                 blob._confirming = confirming;
             }
             self.input(Input::Provable { digest, pieces });
+            if is_hearsay {
+                // Its last piece alone proves it.
+                self.fetch_whole(digest);
+            }
         }
     }
 
@@ -540,6 +588,7 @@ impl Driver {
                 meta,
                 namespace: Namespace::default(),
                 progress,
+                is_partial: false,
                 _following: None,
                 _confirming: None,
                 misfits: 0,

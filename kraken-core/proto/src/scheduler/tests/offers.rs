@@ -184,7 +184,7 @@ fn a_small_blob_is_offered_to_several_of_a_crowd() {
         spec: spec(b"blob"),
         have: Bitfield::full(PIECES),
     });
-    let offered = |bench: &mut Bench, numbers: std::ops::Range<u8>| {
+    let offered = |bench: &mut Bench, numbers: Range<u8>| {
         let actions = numbers.flat_map(|number| bench.agent(number, 1..8).1);
         offers(&actions.collect::<Vec<_>>()).len()
     };

@@ -54,6 +54,7 @@ fn any_message(kind: u8, digest: Digest, piece: u32, bits: u8) -> Message {
             digest,
             piece_length,
             have,
+            is_partial: bits >> 7 == 1,
         },
         3 => Message::Unsubscribe { digest },
         4 => Message::Have {
@@ -157,6 +158,18 @@ fn any_input(op: (u8, u8, u32, u8), bench: &mut Bench, owed: &mut Owed) -> Optio
             pieces: piece,
         },
         18 => Input::PieceIngested { digest, piece },
+        19 => Input::Fetch {
+            digest,
+            extent: match bits % 3 {
+                0 => Extent::Whole,
+                _ => Extent::Parts,
+            },
+        },
+        20 => Input::Read {
+            digest,
+            reader: ReaderId(u64::from(bits % 3)),
+            bytes: u64::from(piece * SIZE)..u64::from(piece * SIZE) + (u64::from(bits) << 12),
+        },
         _ => Input::Message {
             conn,
             message: any_message(bits, digest, piece, bits ^ detail),
