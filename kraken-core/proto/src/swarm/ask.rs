@@ -206,19 +206,16 @@ impl Swarm {
         cx: &mut Context<'_>,
         eligible: &dyn Fn(u32) -> bool,
     ) -> Option<u32> {
-        let urgent = if self.parts.is_some() {
-            self.choose_part_of_origin(cx, eligible)
-        } else {
-            let mut urgent = self.window.urgent(cx.now, cx.config.patience);
-            urgent.find(|piece| self.rarest.is_open(*piece) && eligible(*piece))
-        };
-        if urgent.is_some() || !self.is_starving(cx.now, cx.config) {
-            return urgent;
+        if self.parts.is_some() {
+            return self.choose_part_of_origin(cx, eligible);
         }
-        match self.parts {
-            Some(_) => self.choose_part(cx, eligible),
-            None => self.rarest.pick(.., cx.rng, eligible),
-        }
+        let mut urgent = self.window.urgent(cx.now, cx.config.patience);
+        urgent
+            .find(|piece| self.rarest.is_open(*piece) && eligible(*piece))
+            .or_else(|| {
+                let starving = self.is_starving(cx.now, cx.config);
+                starving.then(|| self.rarest.pick(.., cx.rng, eligible))?
+            })
     }
 
     fn choose_double(&self, cx: &Context<'_>, eligible: &dyn Fn(u32) -> bool) -> Option<u32> {
@@ -268,7 +265,7 @@ impl Swarm {
             && self.hungry_since.is_some_and(hungry)
     }
 
-    fn is_starving(&self, now: Timestamp, config: &Config) -> bool {
+    pub(super) fn is_starving(&self, now: Timestamp, config: &Config) -> bool {
         self.starves_at(config).is_some_and(|at| at <= now)
     }
 

@@ -23,7 +23,6 @@ use crate::blob::bitfield::Bitfield;
 use crate::peer::{PeerId, PeerRole};
 use crate::picker::inflight::Inflight;
 use crate::picker::rarest::Rarest;
-use crate::picker::readahead::ReadAhead;
 use crate::picker::window::Window;
 use crate::rng::Rng;
 use crate::scheduler::action::{Action, Event};
@@ -33,6 +32,7 @@ use crate::time::Timestamp;
 use crate::wire::message::Message;
 use offers::Offers;
 use open::Unproven;
+use parts::Parts;
 use peers::{Neighbour, take};
 use stats::SwarmStats;
 
@@ -66,7 +66,7 @@ pub(crate) struct Swarm {
     inflight: Inflight,
     window: Window,
     /// What is fetched beside what readers want, when only parts of the blob are.
-    parts: Option<ReadAhead>,
+    parts: Option<Parts>,
     /// The pieces that cannot be proved yet, while the metainfo is open.
     unproven: Unproven,
     /// Pieces that are being verified and written, and who sent them: the sender may be gone
@@ -204,6 +204,9 @@ impl Swarm {
         // Perhaps said again after two connections became one; news in between may have crossed it.
         peer.subscribed = true;
         peer.is_partial = is_partial;
+        if !peer.is_agent() {
+            self.met_origin(cx.now, cx.config);
+        }
         have.iter()
             .for_each(|piece| self.gains(cx.now, conn, piece));
         self.part_if_useless(cx, conn);
@@ -378,9 +381,9 @@ impl Swarm {
 
     /// How long news is gathered. Where pieces take long, because they are large or the network is
     /// slow, nothing is lost by waiting as much longer. Whoever has hardly anything is of no use
-    /// until the others know what it has.
+    /// until the others know what it has; and where only parts are fetched, others wait for the same.
     fn news_delay(&self, config: &Config) -> Duration {
-        if self.have.count() <= config.newcomer_pieces {
+        if self.have.count() <= config.newcomer_pieces || self.parts.is_some() {
             Duration::ZERO
         } else {
             config

@@ -4,6 +4,11 @@
 //! A piece that nobody wants is asked of nobody, as one that cannot be proved. Peers hear of it, so that
 //! none offers pieces. While nothing is wanted the swarm is *idle*: it serves what is here, and looks for
 //! nobody.
+//!
+//! Hosts that start the same container read the same parts at about the same time, and nobody offers them
+//! pieces, so that each could draw its own copy out of an origin. So a host asks an origin for what no
+//! agent around has a moment later, by chance, the later the more agents are around: the first ones have
+//! it by then, and said so.
 
 use std::ops::Range;
 
@@ -11,7 +16,21 @@ use super::{Context, Swarm};
 use crate::picker::readahead::ReadAhead;
 use crate::picker::window::ReaderId;
 use crate::scheduler::action::Action;
+use crate::scheduler::config::Config;
 use crate::scheduler::input::Extent;
+use crate::time::Timestamp;
+
+/// What is wanted beside what readers do, and from when on origins are asked.
+#[derive(Debug)]
+pub(super) struct Parts {
+    ahead: ReadAhead,
+    origins_at: Timestamp,
+}
+
+/// With this many agents around, an origin is asked within `offer_wait`.
+const CROWD: u32 = 4;
+/// More of them make nobody wait longer.
+const LARGE_CROWD: u32 = 2 * CROWD;
 
 impl Swarm {
     /// Fetches all of the blob from now on, or only parts.
@@ -20,7 +39,10 @@ impl Swarm {
         if is_partial == self.parts.is_some() {
             return;
         }
-        self.parts = is_partial.then(ReadAhead::default);
+        self.parts = is_partial.then(|| Parts {
+            ahead: ReadAhead::default(),
+            origins_at: cx.now,
+        });
         self.revise(0..self.have.len());
         for conn in self.conns().collect::<Vec<_>>() {
             let message = self.greeting();
@@ -40,6 +62,7 @@ impl Swarm {
         let pieces = self.spec.pieces_of(bytes.clone());
         self.move_reader(cx, reader, pieces);
         self.look_ahead(cx, bytes);
+        self.let_others_begin(cx);
         self.fill_all(cx);
     }
 
@@ -52,6 +75,11 @@ impl Swarm {
         self.window.set(cx.now, reader, missing..end);
         if self.parts.is_some() {
             let after = self.window.wants(reader);
+            if before.is_empty() || after.is_empty() {
+                self.revise(before);
+                self.revise(after);
+                return;
+            }
             // Where one ends that the other has.
             self.revise(before.start.min(after.start)..before.start.max(after.start));
             self.revise(before.end.min(after.end)..before.end.max(after.end));
@@ -59,7 +87,7 @@ impl Swarm {
     }
 
     fn look_ahead(&mut self, cx: &Context<'_>, bytes: Range<u64>) {
-        let Some(ahead) = &mut self.parts else {
+        let Some(Parts { ahead, .. }) = &mut self.parts else {
             return;
         };
         let before: Vec<_> = ahead.ranges().collect();
@@ -69,6 +97,32 @@ impl Swarm {
         for range in before.iter().chain(&after).filter(is_changed) {
             self.revise(range.clone());
         }
+    }
+
+    /// Waits by chance before an origin is asked, when agents are around.
+    fn let_others_begin(&mut self, cx: &mut Context<'_>) {
+        let agents = self.peers.values().filter(|peer| peer.is_agent()).count();
+        let agents = u32::try_from(agents).unwrap_or(u32::MAX).min(LARGE_CROWD);
+        let most = cx.config.offer_wait * agents / CROWD;
+        if let Some(parts) = self.parts.as_mut().filter(|it| it.origins_at <= cx.now) {
+            let wait = most.mul_f64(cx.rng.unit());
+            parts.origins_at = cx.now + wait;
+        }
+    }
+
+    /// An origin is there: agents may be a moment later.
+    pub(super) fn met_origin(&mut self, now: Timestamp, config: &Config) {
+        if let Some(parts) = &mut self.parts {
+            parts.origins_at = parts.origins_at.max(now + config.offer_wait);
+        }
+    }
+
+    /// From when on an origin may be asked for what no agent has.
+    pub(super) fn asks_origins_at(&self) -> Option<Timestamp> {
+        let parts = self.parts.as_ref();
+        parts
+            .filter(|_| self.rarest.open_count() > 0)
+            .map(|it| it.origins_at)
     }
 
     /// Of these pieces, those that are wanted may be asked for, and the others not.
@@ -84,8 +138,8 @@ impl Swarm {
 
     /// Whether anybody here wants `piece`.
     pub(super) fn wants(&self, piece: u32) -> bool {
-        let ahead = self.parts.as_ref();
-        ahead.is_none_or(|ahead| self.window.contains(piece) || ahead.contains(piece))
+        let parts = self.parts.as_ref();
+        parts.is_none_or(|it| self.window.contains(piece) || it.ahead.contains(piece))
     }
 
     /// Whether only parts are fetched, and all that is wanted of them is here or being written: there
@@ -115,7 +169,7 @@ impl Swarm {
         cx: &mut Context<'_>,
         eligible: &dyn Fn(u32) -> bool,
     ) -> Option<u32> {
-        let ahead = self.parts.as_ref()?;
+        let Parts { ahead, .. } = self.parts.as_ref()?;
         let free = |piece: &u32| self.rarest.is_open(*piece) && eligible(*piece);
         let next = self.window.ahead(cx.config.read_ahead).find(free);
         let of_readers = |piece: u32| self.window.contains(piece) && eligible(piece);
@@ -123,7 +177,8 @@ impl Swarm {
             .or_else(|| ahead.nearest_first().find(free))
     }
 
-    /// The same of an origin: what a reader has waited for too long, and what no agent around has.
+    /// The same of an origin: what a reader has waited for too long, and what no agent around has, or
+    /// sends, after a while.
     pub(super) fn choose_part_of_origin(
         &self,
         cx: &mut Context<'_>,
@@ -131,7 +186,11 @@ impl Swarm {
     ) -> Option<u32> {
         let free = |piece: &u32| self.rarest.is_open(*piece) && eligible(*piece);
         let late = self.window.late(cx.now, cx.config.patience).find(free);
-        let alone = |piece: u32| eligible(piece) && self.rarest.count(piece) == 0;
-        late.or_else(|| self.choose_part(cx, &alone))
+        if late.is_some() || self.asks_origins_at().is_none_or(|at| at > cx.now) {
+            return late;
+        }
+        let is_starving = self.is_starving(cx.now, cx.config);
+        let alone = |piece: u32| is_starving || self.rarest.count(piece) == 0;
+        self.choose_part(cx, &|piece| eligible(piece) && alone(piece))
     }
 }

@@ -47,16 +47,18 @@ impl Swarm {
     }
 
     /// When more may be asked for although nothing has happened: of an origin because no agent
-    /// sends anything, and of a second peer in the end game.
-    fn restless(&self, config: &Config) -> [Option<Timestamp>; 2] {
+    /// sends anything, or after a while where only parts are fetched, and of a second peer in the end
+    /// game.
+    fn restless(&self, config: &Config) -> [Option<Timestamp>; 3] {
         if self.is_complete() {
-            return [None; 2];
+            return [None; 3];
         }
         let doubling = self.in_endgame(config).then(|| {
             let oldest = self.inflight.oldest_single(COPIES)?;
             Some(oldest + self.doubling_age(config))
         });
-        [self.starves_at(config), doubling.flatten()]
+        let parts = self.asks_origins_at();
+        [self.starves_at(config), doubling.flatten(), parts]
     }
 
     /// Looks for silent neighbours and forgotten offers.

@@ -79,6 +79,14 @@ fn partial(have: Bitfield) -> Bench {
     bench
 }
 
+/// The same once an origin is there, and nobody else has come meanwhile.
+fn with_origin(have: Bitfield) -> (Bench, ConnId) {
+    let mut bench = partial(have);
+    let (origin, _) = bench.neighbour(1, PeerRole::Origin, Bitfield::full(MANY));
+    bench.wait(Config::lan().offer_wait);
+    (bench, origin)
+}
+
 #[test]
 fn nothing_is_asked_for_but_what_readers_want() {
     let mut bench = partial(some([]));
@@ -95,8 +103,7 @@ fn nothing_is_asked_for_but_what_readers_want() {
 
 #[test]
 fn who_reads_on_is_fed_ahead_in_order_and_who_reads_at_random_is_not() {
-    let mut bench = partial(some([]));
-    let (origin, _) = bench.neighbour(1, PeerRole::Origin, Bitfield::full(MANY));
+    let (mut bench, origin) = with_origin(some([]));
     for (reader, piece) in [40, 10, 60].into_iter().enumerate() {
         let actions = bench.feed(read(reader as u64, piece..piece + 1));
         assert_eq!(asked(&actions), [piece]);
@@ -113,24 +120,70 @@ fn what_a_reader_no_longer_wants_is_asked_of_nobody() {
     bench.feed(read(1, 3..6));
     bench.feed(read(2, 50..52));
     bench.feed(done(1));
-    let (_, actions) = bench.neighbour(1, PeerRole::Origin, Bitfield::full(MANY));
+    bench.neighbour(1, PeerRole::Origin, Bitfield::full(MANY));
+    let actions = bench.wait(Config::lan().offer_wait);
     assert_eq!(asked(&actions), [50, 51]);
 }
 
 #[test]
-fn pieces_come_from_agents_that_have_them_and_the_others_from_the_origin() {
-    let mut bench = partial(some([]));
-    let (origin, _) = bench.neighbour(1, PeerRole::Origin, Bitfield::full(MANY));
+fn pieces_come_from_agents_that_have_them_and_the_others_from_the_origin_a_moment_later() {
+    let (mut bench, origin) = with_origin(some([]));
     let (agent, _) = bench.neighbour(2, PeerRole::Agent, some([7, 8]));
-    let actions = bench.feed(read(1, 7..10));
-    let of = |conn: ConnId| requests(&actions).iter().filter(|it| it.0 == conn).count();
-    assert_eq!((of(agent), of(origin)), (2, 1), "{actions:?}");
+    let mut at_once = requests(&bench.feed(read(1, 7..10)));
+    at_once.sort_unstable_by_key(|it| it.1);
+    at_once.retain(|it| it.0 == agent);
+    assert_eq!(at_once, [(agent, 7), (agent, 8)]);
+    bench.wait(Config::lan().offer_wait);
+    assert!(requests(&bench.stored(agent, 7)).is_empty());
+    let asked_again = bench.piece(origin, 9);
+    assert!(
+        !banned(&asked_again, 1, CloseReason::Protocol),
+        "it was asked"
+    );
+}
+
+#[test]
+fn hosts_that_read_the_same_in_the_same_moment_do_not_all_ask_the_origin() {
+    let mut waits = Vec::new();
+    for seed in 0..40 {
+        let config = Config::lan();
+        let now = Timestamp::ZERO + Duration::from_secs(1);
+        let machine = Scheduler::new(now, info(100, PeerRole::Agent), config.clone(), seed);
+        let mut bench = Bench {
+            machine,
+            now,
+            conns: 0,
+        };
+        let (spec, have) = (large(), some([]));
+        bench.feed(Input::Open { spec, have });
+        bench.feed(fetch(Extent::Parts));
+        bench.neighbour(1, PeerRole::Origin, Bitfield::full(MANY));
+        for peer in 2..10 {
+            bench.neighbour(peer, PeerRole::Agent, some([]));
+        }
+        bench.wait(config.offer_wait);
+        let mut asked = asked(&bench.feed(read(1, 5..6)));
+        let began = bench.now;
+        while asked.is_empty() {
+            asked = self::asked(&bench.wait(Duration::from_millis(1)));
+        }
+        assert_eq!(asked, [5]);
+        waits.push(bench.now.since(began));
+    }
+    assert!(
+        waits
+            .iter()
+            .all(|wait| *wait <= Config::lan().offer_wait * 2)
+    );
+    waits.sort_unstable();
+    let first = waits[0];
+    let soon = |wait: &&Duration| **wait <= first + Duration::from_millis(10);
+    assert!(waits.iter().filter(soon).count() < 20, "{waits:?}");
 }
 
 #[test]
 fn all_of_it_is_fetched_once_somebody_wants_all() {
-    let mut bench = partial(some([]));
-    let (origin, _) = bench.neighbour(1, PeerRole::Origin, Bitfield::full(MANY));
+    let (mut bench, origin) = with_origin(some([]));
     bench.feed(read(1, 20..22));
     bench.stored(origin, 20);
     let actions = bench.feed(fetch(Extent::Whole));
@@ -142,8 +195,7 @@ fn all_of_it_is_fetched_once_somebody_wants_all() {
 
 #[test]
 fn offers_of_what_nobody_wants_are_declined() {
-    let mut bench = partial(some([]));
-    let (origin, _) = bench.neighbour(1, PeerRole::Origin, Bitfield::full(MANY));
+    let (mut bench, origin) = with_origin(some([]));
     let (digest, piece) = (blob(), 9);
     let actions = bench.say(origin, Message::Offer { digest, piece });
     let (conn, message) = (origin, Message::Refuse { digest, piece });
@@ -225,8 +277,7 @@ proptest! {
     fn just_what_is_wanted_is_asked_for(
         ops in prop::collection::vec((0u8..5, 0u64..4, 0..MANY, 1u32..6), 1..80),
     ) {
-        let mut bench = partial(some([1, 2, 30]));
-        let (origin, _) = bench.neighbour(1, PeerRole::Origin, Bitfield::full(MANY));
+        let (mut bench, origin) = with_origin(some([1, 2, 30]));
         let (mut shadow, mut wanted) = (ReadAhead::default(), [const { 0..0 }; 4]);
         let (mut owed, mut held) = (BTreeSet::new(), BTreeSet::from([1, 2, 30]));
         for (kind, reader, piece, len) in ops {
