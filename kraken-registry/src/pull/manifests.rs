@@ -24,6 +24,9 @@ pub(super) async fn get<B: BlobSource, T: TagService + LinkService>(
     reference: Reference,
 ) -> Result<Response, RegistryError> {
     let Found { digest, is_stale } = resolve(state, repo, &reference).await?;
+    if state.is_mirror() && !is_stale && matches!(reference, Reference::Tag(_)) {
+        state.removals.note(repo, digest).await;
+    }
     let ns = repo.namespace();
     let read = state.manifests.read(&state.blobs, &ns, digest);
     let by_digest = matches!(reference, Reference::Digest(_));

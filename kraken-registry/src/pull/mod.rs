@@ -6,6 +6,7 @@ mod lists;
 mod manifests;
 mod range;
 mod referrers;
+mod removed;
 mod stale;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::source::BlobSource;
 use crate::tags::{LinkService, TagService};
 use crate::web::{API_VERSION, CONTENT_DIGEST, OCI_NAMESPACE, header, value};
 use hosts::{Hosts, Meant};
+use removed::Removals;
 
 pub use stale::StaleTags;
 
@@ -45,6 +47,7 @@ pub struct PullState<B, T> {
     hosts: Hosts,
     pub(crate) access: Arc<Access>,
     stale: StaleTags,
+    removals: Removals,
 }
 
 impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
@@ -58,6 +61,7 @@ impl<B: BlobSource, T: TagService + LinkService> PullState<B, T> {
             hosts: Hosts::default(),
             access: Arc::default(),
             stale: StaleTags::default(),
+            removals: Removals::default(),
         }
     }
 
@@ -129,11 +133,14 @@ impl<B, T: LinkService> PullState<B, T> {
         self.mirror
     }
 
-    /// Whether it is known that the repository does not hold something any more. A mirror serves what
-    /// its digest names, and so does everybody else while nobody can be asked.
+    /// Whether it is known that the repository does not hold something any more. A mirror serves blobs
+    /// by their digests, and so does everybody else while nobody can be asked.
     pub(crate) async fn is_removed(&self, repo: &RepoName, link: Link) -> bool {
         if self.mirror {
-            return false;
+            return match link {
+                Link::Manifest(digest) => self.removals.has(&self.tags, repo, digest).await,
+                _ => false,
+            };
         }
         let known = timeout(PATIENCE, self.tags.link(repo, link)).await;
         matches!(known, Ok(Ok(Linked::Removed)))

@@ -3,8 +3,10 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use kraken_proto::{Digest, Namespace};
+use kraken_registry::link::Link;
 use kraken_registry::memory::MemoryTags;
 use kraken_registry::pull::{self, PullState};
+use kraken_registry::tags::LinkService;
 use kraken_registry::{BlobBody, BlobSource, MediaType, SourceError, TagService};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -289,6 +291,25 @@ async fn tags_come_in_pages() {
         "SIZE_INVALID",
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_mirror_serves_no_manifest_that_was_removed_from_its_repository() {
+    let registry = Registry::mirror().await;
+    let image = image(MediaType::OciManifest, b"{}", &[]);
+    let digest = registry.blobs.insert(image.to_string());
+    let (repo, link) = ("team/app".parse().unwrap(), Link::Manifest(digest));
+    registry.tags.set_link(&repo, link, false).await.unwrap();
+    let path = format!("/v2/team/app/manifests/{digest}");
+    error(registry.get(&path).await, 404, "MANIFEST_UNKNOWN").await;
+    // In another repository it stays, and who knows a digest gets its bytes.
+    for other in ["other/manifests", "app/blobs"] {
+        let path = format!("/v2/team/{other}/{digest}");
+        assert_eq!(registry.get(&path).await.status(), 200, "{other}");
+    }
+    registry.tags.set_unavailable(true);
+    let status = registry.get(&path).await.status();
+    assert_eq!(status, 200, "nobody can be asked");
 }
 
 /// Says that a blob has 100,000 bytes and sends only `sent`; then an error, or just the end.
