@@ -28,6 +28,18 @@ impl Clock {
     }
 }
 
+/// For how long this host has run, whatever was done to its clock, and which of its runs this is: by
+/// both, a process can tell how long ago something was in an earlier life. None where it cannot be had.
+#[cfg(all(feature = "http", feature = "fs"))]
+pub(crate) fn host_run() -> Option<(String, std::time::Duration)> {
+    let read = |path| std::fs::read_to_string(path).ok();
+    let run = read("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+    let uptime = read("/proc/uptime")?;
+    let seconds: f64 = uptime.split(' ').next()?.parse().ok()?;
+    let ran = std::time::Duration::try_from_secs_f64(seconds).ok()?;
+    (!run.is_empty()).then_some((run, ran))
+}
+
 /// Milliseconds since 1970: for what outlives the process.
 pub(crate) fn unix_ms() -> u64 {
     use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -225,6 +225,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let mut builder = Origin::builder(config.name, disks.clone(), transport, backend, queue)
         .ring(ring, http)
         .replicas(config.replicas)
+        .asked_file(config.store.join("asked"))
         .lifetimes(config.eviction.lifetimes())
         .health(health)
         .heal(heal)

@@ -18,6 +18,8 @@ const LEASE: Duration = Duration::from_secs(60);
 const MAX_GRACE: Duration = Duration::from_secs(48 * 3600);
 /// Blobs whose questions are remembered: some 100 MB.
 const MAX_ASKED: usize = 1_000_000;
+/// A question that is written down stands for the later ones about the same blob, for so long.
+const NOTE_EVERY: Duration = Duration::from_secs(60);
 /// How often what is forgotten is looked for.
 const PRUNE: Duration = Duration::from_secs(600);
 
@@ -26,7 +28,7 @@ const PRUNE: Duration = Duration::from_secs(600);
 pub struct Garbage {
     /// Nothing is known of what was asked before: this origin was started, or too much was asked.
     since: Timestamp,
-    asked: BTreeMap<Digest, Timestamp>,
+    asked: BTreeMap<Digest, Asked>,
     condemned: BTreeMap<Digest, Sentence>,
     prune_at: Timestamp,
 }
@@ -35,6 +37,13 @@ pub struct Garbage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it does not know what it was asked within the grace period: it was started since")]
 pub struct TooYoung;
+
+/// When a blob was asked about last, and when that was written down last.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    at: Timestamp,
+    noted: Option<Timestamp>,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Sentence {
@@ -56,6 +65,52 @@ impl Garbage {
         }
     }
 
+    /// An origin that starts again and knows what it was asked since then: which blobs, and when that was
+    /// written down, as [`Garbage::is_news`] said.
+    pub fn resume(
+        now: Timestamp,
+        since: Timestamp,
+        noted: impl IntoIterator<Item = (Digest, Timestamp)>,
+    ) -> Self {
+        let mut garbage = Self::new(now);
+        garbage.since = since.min(now);
+        for (digest, at) in noted {
+            let noted = garbage.asked.get(&digest).and_then(|it| it.noted);
+            let noted = noted.map_or(at, |before| before.max(at));
+            // It may have been asked about again, until it would have been written down again.
+            let at = (noted + NOTE_EVERY).min(now);
+            let noted = Some(noted);
+            garbage.asked.insert(digest, Asked { at, noted });
+        }
+        if garbage.asked.len() > MAX_ASKED {
+            return Self::new(now);
+        }
+        garbage
+    }
+
+    /// From when on it is known what was asked.
+    pub const fn since(&self) -> Timestamp {
+        self.since
+    }
+
+    /// The blobs that were asked about, and when last, for what is written down anew.
+    pub fn asked(&self) -> impl ExactSizeIterator<Item = (Digest, Timestamp)> + '_ {
+        self.asked.iter().map(|(digest, it)| (*digest, it.at))
+    }
+
+    /// Whether a blob that was asked about just now is to be written down: nothing that was written down
+    /// before stands for it.
+    pub fn is_news(&mut self, now: Timestamp, digest: Digest) -> bool {
+        let Some(asked) = self.asked.get_mut(&digest) else {
+            return false;
+        };
+        let is_news = asked.noted.is_none_or(|at| now.since(at) >= NOTE_EVERY);
+        if is_news {
+            asked.noted = Some(now);
+        }
+        is_news
+    }
+
     /// Somebody asks about a blob, or pushes it. False when it is condemned: it counts as not there.
     pub fn ask(&mut self, now: Timestamp, digest: Digest) -> bool {
         if self.is_condemned(now, digest) {
@@ -66,10 +121,11 @@ impl Garbage {
             self.asked.clear();
             self.since = now;
         }
-        self.asked.insert(digest, now);
+        let noted = self.asked.get(&digest).and_then(|it| it.noted);
+        self.asked.insert(digest, Asked { at: now, noted });
         if now >= self.prune_at {
             self.prune_at = now + PRUNE;
-            self.asked.retain(|_, at| now.since(*at) < MAX_GRACE);
+            self.asked.retain(|_, it| now.since(it.at) < MAX_GRACE);
             self.condemned.retain(|_, sentence| sentence.until > now);
         }
         true
@@ -103,7 +159,7 @@ impl Garbage {
         let mut condemned = digests;
         condemned.retain(|digest| {
             let asked = self.asked.get(digest);
-            let is_quiet = asked.is_none_or(|at| now.since(*at) >= grace);
+            let is_quiet = asked.is_none_or(|it| now.since(it.at) >= grace);
             let sentence = self.condemned.get(digest);
             let is_free = sentence.is_none_or(|it| it.until <= now || it.token == token);
             is_quiet && is_free
@@ -187,6 +243,36 @@ mod tests {
         assert!(garbage.is_condemned(at(79), one));
         assert_eq!(garbage.free_at(one), Some(at(80)));
         assert!(garbage.ask(at(80), one), "nobody came");
+    }
+
+    #[test]
+    fn an_origin_that_starts_again_knows_what_was_written_down() {
+        let [one, two] = blobs();
+        let mut garbage = Garbage::new(at(100));
+        assert!(!garbage.is_news(at(100), one), "nobody asked");
+        let mut noted = Vec::new();
+        // It is asked all the time, and written down now and then.
+        for second in 100..=250 {
+            assert!(garbage.ask(at(second), one));
+            if garbage.is_news(at(second), one) {
+                noted.push((one, at(second)));
+            }
+        }
+        assert_eq!(noted, [(one, at(100)), (one, at(160)), (one, at(220))]);
+        let mut again = Garbage::resume(at(251), garbage.since(), noted);
+        assert_eq!(again.asked().collect::<Vec<_>>(), [(one, at(251))]);
+        assert_eq!(
+            again.condemn(at(260), (1, GRACE), vec![one, two]),
+            Ok(vec![two]),
+            "it knows what it was asked, and when at the latest"
+        );
+        assert_eq!(again.condemn(at(261), (1, GRACE), vec![one]), Ok(vec![one]));
+        let long = Duration::from_secs(200);
+        assert_eq!(
+            again.condemn(at(261), (1, long), vec![two]),
+            Err(TooYoung),
+            "not what it was asked before that"
+        );
     }
 
     #[test]

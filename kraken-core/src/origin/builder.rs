@@ -1,6 +1,7 @@
 //! Putting an origin together.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::counts::Counts;
+use super::garbage::Condemned;
 use super::letters::DEAD_AFTER;
 use super::mend::mend;
 use super::rebalance::HealConfig;
@@ -54,6 +56,7 @@ pub struct OriginBuilder {
     limits: Limits,
     advertise: Option<SocketAddr>,
     zone: Option<Zone>,
+    asked_file: Option<PathBuf>,
 }
 
 impl OriginBuilder {
@@ -85,6 +88,7 @@ impl OriginBuilder {
             limits: Limits::NONE,
             advertise: None,
             zone: None,
+            asked_file: None,
         }
     }
 
@@ -93,6 +97,13 @@ impl OriginBuilder {
     pub fn ring(mut self, members: impl IntoIterator<Item = RingMember>, http: HttpClient) -> Self {
         self.ring = members.into_iter().collect();
         self.http = Some(http);
+        self
+    }
+
+    /// Where to keep over a restart which blobs this origin was asked about, so that garbage can be
+    /// collected right after; nowhere by default.
+    pub fn asked_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.asked_file = Some(path.into());
         self
     }
 
@@ -225,7 +236,7 @@ impl OriginBuilder {
             drained: Notify::new(),
             members,
             let_go: Default::default(),
-            condemned: Default::default(),
+            condemned: Condemned::new(self.asked_file),
             lists: Default::default(),
             name: self.name,
             retry: self.retry,

@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Bound;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kraken_net::http::ApiError;
 use kraken_net::origin::{GarbageAsked, GarbagePage, GarbageStep, MOST};
-use kraken_proto::Digest;
 use kraken_proto::garbage::Garbage;
+use kraken_proto::{Digest, Timestamp};
 use kraken_storage::{Backend as _, BackendError};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::Inner;
+use super::asked::AskedFile;
 use super::ingest::store_error;
 use super::room::Leaving;
 use crate::clock::Clock;
@@ -25,11 +27,21 @@ const DELETE: Duration = Duration::from_secs(20);
 /// What this origin was asked about, and what is about to go.
 pub(super) struct Condemned {
     clock: Clock,
-    garbage: Mutex<Garbage>,
+    memory: Mutex<Memory>,
     /// How many commits of each blob are under way.
     commits: Mutex<BTreeMap<Digest, usize>>,
     freed: Notify,
 }
+
+/// What was asked, and where that is kept over a restart.
+struct Memory {
+    garbage: Garbage,
+    file: Option<AskedFile>,
+}
+
+/// Where the clock starts: what happened in an earlier life of this origin was before that, and counts for
+/// no longer.
+const BEFORE: Duration = Garbage::MAX_GRACE;
 
 /// A commit that is under way.
 pub(super) struct Committing {
@@ -49,21 +61,35 @@ impl Drop for Committing {
     }
 }
 
-impl Default for Condemned {
-    fn default() -> Self {
+impl Condemned {
+    /// Keeps what is asked in a file, if there is one, and knows what stands there.
+    pub(super) fn new(path: Option<PathBuf>) -> Self {
         let clock = Clock::start();
+        let now = clock.now() + BEFORE;
+        let mut garbage = Garbage::new(now);
+        let mut file = path.and_then(AskedFile::new);
+        if let Some(file) = &mut file {
+            if let Some(known) = file.load() {
+                let noted = known.asked.into_iter();
+                let noted = noted.map(|(digest, ago)| (digest, now - ago));
+                garbage = Garbage::resume(now, now - known.complete_for, noted);
+            }
+            file.write_anew(now, &garbage);
+        }
         Self {
-            garbage: Mutex::new(Garbage::new(clock.now())),
             clock,
+            memory: Mutex::new(Memory { garbage, file }),
             commits: Mutex::default(),
             freed: Notify::new(),
         }
     }
-}
 
-impl Condemned {
-    fn lock(&self) -> MutexGuard<'_, Garbage> {
-        self.garbage.lock().unwrap_or_else(PoisonError::into_inner)
+    fn now(&self) -> Timestamp {
+        self.clock.now() + BEFORE
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn commits(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
@@ -72,7 +98,19 @@ impl Condemned {
 
     /// Somebody asks about a blob: false when it counts as not there, as it is about to go.
     pub(super) fn ask(&self, digest: Digest) -> bool {
-        self.lock().ask(self.clock.now(), digest)
+        let now = self.now();
+        let Memory { garbage, file } = &mut *self.lock();
+        let since = garbage.since();
+        let is_free = garbage.ask(now, digest);
+        if let Some(file) = file.as_mut().filter(|_| is_free) {
+            if garbage.since() != since {
+                file.write_anew(now, garbage);
+            } else if garbage.is_news(now, digest) {
+                // Before the answer goes out; 40 bytes for the kernel to keep, once a minute.
+                file.add(now, garbage, digest);
+            }
+        }
+        is_free
     }
 
     /// The same for whoever reads it.
@@ -90,8 +128,8 @@ impl Condemned {
             if self.ask(digest) {
                 return;
             }
-            let until = self.lock().free_at(digest);
-            let until = until.map(|at| self.clock.instant(at));
+            let until = self.lock().garbage.free_at(digest);
+            let until = until.map(|at| self.clock.instant(at - BEFORE));
             tokio::select! {
                 () = freed => {}
                 () = tokio::time::sleep_until(until.unwrap_or_else(tokio::time::Instant::now)) => {}
@@ -122,11 +160,11 @@ impl Inner {
             step,
             digests,
         } = asked;
-        let now = self.condemned.clock.now();
+        let now = self.condemned.now();
         match step {
             GarbageStep::Condemn { grace_ms } => {
                 let grace = Duration::from_millis(grace_ms);
-                let mut garbage = self.condemned.lock();
+                let garbage = &mut self.condemned.lock().garbage;
                 // Whoever commits counts itself before it waits.
                 let quiet = self.idle(digests);
                 let condemned = garbage.condemn(now, (token, grace), quiet);
@@ -156,7 +194,7 @@ impl Inner {
                 Ok(removed)
             }
             GarbageStep::Release => {
-                self.condemned.lock().release(token);
+                self.condemned.lock().garbage.release(token);
                 self.condemned.freed.notify_waiters();
                 Ok(digests)
             }
@@ -165,8 +203,9 @@ impl Inner {
 
     /// Whether a blob is condemned under this name, and for long enough to be removed now.
     fn is_doomed(&self, token: u64, digest: Digest) -> bool {
-        let now = self.condemned.clock.now();
-        let doomed = self.condemned.lock().doomed(now, token, vec![digest]);
+        let now = self.condemned.now();
+        let memory = self.condemned.lock();
+        let doomed = memory.garbage.doomed(now, token, vec![digest]);
         !doomed.is_empty()
     }
 

@@ -5,6 +5,7 @@
 //! either when the client goes on with it.
 
 mod api;
+mod asked;
 mod builder;
 mod coming;
 mod copying;

@@ -11,6 +11,7 @@ mod clients;
 mod common;
 #[path = "../conformance/mod.rs"]
 mod conformance;
+mod garbage;
 mod links;
 mod members;
 mod odd;
