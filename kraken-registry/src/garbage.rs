@@ -85,6 +85,7 @@ struct Marked {
     digests: HashSet<Digest>,
     /// The manifests whose needs are marked. A layer may be another repository's manifest.
     followed: HashSet<Digest>,
+    /// All that have, or ever had, a tag or a link.
     repositories: BTreeSet<RepoName>,
 }
 
@@ -167,7 +168,9 @@ impl Collector {
                 let Ok(name) = name.parse::<RegisterName>() else {
                     return Err(GarbageError::Name(name));
                 };
+                // What is stored for one that has nothing any more is garbage.
                 marked.repositories.insert(name.repo().clone());
+                let Some(digest) = digest else { continue };
                 marked.digests.insert(digest);
                 // A blob that is kept for its own sake needs nothing else.
                 if !matches!(name, RegisterName::Link(_, Link::Blob(_))) {

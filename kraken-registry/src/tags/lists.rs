@@ -29,13 +29,15 @@ impl TagRing {
         Ok(names.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// Up to `n` tags and links of all repositories, behind `after`, and what each points to.
+    /// Up to `n` tags and links of all repositories, behind `after`, and what each points to; nothing once
+    /// it was removed.
     pub(crate) async fn page_all(
         &self,
         n: usize,
         after: Option<&str>,
-    ) -> Result<Vec<(String, Digest)>, TagError> {
-        self.page_registers("", n, after).await
+    ) -> Result<Vec<(String, Option<Digest>)>, TagError> {
+        self.page_listed("", n, after, |listed| Some((listed.name, listed.digest)))
+            .await
     }
 
     /// Up to `n` registers whose names begin with `prefix`, behind `after`, and what each points to.
@@ -45,6 +47,18 @@ impl TagRing {
         n: usize,
         after: Option<&str>,
     ) -> Result<Vec<(String, Digest)>, TagError> {
+        self.page_listed(prefix, n, after, |it| Some((it.name, it.digest?)))
+            .await
+    }
+
+    /// The same of what `take` takes.
+    async fn page_listed<T>(
+        &self,
+        prefix: &str,
+        n: usize,
+        after: Option<&str>,
+        take: impl Fn(Listed) -> Option<T>,
+    ) -> Result<Vec<T>, TagError> {
         // Of one repository its owners know all; of several, all have to be asked.
         let repo = RegisterName::repo_of(prefix);
         let view = self.view();
@@ -69,11 +83,7 @@ impl TagRing {
                 .map(|owner| owner.page((prefix, &lists), PAGE, after.as_deref()));
             let pages = gather(pages, enough).await?;
             let (listed, last) = merge(pages, PAGE);
-            names.extend(
-                listed
-                    .into_iter()
-                    .filter_map(|it| Some((it.name, it.digest?))),
-            );
+            names.extend(listed.into_iter().filter_map(&take));
             match last {
                 Some(last) => after = Some(last),
                 None => break,

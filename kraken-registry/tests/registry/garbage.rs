@@ -135,6 +135,18 @@ impl Cluster {
         let found = self.storages[storage].stat(&ns, digest).await;
         found.unwrap().is_some()
     }
+
+    /// Once the origin has run for long enough, and nobody has asked lately.
+    async fn collect(&self) -> Collected {
+        loop {
+            match self.run().await {
+                Ok(collected) if collected.garbage == collected.removed => return collected,
+                Ok(_) | Err(GarbageError::Origin(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
 }
 
 fn client(addr: SocketAddr) -> OriginCluster {
@@ -144,6 +156,21 @@ fn client(addr: SocketAddr) -> OriginCluster {
 fn members(addr: SocketAddr) -> Vec<RingMember> {
     let url = format!("http://{addr}").parse().unwrap();
     vec![RingMember::new("origin-0", url)]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storage_whose_repositories_are_all_empty_is_emptied() {
+    let cluster = Cluster::start().await;
+    let kept = cluster.put("one/files", "kept", 0).await.digest();
+    let removed = cluster.put("two/files", "removed", 1).await;
+    let collected = cluster.collect().await;
+    assert_eq!((collected.referenced, collected.removed), (2, 0));
+    let repo = "two/files".parse().unwrap();
+    cluster.hold(&repo, removed, false).await;
+    let collected = cluster.collect().await;
+    assert_eq!((collected.referenced, collected.removed_stored), (1, 1));
+    assert!(!cluster.stores(1, removed.digest()).await);
+    assert!(cluster.stores(0, kept).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
