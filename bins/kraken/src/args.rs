@@ -3,6 +3,7 @@
 pub(crate) mod ca;
 pub(crate) mod health;
 pub(crate) mod indexes;
+pub(crate) mod outside;
 pub(crate) mod preload;
 pub(crate) mod replicate;
 pub(crate) mod tag;
@@ -18,6 +19,8 @@ use kraken_core::Digest;
 use kraken_daemon::ConfigArgs;
 use kraken_registry::name::Host;
 use kraken_sim::PlotFile;
+
+use outside::{ProcessTls, RegistryTls};
 
 /// Distributes container images and other blobs to many hosts at the speed of their networks.
 #[derive(Debug, Parser)]
@@ -92,9 +95,11 @@ pub(crate) enum Command {
         /// Which image, when the layout holds several.
         #[arg(long)]
         image: Option<String>,
-        /// The proxy's address.
+        /// The proxy's address: host:port, or https://host:port.
         #[arg(long, default_value = "127.0.0.1:7602", env = "KRAKEN_PROXY")]
         proxy: String,
+        #[command(flatten)]
+        tls: RegistryTls,
     },
     /// Pulls an image into a directory in the OCI image layout.
     Pull {
@@ -105,9 +110,11 @@ pub(crate) enum Command {
         /// Shares the bytes with the agent's own files where the file system can do that.
         #[arg(long)]
         link: bool,
-        /// The address of an agent's registry.
+        /// The address of an agent's registry: host:port, or https://host:port.
         #[arg(long, default_value = "127.0.0.1:7610", env = "KRAKEN_AGENT")]
         agent: String,
+        #[command(flatten)]
+        tls: RegistryTls,
     },
     /// Runs one process of a cluster, as the binaries of that name do, until SIGTERM.
     Run {
@@ -184,7 +191,7 @@ pub(crate) enum Command {
         )]
         process: String,
         #[command(flatten)]
-        tls: TlsFiles,
+        tls: ProcessTls,
     },
 }
 
@@ -316,9 +323,11 @@ pub(crate) enum BlobCommand {
         /// What the blob belongs to.
         #[arg(long, default_value = "default")]
         namespace: String,
-        /// The proxy's address.
+        /// The proxy's address: host:port, or https://host:port.
         #[arg(long, default_value = "127.0.0.1:7602", env = "KRAKEN_PROXY")]
         proxy: String,
+        #[command(flatten)]
+        tls: RegistryTls,
     },
     /// Fetches a blob into a file.
     Get {
@@ -334,9 +343,11 @@ pub(crate) enum BlobCommand {
         /// What the blob belongs to.
         #[arg(long, default_value = "default")]
         namespace: String,
-        /// The address of an agent's registry.
+        /// The address of an agent's registry: host:port, or https://host:port.
         #[arg(long, default_value = "127.0.0.1:7610", env = "KRAKEN_AGENT")]
         agent: String,
+        #[command(flatten)]
+        tls: RegistryTls,
     },
 }
 
@@ -383,7 +394,7 @@ impl FromStr for AtMost {
 pub(crate) struct PreheatArgs {
     /// The image, as repository:tag or repository@digest.
     pub(crate) image: String,
-    /// The proxy's address.
+    /// The proxy's address: host:port, or https://host:port.
     #[arg(long, default_value = "127.0.0.1:7602", env = "KRAKEN_PROXY")]
     pub(crate) proxy: String,
     /// The registries of agents, several with commas: they fetch it too.
@@ -405,6 +416,8 @@ pub(crate) struct PreheatArgs {
     /// 300MB/s: each blob's turn comes when those before it have had their time.
     #[arg(long, value_name = "RATE")]
     pub(crate) at_most: Option<AtMost>,
+    #[command(flatten)]
+    pub(crate) tls: RegistryTls,
     /// Prints one JSON object and nothing else.
     #[arg(long)]
     pub(crate) json: bool,
@@ -444,7 +457,12 @@ pub(crate) enum RuntimeCommand {
     Install(RuntimeArgs),
     /// Says whether they have what was installed last, and whether the agent is there. Exits with 1 when
     /// something is amiss.
-    Check(RuntimeChoice),
+    Check {
+        #[command(flatten)]
+        choice: RuntimeChoice,
+        #[command(flatten)]
+        tls: RegistryTls,
+    },
     /// Takes it out again.
     Remove(RuntimeChoice),
 }
@@ -465,9 +483,11 @@ pub(crate) struct RuntimeChoice {
 pub(crate) struct RuntimeArgs {
     #[command(flatten)]
     pub(crate) choice: RuntimeChoice,
-    /// The address of the agent's registry.
+    /// The address of the agent's registry: host:port, or https://host:port.
     #[arg(long, default_value = "127.0.0.1:7610", env = "KRAKEN_AGENT")]
     pub(crate) agent: Address,
+    #[command(flatten)]
+    pub(crate) tls: RegistryTls,
     /// Where the agent mirrors docker.io for dockerd: its docker_listen.
     #[arg(long)]
     pub(crate) docker: Option<Address>,

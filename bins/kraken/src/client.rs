@@ -1,24 +1,24 @@
 //! A client of the registries: what `push`, `pull` and the demo speak.
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod checked;
+mod send;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
+use std::num::NonZeroU64;
+
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _};
-use http::{Method, Request, StatusCode};
+use futures::Stream;
+use http::{Method, StatusCode};
 use kraken_core::Digest;
-use kraken_core::net::http::{ByteStream, HttpBody, HttpClient, HttpResponse, segment};
-use sha2::{Digest as _, Sha256};
+use kraken_core::net::http::{ByteStream, HttpBody, OutsideTrust, segment};
+use serde_json::{Value, json};
 
 use crate::Failure;
+use crate::caller::Caller;
 
-/// A registry, by its address.
-#[derive(Debug, Clone)]
-pub struct Registry {
-    http: HttpClient,
-    base: String,
-}
+pub use checked::Checked;
+use checked::Seen;
+pub use send::Registry;
+use send::{Ask, pull, push};
 
 /// The media types of manifests that a pull accepts.
 const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
@@ -32,20 +32,20 @@ const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
 /// Says that a blob is pushed for its own sake.
 const KEEP: (&str, &str) = ("kraken-keep", "true");
 
+/// The longest answer of another kind, in bytes.
+const MAX_ANSWER: usize = 16 << 10;
+
 /// The longest manifest, in bytes.
 const MAX_MANIFEST: usize = 4 << 20;
 
 impl Registry {
-    /// The registry at `host:port`, over plain HTTP.
+    /// The registry at `host:port` or at a URL, asked by whoever `KRAKEN_LOGIN`, or the files of docker and
+    /// podman, say.
     ///
     /// # Errors
-    /// The TLS library refuses its own defaults.
-    pub fn new(host: &str) -> Result<Self, Failure> {
-        let http = HttpClient::new(None).map_err(|error| Failure::Registry(error.to_string()))?;
-        Ok(Self {
-            http,
-            base: format!("http://{host}"),
-        })
+    /// The address makes no sense, or the TLS library refuses its own defaults.
+    pub fn new(address: &str) -> Result<Self, Failure> {
+        Self::of(address, &Caller::from_env(OutsideTrust::default())?)
     }
 
     /// Whether the registry has the blob.
@@ -54,7 +54,8 @@ impl Registry {
     /// It does not answer, or with anything but yes or no.
     pub async fn has_blob(&self, repository: &str, digest: Digest) -> Result<bool, Failure> {
         let path = format!("/v2/{repository}/blobs/{digest}");
-        let response = self.send(Method::HEAD, &path, HttpBody::Empty, &[]).await?;
+        let ask = Ask::new(Method::HEAD, &path, pull(repository));
+        let response = self.send(ask, HttpBody::Empty).await?;
         match response.status() {
             StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
@@ -92,38 +93,22 @@ impl Registry {
         bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
         finish_headers: &[(&str, &str)],
     ) -> Result<(Digest, u64), Failure> {
+        let scope = || push(repository);
         let start = format!("/v2/{repository}/blobs/uploads/");
-        let response = self
-            .expect(
-                Method::POST,
-                &start,
-                HttpBody::Empty,
-                &[],
-                StatusCode::ACCEPTED,
-            )
-            .await?;
-        let location = self.location(&response)?;
+        let post = Ask::new(Method::POST, &start, scope());
+        let posted = self.expect(post, HttpBody::Empty, StatusCode::ACCEPTED);
+        let location = self.location(&posted.await?)?;
         let (body, seen) = Seen::watch(bytes);
         let headers = [("content-type", "application/octet-stream")];
-        let patch = self.expect(
-            Method::PATCH,
-            &location,
-            HttpBody::Stream(body),
-            &headers,
-            StatusCode::ACCEPTED,
-        );
-        let location = self.location(&patch.await?)?;
+        let patch = Ask::new(Method::PATCH, &location, scope()).headers(&headers);
+        let patched = self.expect(patch, HttpBody::Stream(body), StatusCode::ACCEPTED);
+        let location = self.location(&patched.await?)?;
         let (digest, length) = seen.so_far();
         let joint = if location.contains('?') { '&' } else { '?' };
         let finish = format!("{location}{joint}digest={digest}");
-        self.expect(
-            Method::PUT,
-            &finish,
-            HttpBody::Empty,
-            finish_headers,
-            StatusCode::CREATED,
-        )
-        .await?;
+        let put = Ask::new(Method::PUT, &finish, scope()).headers(finish_headers);
+        self.expect(put, HttpBody::Empty, StatusCode::CREATED)
+            .await?;
         Ok((digest, length))
     }
 
@@ -147,9 +132,8 @@ impl Registry {
         headers.extend(is_kept.then_some(KEEP));
         let (body, seen) = Seen::watch(bytes);
         let body = HttpBody::Stream(body);
-        let posted = self
-            .expect(Method::POST, &path, body, &headers, StatusCode::CREATED)
-            .await;
+        let post = Ask::new(Method::POST, &path, push(repository)).headers(&headers);
+        let posted = self.expect(post, body, StatusCode::CREATED).await;
         match seen.so_far() {
             // What the registry says of it is less clear.
             (found, sent) if posted.is_err() && sent == length && found != digest => {
@@ -176,14 +160,9 @@ impl Registry {
     ) -> Result<(), Failure> {
         let path = format!("/v2/{repository}/manifests/{reference}");
         let headers = [("content-type", media_type)];
-        self.expect(
-            Method::PUT,
-            &path,
-            HttpBody::Bytes(manifest),
-            &headers,
-            StatusCode::CREATED,
-        )
-        .await?;
+        let put = Ask::new(Method::PUT, &path, push(repository)).headers(&headers);
+        self.expect(put, HttpBody::Bytes(manifest), StatusCode::CREATED)
+            .await?;
         Ok(())
     }
 
@@ -198,15 +177,8 @@ impl Registry {
     ) -> Result<(String, Bytes), Failure> {
         let path = format!("/v2/{repository}/manifests/{reference}");
         let headers = [("accept", MANIFESTS)];
-        let response = self
-            .expect(
-                Method::GET,
-                &path,
-                HttpBody::Empty,
-                &headers,
-                StatusCode::OK,
-            )
-            .await?;
+        let get = Ask::new(Method::GET, &path, pull(repository)).headers(&headers);
+        let response = self.expect(get, HttpBody::Empty, StatusCode::OK).await?;
         let media_type = response
             .header("content-type")
             .unwrap_or_default()
@@ -238,9 +210,8 @@ impl Registry {
         digest: Digest,
     ) -> Result<(u64, ByteStream), Failure> {
         let path = format!("/v2/{repository}/blobs/{digest}");
-        let response = self
-            .expect(Method::GET, &path, HttpBody::Empty, &[], StatusCode::OK)
-            .await?;
+        let get = Ask::new(Method::GET, &path, pull(repository));
+        let response = self.expect(get, HttpBody::Empty, StatusCode::OK).await?;
         let length = response
             .header("content-length")
             .and_then(|text| text.parse().ok());
@@ -264,9 +235,9 @@ impl Registry {
     /// # Errors
     /// It is not there.
     pub async fn begin_to_fetch(&self, namespace: &str, digest: Digest) -> Result<bool, Failure> {
-        let namespace = segment(namespace);
-        let path = format!("/namespace/{namespace}/blobs/{digest}/prefetch");
-        let answer = self.send(Method::POST, &path, HttpBody::Empty, &[]).await?;
+        let path = format!("/namespace/{}/blobs/{digest}/prefetch", segment(namespace));
+        let ask = Ask::new(Method::POST, &path, pull(namespace));
+        let answer = self.send(ask, HttpBody::Empty).await?;
         match answer.status() {
             StatusCode::OK => Ok(true),
             StatusCode::ACCEPTED => Ok(false),
@@ -274,143 +245,51 @@ impl Registry {
         }
     }
 
-    async fn expect(
-        &self,
-        method: Method,
-        path: &str,
-        body: HttpBody,
-        headers: &[(&str, &str)],
-        status: StatusCode,
-    ) -> Result<HttpResponse, Failure> {
-        let response = self.send(method, path, body, headers).await?;
-        if response.status() == status {
-            Ok(response)
-        } else {
-            Err(self.refusal(response).await)
-        }
-    }
-
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        body: HttpBody,
-        headers: &[(&str, &str)],
-    ) -> Result<HttpResponse, Failure> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        // As docker and others send it: name and password.
-        if let Ok(login) = std::env::var("KRAKEN_LOGIN") {
-            let login = BASE64_STANDARD.encode(login);
-            request = request.header("authorization", format!("Basic {login}"));
-        }
-        let request = request
-            .body(body)
-            .map_err(|error| Failure::Argument(format!("{path}: {error}")))?;
-        // A commit may wait for copies at several origins.
-        let patience = std::time::Duration::from_secs(900);
-        self.http
-            .send_within(request, patience)
-            .await
-            .map_err(|error| self.failed(path, &error))
-    }
-
-    async fn refusal(&self, response: HttpResponse) -> Failure {
-        let status = response.status();
-        let said = response.bytes(16 << 10).await.unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        let what = format!("{} answers {status}: {}", self.base, said.trim());
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            Failure::Away(what)
-        } else {
-            Failure::Registry(what)
-        }
-    }
-
-    fn failed(&self, path: &str, error: &dyn std::fmt::Display) -> Failure {
-        Failure::Away(format!("{}{path}: {error}", self.base))
-    }
-
-    /// The path in a `Location`, which may be relative.
-    fn location(&self, response: &HttpResponse) -> Result<String, Failure> {
-        let location = response
-            .header("location")
-            .ok_or_else(|| Failure::Registry("an upload without Location".into()))?;
-        Ok(location
-            .strip_prefix(&self.base)
-            .unwrap_or(location)
-            .to_string())
-    }
-}
-
-/// What has passed of a body, hashed and counted.
-struct Seen(Arc<Mutex<(Sha256, u64)>>);
-
-impl Seen {
-    fn watch(
-        bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
-    ) -> (ByteStream, Self) {
-        let seen = Arc::new(Mutex::new((Sha256::new(), 0)));
-        let hashing = seen.clone();
-        let body = bytes.inspect(move |chunk| {
-            if let Ok(chunk) = chunk {
-                let mut seen = hashing.lock().unwrap_or_else(PoisonError::into_inner);
-                seen.0.update(chunk);
-                seen.1 += chunk.len() as u64;
-            }
-        });
-        (body.boxed(), Self(seen))
-    }
-
-    fn so_far(&self) -> (Digest, u64) {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (Digest::from_bytes(seen.0.clone().finalize().into()), seen.1)
-    }
-}
-
-/// Counts and hashes what passes, and knows at the end whether it was right.
-#[derive(Debug)]
-pub struct Checked {
-    expected: Digest,
-    hash: Sha256,
-    /// Bytes that passed.
-    pub bytes: u64,
-}
-
-impl Checked {
-    /// Nothing has passed yet.
-    pub fn new(expected: Digest) -> Self {
-        Self {
-            expected,
-            hash: Sha256::new(),
-            bytes: 0,
-        }
-    }
-
-    /// A chunk passes.
-    pub fn update(&mut self, chunk: &[u8]) {
-        self.hash.update(chunk);
-        self.bytes += chunk.len() as u64;
-    }
-
-    /// Everything has passed: was it the blob?
+    /// Lets the origins behind a proxy fetch all that an image needs, told to fetch at most so many bytes
+    /// per second; what the proxy says.
     ///
     /// # Errors
-    /// [`Failure::WrongBytes`].
-    pub fn finish(self) -> Result<u64, Failure> {
-        let found = Digest::from_bytes(self.hash.finalize().into());
-        if found == self.expected {
-            Ok(self.bytes)
-        } else {
-            Err(Failure::WrongBytes {
-                what: "a blob".into(),
-                expected: self.expected,
-                found,
-            })
+    /// The image does not exist, or nobody could be asked.
+    pub async fn prefetch(
+        &self,
+        image: &str,
+        at_most: Option<NonZeroU64>,
+    ) -> Result<String, Failure> {
+        let body = json!({ "tag": image, "at_most": at_most }).to_string();
+        let headers = [("content-type", "application/json")];
+        // Preheating pulls whatever is named.
+        let scope = "registry:catalog:*".to_owned();
+        let path = "/proxy/v2/registry/prefetch";
+        let ask = Ask::new(Method::POST, path, scope).headers(&headers);
+        let answer = self.send(ask, HttpBody::Bytes(body.into())).await?;
+        if matches!(
+            answer.status(),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        ) {
+            return Err(self.refusal(answer).await);
         }
+        let answer: Value = answer
+            .json(MAX_ANSWER)
+            .await
+            .map_err(|error| self.failed(path, &error))?;
+        let message = answer["message"].as_str();
+        let message = message
+            .unwrap_or("the proxy's answer makes no sense")
+            .to_owned();
+        match answer["prefetched"] == true {
+            true => Ok(message),
+            false => Err(Failure::Registry(message)),
+        }
+    }
+
+    /// Whether an agent mirrors another registry.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn mirrors(&self, host: &str) -> Result<bool, Failure> {
+        let path = format!("/v2/?ns={host}");
+        let get = Ask::new(Method::GET, &path, String::new());
+        let answer = self.expect(get, HttpBody::Empty, StatusCode::OK).await?;
+        Ok(answer.header("oci-namespace") == Some(host))
     }
 }

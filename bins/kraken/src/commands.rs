@@ -4,20 +4,19 @@ pub(crate) mod ca;
 pub(crate) mod health;
 pub(crate) mod preload;
 pub(crate) mod replicate;
+pub(crate) mod runtime;
 pub(crate) mod tag;
 
-use std::process::ExitCode;
-
 use kraken::Failure;
+use kraken::client::Registry;
 use kraken::operator::Operator;
 use kraken::preheat::{Hosts, Progress};
-use kraken::runtime::{self, Mirror};
 use kraken::{drain, gc};
 use kraken_daemon::leave::Leaving;
 use kraken_registry::garbage::GarbageOptions;
 use kraken_registry::name::NameError;
 
-use crate::args::{GcArgs, PreheatArgs, RuntimeCommand};
+use crate::args::{GcArgs, PreheatArgs};
 use crate::{named, operator, say};
 
 /// Lets an origin hand its share over, or take it back.
@@ -65,6 +64,7 @@ pub(crate) async fn preheat(args: PreheatArgs) -> Result<(), Failure> {
         wait,
         at_once,
         at_most,
+        tls,
         json,
     } = args;
     let at_most = at_most.map(|rate| rate.0);
@@ -83,8 +83,9 @@ pub(crate) async fn preheat(args: PreheatArgs) -> Result<(), Failure> {
         at_most,
     };
     let (repository, reference) = named(&image)?;
-    let proxy = Operator::plain(&format!("http://{proxy}"))?;
-    let told = kraken::preheat::to_origins(&proxy, &image, at_most).await?;
+    let caller = tls.caller()?;
+    let proxy = Registry::of(&proxy, &caller)?;
+    let told = proxy.prefetch(&image, at_most).await?;
     if !json {
         say(&told)?;
     }
@@ -93,7 +94,7 @@ pub(crate) async fn preheat(args: PreheatArgs) -> Result<(), Failure> {
         &repository.parse().map_err(wrong)?,
         &reference.parse().map_err(wrong)?,
     );
-    let progress = kraken::preheat::to_hosts(named, &hosts, |progress| {
+    let progress = kraken::preheat::to_hosts(named, (&hosts, &caller), |progress| {
         let Progress {
             ready,
             failed,
@@ -119,64 +120,4 @@ pub(crate) async fn preheat(args: PreheatArgs) -> Result<(), Failure> {
             "not so many hosts have it as are wanted".into(),
         )),
     }
-}
-
-/// Installs, checks or removes, and says what was done or found.
-pub(crate) async fn runtimes(command: RuntimeCommand) -> Result<ExitCode, Failure> {
-    let choice = match &command {
-        RuntimeCommand::Install(args) => &args.choice,
-        RuntimeCommand::Check(choice) | RuntimeCommand::Remove(choice) => choice,
-    };
-    let root = choice.root.as_path();
-    let runtimes = match choice.runtime.is_empty() {
-        true => runtime::found(root),
-        false => choice.runtime.clone(),
-    };
-    if runtimes.is_empty() {
-        let what = "no runtime is here that is known: name one with --runtime";
-        return Err(Failure::Argument(what.into()));
-    }
-    let mirror = match &command {
-        RuntimeCommand::Install(args) => Some(Mirror {
-            agent: args.agent.clone(),
-            docker: args.docker.clone(),
-            upstreams: args.upstream.clone(),
-        }),
-        RuntimeCommand::Check(_) => {
-            let none =
-                || Failure::Argument("nothing is installed: run kraken runtime install".into());
-            Some(runtime::noted(root)?.ok_or_else(none)?)
-        }
-        RuntimeCommand::Remove(_) => None,
-    };
-    let mut is_well = true;
-    for each in runtimes {
-        let done = match (&command, &mirror) {
-            (RuntimeCommand::Install(_), Some(mirror)) => runtime::install(root, each, mirror),
-            (RuntimeCommand::Check(_), Some(mirror)) => runtime::check(root, each, mirror),
-            _ => runtime::remove(root, each),
-        };
-        // The others are worth a try.
-        let done = done.unwrap_or_else(|error| vec![runtime::Said::amiss(error.to_string())]);
-        is_well &= tell(&each.to_string(), &done)?;
-    }
-    match (&command, &mirror) {
-        (RuntimeCommand::Install(_), Some(mirror)) => {
-            runtime::note(root, mirror)?;
-            // It may be started later.
-            tell("agent", &runtime::ask(mirror).await)?;
-        }
-        (_, Some(mirror)) => is_well &= tell("agent", &runtime::ask(mirror).await)?,
-        (_, None) => runtime::forget(root)?,
-    }
-    Ok(ExitCode::from(u8::from(!is_well)))
-}
-
-/// Says what was done or found, and whether all of it is well.
-fn tell(whose: &str, done: &[runtime::Said]) -> Result<bool, Failure> {
-    for done in done {
-        let mark = if done.is_well { "ok" } else { "AMISS" };
-        say(&format!("{whose}: {mark}: {}", done.what))?;
-    }
-    Ok(done.iter().all(|done| done.is_well))
 }

@@ -15,6 +15,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::Failure;
+use crate::caller::Caller;
 use crate::client::{Checked, Registry};
 use crate::demo::Bars;
 use crate::link::link_blob;
@@ -115,15 +116,15 @@ pub struct Saved {
 }
 
 impl Source {
-    /// The agent whose registry is at `host:port`. With `link` it is on this host, and files share
+    /// The agent whose registry is at an address. With `link` it is on this host, and files share
     /// their bytes with its own.
     ///
     /// # Errors
-    /// The address makes no sense.
-    pub fn new(agent: &str, link: bool) -> Result<Self, Failure> {
-        let store = link.then(|| Operator::plain(&format!("http://{agent}")));
+    /// The address makes no sense, or the caller's files cannot be used.
+    pub fn of(agent: &str, link: bool, caller: &Caller) -> Result<Self, Failure> {
+        let store = link.then(|| Operator::of(agent, caller));
         Ok(Self {
-            registry: Registry::new(agent)?,
+            registry: Registry::of(agent, caller)?,
             store: store.transpose()?.map(Store::new),
         })
     }

@@ -2,6 +2,7 @@
 //! and a client of its registries.
 
 pub mod ca;
+pub mod caller;
 pub mod client;
 pub mod cluster;
 pub mod crowd;

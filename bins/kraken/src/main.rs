@@ -100,9 +100,10 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             image,
             proxy,
             target,
+            tls,
         } => {
             let (repository, tag) = named(&target)?;
-            let registry = Registry::new(&proxy)?;
+            let registry = Registry::of(&proxy, &tls.caller()?)?;
             let bars = Bars::new(true);
             let digest = layout::push(
                 &registry,
@@ -120,9 +121,10 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             layout,
             agent,
             link,
+            tls,
         } => {
             let (repository, reference) = named(&source)?;
-            let source_of = Source::new(&agent, link)?;
+            let source_of = Source::of(&agent, link, &tls.caller()?)?;
             let digest = layout::pull(
                 &source_of,
                 &repository,
@@ -146,7 +148,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::Preheat(args) => commands::preheat(args).await?,
         Command::Preload(args) => commands::preload::preload(args).await?,
-        Command::Runtime { command } => return commands::runtimes(command).await,
+        Command::Runtime { command } => return commands::runtime::runtimes(command).await,
         Command::Gc(args) => commands::collect_garbage(args).await?,
         Command::Health(args) => commands::health::look(args).await?,
         Command::Tag(args) => commands::tag::work_on_tags(args).await?,
@@ -157,7 +159,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             process,
             tls,
         } => {
-            let store = Store::new(operator(&process, tls)?);
+            let store = Store::new(tls.operator(&process)?);
             return look_at_store(&store, command).await;
         }
         Command::Run { role, config } => return run_role(role, config).await,
@@ -441,8 +443,10 @@ async fn blob(command: BlobCommand) -> Result<(), Failure> {
             digest,
             proxy,
             namespace,
+            tls,
         } => {
-            let (registry, bars) = (Registry::new(&proxy)?, Bars::new(true));
+            let registry = Registry::of(&proxy, &tls.caller()?)?;
+            let bars = Bars::new(true);
             let file = (file.as_path(), digest, true);
             let pushed = layout::push_file(&registry, &namespace, file, &bars);
             let digest = pushed.await?;
@@ -454,8 +458,9 @@ async fn blob(command: BlobCommand) -> Result<(), Failure> {
             agent,
             namespace,
             link,
+            tls,
         } => {
-            let source = Source::new(&agent, link)?;
+            let source = Source::of(&agent, link, &tls.caller()?)?;
             let path = output.unwrap_or_else(|| digest.hex().into());
             let bars = Bars::new(true);
             let saved = source.save_blob(&namespace, digest, &path, &bars).await?;

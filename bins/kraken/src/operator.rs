@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use http::Request;
-use kraken_core::net::Identity;
-use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient, HttpResponse};
+use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient, HttpResponse, OutsideTrust};
+use kraken_core::net::{Identity, IdentityError};
 use kraken_daemon::Tls;
 use serde::Serialize;
 
 use crate::Failure;
+use crate::caller::{Caller, base_url};
 
 /// How long a process may work on an answer: to read a blob of 1 TB back, or to remove as many.
 const PATIENCE: Duration = Duration::from_secs(4 * 3600);
@@ -41,16 +42,31 @@ impl Operator {
         })
     }
 
-    /// A client of the process at a base URL without TLS.
+    /// A client of a registry's process, at `host:port` or at a URL: over TLS as `caller` has it.
     ///
     /// # Errors
-    /// The URL makes no sense.
-    pub fn plain(url: &str) -> Result<Self, Failure> {
-        let wrong = |error: &dyn std::fmt::Display| Failure::Argument(error.to_string());
+    /// The address makes no sense, or the caller's files cannot be used.
+    pub fn of(address: &str, caller: &Caller) -> Result<Self, Failure> {
+        let base = base_url(address)?;
         Ok(Self {
-            base: url.parse().map_err(|error| wrong(&error))?,
-            http: HttpClient::new(None).map_err(|error| wrong(&error))?,
+            http: caller.http(&base)?,
+            base,
         })
+    }
+
+    /// The process at a base URL, which may be of the cluster's authority or, as an agent's registry with
+    /// `client_tls`, of another.
+    ///
+    /// # Errors
+    /// The URL makes no sense, or a file cannot be used.
+    pub fn any(url: &str, tls: Option<&Tls>, trust: OutsideTrust) -> Result<Self, Failure> {
+        if let Some(tls) = tls {
+            let identity = Identity::from_files(&tls.cert, &tls.key, &tls.ca);
+            if !matches!(identity, Err(IdentityError::Untrusted(_))) {
+                return Self::new(url, tls);
+            }
+        }
+        Self::of(url, &Caller::from_env(trust)?)
     }
 
     /// Asks, and gives an answer that says it worked.

@@ -10,15 +10,12 @@ use kraken_registry::Manifest;
 use kraken_registry::name::{Reference, RepoName};
 use kraken_registry::preheat::Pacer;
 use serde::Serialize;
-use serde_json::json;
 use tokio::time::timeout;
 
 use crate::Failure;
+use crate::caller::Caller;
 use crate::client::Registry;
-use crate::operator::{Operator, failed};
 
-/// The longest answer that is read, in bytes.
-const ANSWER: usize = 16 << 10;
 /// How often it is said how far it is.
 const SAY: Duration = Duration::from_secs(1);
 /// How long one host may take for one blob.
@@ -29,7 +26,7 @@ const MAX_DEPTH: usize = 4;
 /// Which hosts get an image, and when that is enough.
 #[derive(Debug, Clone)]
 pub struct Hosts {
-    /// `host:port` of each agent's registry.
+    /// The address of each agent's registry.
     pub agents: Vec<String>,
     /// The share of them that gets it, in hundredths: the first of the list.
     pub percent: u8,
@@ -56,35 +53,13 @@ pub struct Progress {
     pub seconds_left: Option<u64>,
 }
 
-/// Lets the origins fetch all that an image needs, told to fetch at most so many bytes per second; what
-/// the proxy says.
-///
-/// # Errors
-/// The image does not exist, or nobody could be asked.
-pub async fn to_origins(
-    proxy: &Operator,
-    image: &str,
-    at_most: Option<NonZeroU64>,
-) -> Result<String, Failure> {
-    let asked = json!({ "tag": image, "at_most": at_most });
-    let answer = proxy.post_for("/proxy/v2/registry/prefetch", &asked).await;
-    let answer: serde_json::Value = answer.map_err(failed)?.json(ANSWER).await.map_err(failed)?;
-    let message = answer["message"]
-        .as_str()
-        .unwrap_or("the proxy's answer makes no sense");
-    match answer["prefetched"] == true {
-        true => Ok(message.to_owned()),
-        false => Err(Failure::Registry(message.to_owned())),
-    }
-}
-
-/// Lets hosts fetch an image, and waits until enough of them have it.
+/// Lets hosts fetch an image, asked by `caller`, and waits until enough of them have it.
 ///
 /// # Errors
 /// What `say` gives.
 pub async fn to_hosts(
     (repository, reference): (&RepoName, &Reference),
-    hosts: &Hosts,
+    (hosts, caller): (&Hosts, &Caller),
     say: impl Fn(&Progress) -> Result<(), Failure>,
 ) -> Result<Progress, Failure> {
     let share = |of: usize, percent: u8| (of * usize::from(percent)).div_ceil(100);
@@ -99,7 +74,7 @@ pub async fn to_hosts(
     };
     let pacer = &Pacer::new(hosts.at_most);
     let fetched = stream::iter(chosen).map(async |agent| {
-        let fetched = on_host(agent, (repository, reference), pacer).await;
+        let fetched = on_host((agent, caller), (repository, reference), pacer).await;
         (agent, fetched)
     });
     let mut fetched = fetched.buffer_unordered(hosts.at_once.max(1));
@@ -129,11 +104,11 @@ pub async fn to_hosts(
 
 /// One host fetches all that the image needs.
 async fn on_host(
-    agent: &str,
+    (agent, caller): (&str, &Caller),
     (repository, reference): (&RepoName, &Reference),
     pacer: &Pacer,
 ) -> Result<(), Failure> {
-    let registry = &Registry::new(agent)?;
+    let registry = &Registry::of(agent, caller)?;
     let repository = repository.as_str();
     let mut level = vec![reference.to_string()];
     let mut seen = BTreeSet::<Digest>::new();

@@ -21,6 +21,8 @@ mod health;
 mod input;
 #[path = "faults/kill.rs"]
 mod kill;
+#[path = "faults/login.rs"]
+mod login;
 #[path = "faults/outage.rs"]
 mod outage;
 #[path = "faults/rebuild.rs"]

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use super::ByteStream;
 use super::error::ApiError;
 use super::idle::{Pulse, until_idle};
+use super::trust::OutsideTrust;
 use crate::identity::{Identity, IdentityError, provider};
 use crate::roles::{Callers, Role};
 
@@ -62,6 +63,14 @@ impl HttpClient {
             None => plain()?,
         };
         Self::build(tls, identity, |client| client)
+    }
+
+    /// A client of services outside of the cluster, over TLS 1.2 and 1.3, or plain HTTP.
+    ///
+    /// # Errors
+    /// A file cannot be read or used, or this host trusts nobody and `trust` does not say whom to.
+    pub fn outside(trust: &OutsideTrust) -> Result<Self, IdentityError> {
+        Self::build(trust.config()?, |client| client)
     }
 
     /// A client of the service that answers plain HTTP at a Unix socket, whichever host a URL names.

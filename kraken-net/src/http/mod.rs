@@ -9,6 +9,7 @@ pub mod outside;
 pub(crate) mod path;
 mod plain;
 pub mod server;
+pub mod trust;
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,6 +24,7 @@ pub use error::ApiError;
 pub use outside::{OutsideTls, TlsClient, serve_outside};
 pub use plain::FileBody;
 pub use server::{HttpServer, ServeError, serve, serve_on, with_health};
+pub use trust::OutsideTrust;
 
 /// A body in pieces, as they come.
 pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;

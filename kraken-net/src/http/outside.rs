@@ -14,8 +14,8 @@ use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use rustls::crypto::ring::default_provider;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::Layer as _;
@@ -74,25 +74,18 @@ impl OutsideTls {
 
     fn config(&self) -> Result<ServerConfig, IdentityError> {
         let provider = Arc::new(default_provider());
-        let chain = certificates("certificate", &read(&self.cert)?)?;
-        let key = PrivateKeyDer::from_pem_slice(read(&self.key)?.as_bytes())
-            .map_err(|error| IdentityError::pem("private key", error))?;
+        let (chain, key) = proof(&self.cert, &self.key)?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(IdentityError::tls)?;
         let builder = match &self.clients_ca {
             None => builder.with_no_client_auth(),
             Some(file) => {
-                let mut roots = RootCertStore::empty();
-                for root in certificates("clients' authority", &read(file)?)? {
-                    let added = roots.add(root);
-                    added.map_err(|error| IdentityError::pem("clients' authority", error))?;
-                }
-                let verifier =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                        .allow_unauthenticated()
-                        .build()
-                        .map_err(|error| IdentityError::Tls(error.to_string()))?;
+                let roots = Arc::new(roots("clients' authority", file)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+                    .allow_unauthenticated()
+                    .build()
+                    .map_err(|error| IdentityError::Tls(error.to_string()))?;
                 builder.with_client_cert_verifier(verifier)
             }
         };
@@ -133,6 +126,27 @@ impl OutsideTls {
             }
         }
     }
+}
+
+/// The authorities in a file.
+pub(super) fn roots(what: &'static str, file: &Path) -> Result<RootCertStore, IdentityError> {
+    let mut roots = RootCertStore::empty();
+    for root in certificates(what, &read(file)?)? {
+        let added = roots.add(root);
+        added.map_err(|error| IdentityError::pem(what, error))?;
+    }
+    Ok(roots)
+}
+
+/// A certificate with its chain, and its key.
+pub(super) fn proof(
+    cert: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), IdentityError> {
+    let chain = certificates("certificate", &read(cert)?)?;
+    let key = PrivateKeyDer::from_pem_slice(read(key)?.as_bytes())
+        .map_err(|error| IdentityError::pem("private key", error))?;
+    Ok((chain, key))
 }
 
 fn read(path: &Path) -> Result<String, IdentityError> {

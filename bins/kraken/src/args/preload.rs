@@ -7,14 +7,18 @@ use kraken::runtime::Address;
 use kraken_daemon::preload::{ImageName, Puller, Word};
 use kraken_registry::name::Host;
 
+use super::outside::RegistryTls;
+
 /// Which image, and into what.
 #[derive(Debug, Args)]
 pub(crate) struct PreloadArgs {
     /// The image, as repository:tag or repository@digest.
     pub(crate) image: ImageName,
-    /// The address of the agent's registry.
+    /// The address of the agent's registry: host:port, or https://host:port.
     #[arg(long, default_value = "127.0.0.1:7610", env = "KRAKEN_AGENT")]
     pub(crate) agent: Address,
+    #[command(flatten)]
+    pub(crate) tls: RegistryTls,
     /// containerd, podman or docker, run from here; when left out, the agent does it, as its configuration
     /// says.
     #[arg(long)]

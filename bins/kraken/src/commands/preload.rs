@@ -15,6 +15,11 @@ const ANSWER: usize = 4 << 10;
 /// Lets a runtime pull, and says what it calls the image.
 pub(crate) async fn preload(args: PreloadArgs) -> Result<(), Failure> {
     let name = match args.runtime {
+        Some(_) if args.agent.is_secure() && args.registry.is_none() => {
+            let what = "a runtime that is told from here pulls from the agent by plain HTTP: name the \
+                        registry whose mirror it is with --registry, or leave out --runtime";
+            return Err(Failure::Argument(what.into()));
+        }
         Some(runtime) => {
             let config = PreloadConfig {
                 socket: args.socket,
@@ -23,13 +28,13 @@ pub(crate) async fn preload(args: PreloadArgs) -> Result<(), Failure> {
                 hosts_dir: args.hosts_dir,
                 ..PreloadConfig::of(runtime)
             };
-            let preloader = Preloader::new(config, args.agent.to_string());
+            let preloader = Preloader::new(config, args.agent.host().to_owned());
             let preloader = preloader.map_err(Failure::Argument)?;
             let pulled = preloader.pull(&args.image, args.namespace.as_ref()).await;
             pulled.map_err(|error| Failure::Registry(error.to_string()))?
         }
         None => {
-            let agent = Operator::plain(&format!("http://{}", args.agent))?;
+            let agent = Operator::of(&args.agent.to_string(), &args.tls.caller()?)?;
             let mut path = format!("/preload/tags/{}", segment(&args.image.to_string()));
             if let Some(namespace) = args.namespace {
                 path = format!("{path}?namespace={}", segment(namespace.as_str()));

@@ -23,11 +23,14 @@ fn server(upstream: &Host) -> String {
 }
 
 fn hosts(upstream: &Host, mirror: &Mirror) -> String {
-    format!(
-        "server = \"{}\"\n\n[host.\"http://{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
-        server(upstream),
-        mirror.agent
-    )
+    let (server, agent) = (server(upstream), mirror.agent.url());
+    let mut text = format!(
+        "server = \"{server}\"\n\n[host.\"{agent}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+    );
+    if let Some(ca) = &mirror.ca {
+        text.push_str(&format!("  ca = {}\n", value(ca.display().to_string())));
+    }
+    text
 }
 
 fn path_of(upstream: &Host) -> String {
@@ -44,10 +47,10 @@ pub(super) fn install(root: &Path, mirror: &Mirror) -> Result<Vec<Said>, Failure
         let path = at(root, &path_of(upstream));
         match file::read(&path)? {
             Some(text) if !text.starts_with(file::MARK) => said.push(Said::amiss(format!(
-                "{} is somebody else's: add [host.\"http://{}\"] with capabilities = [\"pull\", \"resolve\"] \
+                "{} is somebody else's: add [host.\"{}\"] with capabilities = [\"pull\", \"resolve\"] \
                  to it as the first",
                 path.display(),
-                mirror.agent
+                mirror.agent.url()
             ))),
             _ => said.extend(file::put(&path, &hosts(upstream, mirror))?),
         }

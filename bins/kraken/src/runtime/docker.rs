@@ -41,7 +41,7 @@ fn listed(path: &Path, config: &Map<String, Value>) -> Result<Vec<Value>, Failur
 fn wanted(mirror: &Mirror) -> Option<Value> {
     let hub = mirror.upstreams.iter().any(|it| it.as_str() == "docker.io");
     let addr = mirror.docker.as_ref().filter(|_| hub)?;
-    Some(json!(format!("http://{addr}")))
+    Some(json!(addr.url()))
 }
 
 /// Why dockerd gets no mirror.

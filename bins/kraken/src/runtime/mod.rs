@@ -16,7 +16,8 @@ use kraken_registry::name::Host;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
-use crate::operator::Operator;
+use crate::caller::Caller;
+use crate::client::Registry;
 
 /// A runtime, by the files that configure it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,18 +69,40 @@ impl FromStr for Runtime {
     }
 }
 
-/// Where the agent answers: `host:port`.
+/// Where the agent answers: `host:port`, or `https://host:port` if it is there with TLS.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address(String);
+
+const SECURE: &str = "https://";
+
+impl Address {
+    /// Whether it is reached by TLS.
+    pub fn is_secure(&self) -> bool {
+        self.0.starts_with(SECURE)
+    }
+
+    /// `host:port`.
+    pub fn host(&self) -> &str {
+        self.0.strip_prefix(SECURE).unwrap_or(&self.0)
+    }
+
+    fn url(&self) -> String {
+        match self.is_secure() {
+            true => self.0.clone(),
+            false => format!("http://{}", self.0),
+        }
+    }
+}
 
 impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let url = format!("http://{text}");
+        let host = text.strip_prefix(SECURE).unwrap_or(text);
+        let url = format!("http://{host}");
         let parsed: Result<http::Uri, _> = url.parse();
         let authority = parsed.ok().and_then(|uri| uri.into_parts().authority);
-        let fits = authority.is_some_and(|it| it.port_u16().is_some() && it.as_str() == text);
+        let fits = authority.is_some_and(|it| it.port_u16().is_some() && it.as_str() == host);
         match fits && !text.contains('@') {
             true => Ok(Self(text.to_owned())),
             false => Err(format!(
@@ -100,6 +123,9 @@ impl fmt::Display for Address {
 pub struct Mirror {
     /// The agent's registry.
     pub agent: Address,
+    /// The authorities of the agent's certificate, if this host does not trust them: a PEM file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
     /// Where the agent mirrors Docker Hub for dockerd, if it does.
     pub docker: Option<Address>,
     /// The registries that are mirrored.
@@ -163,22 +189,20 @@ pub fn forget(root: &Path) -> Result<(), Failure> {
 }
 
 /// Asks the agent whether it is there and mirrors these registries.
-pub async fn ask(mirror: &Mirror) -> Vec<Said> {
+pub async fn ask(mirror: &Mirror, caller: &Caller) -> Vec<Said> {
     let mut said = Vec::new();
-    let Ok(agent) = Operator::plain(&format!("http://{}", mirror.agent)) else {
-        return said;
+    let agent = match Registry::of(&mirror.agent.to_string(), caller) {
+        Ok(agent) => agent,
+        Err(error) => return vec![Said::amiss(format!("the agent: {error}"))],
     };
     for host in &mirror.upstreams {
-        let answer = agent.send("GET", &format!("/v2/?ns={host}")).await;
-        said.push(match answer {
-            Ok(answer) if answer.header("oci-namespace") == Some(host.as_str()) => {
-                Said::well(format!("the agent mirrors {host}"))
-            }
-            Ok(_) => Said::amiss(format!(
+        said.push(match agent.mirrors(host.as_str()).await {
+            Ok(true) => Said::well(format!("the agent mirrors {host}")),
+            Ok(false) => Said::amiss(format!(
                 "the agent does not mirror {host}: add it to its upstreams, or to its own_names if it is \
                  the name of this cluster's own registry"
             )),
-            Err(error) => Said::amiss(format!("the agent at {}: {error}", mirror.agent)),
+            Err(error) => Said::amiss(format!("the agent: {error}")),
         });
     }
     said

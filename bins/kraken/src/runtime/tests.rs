@@ -6,6 +6,7 @@ use super::*;
 fn mirror() -> Mirror {
     Mirror {
         agent: "127.0.0.1:7611".parse().unwrap(),
+        ca: None,
         docker: Some("127.0.0.1:7612".parse().unwrap()),
         upstreams: ["docker.io", "registry.example.com:5000"]
             .map(|host| host.parse().unwrap())
@@ -211,8 +212,16 @@ fn docker_keeps_its_other_mirrors_and_keys() {
 
 #[test]
 fn addresses_are_hosts_with_ports() {
-    for good in ["127.0.0.1:7610", "agent.example.com:80", "[::1]:7610"] {
-        assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
+    for good in [
+        "127.0.0.1:7610",
+        "agent.example.com:80",
+        "[::1]:7610",
+        "https://agent.example.com:443",
+    ] {
+        let address: Address = good.parse().unwrap();
+        assert_eq!(address.to_string(), good);
+        assert_eq!(address.is_secure(), good.contains("https"));
+        assert!(!address.host().contains("//"));
     }
     for bad in [
         "",
@@ -222,6 +231,8 @@ fn addresses_are_hosts_with_ports() {
         "a:1/x",
         "u@a:1",
         "a b:1",
+        "https://a",
+        "https://a:1/",
     ] {
         assert!(bad.parse::<Address>().is_err(), "{bad}");
     }
@@ -237,4 +248,44 @@ fn what_was_installed_is_known_again() {
     assert_eq!(noted(root.path()).unwrap(), None);
     write(root.path(), INSTALLED, "{}");
     assert!(noted(root.path()).is_err());
+}
+
+#[test]
+fn an_agent_with_tls_is_written_with_its_authority() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    fs::write(&ca, "an authority\n").unwrap();
+    let secure = Mirror {
+        agent: "https://agent:7610".parse().unwrap(),
+        ca: Some(ca.clone()),
+        ..mirror()
+    };
+    for runtime in [Runtime::Containerd, Runtime::Containers] {
+        assert!(is_well(&install(root, runtime, &secure).unwrap()));
+        assert!(is_well(&check(root, runtime, &secure).unwrap()));
+        assert!(!is_well(&check(root, runtime, &mirror()).unwrap()));
+    }
+    let written = files(root);
+    let hosts = &written["etc/containerd/certs.d/docker.io/hosts.toml"];
+    assert!(hosts.contains("[host.\"https://agent:7610\"]"), "{hosts}");
+    let line = format!("  ca = \"{}\"\n", ca.display());
+    assert!(hosts.contains(&line), "{hosts}");
+    let conf = &written["etc/containers/registries.conf.d/50-kraken.conf"];
+    assert!(
+        conf.contains("location = \"agent:7610/docker.io\""),
+        "{conf}"
+    );
+    assert!(!conf.contains("insecure"), "{conf}");
+    let kept = &written["etc/containers/certs.d/agent:7610/ca.crt"];
+    assert!(kept.ends_with("an authority\n"), "{kept}");
+    // Without TLS again, the authority goes.
+    install(root, Runtime::Containers, &mirror()).unwrap();
+    assert!(!files(root).keys().any(|name| name.ends_with("ca.crt")));
+    for runtime in [Runtime::Containerd, Runtime::Containers] {
+        install(root, runtime, &secure).unwrap();
+        remove(root, runtime).unwrap();
+    }
+    assert_eq!(files(root), BTreeMap::new());
 }

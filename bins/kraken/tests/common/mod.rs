@@ -160,9 +160,14 @@ pub(crate) struct Ran {
 
 /// Runs `kraken` to its end.
 pub(crate) async fn kraken(arguments: &[&str]) -> Ran {
+    kraken_with(&[], arguments).await
+}
+
+/// The same with these variables.
+pub(crate) async fn kraken_with(variables: &[(&str, &str)], arguments: &[&str]) -> Ran {
     let dir = tempfile::tempdir().unwrap();
     let (out, err) = (dir.path().join("out"), dir.path().join("err"));
-    let mut process = Process::spawn(arguments, &out, &err);
+    let mut process = Process::spawn_with(variables, arguments, (&out, &err));
     let what = format!("the end of kraken {arguments:?}");
     let status = until(&what, async || process.ended()).await;
     Ran {
@@ -178,9 +183,18 @@ struct Process(Child);
 
 impl Process {
     fn spawn(arguments: &[&str], out: &Path, err: &Path) -> Self {
+        Self::spawn_with(&[], arguments, (out, err))
+    }
+
+    fn spawn_with(
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+        (out, err): (&Path, &Path),
+    ) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_kraken"))
             .args(arguments)
             .env_remove("RUST_LOG")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(File::create(out).unwrap())
             .stderr(File::create(err).unwrap())
@@ -211,6 +225,8 @@ struct Member {
     role: &'static str,
     /// Where it answers HTTP.
     addr: SocketAddr,
+    /// With TLS.
+    is_secure: bool,
     config: PathBuf,
 }
 
@@ -411,10 +427,7 @@ impl Lab {
 
     async fn get(&self, member: &str, path: &str) -> Option<String> {
         let member = &self.members[member];
-        let scheme = match member.role {
-            "agent" | "proxy" => "http",
-            _ => "https",
-        };
+        let scheme = if member.is_secure { "https" } else { "http" };
         let url = format!("{scheme}://{}{path}", member.addr);
         let request = Request::get(url).body(HttpBody::Empty).unwrap();
         let answer = self.http.ask(request).await.ok()?;
@@ -432,9 +445,11 @@ impl Lab {
         // JSON is YAML.
         let file = path("yaml");
         fs::write(&file, config.to_string()).unwrap();
+        let is_outside = matches!(role, "agent" | "proxy");
         let member = Member {
             role,
             addr,
+            is_secure: !is_outside || config.get("client_tls").is_some(),
             config: file,
         };
         self.members.insert(name.to_string(), member);

@@ -19,7 +19,7 @@ use rustls_platform_verifier::BuilderVerifierExt as _;
 
 pub use self::hdfs::{WebHdfsBackend, WebHdfsOptions};
 pub use self::http::{HttpBackend, HttpOptions};
-pub use self::registry::{Credentials, RegistryBackend, RegistryOptions};
+pub use self::registry::{Credentials, RegistryBackend, RegistryLogin, RegistryOptions, Right};
 use super::BackendError;
 
 /// How long a connection may take.

@@ -160,10 +160,15 @@ fn is_passing(status: StatusCode) -> bool {
 
 /// What an answer that is no success means.
 pub(super) fn refused(response: &Response) -> BackendError {
-    match response.status() {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => BackendError::Denied(told(response)),
-        status if is_passing(status) => BackendError::Unavailable(told(response)),
-        _ => BackendError::Other(told(response)),
+    refusal(response.status(), told(response))
+}
+
+/// The same of a status, told in these words.
+pub(super) fn refusal(status: StatusCode, told: String) -> BackendError {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => BackendError::Denied(told),
+        status if is_passing(status) => BackendError::Unavailable(told),
+        _ => BackendError::Other(told),
     }
 }
 

@@ -15,7 +15,7 @@ use http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
 use kraken_proto::{Digest, Namespace};
 
-use super::{Credentials, RegistryBackend, RegistryOptions};
+use super::{Credentials, RegistryBackend, RegistryLogin, RegistryOptions};
 use crate::backend::{Backend as _, BackendError, Secret};
 
 const BLOB: &[u8] = b"a blob";
@@ -183,4 +183,75 @@ async fn logins_come_from_dockers_own_file() {
     let helper = Credentials::Helper("no-such-helper-of-kraken".into());
     let error = read(&hub.backend_for(Some(helper))).await.unwrap_err();
     assert!(!matches!(error, BackendError::NotFound(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_of_ones_own_keeps_what_was_granted_for_each_scope() {
+    let hub = Hub::start(300).await;
+    let credentials = Credentials::Password {
+        username: "a".into(),
+        password: Secret::Text("bc".into()),
+    };
+    let (url, client) = (format!("http://{}", hub.addr), super::client(None).unwrap());
+    let login = RegistryLogin::new(&url, vec![credentials], client, Duration::from_secs(5));
+    let login = login.unwrap();
+    let [pull, push] = ["pull", "pull,push"].map(|it| format!("repository:library/app:{it}"));
+    let mut refused = HeaderMap::new();
+    assert!(
+        login
+            .answer((&pull, None), &refused)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let realm = format!("Bearer realm=\"{url}/token\",service=\"hub\"");
+    refused.insert(WWW_AUTHENTICATE, realm.parse().unwrap());
+    assert!(login.known(&pull).await.is_none());
+    let right = login.answer((&pull, None), &refused).await.unwrap();
+    let right = right.unwrap();
+    assert_eq!(right.header(), "Bearer t0");
+    assert_eq!(login.known(&pull).await.unwrap().header(), "Bearer t0");
+    // Its server gives none for this.
+    let error = login.answer((&push, None), &refused).await.unwrap_err();
+    let told = error.to_string();
+    assert!(told.contains("answers 401 Unauthorized to a"), "{told}");
+    assert!(login.known(&push).await.is_none());
+    let again = login.answer((&pull, Some(&right)), &refused).await.unwrap();
+    assert_eq!(again.unwrap().header(), "Bearer t1");
+}
+
+#[tokio::test]
+async fn a_password_stays_here_without_tls() {
+    let credentials = || Credentials::Password {
+        username: "a".into(),
+        password: Secret::Text("bc".into()),
+    };
+    let answer = async |registry: &str, realm: &str, credentials: Vec<Credentials>| {
+        let client = super::client(None).unwrap();
+        let login = RegistryLogin::new(registry, credentials, client, Duration::from_millis(50));
+        let mut refused = HeaderMap::new();
+        let realm = format!("Bearer realm=\"{realm}\"");
+        refused.insert(WWW_AUTHENTICATE, realm.parse().unwrap());
+        let answered = login.unwrap().answer(("x", None), &refused).await;
+        answered.unwrap_err().to_string()
+    };
+    for realm in [
+        "http://192.0.2.1/t",
+        "http://localhost.example/t",
+        "http://[2001:db8::1]/t",
+    ] {
+        let told = answer("http://192.0.2.2", realm, vec![credentials()]).await;
+        assert!(told.contains("is sent no password"), "{told}");
+        let told = answer("https://192.0.2.2", realm, Vec::new()).await;
+        assert!(told.contains("and the registry has"), "{told}");
+    }
+    // Nobody answers at port 1.
+    for realm in [
+        "http://127.0.0.1:1/t",
+        "http://[::1]:1/t",
+        "http://localhost:1/t",
+    ] {
+        let told = answer("http://192.0.2.2", realm, vec![credentials()]).await;
+        assert!(!told.contains("no password"), "{told}");
+    }
 }

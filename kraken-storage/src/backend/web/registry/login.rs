@@ -1,6 +1,7 @@
 //! Names, passwords and tokens for another registry.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,14 +9,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use docker_credential::{CredentialRetrievalError, DockerCredential};
-use http::HeaderValue;
-use reqwest::{Response, Url};
+use http::{HeaderMap, HeaderValue};
+use reqwest::Url;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::challenge::Challenge;
-use crate::backend::web::requests::{Requests, refused};
+use crate::backend::web::requests::{Requests, refusal};
 use crate::backend::{BackendError, Secret};
 
 /// Who reads from a registry.
@@ -36,11 +37,15 @@ pub enum Credentials {
     DockerConfig(PathBuf),
 }
 
-/// The rights that were granted, by repository.
+/// The rights that were granted, by what was to be done: a scope as the specification of the Docker
+/// project's registry writes it, such as `repository:team/app:pull`.
 #[derive(Debug)]
 pub(super) struct Logins {
     registry: Url,
-    credentials: Option<Credentials>,
+    /// The first that knows a login is asked for it.
+    credentials: Vec<Credentials>,
+    /// Whether a password goes to a token server only over TLS, or on this host.
+    is_careful: bool,
     granted: Mutex<HashMap<String, Granted>>,
     /// Whose turn it is to ask for one.
     asking: Mutex<()>,
@@ -54,9 +59,16 @@ struct Granted {
 
 /// What a request proves its right with.
 #[derive(Debug)]
-pub(super) struct Right {
+pub struct Right {
     pub(super) header: HeaderValue,
     pub(super) is_new: bool,
+}
+
+impl Right {
+    /// The header `Authorization`; it is marked as sensitive.
+    pub fn header(&self) -> &HeaderValue {
+        &self.header
+    }
 }
 
 /// A name and a password, or a token that stands for both.
@@ -72,7 +84,7 @@ const LIFETIME: Duration = Duration::from_secs(60);
 const PASSWORD: Duration = Duration::from_secs(3600);
 /// How long a credential helper may take.
 const HELPER: Duration = Duration::from_secs(30);
-/// Rights that are remembered at once: one for each repository.
+/// Rights that are remembered at once: one for each scope.
 const MOST: usize = 1024;
 
 #[derive(Deserialize)]
@@ -83,19 +95,27 @@ struct Token {
 }
 
 impl Logins {
-    pub(super) fn new(registry: Url, credentials: Option<Credentials>) -> Self {
+    pub(super) fn new(registry: Url, credentials: Vec<Credentials>, is_careful: bool) -> Self {
         Self {
             registry,
             credentials,
+            is_careful,
             granted: Mutex::default(),
             asking: Mutex::default(),
         }
     }
 
-    /// The right that was granted for the repository and still holds.
-    pub(super) async fn known(&self, repository: &str) -> Option<Right> {
+    /// The challenge of an answer. A host that the registry redirects to for its blobs has no business
+    /// with our login.
+    pub(super) fn challenge(&self, from: &Url, headers: &HeaderMap) -> Option<Challenge> {
+        let is_its = from.origin() == self.registry.origin();
+        Challenge::of(headers).filter(|_| is_its)
+    }
+
+    /// The right that was granted for the scope and still holds.
+    pub(super) async fn known(&self, scope: &str) -> Option<Right> {
         let granted = self.granted.lock().await;
-        let known = granted.get(repository)?;
+        let known = granted.get(scope)?;
         let holds = known.until > Instant::now();
         holds.then(|| Right {
             header: known.header.clone(),
@@ -103,105 +123,121 @@ impl Logins {
         })
     }
 
-    /// Gets the right that an answer asks for, which refuses the one in hand. Those who ask at the same
-    /// time get one token.
+    /// Gets the right that a challenge asks for, which refuses the one in hand; `None` when it wants a
+    /// login and there is none. Those who ask at the same time get one token.
     pub(super) async fn answer(
         &self,
         requests: &Requests,
-        (repository, refused_right): (&str, Option<&Right>),
-        response: &Response,
-    ) -> Result<Right, BackendError> {
+        (scope, refused): (&str, Option<&Right>),
+        challenge: Challenge,
+    ) -> Result<Option<Right>, BackendError> {
         let _turn = self.asking.lock().await;
-        if let Some(known) = self.known(repository).await
-            && refused_right.is_none_or(|refused| refused.header != known.header)
+        if let Some(known) = self.known(scope).await
+            && refused.is_none_or(|refused| refused.header != known.header)
         {
-            return Ok(known);
-        }
-        let challenge = Challenge::of(response.headers());
-        let challenge = challenge.ok_or_else(|| refused(response))?;
-        // A host that the registry redirects to for its blobs has no business with our login.
-        if response.url().origin() != self.registry.origin() {
-            return Err(refused(response));
+            return Ok(Some(known));
         }
         let login = self.login().await?;
         let granted = match challenge {
-            Challenge::Basic => basic(login.ok_or_else(|| refused(response))?)?,
+            Challenge::Basic => match login {
+                Some(login) => basic(login)?,
+                None => return Ok(None),
+            },
             Challenge::Bearer {
                 realm,
                 service,
-                scope,
+                scope: wanted,
             } => {
-                let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));
-                let realm = self.trusted(&realm)?;
-                token(requests, login, realm, (service, scope)).await?
+                let realm = self.trusted(&realm, login.is_some())?;
+                let wanted = wanted.unwrap_or_else(|| scope.to_owned());
+                token(requests, login, realm, (service, wanted)).await?
             }
         };
         let mut known = self.granted.lock().await;
         if known.len() >= MOST {
             known.clear();
         }
-        known.insert(repository.to_string(), granted.clone());
-        Ok(Right {
+        known.insert(scope.to_string(), granted.clone());
+        Ok(Some(Right {
             header: granted.header,
             is_new: true,
-        })
+        }))
     }
 
     /// A token server's URL. One without TLS would send the password of a registry with TLS in the
     /// clear.
-    fn trusted(&self, realm: &str) -> Result<Url, BackendError> {
+    fn trusted(&self, realm: &str, has_login: bool) -> Result<Url, BackendError> {
         let wrong = |why: &dyn std::fmt::Display| {
             BackendError::Denied(format!("the registry's token server {realm:?}: {why}"))
         };
         let url = Url::parse(realm).map_err(|error| wrong(&error))?;
         match (url.scheme(), self.registry.scheme()) {
-            ("https", _) | ("http", "http") => Ok(url),
+            ("https", _) => Ok(url),
+            ("http", "http") if self.is_careful && has_login && !is_here(&url) => {
+                let why = "it has no TLS and is not on this host, so it is sent no password: let its realm begin with https://";
+                Err(wrong(&why))
+            }
+            ("http", "http") => Ok(url),
             _ => Err(wrong(&"it has no TLS, and the registry has")),
         }
     }
 
     async fn login(&self) -> Result<Option<Login>, BackendError> {
-        let found = match &self.credentials {
-            None => return Ok(None),
-            Some(Credentials::Password { username, password }) => {
+        for credentials in &self.credentials {
+            if let Some(login) = self.login_of(credentials).await? {
+                return Ok(Some(login));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn login_of(&self, credentials: &Credentials) -> Result<Option<Login>, BackendError> {
+        let (config, of) = match credentials {
+            Credentials::Password { username, password } => {
                 return Ok(Some(Login::Password(username.clone(), password.reveal()?)));
             }
-            Some(Credentials::Helper(name)) => {
-                let server = self.server();
-                let config = serde_json::json!({"credHelpers": {server: name}});
-                self.look_up(config.to_string().into_bytes()).await
+            Credentials::Helper(name) => {
+                let config = serde_json::json!({"credHelpers": {self.server(): name}});
+                (config.to_string().into_bytes(), String::new())
             }
-            Some(Credentials::DockerConfig(path)) => match std::fs::read(path) {
-                Ok(config) => self.look_up(config).await,
-                Err(error) => {
-                    let path = path.display();
-                    let told = format!("the logins in {path} cannot be read: {error}");
-                    return Err(BackendError::Denied(told));
-                }
-            },
+            Credentials::DockerConfig(path) => {
+                let of = format!(" in {}", path.display());
+                let unread =
+                    |error| BackendError::Denied(format!("the logins{of} cannot be read: {error}"));
+                (std::fs::read(path).map_err(unread)?, of)
+            }
         };
-        match found {
+        let helper = helper(&config, &self.server());
+        let error = match self.look_up(config).await {
             Ok(DockerCredential::UsernamePassword(name, password)) => {
-                Ok(Some(Login::Password(name, password)))
+                return Ok(Some(Login::Password(name, password)));
             }
-            Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Login::Identity(token))),
-            Err(
-                CredentialRetrievalError::NoCredentialConfigured
-                | CredentialRetrievalError::ConfigNotFound,
-            ) => Ok(None),
+            Ok(DockerCredential::IdentityToken(token)) => return Ok(Some(Login::Identity(token))),
+            Err(error) => error,
+        };
+        match error {
+            CredentialRetrievalError::NoCredentialConfigured
+            | CredentialRetrievalError::ConfigNotFound => Ok(None),
             // What helpers print when they have nothing for a server.
-            Err(CredentialRetrievalError::HelperFailure { stdout, .. })
+            CredentialRetrievalError::HelperFailure { stdout, .. }
                 if stdout.contains("credentials not found") =>
             {
                 Ok(None)
             }
             // Its text may hold what the helper printed.
-            Err(CredentialRetrievalError::HelperFailure { helper, .. }) => {
+            CredentialRetrievalError::HelperFailure { helper, .. } => {
                 let told = format!("the credential helper {helper} failed");
                 Err(BackendError::Unavailable(told))
             }
-            Err(error) => Err(BackendError::Denied(format!(
-                "the registry's login cannot be had: {error}"
+            CredentialRetrievalError::HelperCommunicationError => {
+                let helper = helper.unwrap_or_default();
+                let told = format!(
+                    "the credential helper docker-credential-{helper}{of} is not installed, or does not answer"
+                );
+                Err(BackendError::Denied(told))
+            }
+            error => Err(BackendError::Denied(format!(
+                "the registry's login{of} cannot be had: {error}"
             ))),
         }
     }
@@ -226,6 +262,21 @@ impl Logins {
             Err(_) => Err(CredentialRetrievalError::HelperCommunicationError),
         }
     }
+}
+
+/// The program that knows the login of a server, according to a configuration of Docker's.
+fn helper(config: &[u8], server: &str) -> Option<String> {
+    let config: serde_json::Value = serde_json::from_slice(config).ok()?;
+    let of_server = &config["credHelpers"][server];
+    let name = of_server.as_str().or_else(|| config["credsStore"].as_str());
+    name.map(str::to_owned)
+}
+
+/// Whether a URL is of this host.
+fn is_here(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 fn basic(login: Login) -> Result<Granted, BackendError> {
@@ -276,7 +327,15 @@ async fn token(
     };
     let response = requests.send(make).await?;
     if !response.status().is_success() {
-        return Err(refused(&response));
+        let who = match &*login {
+            Some(Login::Password(name, _)) => name.as_str(),
+            Some(Login::Identity(_)) => "the token that stands for a login",
+            None => "nobody in particular",
+        };
+        let status = response.status();
+        let host = response.url().host_str().unwrap_or_default();
+        let told = format!("the token server {host} answers {status} to {who}");
+        return Err(refusal(status, told));
     }
     let answer: Token = requests.json(response).await?;
     let text = answer.token.or(answer.access_token);

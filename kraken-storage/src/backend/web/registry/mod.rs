@@ -2,6 +2,7 @@
 //! distribution protocol.
 
 mod challenge;
+mod client;
 mod login;
 
 use std::ops::Range;
@@ -16,8 +17,9 @@ use kraken_proto::{Digest, Namespace};
 use reqwest::{Method, Response};
 use serde::Deserialize;
 
-pub use self::login::Credentials;
+pub use self::client::RegistryLogin;
 use self::login::Logins;
+pub use self::login::{Credentials, Right};
 use super::requests::{Requests, length, refused};
 use super::{client, resume};
 use crate::backend::{Backend, BackendError, ByteStream};
@@ -91,7 +93,7 @@ impl RegistryBackend {
             repository: options.repository,
             prefix: options.prefix,
             requests,
-            logins: Logins::new(url, options.credentials),
+            logins: Logins::new(url, options.credentials.into_iter().collect(), false),
         })))
     }
 }
@@ -124,7 +126,8 @@ impl Inner {
         let name = name.strip_prefix(&self.prefix).unwrap_or(name);
         let repository = self.repository.replace(NAMESPACE, name);
         let url = format!("{}/v2/{repository}/{}/{reference}", self.url, kind.path());
-        let mut right = self.logins.known(&repository).await;
+        let scope = format!("repository:{repository}:pull");
+        let mut right = self.logins.known(&scope).await;
         loop {
             let make = |client: &reqwest::Client| {
                 let mut request = client.request(method.clone(), &url);
@@ -146,10 +149,12 @@ impl Inner {
             if response.status() != StatusCode::UNAUTHORIZED || fresh {
                 return Ok(response);
             }
-            let asked =
-                self.logins
-                    .answer(&self.requests, (&repository, right.as_ref()), &response);
-            right = Some(asked.await?);
+            let challenge = self.logins.challenge(response.url(), response.headers());
+            let challenge = challenge.ok_or_else(|| refused(&response))?;
+            let asked = self
+                .logins
+                .answer(&self.requests, (&scope, right.as_ref()), challenge);
+            right = Some(asked.await?.ok_or_else(|| refused(&response))?);
         }
     }
 
