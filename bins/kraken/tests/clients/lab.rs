@@ -359,10 +359,16 @@ impl Daemon {
         }
     }
 
-    fn interrupt(&mut self) -> ExitStatus {
-        let kill = format!("kill -INT {}", self.child.id());
+    /// Sends a signal, by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
         let sent = Command::new("sh").args(["-c", &kill]).status().unwrap();
         assert!(sent.success(), "{} has ended\n{}", self.name, self.log());
+    }
+
+    /// Ends it as Ctrl-C does.
+    pub(crate) fn interrupt(&mut self) -> ExitStatus {
+        self.signal("INT");
         wait(&mut self.child, START).unwrap_or_else(|| {
             panic!(
                 "{} still runs {START:?} after SIGINT\n{}",

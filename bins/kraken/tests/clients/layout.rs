@@ -33,6 +33,18 @@ pub(crate) fn layers(layout: &str, tag: &str) -> Vec<String> {
     layers.iter().map(digest_of).collect()
 }
 
+/// The digest of a tagged image's configuration.
+pub(crate) fn config(layout: &str, tag: &str) -> String {
+    digest_of(&document(layout, &digest(layout, tag))["config"])
+}
+
+/// The digests of the layers of a tagged image, unpacked, as its configuration has them.
+pub(crate) fn diff_ids(layout: &str, tag: &str) -> Vec<String> {
+    let config = document(layout, &config(layout, tag));
+    let ids = config["rootfs"]["diff_ids"].as_array().unwrap().iter();
+    ids.map(|id| id.as_str().unwrap().to_owned()).collect()
+}
+
 /// Digests of all that belongs to a tag, in the order in which it is named. Every blob must be
 /// there and be what its digest says.
 pub(crate) fn tree(layout: &str, tag: &str) -> Vec<String> {

@@ -11,6 +11,7 @@
 #[path = "../common/mod.rs"]
 #[allow(dead_code, reason = "the faults use more of it")]
 mod common;
+mod docker;
 mod lab;
 mod layout;
 mod namespace;
@@ -297,8 +298,8 @@ fn containerd_pulls(lab: &Lab) {
     drop(containerd);
 }
 
-/// An image of each of two machines under one tag.
-fn index_goes_through(lab: &Lab) {
+/// An image of each of two machines under one tag, `multi`; its digest.
+fn make_index(lab: &Lab) -> String {
     let layout = lab.path("image");
     lab.ok(&format!("umoci tag --image {layout}:v1 arm"));
     lab.ok(&format!(
@@ -313,8 +314,11 @@ fn index_goes_through(lab: &Lab) {
     lab.ok(&format!(
         "umoci insert --image {layout}:arm {noise} /data/arm"
     ));
-    let digest = layout::write_index(&layout, "multi", &[("v1", "amd64"), ("arm", "arm64")]);
+    layout::write_index(&layout, "multi", &[("v1", "amd64"), ("arm", "arm64")])
+}
 
+fn index_goes_through(lab: &Lab) {
+    let (layout, digest) = (lab.path("image"), make_index(lab));
     let pushed = lab.skopeo_push(
         &format!("oci:{layout}:multi"),
         &format!("{}/library/multi:v1", lab.proxy()),

@@ -13,8 +13,10 @@ const REQUIRE: &str = "KRAKEN_REQUIRE_CLIENTS";
 const PREPARE: &str = "set -e
 ip link set lo up
 mount -t tmpfs tmpfs /run
-mkdir -p /var/lib/containers
-mount -t tmpfs tmpfs /var/lib/containers
+for dir in /var/lib/containers /etc/containerd /etc/docker; do
+    mkdir -p $dir
+    mount -t tmpfs tmpfs $dir
+done
 exec \"$@\"";
 
 /// Whether this is the run in the namespaces.

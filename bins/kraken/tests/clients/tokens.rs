@@ -49,14 +49,14 @@ fn real_clients_with_tokens() {
 }
 
 /// Files of a token server: a certificate, which proves its tokens, and its key.
-struct Keys {
+pub(crate) struct Keys {
     cert: PathBuf,
-    key: PathBuf,
-    users: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) users: PathBuf,
 }
 
 impl Keys {
-    fn new(dir: &str, users: &[&str]) -> Self {
+    pub(crate) fn new(dir: &str, users: &[&str]) -> Self {
         let path = |name: &str| Path::new(dir).join(name);
         fs::create_dir_all(dir).unwrap();
         let (cert, key) = CertAuthority::create().unwrap().to_pem();
@@ -72,7 +72,7 @@ impl Keys {
     }
 }
 
-fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().build().unwrap()
 }
@@ -310,17 +310,17 @@ fn token_server(runtime: &Runtime, keys: &Keys) -> String {
     realm
 }
 
-/// The registry of the Docker project, which lets in by tokens of that server only.
-fn docker_registry(lab: &Lab, (addr, realm): (&str, &str), keys: &Keys) -> Daemon {
-    let config = json!({
+/// The registry of the Docker project, with more in its configuration.
+pub(crate) fn docker_registry(lab: &Lab, addr: &str, more: Option<(&str, Value)>) -> Daemon {
+    let mut config = json!({
         "version": 0.1,
         "log": {"level": "info"},
         "storage": {"filesystem": {"rootdirectory": lab.path("upstream-blobs")}},
         "http": {"addr": addr},
-        "auth": {"token": {
-            "realm": realm, "service": "upstream", "issuer": "upstream", "rootcertbundle": keys.cert,
-        }},
     });
+    if let Some((key, value)) = more {
+        config[key] = value;
+    }
     let file = lab.path("upstream.yml");
     fs::write(&file, config.to_string()).unwrap();
     let mut command = lab.client("docker-registry");
@@ -338,7 +338,12 @@ fn mirror(lab: &Lab) {
     let runtime = runtime();
     let realm = token_server(&runtime, &keys);
     let host = free_addr().to_string();
-    let upstream = docker_registry(lab, (&host, &realm), &keys);
+    // It lets in by tokens of that server only.
+    let auth = json!({"token": {
+        "realm": realm, "service": "upstream", "issuer": "upstream", "rootcertbundle": keys.cert,
+    }});
+    let start = || docker_registry(lab, &host, Some(("auth", auth.clone())));
+    let upstream = start();
     let image = format!("oci:{}:v1", lab.path("image"));
     let target = format!("{host}/{IMAGE}:v1");
     let digest = lab.skopeo_push(&image, &target, "--dest-creds writer:bc");
@@ -370,7 +375,7 @@ fn mirror(lab: &Lab) {
     );
     let clients = Clients::new(lab, &host);
     clients.pull(&agents[4]);
-    let upstream = docker_registry(lab, (&host, &realm), &keys);
+    let upstream = start();
     // All of ours dies.
     drop(cluster);
     clients.pull(&agents[4]);
