@@ -11,6 +11,7 @@
 #[path = "../common/mod.rs"]
 #[allow(dead_code, reason = "the faults use more of it")]
 mod common;
+mod cri;
 mod docker;
 mod lab;
 mod layout;
