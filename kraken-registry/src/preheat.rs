@@ -24,7 +24,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use http::StatusCode;
 use kraken_core::net::http::ApiError;
 use kraken_core::net::origin::{OriginCluster, Prefetch as Begun};
-use kraken_proto::{Digest, Namespace};
+use kraken_proto::{Digest, DigestError, Namespace};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -254,9 +254,14 @@ impl<B: Prefetch, T: TagService> Preheater<B, T> {
         let mut wrong = None;
         for text in [Some(tag), without_host].into_iter().flatten() {
             if let Some((repo, digest)) = text.split_once('@') {
-                match (repo.parse(), digest.parse()) {
-                    (Ok(repo), Ok(digest)) => return Ok((repo, digest)),
-                    _ => continue,
+                let wrong_digest = |error: DigestError| PreheatError::Name(error.to_string());
+                let digest = digest.parse().map_err(wrong_digest)?;
+                match repo.parse::<RepoName>() {
+                    Ok(repo) => return Ok((repo, digest)),
+                    Err(error) => {
+                        wrong.get_or_insert_with(|| PreheatError::Name(error.to_string()));
+                        continue;
+                    }
                 }
             }
             let (repo, tag) = match split_tag(text) {
@@ -487,6 +492,32 @@ mod tests {
         }
         let (_, last) = asked.last().unwrap();
         assert!(last.as_millis() < 410_000, "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn a_digest_that_is_none_here_is_called_so() {
+        let app = router(
+            Arc::new(Noting {
+                blobs: MemoryBlobs::default(),
+                has: Digest::of(b""),
+                began: Instant::now(),
+                asked: Mutex::default(),
+            }),
+            MemoryTags::default(),
+        );
+        let digest = format!("sha512:{}", "0".repeat(128));
+        for image in [
+            format!("team/app@{digest}"),
+            format!("registry:5000/team/app@{digest}"),
+            format!("TEAM@{}", Digest::of(b"")),
+        ] {
+            let body = json!({"tag": image}).to_string();
+            let request = http::Request::post("/proxy/v2/registry/prefetch")
+                .header("content-type", "application/json");
+            let request = request.body(axum::body::Body::from(body)).unwrap();
+            let answer = tower::ServiceExt::oneshot(app.clone(), request).await;
+            assert_eq!(answer.unwrap().status(), StatusCode::BAD_REQUEST, "{image}");
+        }
     }
 
     #[test]

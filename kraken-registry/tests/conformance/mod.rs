@@ -11,6 +11,9 @@ const MEDIA: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const BLOB: &str = "0123456789";
+/// What the blob's name is by the other algorithm of the specification.
+const SHA512: &str = "sha512:bb96c2fc40d2d54617d6f276febe571f623a8dadf0b734855299b0e107fda32c\
+    f6b69f2da32b36445d73690b93cbd0f7bfc20e0f7f28553d2a4428f23b716e90";
 
 /// Where the registries are: one that takes pushes, one that serves the same without them.
 pub(crate) struct Registries {
@@ -96,6 +99,8 @@ impl World {
         let absent = describe("application/x.layer", b"missing");
         let foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar";
         let foreign = json!({"mediaType": foreign, "digest": Digest::of(b"foreign"), "size": 7});
+        let described512 =
+            json!({"mediaType": "application/x.layer", "digest": SHA512, "size": 10});
         match name {
             "blob" => BLOB.into(),
             "config" => "{}".into(),
@@ -129,6 +134,12 @@ impl World {
             }
             "large" => with(json!({"annotations": {"filler": "x".repeat(4_000_000)}})),
             "foreign" => with(json!({"layers": [foreign]})),
+            "layer512" => with(json!({"layers": [described512]})),
+            "subject512" => with(json!({"subject": described512})),
+            "index512" => {
+                json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described512]})
+                    .to_string()
+            }
             "extra" => with(json!({"custom": {"anything": [1, 2, 3]}})),
             _ => panic!("no document {name}"),
         }
@@ -150,6 +161,7 @@ impl World {
             .replace("{repo}", &self.repo)
             .replace("{other}", &self.other())
             .replace("{upload}", &self.upload)
+            .replace("{sha512}", SHA512)
             .replace("{media}", MEDIA)
             .replace("{indexmedia}", INDEX);
         for name in [

@@ -171,10 +171,16 @@ async fn what_does_not_exist_is_named_so() {
     let registry = Registry::start().await;
     let absent = Digest::of(b"absent");
     let layer = registry.blobs.insert("a layer, not a manifest");
+    // What another registry may have: here its layers could not be had.
+    let other = registry.blobs.insert(format!(
+        "{{\"schemaVersion\": 2, \"config\": {{\"digest\": \"sha512:{}\", \"size\": 2}}, \"layers\": []}}",
+        "0".repeat(128)
+    ));
     let cases = [
         ("/v2/a/manifests/v1".to_string(), 404, "MANIFEST_UNKNOWN"),
         (format!("/v2/a/manifests/{absent}"), 404, "MANIFEST_UNKNOWN"),
         (format!("/v2/a/manifests/{layer}"), 404, "MANIFEST_UNKNOWN"),
+        (format!("/v2/a/manifests/{other}"), 404, "MANIFEST_UNKNOWN"),
         (format!("/v2/a/blobs/{absent}"), 404, "BLOB_UNKNOWN"),
         ("/v2/a/tags/list".to_string(), 404, "NAME_UNKNOWN"),
         ("/v2/A/tags/list".to_string(), 400, "NAME_INVALID"),
