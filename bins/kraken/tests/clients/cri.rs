@@ -69,6 +69,8 @@ fn the_kubelets_pulls() {
         given.len() == 4 && given.values().all(|it| *it == 1),
         "{given:?}"
     );
+    say("CRI: CRI-O's library, in podman, pulls through the agent");
+    by_podman(&lab, (&agent, &host), (&authority, &digest));
     say("CRI: pulls from the registry itself when the agent is away");
     cluster.kill("agent-1");
     containerd.pulls(&host, &digest);
@@ -154,6 +156,34 @@ fn by_whom(registry: &Daemon) -> (BTreeMap<String, usize>, BTreeMap<String, usiz
         }
     }
     (containerd, others)
+}
+
+/// CRI-O is not to be had here; podman reads the same files and pulls by the same library.
+fn by_podman(lab: &Lab, (agent, host): (&str, &str), (authority, digest): (&Authority, &str)) {
+    if namespace::lacks("podman's mirror with TLS", &["podman"]) {
+        return;
+    }
+    let (root, ca) = (lab.path("host"), &authority.ca);
+    let to = format!("--agent https://{agent} --upstream {host} --ca {ca}");
+    lab.ok(&format!(
+        "{KRAKEN} runtime install --runtime podman --root {root} {to}"
+    ));
+    let written = format!("{root}/etc/containers");
+    let mirrors = format!("{written}/registries.conf.d/50-kraken.conf");
+    fs::copy(mirrors, lab.path("registries.conf")).unwrap();
+    // The registry itself it would not trust.
+    let home = lab.path("home/.config/containers");
+    lab.ok(&format!("cp -r {written}/certs.d {home}"));
+    let image = format!("{host}/{IMAGE}:v1");
+    lab.ok(&format!("podman pull {image}"));
+    let format = "{{.Digest}}";
+    let seen = lab.ok(&format!("podman image inspect --format {format} {image}"));
+    let of_machine = layout::digest(&lab.path("image"), "v1");
+    assert!([digest, &of_machine].contains(&seen.trim()), "{seen}");
+    lab.ok("podman rmi --all --force");
+    fs::remove_dir_all(format!("{home}/certs.d")).unwrap();
+    let said = lab.fails(&format!("podman pull {image}"));
+    assert!(said.contains("x509"), "{said}");
 }
 
 /// A containerd as `kraken runtime install` leaves it, with its image service.
