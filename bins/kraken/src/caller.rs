@@ -120,6 +120,23 @@ impl Caller {
     }
 }
 
+/// What to do about an error of TLS, as far as its words tell: to be put behind them.
+pub(crate) fn tls_advice(error: &str) -> &'static str {
+    let known = [
+        ("UnknownIssuer", "; name its authority with --ca"),
+        (
+            "CertificateRequired",
+            "; it wants a certificate of the cluster: --cert and --key",
+        ),
+        (
+            "InvalidContentType",
+            "; it speaks plain HTTP there, without https://",
+        ),
+    ];
+    let found = known.into_iter().find(|(word, _)| error.contains(word));
+    found.map_or("", |(_, advice)| advice)
+}
+
 fn is_secure(base: &BaseUrl) -> bool {
     base.as_str().starts_with("https://")
 }

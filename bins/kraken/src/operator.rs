@@ -9,7 +9,7 @@ use kraken_daemon::Tls;
 use serde::Serialize;
 
 use crate::Failure;
-use crate::caller::{Caller, base_url};
+use crate::caller::{Caller, base_url, tls_advice};
 
 /// How long a process may work on an answer: to read a blob of 1 TB back, or to remove as many.
 const PATIENCE: Duration = Duration::from_secs(4 * 3600);
@@ -120,5 +120,7 @@ impl Operator {
 
 /// What the process said, or that it did not.
 pub fn failed(error: ApiError) -> Failure {
-    Failure::Argument(format!("the process: {error}"))
+    let error = error.to_string();
+    let advice = tls_advice(&error);
+    Failure::Argument(format!("the process: {error}{advice}"))
 }

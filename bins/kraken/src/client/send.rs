@@ -11,7 +11,7 @@ use kraken_core::net::http::{BaseUrl, HttpBody, HttpClient, HttpResponse};
 use kraken_core::storage::backend::web::{RegistryLogin, Right};
 
 use crate::Failure;
-use crate::caller::{Caller, base_url};
+use crate::caller::{Caller, base_url, tls_advice};
 
 /// A commit may wait for copies at several origins.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -204,7 +204,9 @@ impl Registry {
     }
 
     pub(super) fn failed(&self, path: &str, error: &dyn Display) -> Failure {
-        Failure::Away(format!("{}{path}: {error}", self.base))
+        let error = error.to_string();
+        let advice = tls_advice(&error);
+        Failure::Away(format!("{}{path}: {error}{advice}", self.base))
     }
 
     /// The path in a `Location`, which may be relative.

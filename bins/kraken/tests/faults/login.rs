@@ -288,7 +288,7 @@ async fn tls() {
     let image = place.image();
     let push = ["push", &image, "team/app:v1", "--proxy", &proxy];
     let said = place.fails(None, &push).await;
-    assert!(said.contains("certificate"), "{said}");
+    assert!(said.contains("name its authority with --ca"), "{said}");
     let push = [&push[..], &ca].concat();
     place.fails(None, &push).await;
     let alone = [&push[..], &["--cert", &cert]].concat();
@@ -305,7 +305,19 @@ async fn tls() {
 
     let store = ["store", "ls", "--process", &agent];
     let said = place.fails(None, &store).await;
-    assert!(said.contains("certificate"), "{said}");
+    assert!(said.contains("name its authority with --ca"), "{said}");
+    let origin = format!("https://{}", lab.host("origin-1"));
+    let of_origin = [&["store", "ls", "--process", &origin], &ca[..]].concat();
+    let said = place.fails(None, &of_origin).await;
+    assert!(said.contains("a certificate of the cluster"), "{said}");
+    let (cert, key) = (lab.path("origin-1.crt"), lab.path("origin-1.key"));
+    let member = [
+        "--cert",
+        cert.to_str().unwrap(),
+        "--key",
+        key.to_str().unwrap(),
+    ];
+    place.ok(None, &[&of_origin[..], &member].concat()).await;
     let said = place.ok(None, &[&store[..], &ca].concat()).await;
     assert!(said.contains(&Digest::of(b"{}").to_string()), "{said}");
 
