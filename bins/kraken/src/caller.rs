@@ -132,6 +132,10 @@ pub(crate) fn tls_advice(error: &str) -> &'static str {
             "InvalidContentType",
             "; it speaks plain HTTP there, without https://",
         ),
+        (
+            "invalid HTTP version",
+            "; if it is there by TLS, begin its address with https://",
+        ),
     ];
     let found = known.into_iter().find(|(word, _)| error.contains(word));
     found.map_or("", |(_, advice)| advice)

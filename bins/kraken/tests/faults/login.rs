@@ -303,6 +303,10 @@ async fn tls() {
     let pull = ["pull", "team/app:v1", &to, "--agent", &agent];
     place.ok(None, &[&pull[..], &ca].concat()).await;
 
+    let plain = ["pull", "team/app:v1", &to, "--agent", &lab.host("agent-1")];
+    let said = place.fails(None, &plain).await;
+    assert!(said.contains("begin its address with https://"), "{said}");
+
     let store = ["store", "ls", "--process", &agent];
     let said = place.fails(None, &store).await;
     assert!(said.contains("name its authority with --ca"), "{said}");
