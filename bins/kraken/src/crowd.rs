@@ -32,10 +32,10 @@ pub const MOST: u32 = 16_000;
 /// How many origins there are.
 const ORIGINS: u32 = 3;
 /// The length of each blob, and its pieces.
-const LENGTH: u64 = 6 << 30;
-const PIECES: u32 = 1536;
+const LENGTH: u64 = 4 << 30;
+const PIECES: u32 = 1024;
 /// What a host can send and receive, and what an origin can send, in bytes per second.
-const HOST_RATE: u64 = 120 << 20;
+const HOST_RATE: u64 = 150 << 20;
 const ORIGIN_RATE: u64 = 400 << 20;
 /// Hosts in a zone.
 const RACK: u32 = 250;
@@ -45,7 +45,7 @@ const TOLD: usize = 24;
 /// The time between two steps.
 const STEP: Duration = Duration::from_millis(500);
 /// Hosts ask for a blob within so many steps.
-const ARRIVAL: usize = 60;
+const ARRIVAL: usize = 40;
 /// How many steps all hosts rest when they have a blob.
 const REST: u32 = 40;
 

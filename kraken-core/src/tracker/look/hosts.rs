@@ -116,7 +116,8 @@ impl Look {
             let matching = hosts.len();
             hosts.sort_by_cached_key(|host| {
                 let rate = host.rate.received().saturating_add(host.rate.sent);
-                (u64::MAX - rate, &host.report.name, host.report.peer.id)
+                let rate = std::cmp::Reverse(rate.checked_ilog2());
+                (rate, &host.report.name, host.report.peer.id)
             });
             let page = hosts.into_iter().skip(offset).take(limit);
             HostPage {

@@ -156,7 +156,8 @@ impl Look {
         rows.retain(|(digest, ..)| digest.hex().starts_with(prefix));
         let matching = rows.len();
         let weight = |(digest, view, reported): &(Digest, Option<SwarmView>, Option<Reported>)| {
-            let rate = reported.as_ref().map_or(0, |it| it.rate);
+            // By orders of magnitude: rows that change places all the time cannot be read.
+            let rate = reported.as_ref().and_then(|it| it.rate.checked_ilog2());
             let view = view.map_or((0, 0), |it| (it.members - it.ready, it.members));
             (Reverse((rate, view)), *digest)
         };
