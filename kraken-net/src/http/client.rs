@@ -70,7 +70,7 @@ impl HttpClient {
     /// # Errors
     /// A file cannot be read or used, or this host trusts nobody and `trust` does not say whom to.
     pub fn outside(trust: &OutsideTrust) -> Result<Self, IdentityError> {
-        Self::build(trust.config()?, |client| client)
+        Self::build(trust.config()?, None, |client| client)
     }
 
     /// A client of the service that answers plain HTTP at a Unix socket, whichever host a URL names.
