@@ -78,11 +78,13 @@ fn messages() -> Vec<Message> {
             digest,
             piece_length: PieceLength::MIN,
             have: Bitfield::full(12),
+            is_partial: false,
         },
         Message::Subscribe {
             digest,
             piece_length: PieceLength::MIN,
             have: Bitfield::empty(12),
+            is_partial: true,
         },
         Message::Have {
             digest,

@@ -202,6 +202,7 @@ fn claim(number: u32, lie: u32) -> Frame {
             digest,
             piece_length: PieceLength::MAX,
             have: Bitfield::full(PieceLength::MAX_PIECES),
+            is_partial: number.is_multiple_of(2),
         },
         1 => Message::AskPeers { digest },
         2 => Message::AskMetaInfo { digest, offset: 0 },
