@@ -8,6 +8,7 @@ use crate::settings::Sources;
 
 /// Where the configuration of a process is, and what to do with it.
 #[derive(Debug, Clone, Default, Args)]
+#[command(about = None, long_about = None)]
 pub struct ConfigArgs {
     /// A file with the configuration. Several lie on top of each other: later ones win.
     #[arg(

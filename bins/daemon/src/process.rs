@@ -44,7 +44,8 @@ where
 {
     init_log("info");
     let command = clap::Command::new(name).version(env!("CARGO_PKG_VERSION"));
-    let arguments = ConfigArgs::of(&ConfigArgs::augment_args(command).get_matches());
+    let command = ConfigArgs::augment_args(command).about("Runs until SIGTERM or SIGINT.");
+    let arguments = ConfigArgs::of(&command.get_matches());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
@@ -86,7 +87,7 @@ where
 fn tell<C: ProcessConfig>(instead: Instead, sources: &Sources) -> Result<ExitCode, StartError> {
     let schema = Schema::of::<C>();
     match instead {
-        Instead::Schema => say(&format!("{:#}\n", schema.json()))?,
+        Instead::Schema => say(&format!("{:#}\n", schema.of_a_file()))?,
         Instead::Print => {
             let layers = sources.layers(&schema)?;
             layers.typed::<C>()?;

@@ -186,6 +186,7 @@ fn the_whole_is_printed_with_where_it_comes_from() {
     }
     let (_, schema) = output(command(&file).arg("--schema"));
     assert!(schema.contains("\"LimitsConfig\"") && schema.contains("\"registry_listen\""));
+    assert!(schema.contains("\"extends\""), "{schema}");
     let (refused, _) = output(command(&file).arg("--check-config").env("KRAKEN_ZOEN", "a"));
     assert_eq!(refused.status.code(), Some(1));
 }

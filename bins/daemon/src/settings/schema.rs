@@ -13,8 +13,28 @@ impl Schema {
         Self(schemars::schema_for!(C).to_value())
     }
 
+    #[cfg(test)]
     pub(crate) const fn json(&self) -> &Json {
         &self.0
+    }
+
+    /// The schema of one file, which may extend others.
+    pub(crate) fn of_a_file(&self) -> Json {
+        let mut schema = self.0.clone();
+        let keys = schema.get_mut("properties").and_then(Json::as_object_mut);
+        if let Some(keys) = keys {
+            let extends = serde_json::json!({
+                "description": "Files beside this one that it lies on top of.",
+                "type": ["string", "array"],
+                "items": {"type": "string"},
+            });
+            keys.insert(super::EXTENDS.into(), extends);
+        }
+        // What others lack stands in the files that are extended.
+        if let Some(schema) = schema.as_object_mut() {
+            schema.remove("required");
+        }
+        schema
     }
 
     pub(crate) const fn shape(&self) -> Shape<'_> {
