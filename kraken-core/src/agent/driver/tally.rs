@@ -147,6 +147,7 @@ mod tests {
 
     fn done(n: u32, from: u8, bytes: u64) -> Event {
         Event::PieceDone {
+            is_ahead: false,
             digest: blob(n),
             piece: 0,
             bytes,
