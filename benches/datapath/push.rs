@@ -208,7 +208,7 @@ impl Cluster {
         for place in places.into_iter().chain([proxy]) {
             answers(place)?;
         }
-        let (cert, key) = authority.issue("admin", &[])?;
+        let (cert, key) = authority.issue("operator", &[])?;
         let identity = kraken_core::net::Identity::from_pem(&cert, &key, &authority.to_pem().0)?;
         let runtime = tokio::runtime::Runtime::new()?;
         let http = runtime.block_on(async { HttpClient::new(Some(&identity)) })?;

@@ -47,7 +47,7 @@ impl Cluster {
     pub(crate) async fn start(dir: &Path) -> Outcome<Self> {
         let authority = CertAuthority::create()?;
         fs::write(dir.join("ca.crt"), authority.to_pem().0)?;
-        let (cert, key) = authority.issue("linear", &["127.0.0.1".into()])?;
+        let (cert, key) = authority.issue("operator", &["127.0.0.1".into()])?;
         let identity = Identity::from_pem(&cert, &key, &authority.to_pem().0)?;
         let member = |role: Role, number: usize| Member {
             name: format!("{}-{number}", role.name()),

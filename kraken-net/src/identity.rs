@@ -277,7 +277,10 @@ impl Identity {
     }
 
     /// Counts somebody who was refused for the role, and names it in the log once.
-    #[cfg(any(feature = "quic", feature = "tcp", feature = "http"))]
+    #[cfg_attr(
+        not(any(feature = "quic", feature = "tcp", feature = "http")),
+        expect(dead_code, reason = "nobody connects without QUIC, TCP and HTTP")
+    )]
     pub(crate) fn refuse(&self, who: PeerId, what: &str) {
         self.shared
             .counts
@@ -304,7 +307,10 @@ impl Identity {
     }
 
     /// Whether a chain that was trusted at `then` has been revoked since.
-    #[cfg(any(feature = "quic", feature = "tcp", feature = "http"))]
+    #[cfg_attr(
+        not(any(feature = "quic", feature = "tcp", feature = "http")),
+        expect(dead_code, reason = "nobody connects without QUIC, TCP and HTTP")
+    )]
     pub(crate) fn has_revoked(&self, chain: &[CertificateDer<'_>], then: UnixTime) -> bool {
         self.now().has_revoked(chain, then)
     }

@@ -53,10 +53,6 @@ pub(crate) enum Expected {
     )]
     Peer,
     /// Who has one that is valid for the name, and for a role among these.
-    #[cfg_attr(
-        not(feature = "http"),
-        expect(dead_code, reason = "only HTTP dials by name")
-    )]
     Named(Callers),
 }
 

@@ -14,6 +14,7 @@ use futures::future::OptionFuture;
 use http::StatusCode;
 use kraken_core::net::announce::TrackerClient;
 use kraken_core::net::http::{ApiError, HttpClient, HttpServer, Params, serve_on, with_health};
+use kraken_core::net::{Identity, Role};
 use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
 use kraken_core::{Agent, Digest, Namespace, OpenError, Zone};
 use kraken_registry::access::Access;
@@ -40,6 +41,7 @@ use crate::reload::{self, Changed};
 use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, Memory, ScrubRate, StoreLimit, VolumeConfig};
+use crate::tls;
 
 /// The configuration of an agent.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -210,9 +212,9 @@ pub struct AgentService {
 /// # Errors
 /// [`StartError`] says what to mend.
 pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
-    let identity = config.tls.identity()?;
-    let http = HttpClient::new(Some(&identity))?;
     let shutdown = CancellationToken::new();
+    let identity = config.tls.identity_of(Role::Agent, &shutdown)?;
+    let http = HttpClient::new(Some(&identity))?;
     let listed = Urls::of(
         "trackers",
         config.trackers,
@@ -225,7 +227,8 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         config.build_indexes_file,
         config.build_indexes_dns,
     )?;
-    let trackers = TrackerClient::new(listed.now().await?, http.clone())
+    let tracked = http.calling(&[Role::Tracker])?;
+    let trackers = TrackerClient::new(listed.now().await?, tracked)
         .map_err(|error| StartError::Config(format!("trackers: {error}")))?;
     listed.follow_trackers(&trackers, &shutdown);
     let transport = config::bind(
@@ -259,7 +262,10 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let agent = builder
         .spawn()
         .map_err(|error| StartError::Config(error.to_string()))?;
-    let tags = TagClient::new(http.raw(), indexes.now().await?);
+    let tags = TagClient::new(
+        http.calling(&[Role::BuildIndex])?.raw(),
+        indexes.now().await?,
+    );
     indexes.follow_tags(&tags, &shutdown);
     let stale = StaleTags::default();
     let hub: Host = DOCKER_HUB.parse().expect("a host");
@@ -288,7 +294,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         let preloader = Preloader::new(config, preload::reachable(listening));
         preloader.map_err(|error| StartError::Config(format!("preload: {error}")))
     });
-    let router = router((agent.clone(), stale), disks, mirror);
+    let router = router((agent.clone(), stale, identity), disks, mirror);
     let router = with_preload(router, preloader.transpose()?).layer(guard);
     let tls = config.client_tls.as_ref();
     let server = access::serve(socket, router, tls, shutdown.clone())?;
@@ -374,7 +380,7 @@ impl Service for AgentService {
 }
 
 fn router(
-    (agent, stale): (Agent, StaleTags),
+    (agent, stale, identity): (Agent, StaleTags, Identity),
     disks: Disks,
     mirror: PullState<Agent, TagClient>,
 ) -> Router {
@@ -385,7 +391,10 @@ fn router(
     let router = registry
         .route(
             "/metrics",
-            get(async move || stale.added_to(&metrics.metrics().text())),
+            get(async move || {
+                let others = stale.added_to(&metrics.metrics().text());
+                tls::with_metrics(&identity, &others)
+            }),
         )
         .route("/namespace/{namespace}/blobs/{digest}", get(blob))
         .route(

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use axum::middleware;
 use axum::routing::get;
-use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, serve_on, with_health};
+use kraken_core::net::Role;
+use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, admit, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::garbage::Collector;
 use kraken_registry::replicate::{self, Replicator};
@@ -30,7 +31,7 @@ use crate::reload::{self, Changed};
 use crate::remotes::{self, RemoteConfig};
 use crate::sockets;
 use crate::tags_backend::{self, TagsBackendConfig};
-use crate::units;
+use crate::{tls, units};
 
 /// The configuration of a build-index.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -215,19 +216,23 @@ pub struct BuildIndexService {
 /// # Errors
 /// [`StartError`] says what to mend.
 pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartError> {
-    let identity = config.tls.identity()?;
+    let shutdown = CancellationToken::new();
+    let identity = config.tls.identity_of(Role::BuildIndex, &shutdown)?;
     let http = HttpClient::new(Some(&identity))?;
     let listed = Origins::of(
         &config.origins,
         config.origins_file.as_ref(),
         config.origins_dns.as_ref(),
     )?;
-    let origins = OriginCluster::new(listed.now(None).await?, http.clone(), config.replicas);
+    let origins = OriginCluster::new(
+        listed.now(None).await?,
+        http.calling(&[Role::Origin])?,
+        config.replicas,
+    );
     config::make_dir(&config.store)?;
-    let shutdown = CancellationToken::new();
     config::watch(&origins, &shutdown);
     listed.follow_with(&origins, &shutdown);
-    let mut tags = ring(&config, &http)?;
+    let mut tags = ring(&config, &http.calling(&[Role::BuildIndex])?)?;
     if let Some(backend) = &config.tags_backend {
         tags = tags.with_backend(backend.make()?);
     }
@@ -237,7 +242,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
         tags.clone(),
         at,
         remotes::rules(&config.remotes, &config.cluster)?,
-        &http,
+        &http.calling(&[Role::BuildIndex, Role::Origin])?,
     );
     let sending = replicator.clone();
     let sending = async move { sending.run().await };
@@ -252,10 +257,10 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     }
     let collector = Collector::new(tags.clone(), origins.clone());
     let replicating = replicate::server::router(replicator.clone(), policy.clone());
-    let (kept, sent) = (tags.clone(), replicator.clone());
+    let (kept, sent, known) = (tags.clone(), replicator.clone(), identity.clone());
     let metrics = get(async move || {
         let kept = tags_backend::metrics(&kept).await;
-        remotes::metrics(&sent).await + &kept
+        tls::with_metrics(&known, &(remotes::metrics(&sent).await + &kept))
     });
     let router = router(tags, policy.clone(), origins.clone()).merge(replicating);
     let router = router.route("/metrics", metrics);
@@ -268,7 +273,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     });
     let server = serve_on(
         sockets::listen(config.listen)?,
-        router,
+        admit(router, Role::BuildIndex),
         Some(&identity),
         shutdown.clone(),
     )?;

@@ -19,28 +19,7 @@ use crate::process::StartError;
 use crate::settings::Layers;
 use crate::settings::Sources;
 use crate::store::Weight;
-
-/// The certificate, the key and the cluster's authority: paths of PEM files.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Tls {
-    /// This process's certificate, with the chain behind it.
-    pub cert: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-    /// The certificates of the cluster's authority.
-    pub ca: PathBuf,
-}
-
-impl Tls {
-    /// Reads the files.
-    ///
-    /// # Errors
-    /// A file is missing or holds something else.
-    pub fn identity(&self) -> Result<Identity, StartError> {
-        Ok(Identity::from_files(&self.cert, &self.key, &self.ca)?)
-    }
-}
+pub use crate::tls::Tls;
 
 /// A registry's host, such as `docker.io`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]

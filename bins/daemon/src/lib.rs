@@ -31,6 +31,7 @@ pub mod settings;
 mod sockets;
 pub mod store;
 pub mod tags_backend;
+pub mod tls;
 pub mod tracker;
 mod units;
 

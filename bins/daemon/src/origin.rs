@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use axum::middleware;
 use axum::routing::get;
-use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
+use kraken_core::net::Role;
+use kraken_core::net::http::{HttpClient, HttpServer, admit, serve_on, with_health};
 use kraken_core::net::origin::router;
 use kraken_core::origin::HealConfig;
 use kraken_core::proto::ring::health::HealthConfig;
@@ -32,7 +33,7 @@ use crate::reload::{self, Changed};
 use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, ScrubRate, StoreLimit, VolumeConfig};
-use crate::units;
+use crate::{tls, units};
 
 /// The configuration of an origin.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -192,7 +193,8 @@ pub struct OriginService {
 /// # Errors
 /// [`StartError`] says what to mend.
 pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
-    let identity = config.tls.identity()?;
+    let shutdown = CancellationToken::new();
+    let identity = config.tls.identity_of(Role::Origin, &shutdown)?;
     let http = HttpClient::new(Some(&identity))?;
     let listed = Origins::of(
         &config.origins,
@@ -207,7 +209,6 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     config::make_dir(&config.store)?;
     let (volumes, eviction) = (&config.volumes, &config.eviction);
     let disks = store::open(dir, volumes, config.store_limit, eviction).await?;
-    let shutdown = CancellationToken::new();
     store::scrub(disks.clone(), config.scrub, &shutdown);
     tokio::spawn(
         shutdown
@@ -223,7 +224,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let ready = backend.clone();
     let (health, heal) = config.heal.parts();
     let mut builder = Origin::builder(config.name, disks.clone(), transport, backend, queue)
-        .ring(ring, http)
+        .ring(ring, http.calling(&[Role::Origin])?)
         .replicas(config.replicas)
         .asked_file(config.store.join("asked"))
         .lifetimes(config.eviction.lifetimes())
@@ -245,9 +246,9 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
             .set_ring(members)
             .map_err(|error| error.to_string())
     });
-    let metrics = origin.clone();
-    let router = router(Arc::new(origin.clone()))
-        .route("/metrics", get(async move || metrics.metrics().text()));
+    let (metrics, known) = (origin.clone(), identity.clone());
+    let shown = async move || tls::with_metrics(&known, &metrics.metrics().text());
+    let router = router(Arc::new(origin.clone())).route("/metrics", get(shown));
     let router = with_live_limits(router, origin.clone());
     let router = with_queue(router, origin.clone());
     let router = with_leave(router, origin.clone());
@@ -264,7 +265,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     });
     let server = serve_on(
         sockets::listen(config.listen)?,
-        router,
+        admit(router, Role::Origin),
         Some(&identity),
         shutdown.clone(),
     )?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use axum::middleware;
 use axum::routing::get;
+use kraken_core::net::Role;
 use kraken_core::net::http::{HttpClient, HttpServer, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::access::Access;
@@ -26,7 +27,7 @@ use crate::members::{Origins, Urls};
 use crate::process::{Service, StartError};
 use crate::reload::{self, Changed};
 use crate::sockets;
-use crate::{guard, pages};
+use crate::{guard, pages, tls};
 
 /// The configuration of a proxy.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -114,22 +115,29 @@ pub struct ProxyService {
 /// # Errors
 /// [`StartError`] says what to mend.
 pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
-    let identity = config.tls.identity()?;
+    let shutdown = CancellationToken::new();
+    let identity = config.tls.identity_of(Role::Proxy, &shutdown)?;
     let http = HttpClient::new(Some(&identity))?;
     let listed = Origins::of(
         &config.origins,
         config.origins_file.as_ref(),
         config.origins_dns.as_ref(),
     )?;
-    let origins = OriginCluster::new(listed.now(None).await?, http.clone(), config.replicas);
+    let origins = OriginCluster::new(
+        listed.now(None).await?,
+        http.calling(&[Role::Origin])?,
+        config.replicas,
+    );
     let indexes = Urls::of(
         "build_indexes",
         config.build_indexes,
         config.build_indexes_file,
         config.build_indexes_dns,
     )?;
-    let tags = TagClient::new(http.raw(), indexes.now().await?);
-    let shutdown = CancellationToken::new();
+    let tags = TagClient::new(
+        http.calling(&[Role::BuildIndex])?.raw(),
+        indexes.now().await?,
+    );
     config::watch(&origins, &shutdown);
     indexes.follow_tags(&tags, &shutdown);
     listed.follow_with(&origins, &shutdown);
@@ -139,7 +147,10 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let pull = PullState::new(origins.clone(), tags.clone()).access(access.clone());
     let pull = pull.count_stale(stale.clone());
     let router = push::router(PushState::new(pull, origins.clone()));
-    let router = router.route("/metrics", get(async move || stale.added_to("")));
+    let router = router.route(
+        "/metrics",
+        get(async move || tls::with_metrics(&identity, &stale.added_to(""))),
+    );
     let guarded = access.clone();
     let preheating = preheating.layer(middleware::from_fn(move |request, next| {
         guard::refuse(guarded.clone(), request, next)

@@ -8,8 +8,9 @@ use axum::middleware;
 use axum::routing::get;
 use futures::future::OptionFuture;
 use kraken_core::Tracker;
+use kraken_core::net::Role;
 use kraken_core::net::announce::router;
-use kraken_core::net::http::{HttpClient, HttpServer, serve_on, with_health};
+use kraken_core::net::http::{HttpClient, HttpServer, admit, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -23,7 +24,7 @@ use crate::log::LogFilter;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
 use crate::reload::{self, Changed};
-use crate::sockets;
+use crate::{sockets, tls};
 
 /// The configuration of a tracker.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -92,20 +93,25 @@ pub struct TrackerService {
 /// # Errors
 /// [`StartError`] says what to mend.
 pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> {
-    let identity = config.tls.identity()?;
+    let shutdown = CancellationToken::new();
+    let identity = config.tls.identity_of(Role::Tracker, &shutdown)?;
     let http = HttpClient::new(Some(&identity))?;
     let listed = Origins::of(
         &config.origins,
         config.origins_file.as_ref(),
         config.origins_dns.as_ref(),
     )?;
-    let origins = OriginCluster::new(listed.now(None).await?, http.clone(), config.replicas);
+    let origins = OriginCluster::new(
+        listed.now(None).await?,
+        http.calling(&[Role::Origin])?,
+        config.replicas,
+    );
     let tracker = Tracker::builder(origins.clone())
         .takes_reports(config.console.is_some())
         .spawn();
-    let (stats, live) = (tracker.clone(), tracker.clone());
-    let router =
-        router(Arc::new(tracker.clone())).route("/metrics", get(async move || metrics(&stats)));
+    let (stats, live, known) = (tracker.clone(), tracker.clone(), identity.clone());
+    let shown = async move || tls::with_metrics(&known, &metrics(&stats));
+    let router = router(Arc::new(tracker.clone())).route("/metrics", get(shown));
     let router = with_health(router, move || {
         let origins = live.live_origins();
         async move {
@@ -114,7 +120,6 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
                 .ok_or_else(|| "no origin answers".to_string())
         }
     });
-    let shutdown = CancellationToken::new();
     let following = tracker.clone();
     listed.follow(&shutdown, move |members| {
         following.set_origins(members);
@@ -131,7 +136,7 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     let router = router.layer(middleware::from_fn(reload::add_metrics));
     let server = serve_on(
         sockets::listen(config.listen)?,
-        router,
+        admit(router, Role::Tracker),
         Some(&identity),
         shutdown.clone(),
     )?;

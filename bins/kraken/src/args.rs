@@ -17,6 +17,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use kraken::runtime::{Address, Runtime};
 use kraken_core::Digest;
 use kraken_daemon::ConfigArgs;
+use kraken_daemon::Tls;
+use kraken_daemon::tls::KeyPassword;
 use kraken_registry::name::Host;
 use kraken_sim::PlotFile;
 
@@ -203,7 +205,7 @@ pub(crate) struct TlsFiles {
         long,
         env = "KRAKEN_CERT",
         global = true,
-        default_value = "kraken-dev/tls/origin-1.crt"
+        default_value = "kraken-dev/tls/operator.crt"
     )]
     pub(crate) cert: PathBuf,
     /// Its private key.
@@ -211,7 +213,7 @@ pub(crate) struct TlsFiles {
         long,
         env = "KRAKEN_KEY",
         global = true,
-        default_value = "kraken-dev/tls/origin-1.key"
+        default_value = "kraken-dev/tls/operator.key"
     )]
     pub(crate) key: PathBuf,
     /// The certificates of the cluster's authority.
@@ -222,6 +224,23 @@ pub(crate) struct TlsFiles {
         default_value = "kraken-dev/tls/ca.crt"
     )]
     pub(crate) ca: PathBuf,
+    /// A file whose first line opens the key, if that is encrypted.
+    #[arg(
+        long,
+        env = "KRAKEN_KEY_PASSWORD_FILE",
+        global = true,
+        value_name = "FILE"
+    )]
+    pub(crate) key_password_file: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// As the configuration of a process has it.
+    pub(crate) fn config(self) -> Tls {
+        let mut tls = Tls::new(self.cert, self.key, self.ca);
+        tls.key_password = self.key_password_file.map(|file| KeyPassword { file });
+        tls
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -151,12 +151,17 @@ impl Authority {
         Ok(cert_file)
     }
 
-    /// Puts in the place of a certificate one that is valid for so long from now, with its key and names.
+    /// Puts in the place of a certificate one that is valid for so long from now, with its key and names;
+    /// one of another authority when that one's certificate is given.
     ///
     /// # Errors
-    /// It is not of this authority, or cannot be written.
-    pub fn renew(&self, cert: &Path, days: Days) -> Result<(), Failure> {
-        let renewed = self.ca.renew(&read(cert)?, days.duration());
+    /// It is not of that authority, or cannot be written.
+    pub fn renew(&self, cert: &Path, (former, days): (Option<&Path>, Days)) -> Result<(), Failure> {
+        let (old, validity) = (read(cert)?, days.duration());
+        let renewed = match former {
+            None => self.ca.renew(&old, validity),
+            Some(former) => self.ca.adopt(&old, &read(former)?, validity),
+        };
         replace(cert, &renewed.map_err(|error| at(cert, error))?)
     }
 
@@ -349,7 +354,7 @@ mod tests {
             assert_eq!(mode & 0o777, SECRET);
         }
 
-        authority.renew(&cert, Days(90)).unwrap();
+        authority.renew(&cert, (None, Days(90))).unwrap();
         let after = Identity::from_files(&files[0], &files[1], &files[2]).unwrap();
         assert_eq!(before.peer_id(), after.peer_id());
         assert!(told(&cert).unwrap().contains("89 days from now"));
@@ -383,10 +388,15 @@ mod tests {
             "{mixed}"
         );
         let foreign = other
-            .renew(&out.join("a.crt"), Days(1))
+            .renew(&out.join("a.crt"), (None, Days(1)))
             .unwrap_err()
             .to_string();
         assert!(foreign.contains("not of this authority"), "{foreign}");
+        let former = ca_dir.join("ca.crt");
+        other
+            .renew(&out.join("a.crt"), (Some(&former), Days(1)))
+            .unwrap();
+        assert!(own.renew(&out.join("a.crt"), (None, Days(1))).is_err());
         for name in ["../a", "", "a b", ".hidden"] {
             assert!(own.issue(&wanted(name), &out).is_err(), "{name}");
         }

@@ -65,6 +65,8 @@ impl Cluster {
         }
         let ports = Ports::of(options)?;
         let files = Files::prepare(&options.dir)?;
+        // For the commands that ask processes.
+        files.tls("operator", "operator")?;
         let entries: Vec<_> = ports
             .origins
             .iter()
@@ -331,11 +333,7 @@ impl Files {
     /// The certificate of one process. It keeps it over restarts, and with it its identity.
     fn tls(&self, name: &str, role: &str) -> Result<Tls, Failure> {
         let path = |suffix: &str| self.dir.join(format!("{name}.{suffix}"));
-        let tls = Tls {
-            cert: path("crt"),
-            key: path("key"),
-            ca: self.dir.join("ca.crt"),
-        };
+        let tls = Tls::new(path("crt"), path("key"), self.dir.join("ca.crt"));
         if !tls.cert.exists() || !tls.key.exists() {
             let names = ["localhost", "127.0.0.1", "::1", name].map(str::to_string);
             let (cert, key) = self

@@ -24,6 +24,7 @@ use kraken::queue::{self, Queue};
 use kraken::simulate::Simulation;
 use kraken::store::{self, Collect, Store};
 use kraken_core::Digest;
+use kraken_daemon::process;
 use kraken_daemon::store::http::VerdictInfo;
 use kraken_daemon::{ConfigArgs, Tls, process};
 use kraken_registry::name::split_tag;
@@ -205,8 +206,8 @@ async fn work_on_queue(queue: &Queue, command: QueueCommand) -> Result<(), Failu
     }
 }
 
-fn operator(url: &str, TlsFiles { cert, key, ca }: TlsFiles) -> Result<Operator, Failure> {
-    Operator::new(url, &Tls { cert, key, ca })
+fn operator(url: &str, tls: TlsFiles) -> Result<Operator, Failure> {
+    Operator::new(url, &tls.config())
 }
 
 async fn look_at_store(store: &Store, command: StoreCommand) -> Result<ExitCode, Failure> {

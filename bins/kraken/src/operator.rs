@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use http::Request;
 use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient, HttpResponse, OutsideTrust};
-use kraken_core::net::{Identity, IdentityError};
 use kraken_daemon::Tls;
 use serde::Serialize;
 
@@ -31,8 +30,7 @@ impl Operator {
         let wrong = |error: &dyn std::fmt::Display| Failure::Argument(error.to_string());
         let base: BaseUrl = url.parse().map_err(|error| wrong(&error))?;
         let identity = if url.starts_with("https://") {
-            let identity = Identity::from_files(&tls.cert, &tls.key, &tls.ca);
-            Some(identity.map_err(|error| wrong(&error))?)
+            Some(tls.identity()?)
         } else {
             None
         };

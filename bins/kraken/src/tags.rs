@@ -3,7 +3,7 @@
 use comfy_table::Table;
 use jiff::Timestamp;
 use kraken_core::Digest;
-use kraken_core::net::Identity;
+use kraken_core::net::Role;
 use kraken_core::net::http::{BaseUrl, HttpClient};
 use kraken_core::proto::tags::record::Refusal;
 use kraken_daemon::Tls;
@@ -35,9 +35,11 @@ impl Tags {
         let identity = urls
             .iter()
             .any(|url| url.starts_with("https://"))
-            .then(|| Identity::from_files(&tls.cert, &tls.key, &tls.ca));
-        let identity = identity.transpose().map_err(|error| wrong(&error))?;
+            .then(|| tls.identity());
+        let identity = identity.transpose()?;
         let http = HttpClient::new(identity.as_ref()).map_err(|error| wrong(&error))?;
+        let http = http.calling(&[Role::BuildIndex]);
+        let http = http.map_err(|error| wrong(&error))?;
         Ok(Self(TagClient::new(http.raw(), urls)))
     }
 

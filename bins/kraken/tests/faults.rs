@@ -11,6 +11,8 @@ mod conformance;
 
 mod common;
 
+#[path = "faults/certificates.rs"]
+mod certificates;
 #[path = "faults/demo.rs"]
 mod demo;
 #[path = "faults/garbage.rs"]

@@ -341,7 +341,9 @@ async fn a_host_announces_itself_and_its_own_zone_only() {
         told.contains("zone rack-2") && told.contains("zone rack-1"),
         "{told}"
     );
+    let told = refused(&|it| it.peer.role = PeerRole::Origin).await;
+    assert!(told.contains("announces an origin"), "{told}");
     let told = refused(&|it| it.peer.zone = None).await;
     assert!(told.contains("no zone"), "{told}");
-    assert_eq!(tracker.status().wrong_roles, 3);
+    assert_eq!(tracker.status().wrong_roles, 4);
 }

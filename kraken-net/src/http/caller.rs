@@ -11,7 +11,7 @@ use axum::{Extension, Router};
 use axum_server::accept::Accept;
 use axum_server::tls_rustls::RustlsAcceptor;
 use http::{HeaderValue, header};
-use kraken_proto::{PeerId, PeerInfo};
+use kraken_proto::{PeerId, PeerInfo, PeerRole};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::net::TcpStream;
 use tower::Layer as _;
@@ -93,8 +93,8 @@ impl Caller {
         Err(ApiError::Forbidden(what))
     }
 
-    /// Announces and reports are of the host that sends them, and of the zone in its certificate if there
-    /// is one.
+    /// Announces and reports are of the host that sends them, by what it is, and of the zone in its
+    /// certificate if there is one.
     pub(crate) fn check_peer(&self, peer: &PeerInfo) -> Result<(), ApiError> {
         let zone = self.0.bearer.zone.as_ref();
         let what = if peer.id != self.0.id {
@@ -102,6 +102,9 @@ impl Caller {
                 "{:?} announces {:?}: a host announces itself only",
                 self.0.id, peer.id
             )
+        } else if peer.role == PeerRole::Origin && self.0.bearer.role != Some(Role::Origin) {
+            let found = self.0.bearer.told();
+            format!("it announces an origin, with a certificate {found}")
         } else if zone.is_some() && zone != peer.zone.as_ref() {
             let name = |zone: Option<&kraken_proto::Zone>| {
                 zone.map_or_else(|| "no zone".to_owned(), |zone| format!("zone {zone}"))

@@ -59,6 +59,9 @@ pub(crate) enum CaCommand {
         /// The certificate.
         #[arg(long, value_name = "FILE")]
         cert: PathBuf,
+        /// The certificate of the authority that issued it, when that is another, which this one follows.
+        #[arg(long, value_name = "FILE")]
+        old_ca: Option<PathBuf>,
         /// How many days it is valid, at most as long as the authority.
         #[arg(long, default_value = "365")]
         days: Days,

@@ -45,9 +45,10 @@ pub(crate) fn work_on_certificates(command: CaCommand) -> Result<(), Failure> {
         CaCommand::Renew {
             authority,
             cert,
+            old_ca,
             days,
         } => {
-            open(&authority)?.renew(&cert, days)?;
+            open(&authority)?.renew(&cert, (old_ca.as_deref(), days))?;
             say(&ca::told(&cert)?)
         }
         CaCommand::Revoke { authority, cert } => {

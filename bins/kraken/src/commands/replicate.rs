@@ -2,7 +2,6 @@
 
 use kraken::Failure;
 use kraken::replicate::{self, Indexes};
-use kraken_daemon::Tls;
 use kraken_registry::name::TagName;
 use serde_json::json;
 
@@ -13,8 +12,7 @@ use crate::say;
 /// Asks all build-indexes, and says what came of it.
 pub(crate) async fn work_on_replication(args: ReplicateArgs) -> Result<(), Failure> {
     let IndexArgs { build_index, tls } = args.indexes;
-    let (cert, key, ca) = (tls.cert, tls.key, tls.ca);
-    let indexes = Indexes::new(&build_index, &Tls { cert, key, ca })?;
+    let indexes = Indexes::new(&build_index, &tls.config())?;
     match args.command {
         ReplicateCommand::Status { json } => {
             let (parts, silent) = indexes.status().await;

@@ -2,7 +2,6 @@
 
 use kraken::Failure;
 use kraken::tags::{self, Tags};
-use kraken_daemon::Tls;
 use serde_json::json;
 
 use crate::args::indexes::IndexArgs;
@@ -12,8 +11,7 @@ use crate::say;
 /// Asks the build-indexes, and says what came of it.
 pub(crate) async fn work_on_tags(args: TagArgs) -> Result<(), Failure> {
     let IndexArgs { build_index, tls } = args.indexes;
-    let (cert, key, ca) = (tls.cert, tls.key, tls.ca);
-    let tags = Tags::new(&build_index, &Tls { cert, key, ca })?;
+    let tags = Tags::new(&build_index, &tls.config())?;
     match args.command {
         TagCommand::Ls { repository, json } => {
             let tell = |tag: &str| match json {

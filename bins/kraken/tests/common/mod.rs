@@ -267,7 +267,7 @@ impl Lab {
     ) -> Self {
         let (cert, key) = authority.to_pem();
         let authority = CertAuthority::from_pem(&cert, &key).unwrap();
-        let http = HttpClient::new(Some(&identity(&authority, "test"))).unwrap();
+        let http = HttpClient::new(Some(&identity(&authority, "operator"))).unwrap();
         let mut lab = Self {
             dir: tempfile::tempdir().unwrap(),
             authority,
@@ -276,6 +276,9 @@ impl Lab {
             running: BTreeMap::new(),
         };
         fs::write(lab.path("ca.crt"), lab.authority.to_pem().0).unwrap();
+        let (spare, _) = lab.authority.issue("agent", &[]).unwrap();
+        let list = lab.authority.revoke(&spare, None).unwrap();
+        fs::write(lab.path("ca.crl"), list).unwrap();
         let names_of = |role: &str, count: usize| -> Vec<_> {
             (1..=count)
                 .map(|number| format!("{role}-{number}"))
@@ -345,12 +348,6 @@ impl Lab {
         &self.members[name].config
     }
 
-    /// The cluster's authority.
-    pub(crate) fn authority(&self) -> CertAuthority {
-        let (cert, key) = self.authority.to_pem();
-        CertAuthority::from_pem(&cert, &key).unwrap()
-    }
-
     /// The identity that a member proves to its peers.
     pub(crate) fn peer_id(&self, name: &str) -> PeerId {
         let path = |suffix: &str| self.path(&format!("{name}.{suffix}"));
@@ -370,6 +367,39 @@ impl Lab {
             .parse()
             .unwrap();
         kib << 10
+    }
+
+    /// The authority of its certificates.
+    pub(crate) fn authority(&self) -> &CertAuthority {
+        &self.authority
+    }
+
+    /// The names of all members.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.members.keys().cloned().collect()
+    }
+
+    /// Puts a file in its directory in the place of another, at once.
+    pub(crate) fn replace(&self, name: &str, text: &str) {
+        let new = self.path("new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, self.path(name)).unwrap();
+    }
+
+    /// Waits until all members have taken new certificates, authorities or lists so many times.
+    pub(crate) async fn taken(&self, times: u64) {
+        for name in self.members.keys() {
+            until(&format!("{name} takes what is new"), async || {
+                let taken = "kraken_certificate_reloads_total{result=\"taken\"}";
+                (self.counter(name, taken).await? >= times).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Shows another certificate to the members from now on.
+    pub(crate) fn ask_as(&mut self, identity: &Identity) {
+        self.http = HttpClient::new(Some(identity)).unwrap();
     }
 
     /// SIGKILL.
@@ -441,7 +471,7 @@ impl Lab {
         let path = |suffix: &str| self.path(&format!("{name}.{suffix}"));
         fs::write(path("crt"), cert).unwrap();
         fs::write(path("key"), key).unwrap();
-        config["tls"] = json!({"cert": path("crt"), "key": path("key"), "ca": self.path("ca.crt")});
+        config["tls"] = json!({"cert": path("crt"), "key": path("key"), "ca": self.path("ca.crt"), "crl": self.path("ca.crl")});
         // JSON is YAML.
         let file = path("yaml");
         fs::write(&file, config.to_string()).unwrap();

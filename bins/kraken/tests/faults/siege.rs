@@ -82,12 +82,14 @@ impl Target {
     fn of(lab: &Lab, agent: &str) -> Self {
         let config = fs::read_to_string(lab.config(agent)).unwrap();
         let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let (cert, key) = lab.authority().to_pem();
+        let authority = CertAuthority::from_pem(&cert, &key).unwrap();
         let addr = |key: &str| config[key].as_str().unwrap().parse().unwrap();
         Self {
             registry: addr("registry_listen"),
             peers: addr("peer_listen"),
             id: lab.peer_id(agent),
-            authority: Arc::new(lab.authority()),
+            authority: Arc::new(authority),
         }
     }
 

@@ -24,15 +24,11 @@ impl<'a> Tool<'a> {
 
     fn tls(&self) -> Tls {
         let path = |name: &str| self.lab.path(name);
-        Tls {
-            cert: path("proxy.crt"),
-            key: path("proxy.key"),
-            ca: path("ca.crt"),
-        }
+        Tls::new(path("proxy.crt"), path("proxy.key"), path("ca.crt"))
     }
 
     async fn run_at(&self, indexes: &str, arguments: &[&str]) -> Ran {
-        let Tls { cert, key, ca } = self.tls();
+        let Tls { cert, key, ca, .. } = self.tls();
         let [cert, key, ca] = [cert, key, ca].map(|path| path.to_str().unwrap().to_owned());
         let mut all = vec!["tag"];
         all.extend(arguments);
