@@ -24,9 +24,8 @@ use kraken::queue::{self, Queue};
 use kraken::simulate::Simulation;
 use kraken::store::{self, Collect, Store};
 use kraken_core::Digest;
-use kraken_daemon::process;
 use kraken_daemon::store::http::VerdictInfo;
-use kraken_daemon::{ConfigArgs, Tls, process};
+use kraken_daemon::{ConfigArgs, process};
 use kraken_registry::name::split_tag;
 use kraken_sim::PlotFile;
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use http::Request;
+use kraken_core::net::IdentityError;
 use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient, HttpResponse, OutsideTrust};
-use kraken_daemon::Tls;
+use kraken_daemon::{StartError, Tls};
 use serde::Serialize;
 
 use crate::Failure;
@@ -59,8 +60,11 @@ impl Operator {
     /// The URL makes no sense, or a file cannot be used.
     pub fn any(url: &str, tls: Option<&Tls>, trust: OutsideTrust) -> Result<Self, Failure> {
         if let Some(tls) = tls {
-            let identity = Identity::from_files(&tls.cert, &tls.key, &tls.ca);
-            if !matches!(identity, Err(IdentityError::Untrusted(_))) {
+            let identity = tls.identity();
+            if !matches!(
+                identity,
+                Err(StartError::Identity(IdentityError::Untrusted(_)))
+            ) {
                 return Self::new(url, tls);
             }
         }

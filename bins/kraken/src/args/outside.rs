@@ -73,7 +73,7 @@ impl ProcessTls {
             certificate = Some((made.join("origin-1.crt"), made.join("origin-1.key")));
         }
         let tls = certificate.clone().zip(ca.clone());
-        let tls = tls.map(|((cert, key), ca)| Tls { cert, key, ca });
+        let tls = tls.map(|((cert, key), ca)| Tls::new(cert, key, ca));
         Operator::any(url, tls.as_ref(), OutsideTrust { ca, certificate })
     }
 }
