@@ -200,7 +200,11 @@ fn click_through(browser: &mut Browser, console: SocketAddr) {
     visit(browser, "swarms", "Swarms");
     browser.until("bytes flow", &holds("td", "/s"));
     browser.shoot("swarms");
-    browser.click("td a.digest");
+    // The manifest moves, too, and has no more than one piece.
+    let layer = "[...document.querySelectorAll('tbody tr')].find((it) => it.textContent.includes('80.0 MiB'))?.querySelector('a').title";
+    browser.until("a layer is there", layer);
+    let digest = browser.eval(layer);
+    browser.click(&format!("td a[title={digest}]"));
     browser.until(
         "the graph is painted",
         "JSON.parse(document.querySelector('canvas.graph')?.dataset.frames ?? '{}').count > 30",
@@ -354,4 +358,9 @@ fn watch_crowd(browser: &mut Browser, console: SocketAddr) {
     );
     browser.shoot("5000-dark");
     assert_eq!(browser.problems, Vec::<String>::new());
+    // What a page says is wrong is heard.
+    browser.eval("console.error('a test')");
+    browser.eval("setTimeout(() => { throw new Error('another'); }, 0)");
+    browser.eval("new Promise((done) => setTimeout(done, 100))");
+    assert_eq!(browser.problems.len(), 2, "{:?}", browser.problems);
 }

@@ -90,7 +90,7 @@ function blob(room, digest) {
       cards.ready.set(percent(share(swarm.ready, swarm.members)), `${whole(swarm.ready)} of ${whole(swarm.members)} hosts`);
       cards.done.set(percent(swarm.done), swarm.namespace ? `namespace ${swarm.namespace}` : '');
       cards.rate.set(rate(swarm.rate), '');
-      cards.left.set(swarm.ready === swarm.members ? 'done' : duration(swarm.seconds_left), swarm.rate > 0 ? 'at this rate' : '');
+      cards.left.set(swarm.ready === swarm.members ? 'done' : duration(swarm.seconds_left), swarm.rate > 0 && swarm.ready < swarm.members ? 'at this rate' : '');
       cards.size.set(swarm.length ? bytes(swarm.length) : '–', swarm.length ? `${whole(swarm.length)} bytes` : '');
       const got = received(swarm.moved);
       origin.replaceChildren(parts(swarm.moved));
