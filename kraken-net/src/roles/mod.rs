@@ -297,6 +297,7 @@ fn at_origin(path: &[&str], method: &str, is_read: bool) -> &'static [Role] {
 
 fn at_build_index(path: &[&str], is_read: bool) -> &'static [Role] {
     match path {
+        ["internal", "tags", "standing"] if is_read => &[Role::BuildIndex, Role::Operator],
         ["internal", ..] | ["replicate", "look" | "registers"] => &[Role::BuildIndex],
         ["replicate", "status"] if is_read => SERVICES,
         ["tags" | "repositories" | "list" | "origin", ..] if is_read => EVERY,

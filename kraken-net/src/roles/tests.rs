@@ -163,6 +163,12 @@ fn who_may_call_what() {
         (BuildIndex, "POST", "/internal/tags/accept", &[BuildIndex]),
         (
             BuildIndex,
+            "GET",
+            "/internal/tags/standing",
+            &[BuildIndex, Operator],
+        ),
+        (
+            BuildIndex,
             "POST",
             "/internal/replicate/blob",
             &[BuildIndex],
