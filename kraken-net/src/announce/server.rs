@@ -1,22 +1,25 @@
 //! A tracker's HTTP face.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
+use kraken_proto::tracker::pace::Pace;
 use kraken_proto::tracker::report::{HostReport, ReportReply};
-use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace};
+use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace, Timestamp};
 use serde::Deserialize;
 
 use super::METAINFO_TYPE;
-use crate::http::caller::Admitted;
-use crate::http::error::{ApiError, unknown_method, unknown_path};
+use crate::http::caller::{Admitted, Caller};
+use crate::http::error::{ApiError, shaped, unknown_method, unknown_path};
 use crate::http::path::{self, Asked, Params};
 
 /// The longest announce: 256 blobs of at most 255 bytes of namespace, 71 of digest and some 150
@@ -113,20 +116,59 @@ struct AnnounceQuery {
 /// Serves `POST /announce`, also with `?quiet=true`, `POST /report`, and `GET /namespace/{ns}/blobs/{digest}/metainfo`, also with
 /// `?open=true` and `&after=`. Behind [`admit`](crate::http::admit), a host announces and reports itself only.
 pub fn router<T: TrackerApi>(api: Arc<T>) -> Router {
+    let paced = |router: Router<Arc<T>>| {
+        let pace = Arc::new(Pacer::default());
+        router.route_layer(middleware::from_fn_with_state(pace, in_pace))
+    };
     let reports = Router::new()
         .route("/report", post(report::<T>))
         .layer(DefaultBodyLimit::max(MAX_REPORT));
+    let announces = Router::new().route("/announce", post(announce::<T>));
+    let announces = announces.layer(DefaultBodyLimit::max(MAX_ANNOUNCE));
     Router::new()
-        .route("/announce", post(announce::<T>))
         .route(
             "/namespace/{namespace}/blobs/{digest}/metainfo",
             get(metainfo::<T>),
         )
-        .layer(DefaultBodyLimit::max(MAX_ANNOUNCE))
-        .merge(reports)
+        .merge(paced(announces))
+        .merge(paced(reports))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .with_state(api)
+}
+
+/// Counts the calls of each host.
+struct Pacer {
+    started: Instant,
+    pace: Mutex<Pace>,
+}
+
+impl Default for Pacer {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            pace: Mutex::default(),
+        }
+    }
+}
+
+/// Turns away a host that calls more often than [`Pace`] lets it, before anything of the call is read, and
+/// ends its connection. Without TLS nobody is known, and nobody counted.
+async fn in_pace(State(pacer): State<Arc<Pacer>>, request: Request, next: Next) -> Response {
+    let now = Timestamp::ZERO + pacer.started.elapsed();
+    let is_in_pace = request.extensions().get::<Caller>().is_none_or(|caller| {
+        let pace = pacer.pace.lock();
+        let mut pace = pace.unwrap_or_else(PoisonError::into_inner);
+        pace.admit(now, caller.id())
+    });
+    if is_in_pace {
+        return next.run(request).await;
+    }
+    let what = "this host announces too often: a few times a minute for each 256 blobs is enough";
+    let mut refused = shaped(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", what);
+    let close = HeaderValue::from_static("close");
+    refused.headers_mut().insert(header::CONNECTION, close);
+    refused
 }
 
 async fn announce<T: TrackerApi>(

@@ -347,3 +347,34 @@ async fn a_host_announces_itself_and_its_own_zone_only() {
     assert!(told.contains("no zone"), "{told}");
     assert_eq!(tracker.status().wrong_roles, 4);
 }
+
+#[tokio::test]
+async fn a_host_that_floods_its_tracker_is_turned_away_and_others_are_not() {
+    let issuer = Issuer::new();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let api = admit(router(Arc::new(Fake::default())), Role::Tracker);
+    let tracker = issuer.identity("tracker");
+    let server = serve(any, api, Some(&tracker), CancellationToken::new()).unwrap();
+    let url = format!("https://{}", server.local_addr());
+    let host = || {
+        let agent = issuer.identity("agent");
+        let client = TrackerClient::new([&url], HttpClient::new(Some(&agent)).unwrap()).unwrap();
+        let mut request = announce(0..1);
+        request.peer.id = agent.peer_id();
+        request.peer.zone = Some("rack-1".parse().unwrap());
+        (client, request)
+    };
+    let (flooder, request) = host();
+    let mut turned_away = None;
+    // A burst of 400, and 50 a second while they are sent.
+    for _ in 0..20_000 {
+        if let Err(error) = flooder.announce(request.clone()).await {
+            turned_away = Some(error.to_string());
+            break;
+        }
+    }
+    let told = turned_away.expect("it is turned away");
+    assert!(told.contains("too often"), "{told}");
+    let (other, request) = host();
+    other.announce(request).await.unwrap();
+}

@@ -6,6 +6,7 @@ mod crowd;
 pub mod handout;
 pub mod history;
 mod hosts;
+pub mod pace;
 mod peers;
 #[cfg(test)]
 mod properties;
