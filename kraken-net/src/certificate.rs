@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kraken_proto::PeerId;
@@ -50,6 +51,18 @@ impl CertInfo {
     pub fn from_pem(text: &str) -> Result<Vec<Self>, IdentityError> {
         let read = certificates("certificate", text)?;
         read.iter().map(Self::from_der).collect()
+    }
+
+    /// The certificates in a PEM file, in its order. Blocks while it reads.
+    ///
+    /// # Errors
+    /// The file cannot be read, or as [`CertInfo::from_pem`].
+    pub fn in_file(path: &Path) -> Result<Vec<Self>, IdentityError> {
+        let text = std::fs::read_to_string(path).map_err(|source| IdentityError::Read {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        Self::from_pem(&text)
     }
 
     pub(crate) fn from_der(der: &CertificateDer<'_>) -> Result<Self, IdentityError> {

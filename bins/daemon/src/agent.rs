@@ -30,6 +30,7 @@ use crate::access::{self, AccessConfig, ClientTls};
 use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, HostConfig, QuicMtu, Tls, TransportConfig};
 use crate::dns::DnsName;
+use crate::doctor::{Doctor, Facts, with_doctor};
 use crate::guard;
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::log::LogFilter;
@@ -212,6 +213,7 @@ pub struct AgentService {
 /// # Errors
 /// [`StartError`] says what to mend.
 pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
+    let facts = Facts::of(&config);
     let shutdown = CancellationToken::new();
     let identity = config.tls.identity_of(Role::Agent, &shutdown)?;
     let http = HttpClient::new(Some(&identity))?;
@@ -242,8 +244,10 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let disks = store::open(dir, volumes, config.store_limit, eviction).await?;
     store::scrub(disks.clone(), config.scrub, &shutdown);
     let builder = match config.memory {
-        Some(Memory(bytes)) => Agent::builder(MemoryTier::new(disks.clone(), bytes), transport),
-        None => Agent::builder(disks.clone(), transport),
+        Some(Memory(bytes)) => {
+            Agent::builder(MemoryTier::new(disks.clone(), bytes), transport.clone())
+        }
+        None => Agent::builder(disks.clone(), transport.clone()),
     };
     let mut builder = builder
         .discovery(trackers.clone())
@@ -280,6 +284,16 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         Ok::<_, StartError>(serve_on(socket, router, None, shutdown.clone())?)
     });
     let docker = docker.transpose()?;
+    let doctor = Doctor {
+        facts,
+        identity: identity.clone(),
+        http,
+        trackers: trackers.clone(),
+        tags: tags.clone(),
+        transport,
+        disks: disks.clone(),
+        agent: agent.clone(),
+    };
     let mirror = PullState::mirror(agent.clone(), tags.clone()).access(access.clone());
     let own = config.own_names.into_iter().map(|host| host.0);
     let upstreams = config.upstreams.into_iter().map(|host| host.0);
@@ -295,6 +309,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         preloader.map_err(|error| StartError::Config(format!("preload: {error}")))
     });
     let router = router((agent.clone(), stale, identity), disks, mirror);
+    let router = with_doctor(router, doctor);
     let router = with_preload(router, preloader.transpose()?).layer(guard);
     let tls = config.client_tls.as_ref();
     let server = access::serve(socket, router, tls, shutdown.clone())?;

@@ -17,6 +17,7 @@ use regex::Regex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::doctor::blob::WithTestBlob;
 use crate::limits::Rate;
 use crate::process::StartError;
 use crate::units;
@@ -172,7 +173,7 @@ impl Storage {
     }
 
     pub(crate) fn backend(&self) -> BoxBackend {
-        BoxBackend::new(self.routed.clone())
+        BoxBackend::new(WithTestBlob(self.routed.clone()))
     }
 
     /// What another configuration asks for; backends that are the same stay as they are.

@@ -195,6 +195,13 @@ impl TryFrom<u16> for QuicMtu {
     }
 }
 
+impl QuicMtu {
+    /// The size in bytes.
+    pub(crate) const fn bytes(self) -> u16 {
+        self.0
+    }
+}
+
 impl Default for QuicMtu {
     fn default() -> Self {
         Self(QuicOptions::DEFAULT_MTU)

@@ -13,6 +13,7 @@ pub mod config;
 pub mod console;
 pub mod descriptors;
 pub mod dns;
+pub mod doctor;
 pub mod garbage;
 mod guard;
 pub mod leave;

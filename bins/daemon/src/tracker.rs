@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::middleware;
+use axum::{Json, middleware};
 use axum::routing::get;
 use futures::future::OptionFuture;
 use kraken_core::Tracker;
@@ -110,8 +110,11 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
         .takes_reports(config.console.is_some())
         .spawn();
     let (stats, live, known) = (tracker.clone(), tracker.clone(), identity.clone());
+    let seen = tracker.clone();
     let shown = async move || tls::with_metrics(&known, &metrics(&stats));
-    let router = router(Arc::new(tracker.clone())).route("/metrics", get(shown));
+    let router = router(Arc::new(tracker.clone()))
+        .route("/metrics", get(shown))
+        .route("/x/origins", get(async move || Json(seen.origins())));
     let router = with_health(router, move || {
         let origins = live.live_origins();
         async move {

@@ -2,6 +2,7 @@
 
 pub(crate) mod ca;
 pub(crate) mod health;
+pub(crate) mod doctor;
 pub(crate) mod indexes;
 pub(crate) mod outside;
 pub(crate) mod preload;
@@ -179,6 +180,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ca::CaCommand,
     },
+    /// Says in words what is wrong with the agent of this host and with what it needs. Exits with 1 when
+    /// something does not work.
+    Doctor(doctor::DoctorArgs),
     /// Shows what an agent or an origin keeps on its disks, verifies it, pins it, and makes room.
     Store {
         /// What to do.

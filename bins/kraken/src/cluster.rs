@@ -18,6 +18,7 @@ use kraken_daemon::tracker::{TrackerConfig, TrackerService};
 use kraken_daemon::{OriginEntry, StartError, Tls};
 
 use crate::Failure;
+use crate::directory::{Directory, Process};
 
 /// What cluster to start.
 #[derive(Debug, Clone)]
@@ -196,13 +197,36 @@ impl Cluster {
             };
             agents.push(kraken_daemon::agent::start(config).await?);
         }
-        Ok(Self {
+        let cluster = Self {
             agents,
             origins,
             tracker,
             build_index,
             proxy,
-        })
+        };
+        cluster.directory().write(&options.dir)?;
+        Ok(cluster)
+    }
+
+    /// Where each process is.
+    fn directory(&self) -> Directory {
+        let one = |role: &str, number: usize, url: String| Process {
+            name: format!("{role}-{number}"),
+            role: role.to_string(),
+            url,
+        };
+        let https = |addr: SocketAddr| format!("https://{addr}");
+        let http = |addr: SocketAddr| format!("http://{addr}");
+        let origins = self.origins.iter().zip(1..);
+        let agents = self.agents.iter().zip(1..);
+        let mut processes = vec![
+            one("tracker", 1, https(self.tracker.addr)),
+            one("build-index", 1, https(self.build_index.addr)),
+            one("proxy", 1, http(self.proxy.addr)),
+        ];
+        processes.extend(origins.map(|(it, number)| one("origin", number, https(it.addr))));
+        processes.extend(agents.map(|(it, number)| one("agent", number, http(it.registry))));
+        Directory { processes }
     }
 
     /// Bytes of pieces that all origins have sent.

@@ -7,6 +7,8 @@ pub mod client;
 pub mod cluster;
 pub mod crowd;
 pub mod demo;
+pub mod directory;
+pub mod doctor;
 pub mod drain;
 pub mod gc;
 pub mod image;

@@ -146,6 +146,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Drain { origin, undo, tls } => {
             commands::drain_origin(&operator(&origin, tls)?, undo).await?;
         }
+        Command::Doctor(args) => return commands::doctor::examine(args).await,
         Command::Preheat(args) => commands::preheat(args).await?,
         Command::Preload(args) => commands::preload::preload(args).await?,
         Command::Runtime { command } => return commands::runtime::runtimes(command).await,

@@ -105,10 +105,29 @@ impl Operator {
         self.ask(("POST", path), HttpBody::Bytes(body.into())).await
     }
 
-    async fn ask(
+    /// Asks, and gives whatever is answered within `patience`.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn answer(
+        &self,
+        method: &str,
+        path: &str,
+        patience: Duration,
+    ) -> Result<HttpResponse, ApiError> {
+        self.ask_within((method, path), HttpBody::Empty, patience)
+            .await
+    }
+
+    async fn ask(&self, what: (&str, &str), body: HttpBody) -> Result<HttpResponse, ApiError> {
+        self.ask_within(what, body, PATIENCE).await
+    }
+
+    async fn ask_within(
         &self,
         (method, path): (&str, &str),
         body: HttpBody,
+        patience: Duration,
     ) -> Result<HttpResponse, ApiError> {
         let url = format!("{}{path}", self.base);
         let request = Request::builder().method(method).uri(url);
@@ -116,7 +135,7 @@ impl Operator {
         let request = request
             .body(body)
             .map_err(|error| ApiError::BadRequest(error.to_string()))?;
-        self.http.send_within(request, PATIENCE).await
+        self.http.send_within(request, patience).await
     }
 }
 

@@ -10,11 +10,15 @@
 mod conformance;
 
 mod common;
+#[path = "clients/namespace.rs"]
+mod namespace;
 
 #[path = "faults/certificates.rs"]
 mod certificates;
 #[path = "faults/demo.rs"]
 mod demo;
+#[path = "faults/doctor.rs"]
+mod doctor;
 #[path = "faults/garbage.rs"]
 mod garbage;
 #[path = "faults/health.rs"]

@@ -4,4 +4,4 @@ pub mod look;
 mod metainfo;
 mod service;
 
-pub use service::{Tracker, TrackerBuilder};
+pub use service::{OriginSeen, Tracker, TrackerBuilder};

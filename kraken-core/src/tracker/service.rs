@@ -12,6 +12,7 @@ use kraken_proto::tracker::report::{HostReport, ReportReply};
 use kraken_proto::{
     AnnounceReply, AnnounceRequest, AnnounceState, Digest, MetaInfo, Namespace, PeerInfo, Timestamp,
 };
+use serde::{Deserialize, Serialize};
 
 use super::look::{Audience, Look};
 use super::metainfo::MetaInfos;
@@ -48,6 +49,17 @@ const REFRESH: Duration = Duration::from_secs(2);
 const WAKE: Duration = Duration::from_secs(10);
 /// Blobs whose owners were asked lately; beyond it those that are due again are forgotten.
 const MAX_WOKEN: usize = 65_536;
+
+/// An origin as a tracker sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginSeen {
+    /// Its name in the ring.
+    pub name: String,
+    /// Where its HTTP face is.
+    pub url: String,
+    /// How peers reach it; none when it has not answered the tracker lately.
+    pub peer: Option<PeerInfo>,
+}
 
 /// The choices of a tracker.
 #[derive(Debug)]
@@ -119,6 +131,18 @@ impl Tracker {
     pub fn look(&self) -> Option<Look> {
         self.inner.audience.as_ref()?;
         Some(Look::new(self.inner.clone()))
+    }
+
+    /// All origins, and how those are reached as peers that answered lately.
+    pub fn origins(&self) -> Vec<OriginSeen> {
+        let seeders = lock(&self.inner.seeders);
+        let names = self.inner.origins.names();
+        let seen = names.into_iter().filter_map(|name| {
+            let url = self.inner.origins.origin(&name)?.url().to_string();
+            let peer = seeders.get(&name).cloned();
+            Some(OriginSeen { name, url, peer })
+        });
+        seen.collect()
     }
 
     /// From now on these are the origins.

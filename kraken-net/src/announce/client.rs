@@ -110,6 +110,11 @@ impl TrackerClient {
         Ok(())
     }
 
+    /// The trackers' base URLs.
+    pub fn urls(&self) -> Vec<BaseUrl> {
+        self.inner().urls.values().cloned().collect()
+    }
+
     fn inner(&self) -> Arc<Inner> {
         let current = self.current.read();
         current.unwrap_or_else(PoisonError::into_inner).clone()

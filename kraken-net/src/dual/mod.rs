@@ -17,7 +17,7 @@ use kraken_proto::{PeerId, PeerInfo, Timestamp};
 use tokio::time::{Instant, timeout};
 
 use crate::identity::Identity;
-use crate::quic::{Quic, QuicConn, QuicOptions, QuicStats};
+use crate::quic::{Quic, QuicConn, QuicOptions, QuicPath, QuicStats};
 use crate::tcp::{Tcp, TcpConn, TcpStats};
 use crate::throttle::Throttle;
 use crate::transport::{Frame, NetError, PeerConn, Transport};
@@ -80,6 +80,15 @@ pub struct DualStats {
     pub tcp: TcpStats,
 }
 
+/// What a look at both ways to a peer found.
+#[derive(Debug)]
+pub struct PathProbe {
+    /// Over UDP.
+    pub quic: Result<QuicPath, NetError>,
+    /// Over TCP: what the handshake took.
+    pub tcp: Result<Duration, NetError>,
+}
+
 impl Dual {
     /// Binds a UDP and a TCP socket and starts to accept on both; port 0 is any that is free for
     /// both. An unspecified IPv6 address serves IPv4 as well. Must be called within a tokio
@@ -125,6 +134,13 @@ impl Dual {
             quic: self.quic.stats(),
             tcp: self.tcp.stats(),
         }
+    }
+
+    /// Looks at both ways to a peer, whatever [`PathChoice`] says, without opening a connection for
+    /// pieces; done within some seconds.
+    pub async fn probe(&self, peer: &PeerInfo) -> PathProbe {
+        let (quic, tcp) = tokio::join!(self.quic.probe(peer), self.tcp.probe(peer));
+        PathProbe { quic, tcp }
     }
 
     /// Waits until every connection has ended, so that the other sides hear the reasons. Call it

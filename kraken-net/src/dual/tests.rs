@@ -211,3 +211,33 @@ async fn when_both_ways_fail_both_are_named() {
     let raced = race::<()>(async { Err(NetError::Closed) }, pending());
     assert!(matches!(raced.await, Err(NetError::Closed)));
 }
+
+#[tokio::test]
+async fn a_look_at_a_peer_measures_the_path_and_opens_no_connection() {
+    let ca = CertAuthority::create().unwrap();
+    let (looking, _) = bind(&ca, PathChoice::Quic);
+    let (peer, info) = bind(&ca, PathChoice::Quic);
+    let found = looking.probe(&info).await;
+    // The loopback carries whatever is tried.
+    assert_eq!(found.quic.unwrap().mtu, QuicOptions::DEFAULT_MTU);
+    found.tcp.unwrap();
+    let stats = peer.stats();
+    assert_eq!((stats.quic.accepted, stats.tcp.accepted), (0, 0));
+    // A connection that stands is not disturbed.
+    let (ours, theirs) = tokio::join!(looking.dial(&info), peer.accept());
+    let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
+    looking.probe(&info).await.quic.unwrap();
+    talks(&ours, &theirs).await;
+
+    let other = PeerInfo {
+        id: looking.local_id(),
+        ..info.clone()
+    };
+    let found = looking.probe(&other).await;
+    assert!(matches!(found.quic, Err(NetError::WrongPeer { .. })));
+    assert!(matches!(found.tcp, Err(NetError::WrongPeer { .. })));
+    let foreign = CertAuthority::create().unwrap();
+    let found = bind(&foreign, PathChoice::Quic).0.probe(&info).await;
+    assert!(matches!(found.quic, Err(NetError::Dial { .. })));
+    assert!(found.tcp.is_err());
+}

@@ -8,6 +8,7 @@ pub(crate) mod idle;
 pub mod outside;
 pub(crate) mod path;
 mod plain;
+pub mod probe;
 pub mod server;
 pub mod trust;
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use kraken_proto::{PeerId, PeerInfo};
 use quinn::congestion::CubicConfig;
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig,
-    RecvStream, SendStream, ServerConfig, TransportConfig, VarInt,
+    ClientConfig, ConnectError, Connecting, Connection, Endpoint, EndpointConfig, IdleTimeout,
+    Incoming, MtuDiscoveryConfig, RecvStream, SendStream, ServerConfig, TransportConfig, VarInt,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -62,6 +62,7 @@ struct Inner {
     identity: Identity,
     local_id: PeerId,
     local_addr: SocketAddr,
+    mtu_bound: u16,
     accepted: Mutex<mpsc::Receiver<QuicConn>>,
     shared: Shared,
 }
@@ -138,6 +139,7 @@ impl Quic {
                 identity: identity.clone(),
                 local_id: identity.peer_id(),
                 local_addr,
+                mtu_bound: options.mtu_bound(),
                 accepted: Mutex::new(accepted),
                 shared,
             }),
@@ -153,6 +155,25 @@ impl Quic {
     /// after [`Transport::close`] and before the process ends.
     pub async fn drained(&self) {
         self.inner.endpoint.wait_idle().await;
+    }
+
+    /// A handshake that has begun.
+    /// Who is on the other side, when that is a peer.
+    pub(super) fn known(&self, conn: &Connection) -> Result<PeerId, String> {
+        known(conn, &self.inner.identity, &chain_of(conn))
+    }
+
+    pub(super) fn connecting(&self, addr: SocketAddr) -> Result<Connecting, ConnectError> {
+        let Inner {
+            endpoint, client, ..
+        } = &*self.inner;
+        // The name is required by TLS and checked by nobody: the key is.
+        endpoint.connect_with(client.clone(), addr, "peer.invalid")
+    }
+
+    /// The largest datagram that is tried.
+    pub(super) fn mtu_bound(&self) -> u16 {
+        self.inner.mtu_bound
     }
 }
 
@@ -219,7 +240,7 @@ impl Inner {
             .endpoint
             .connect_with(self.client.clone(), peer.addr, "peer.invalid")
             .map_err(|error| match error {
-                quinn::ConnectError::EndpointStopping => NetError::Closed,
+                ConnectError::EndpointStopping => NetError::Closed,
                 other => dial_error(peer, other.to_string()),
             })?
             .await
@@ -390,7 +411,7 @@ impl Drop for CloseOnDrop {
     }
 }
 
-fn dial_error(peer: &PeerInfo, reason: String) -> NetError {
+pub(super) fn dial_error(peer: &PeerInfo, reason: String) -> NetError {
     NetError::Dial {
         addr: peer.addr,
         reason,

@@ -11,6 +11,7 @@ mod conn;
 mod endpoint;
 mod frame;
 mod options;
+mod probe;
 mod socket;
 mod tls;
 
@@ -18,6 +19,8 @@ pub use crate::stats::TransportStats as QuicStats;
 pub use conn::QuicConn;
 pub use endpoint::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE, Quic};
 pub use options::QuicOptions;
+pub use probe::QuicPath;
+pub use socket::BUFFER as SOCKET_BUFFER;
 
 #[cfg(test)]
 mod tests;

@@ -30,7 +30,7 @@ use crate::stats::Counters;
 
 /// What we ask of the kernel per direction; with its default of 208 KiB, loopback alone loses
 /// thousands of packets in 2 GiB.
-const BUFFER: usize = 4 << 20;
+pub const BUFFER: usize = 4 << 20;
 
 /// The most datagrams that quinn hands over at once; whoever hands over as many may have more.
 const QUINN_SEGMENTS: usize = 10;

@@ -108,6 +108,7 @@ fn who_may_call_what() {
             "/namespace/a%2Fb/blobs/d/metainfo",
             &[Agent, Origin, Operator],
         ),
+        (Tracker, "GET", "/x/origins", &[Agent, Origin, Operator]),
         (Tracker, "POST", "/x/anything", &[Operator]),
         (Origin, "GET", "/namespace/a/blobs/d", EVERY),
         (Origin, "HEAD", "/blobs/d/locations", EVERY),

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -39,6 +40,8 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(8);
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a silent connection is kept alive.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How long a look at a peer may take: two losses of the first packet.
+const PROBE: Duration = Duration::from_secs(4);
 /// Handshakes of others that may run at once; one more ends the oldest of the address that has the most.
 const MAX_HANDSHAKES: usize = 256;
 /// Finished connections that may wait for [`Transport::accept`].
@@ -126,6 +129,18 @@ impl Tcp {
         self.inner.shared.counters.snapshot()
     }
 
+    /// Shakes hands with a peer without opening a connection for pieces, and says what that took.
+    ///
+    /// # Errors
+    /// Nobody answers within some seconds, or somebody else than `peer.id` does.
+    pub async fn probe(&self, peer: &PeerInfo) -> Result<Duration, NetError> {
+        let begun = tokio::time::Instant::now();
+        let shaken = timeout(PROBE, self.inner.shake_hands(peer)).await;
+        let silence = |_| dial_error(peer, format!("no answer within {} s", PROBE.as_secs()));
+        shaken.map_err(silence)??;
+        Ok(begun.elapsed())
+    }
+
     /// Waits until every connection has ended, so that the other sides hear the reasons. Call it
     /// after [`Transport::close`] and before the process ends.
     pub async fn drained(&self) {
@@ -185,8 +200,22 @@ impl fmt::Debug for Tcp {
     }
 }
 
+/// What the other side has shown.
+type Chain = Vec<CertificateDer<'static>>;
+
 impl Inner {
     async fn dial(&self, peer: &PeerInfo) -> Result<TcpConn, NetError> {
+        let (stream, chain) = self.shake_hands(peer).await?;
+        // The answer says that the other side has accepted our certificate.
+        let stream = greet(stream).await;
+        let stream = stream.map_err(|reason| dial_error(peer, reason))?;
+        let (shared, addr) = (self.shared.clone(), canonical(peer.addr));
+        let conn = TcpConn::start(stream, peer.id, addr, shared);
+        conn.end_when(self.identity.clone(), chain);
+        Ok(conn)
+    }
+
+    async fn shake_hands(&self, peer: &PeerInfo) -> Result<(TlsStream<TcpStream>, Chain), NetError> {
         let failed = |error: io::Error| dial_error(peer, error.to_string());
         let stream = TcpStream::connect(peer.addr).await.map_err(failed)?;
         tune(&stream).map_err(failed)?;
@@ -203,13 +232,7 @@ impl Inner {
                 found,
             });
         }
-        // The answer says that the other side has accepted our certificate.
-        let stream = greet(stream).await;
-        let stream = stream.map_err(|reason| dial_error(peer, reason))?;
-        let shared = self.shared.clone();
-        let conn = TcpConn::start(stream, found, canonical(peer.addr), shared);
-        conn.end_when(self.identity.clone(), chain);
-        Ok(conn)
+        Ok((stream, chain))
     }
 }
 

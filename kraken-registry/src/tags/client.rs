@@ -66,6 +66,11 @@ impl TagClient {
         *self.hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts;
     }
 
+    /// The base URLs of the build-indexes.
+    pub fn urls(&self) -> Vec<String> {
+        self.hosts().to_vec()
+    }
+
     fn hosts(&self) -> Arc<[String]> {
         let hosts = self.hosts.read();
         hosts.unwrap_or_else(PoisonError::into_inner).clone()
