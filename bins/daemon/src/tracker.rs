@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::{Json, middleware};
 use axum::routing::get;
+use axum::{Json, middleware};
 use futures::future::OptionFuture;
 use kraken_core::Tracker;
 use kraken_core::net::Role;

@@ -1,8 +1,8 @@
 //! The command line.
 
 pub(crate) mod ca;
-pub(crate) mod health;
 pub(crate) mod doctor;
+pub(crate) mod health;
 pub(crate) mod indexes;
 pub(crate) mod outside;
 pub(crate) mod preload;

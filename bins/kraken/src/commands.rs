@@ -1,8 +1,8 @@
 //! What the longer commands do.
 
 pub(crate) mod ca;
-pub(crate) mod health;
 pub(crate) mod doctor;
+pub(crate) mod health;
 pub(crate) mod preload;
 pub(crate) mod replicate;
 pub(crate) mod runtime;

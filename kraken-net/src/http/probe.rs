@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use super::BaseUrl;
 use crate::certificate::CertInfo;
 use crate::identity::Identity;
+use crate::roles::Callers;
 
 /// How long each step may take.
 pub const STEP: Duration = Duration::from_secs(3);
@@ -81,7 +82,7 @@ pub async fn probe(url: &BaseUrl, identity: &Identity) -> Result<ServiceProbe, P
         });
     }
     let wrong = |reason: String| ProbeError::Tls { addr, reason };
-    let config = identity.named_client_config(b"http/1.1");
+    let config = identity.named_client_config(b"http/1.1", Callers::Anyone);
     let config = config.map_err(|error| wrong(error.to_string()))?;
     let name = ServerName::try_from(bare.to_string()).map_err(|error| wrong(error.to_string()))?;
     let shaking = TlsConnector::from(Arc::new(config)).connect(name, stream);

@@ -157,12 +157,12 @@ impl Quic {
         self.inner.endpoint.wait_idle().await;
     }
 
-    /// A handshake that has begun.
     /// Who is on the other side, when that is a peer.
     pub(super) fn known(&self, conn: &Connection) -> Result<PeerId, String> {
         known(conn, &self.inner.identity, &chain_of(conn))
     }
 
+    /// A handshake that has begun.
     pub(super) fn connecting(&self, addr: SocketAddr) -> Result<Connecting, ConnectError> {
         let Inner {
             endpoint, client, ..

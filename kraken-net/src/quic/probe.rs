@@ -69,7 +69,9 @@ impl Quic {
             .map_err(|error| dial_error(peer, error.to_string()))?;
         let conn = connecting.await;
         let conn = conn.map_err(|error| dial_error(peer, reason_of(&error)))?;
-        let found = self.known(&conn).map_err(|reason| dial_error(peer, reason))?;
+        let found = self
+            .known(&conn)
+            .map_err(|reason| dial_error(peer, reason))?;
         if found == peer.id {
             return Ok(conn);
         }

@@ -261,7 +261,9 @@ pub fn callers(at: Role, method: &str, path: &str) -> Callers {
     Callers::Roles(match (&segments[..], at) {
         (["health" | "readiness" | "metrics"], _) => return Callers::Anyone,
         // An agent's doctor looks whether it reaches them.
-        (["x", "origins"], Role::Tracker) if is_read => &[Role::Agent, Role::Origin, Role::Operator],
+        (["x", "origins"], Role::Tracker) if is_read => {
+            &[Role::Agent, Role::Origin, Role::Operator]
+        }
         (["x" | "forcecleanup", ..], _) => OPERATOR,
         (path, Role::Tracker) => at_tracker(path, is_read),
         (path, Role::Origin) => at_origin(path, method, is_read),

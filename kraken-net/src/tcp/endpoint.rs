@@ -215,7 +215,10 @@ impl Inner {
         Ok(conn)
     }
 
-    async fn shake_hands(&self, peer: &PeerInfo) -> Result<(TlsStream<TcpStream>, Chain), NetError> {
+    async fn shake_hands(
+        &self,
+        peer: &PeerInfo,
+    ) -> Result<(TlsStream<TcpStream>, Chain), NetError> {
         let failed = |error: io::Error| dial_error(peer, error.to_string());
         let stream = TcpStream::connect(peer.addr).await.map_err(failed)?;
         tune(&stream).map_err(failed)?;
