@@ -175,6 +175,7 @@ impl<T: UploadStore> DynUploadStore for T {
 /// [`PeerConn`], boxed.
 pub(crate) trait DynConn: Send + Sync + 'static {
     fn peer(&self) -> PeerId;
+    fn remote_addr(&self) -> SocketAddr;
     fn send(&self, frame: Frame) -> BoxFuture<'_, Result<(), NetError>>;
     fn ready(&self, bytes: usize) -> BoxFuture<'_, Result<(), NetError>>;
     fn recv(&self) -> BoxFuture<'_, Result<Frame, NetError>>;
@@ -184,6 +185,9 @@ pub(crate) trait DynConn: Send + Sync + 'static {
 impl<T: PeerConn> DynConn for T {
     fn peer(&self) -> PeerId {
         PeerConn::peer(self)
+    }
+    fn remote_addr(&self) -> SocketAddr {
+        PeerConn::remote_addr(self)
     }
     fn send(&self, frame: Frame) -> BoxFuture<'_, Result<(), NetError>> {
         PeerConn::send(self, frame).boxed()

@@ -27,10 +27,12 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::access::{self, AccessConfig, ClientTls};
+use crate::answers::{Answers, noted};
 use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, HostConfig, QuicMtu, Tls, TransportConfig};
 use crate::dns::DnsName;
 use crate::doctor::{Doctor, Facts, with_doctor};
+use crate::explain::{Others, with_explain};
 use crate::guard;
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::log::LogFilter;
@@ -274,16 +276,22 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let stale = StaleTags::default();
     let hub: Host = DOCKER_HUB.parse().expect("a host");
     let access = access::access(config.access.as_ref(), config.client_tls.as_ref())?;
+    let answers = Answers::default();
     let docker = config.docker_listen.map(|addr| {
         let mirror = PullState::mirror(agent.clone(), tags.clone());
         let mirror = mirror.access(access.clone());
         let mirror = mirror.count_stale(stale.clone());
         let router = pull::router(mirror.usual_upstream(hub));
         let router = router.layer(middleware::from_fn(pages::refuse));
+        let router = noted(router, &answers);
         let socket = sockets::listen(addr)?;
         Ok::<_, StartError>(serve_on(socket, router, None, shutdown.clone())?)
     });
     let docker = docker.transpose()?;
+    let others = Others {
+        http: http.clone(),
+        trackers: trackers.clone(),
+    };
     let doctor = Doctor {
         facts,
         identity: identity.clone(),
@@ -308,8 +316,12 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         let preloader = Preloader::new(config, preload::reachable(listening));
         preloader.map_err(|error| StartError::Config(format!("preload: {error}")))
     });
+    let explained = disks.clone();
     let router = router((agent.clone(), stale, identity), disks, mirror);
     let router = with_doctor(router, doctor);
+    let remembers = (agent.clone(), explained);
+    let router = with_explain(router, remembers, answers.clone(), Some(others));
+    let router = noted(router, &answers);
     let router = with_preload(router, preloader.transpose()?).layer(guard);
     let tls = config.client_tls.as_ref();
     let server = access::serve(socket, router, tls, shutdown.clone())?;

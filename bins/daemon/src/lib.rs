@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod agent;
+pub mod answers;
 mod arguments;
 pub mod backends;
 pub mod build_index;
@@ -14,6 +15,7 @@ pub mod console;
 pub mod descriptors;
 pub mod dns;
 pub mod doctor;
+pub mod explain;
 pub mod garbage;
 mod guard;
 pub mod leave;

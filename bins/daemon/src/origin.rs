@@ -19,10 +19,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::answers::Answers;
 use crate::backends::{self, BackendConfig, RouteConfig, Storage};
 use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, OriginEntry, QuicMtu, Tls, TransportConfig};
 use crate::dns::DnsName;
+use crate::explain::with_explain;
 use crate::leave::with_leave;
 use crate::limits::{LimitsConfig, Rate, with_live_limits};
 use crate::log::LogFilter;
@@ -252,6 +254,8 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let router = with_live_limits(router, origin.clone());
     let router = with_queue(router, origin.clone());
     let router = with_leave(router, origin.clone());
+    let remembers = (origin.clone(), disks.clone());
+    let router = with_explain(router, remembers, Answers::default(), None);
     let router = with_store(router, disks, origin.clone());
     let router = router.layer(middleware::from_fn(reload::add_metrics));
     let queue = origin.clone();

@@ -183,6 +183,11 @@ pub(crate) enum Command {
     /// Says in words what is wrong with the agent of this host and with what it needs. Exits with 1 when
     /// something does not work.
     Doctor(doctor::DoctorArgs),
+    /// Tells which bytes of a blob or an image came from whom, when and how fast, why an origin fetched it,
+    /// and what clients were told.
+    Explain(doctor::ExplainArgs),
+    /// Shows what agents are doing, until Ctrl-C.
+    Top(doctor::TopArgs),
     /// Shows what an agent or an origin keeps on its disks, verifies it, pins it, and makes room.
     Store {
         /// What to do.

@@ -2,6 +2,7 @@
 
 pub(crate) mod ca;
 pub(crate) mod doctor;
+pub(crate) mod explain;
 pub(crate) mod health;
 pub(crate) mod preload;
 pub(crate) mod replicate;

@@ -10,6 +10,7 @@ pub mod demo;
 pub mod directory;
 pub mod doctor;
 pub mod drain;
+pub mod explain;
 pub mod gc;
 pub mod image;
 pub mod layout;
@@ -22,6 +23,7 @@ pub mod runtime;
 pub mod simulate;
 pub mod store;
 pub mod tags;
+pub mod top;
 
 /// What went wrong, for people.
 #[derive(Debug, thiserror::Error)]

@@ -147,6 +147,8 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             commands::drain_origin(&operator(&origin, tls)?, undo).await?;
         }
         Command::Doctor(args) => return commands::doctor::examine(args).await,
+        Command::Explain(args) => commands::explain::explain(args).await?,
+        Command::Top(args) => commands::explain::top(args).await?,
         Command::Preheat(args) => commands::preheat(args).await?,
         Command::Preload(args) => commands::preload::preload(args).await?,
         Command::Runtime { command } => return commands::runtime::runtimes(command).await,

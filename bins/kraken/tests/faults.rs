@@ -19,6 +19,8 @@ mod certificates;
 mod demo;
 #[path = "faults/doctor.rs"]
 mod doctor;
+#[path = "faults/explain.rs"]
+mod explain;
 #[path = "faults/garbage.rs"]
 mod garbage;
 #[path = "faults/health.rs"]

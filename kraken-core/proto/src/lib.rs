@@ -7,6 +7,7 @@
 pub mod blob;
 pub mod cache;
 pub mod garbage;
+pub mod history;
 pub mod limits;
 pub mod peer;
 mod picker;

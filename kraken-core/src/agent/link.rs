@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use kraken_net::{Frame, NetError};
-use kraken_proto::{CloseReason, ConnId, Digest, Input, Message};
+use kraken_proto::{CloseReason, ConnId, Digest, Input, Message, PeerId};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::driver::Note;
@@ -73,6 +73,11 @@ impl Link {
     /// Does not send a piece that has not been begun; false when there is none.
     pub(crate) fn cancel_piece(&self, digest: Digest, piece: u32) -> bool {
         self.uploads.cancel(digest, piece)
+    }
+
+    /// Who is on the other side.
+    pub(crate) fn peer(&self) -> PeerId {
+        self.conn.peer()
     }
 
     /// Closes the connection.

@@ -17,6 +17,7 @@ mod uploads;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kraken_proto::history::{Neighbour, Transfer};
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Bitfield, Digest, Extent, Namespace, PeerInfo, SwarmStats};
@@ -269,6 +270,16 @@ impl Agent {
             .await
             .ok()?;
         answer.await.ok().flatten()
+    }
+
+    /// What is remembered of how a blob came: the last transfers of this process, the last one last.
+    pub async fn transfers(&self, digest: Digest) -> Vec<Transfer> {
+        driver::asked(&self.inner.notes, |reply| Note::Transfers { digest, reply }).await
+    }
+
+    /// What comes in at this moment, and who is connected.
+    pub async fn under_way(&self) -> (Vec<Transfer>, Vec<Neighbour>) {
+        driver::asked(&self.inner.notes, |reply| Note::UnderWay { reply }).await
     }
 
     /// Seeds everything that the store holds whole. Called once after a restart, so that peers

@@ -13,6 +13,7 @@ use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 use kraken_storage::{Backend as _, BackendError, Need, StoreError};
 
 use super::Origin;
+use super::fetches::Asker;
 use super::ingest::store_error;
 
 impl OriginApi for Origin {
@@ -84,7 +85,10 @@ impl OriginApi for Origin {
         self.inner.condemned.check(digest)?;
         match self.inner.sealed(digest).await? {
             Some(meta) => Ok(meta),
-            None => self.inner.take_in(namespace, digest).open(after).await,
+            None => {
+                let coming = self.inner.take_in(namespace, digest, Asker::Metainfo);
+                coming.open(after).await
+            }
         }
     }
 
@@ -98,7 +102,7 @@ impl OriginApi for Origin {
         let (meta, coming) = match self.inner.sealed(digest).await? {
             Some(meta) => (meta, None),
             None => {
-                let coming = self.inner.take_in(namespace, digest);
+                let coming = self.inner.take_in(namespace, digest, Asker::Reader);
                 (coming.clone().open(None).await?, Some(coming))
             }
         };
@@ -137,7 +141,7 @@ impl OriginApi for Origin {
                 Err(error) => Err(ApiError::Unavailable(error.to_string())),
             };
         }
-        drop(self.inner.take_in(namespace, digest));
+        drop(self.inner.take_in(namespace, digest, Asker::Prefetch));
         Ok(Prefetch::Started)
     }
 

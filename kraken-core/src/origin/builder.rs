@@ -246,6 +246,7 @@ impl OriginBuilder {
             answers: Mutex::default(),
             mending: Mutex::default(),
             fetching: Default::default(),
+            fetches: Default::default(),
             known: Default::default(),
             copying: Default::default(),
             room: Default::default(),

@@ -11,6 +11,7 @@ use kraken_proto::{Digest, MetaInfo};
 use tokio::sync::watch;
 
 use super::Inner;
+use super::fetches::Asker;
 use super::ingest::store_error;
 use crate::dynamic::DynUploadStore;
 
@@ -117,7 +118,10 @@ impl Inner {
     ) -> Result<MetaInfo, ApiError> {
         match self.sealed(digest).await? {
             Some(meta) => Ok(meta),
-            None => self.take_in(namespace, digest).whole().await,
+            None => {
+                let coming = self.take_in(namespace, digest, Asker::Metainfo);
+                coming.whole().await
+            }
         }
     }
 

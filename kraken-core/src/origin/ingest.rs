@@ -19,6 +19,7 @@ use tokio::time::sleep;
 
 use super::Inner;
 use super::coming::{Coming, Said};
+use super::fetches::Asker;
 use crate::agent::driver::{Note, Progress};
 use crate::agent::hearsay::Told;
 use crate::dynamic::DynUploadStore;
@@ -43,13 +44,21 @@ impl Inner {
     }
 
     /// A blob that is not whole here, on its way in from now on.
-    pub(super) fn take_in(self: &Arc<Self>, namespace: &Namespace, digest: Digest) -> Coming {
+    pub(super) fn take_in(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        digest: Digest,
+        asked_by: Asker,
+    ) -> Coming {
         let mut fetching = self.fetching();
         let coming = fetching.entry(digest).or_insert_with(|| {
             let (said, coming) = Coming::begin();
+            self.fetches.begin(namespace, digest, asked_by);
             let (inner, namespace) = (self.clone(), namespace.clone());
             self.tasks.spawn(async move {
                 let end = inner.ingest(&namespace, digest, &said).await;
+                let failed = end.as_ref().err().map(ToString::to_string);
+                inner.fetches.end(digest, failed);
                 inner.ended(digest, end, &said).await;
             });
             coming
@@ -143,6 +152,8 @@ impl Inner {
                 return Err(error);
             }
             tracing::warn!(%digest, %error, "a blob stopped coming in, trying again");
+            let again = format!("it stopped coming, and is tried again: {error}");
+            self.fetches.step(digest, again);
             sleep(wait).await;
         }
         ingest.expect("it has ended").sealed().await

@@ -10,6 +10,7 @@ mod builder;
 mod coming;
 mod copying;
 mod counts;
+mod fetches;
 mod garbage;
 mod ingest;
 mod known;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use kraken_net::http::ApiError;
 use kraken_net::origin::members::Members;
+use kraken_proto::history::{Neighbour, Transfer};
 use kraken_proto::{Digest, PeerInfo, SwarmStats};
 use kraken_storage::BoxBackend;
 use kraken_storage::queue::DurableQueue;
@@ -34,14 +36,16 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use self::builder::{OriginBuilder, OriginSpawnError};
+pub use self::fetches::{Asker, Fetch, Step};
 use crate::agent::Limits;
-use crate::agent::driver::Note;
+use crate::agent::driver::{self, Note};
 use crate::dynamic::{DynTransport, DynUploadStore};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 use coming::Coming;
 use copying::Copying;
 use counts::Counts;
+use fetches::Fetches;
 use known::KnownUploads;
 pub use kraken_net::origin::RingMember;
 pub use rebalance::HealConfig;
@@ -83,6 +87,7 @@ struct Inner {
     condemned: garbage::Condemned,
     lists: Lists,
     fetching: Mutex<HashMap<Digest, Coming>>,
+    fetches: Fetches,
     known: KnownUploads,
     copying: Copying,
     /// Whose turn it is to remove blobs from the store.
@@ -150,6 +155,22 @@ impl Origin {
             .await
             .ok()?;
         answer.await.ok().flatten()
+    }
+
+    /// What is remembered of how a blob came: the last transfers of this process, the last one last.
+    pub async fn transfers(&self, digest: Digest) -> Vec<Transfer> {
+        driver::asked(&self.inner.notes, |reply| Note::Transfers { digest, reply }).await
+    }
+
+    /// What comes in at this moment, and who is connected.
+    pub async fn under_way(&self) -> (Vec<Transfer>, Vec<Neighbour>) {
+        driver::asked(&self.inner.notes, |reply| Note::UnderWay { reply }).await
+    }
+
+    /// The last times that this origin did not have a blob and fetched it: who asked, and where it turned
+    /// to.
+    pub fn fetches(&self, digest: Digest) -> Vec<Fetch> {
+        self.inner.fetches.of(digest)
     }
 
     /// From now on these are the members of the ring, this one among them; the copies that others are

@@ -36,19 +36,27 @@ impl Inner {
             return Ok(Source { length, body });
         }
         let (holder, unreachable) = self.find_at_peers(namespace, digest).await;
+        let step = |what: String| self.fetches.step(digest, what);
         if let Some(client) = holder {
+            step(format!("read from {}, which has it whole", client.url()));
             // The copy here will count as one of the blob's: it must reach the backend as well.
             self.queue_write_back(namespace, digest, self.stagger)
                 .await?;
             match read(&client, namespace, digest, rest.clone()).await {
                 Ok(source) => return Ok(source),
-                Err(error) => tracing::warn!(%digest, %error, "another origin cannot send a blob"),
+                Err(error) => {
+                    step(format!("it cannot send it: {error}"));
+                    tracing::warn!(%digest, %error, "another origin cannot send a blob");
+                }
             }
         }
         for name in self.members.order(digest) {
             let Some(client) = self.members.client(&name) else {
                 break;
             };
+            step(format!(
+                "no origin has it: {name} is asked, by which the storage is read for this blob"
+            ));
             let came = tokio::select! {
                 came = read(&client, namespace, digest, rest.clone()) => came,
                 () = self.members.until_down(&name) => {
@@ -60,6 +68,7 @@ impl Inner {
                 // It has looked everywhere.
                 Err(error @ (ApiError::NotFound | ApiError::Damaged(_))) => return Err(error),
                 Err(error) => {
+                    step(format!("{name} is away: {error}"));
                     tracing::info!(origin = name, %error, "a blob's first origin is away");
                 }
             }
@@ -77,9 +86,16 @@ impl Inner {
         unreachable: usize,
     ) -> Result<Source, ApiError> {
         let unavailable = |error: BackendError| ApiError::Unavailable(error.to_string());
+        let step = |what: String| self.fetches.step(digest, what);
+        step(format!(
+            "no origin has it: the storage of namespace {namespace} is asked"
+        ));
         let length = self.backend.stat(namespace, digest).await;
         match length.map_err(unavailable)? {
             Some(length) => {
+                step(format!(
+                    "the storage has it, {length} bytes: read from byte {from} on"
+                ));
                 let stream = self.backend.read(namespace, digest, from..u64::MAX).await;
                 let stream = stream.map_err(unavailable)?;
                 self.counts.backend_reads.inc();
@@ -89,7 +105,10 @@ impl Inner {
             }
             // A blob that is nowhere in the backend is held by at least a quorum of origins, so
             // that it does not exist when fewer than that could not be asked.
-            None if unreachable < self.quorum() => Err(ApiError::NotFound),
+            None if unreachable < self.quorum() => {
+                step("the storage does not have it".into());
+                Err(ApiError::NotFound)
+            }
             None => Err(ApiError::Unavailable(
                 "too many origins cannot be asked for the blob".into(),
             )),

@@ -264,6 +264,8 @@ pub fn callers(at: Role, method: &str, path: &str) -> Callers {
         (["x", "origins"], Role::Tracker) if is_read => {
             &[Role::Agent, Role::Origin, Role::Operator]
         }
+        // An agent explains what came to it with what its origins know.
+        (["x", "explain", _], Role::Origin) if is_read => &[Role::Agent, Role::Operator],
         (["x" | "forcecleanup", ..], _) => OPERATOR,
         (path, Role::Tracker) => at_tracker(path, is_read),
         (path, Role::Origin) => at_origin(path, method, is_read),

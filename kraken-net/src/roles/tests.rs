@@ -138,6 +138,7 @@ fn who_may_call_what() {
             &[Origin, BuildIndex, Operator],
         ),
         (Origin, "POST", "/internal/garbage/page", &[BuildIndex]),
+        (Origin, "GET", "/x/explain/d", &[Agent, Operator]),
         (Origin, "GET", "/x/queue", &[Operator]),
         (Origin, "POST", "/forcecleanup/v2", &[Operator]),
         (Origin, "PATCH", "/x/config/scheduler", &[Operator]),

@@ -22,7 +22,7 @@ use super::Finding;
 
 /// The namespace of the test blob.
 pub const NAMESPACE: &str = "kraken/doctor";
-/// Its length in bytes: four pieces.
+/// Its length in bytes: sixteen pieces.
 pub const LENGTH: u64 = 4 << 20;
 /// What its bytes follow from.
 const TEXT: &[u8] = b"kraken doctor 1";

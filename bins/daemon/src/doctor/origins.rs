@@ -1,20 +1,12 @@
 //! Whether the origins are there, and whether datagrams of QUIC reach them.
 
-use std::time::Duration;
-
-use http::Request;
-use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient};
 use kraken_core::net::quic::QuicPath;
 use kraken_core::net::{NetError, PathProbe, QuicOptions};
-use kraken_core::tracker::OriginSeen;
 
 use super::{Doctor, Finding, MOST};
 use crate::config::{QuicMtu, TransportConfig};
+use crate::explain::origins_at;
 
-/// How long a tracker may think; it looks into its memory.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// The longest list that is read, in bytes: some thousand origins.
-const LONGEST: usize = 1 << 20;
 /// A path that carries no more than this squeezes QUIC: every Ethernet carries 1472.
 const NARROW: u16 = 1350;
 
@@ -23,7 +15,7 @@ pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
     let mut said = "no tracker is configured".to_string();
     let mut origins = None;
     for tracker in doctor.trackers.urls() {
-        match list(&doctor.http, &tracker).await {
+        match origins_at(&doctor.http, &tracker).await {
             Ok(list) => {
                 origins = Some(list);
                 break;
@@ -54,13 +46,6 @@ pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
         .min();
     found.push(mtu(least, doctor.facts.quic_mtu));
     found
-}
-
-async fn list(http: &HttpClient, tracker: &BaseUrl) -> Result<Vec<OriginSeen>, ApiError> {
-    let request = Request::get(format!("{tracker}/x/origins")).body(HttpBody::Empty);
-    let request = request.map_err(|error| ApiError::BadRequest(error.to_string()))?;
-    let answer = http.send_within(request, PATIENCE).await?;
-    answer.successful().await?.json(LONGEST).await
 }
 
 /// An origin that is away, among others that answer or not.
@@ -162,6 +147,8 @@ fn mtu(least: Option<u16>, configured: QuicMtu) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::doctor::State;
 

@@ -31,3 +31,32 @@ pub(crate) struct DoctorArgs {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+/// What is explained.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// A blob as sha256:…, or an image as repository:tag or repository@digest.
+    pub(crate) what: String,
+    #[command(flatten)]
+    pub(crate) face: AgentFace,
+    /// Prints one JSON object and nothing else.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What is shown.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    #[command(flatten)]
+    pub(crate) face: AgentFace,
+    /// All agents and origins of the cluster that `kraken dev` runs in this directory, instead of one
+    /// agent.
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// Prints what happened within one second, and ends.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Prints one JSON object a second and nothing else.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -7,6 +7,7 @@
 mod doubt;
 mod perform;
 mod progress;
+mod remember;
 mod tally;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kraken_net::Frame;
+use kraken_proto::history::{History, Neighbour, Transfer};
 use kraken_proto::tracker::report::BlobReport;
 use kraken_proto::{
     Bitfield, BlobSpec, ConnId, Digest, Extent, Input, Message, MetaInfo, Namespace, PeerInfo,
@@ -29,7 +31,7 @@ use crate::agent::hearsay::{Sources, Told};
 use crate::agent::link::{Link, LinkContext};
 use crate::agent::peers::{PeersFile, SAVE_EVERY};
 use crate::agent::rooms::Rooms;
-use crate::clock::Clock;
+use crate::clock::{Clock, unix_ms};
 use crate::dynamic::{DynConn, DynDiscovery, DynStore, DynTransport};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
@@ -134,6 +136,15 @@ pub(crate) enum Note {
         again: bool,
         reply: oneshot::Sender<Vec<BlobReport>>,
     },
+    /// What is remembered of how a blob came.
+    Transfers {
+        digest: Digest,
+        reply: oneshot::Sender<Vec<Transfer>>,
+    },
+    /// What comes at this moment, and who is connected.
+    UnderWay {
+        reply: oneshot::Sender<(Vec<Transfer>, Vec<Neighbour>)>,
+    },
     /// This host ends soon: the answer is how many pieces are left to hand over.
     Leave { reply: oneshot::Sender<usize> },
     /// End: answered when the tracker is being told and the peers that were met are kept.
@@ -204,6 +215,7 @@ pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
     let driver = Driver {
         clock,
         scheduler,
+        history: History::default(),
         parts,
         notes: notes.downgrade(),
         links: HashMap::new(),
@@ -240,6 +252,7 @@ async fn accept(transport: Arc<dyn DynTransport>, notes: mpsc::Sender<Note>) {
 struct Driver {
     clock: Clock,
     scheduler: Scheduler,
+    history: History,
     parts: Parts,
     /// For the tasks: weak, so that the driver ends with the last handle.
     notes: mpsc::WeakSender<Note>,
@@ -339,6 +352,7 @@ impl Driver {
                 result: Ok(()),
             } => {
                 self.progress(digest, |progress| progress.sealed = true);
+                self.history.end(unix_ms(), digest, None);
                 if let Some(blob) = self.blobs.get_mut(&digest) {
                     blob._confirming = None;
                 }
@@ -392,6 +406,13 @@ impl Driver {
             }
             Note::Stats { digest, reply } => drop(reply.send(self.scheduler.stats(digest))),
             Note::Report { again, reply } => drop(reply.send(self.report(again))),
+            Note::Transfers { digest, reply } => {
+                let _ = reply.send(self.history.of(digest).cloned().collect());
+            }
+            Note::UnderWay { reply } => {
+                let (transfers, neighbours) = (self.history.under_way(), self.history.neighbours());
+                let _ = reply.send((transfers.cloned().collect(), neighbours.cloned().collect()));
+            }
             Note::Leave { reply } => {
                 self.input(Input::Leave);
                 let _ = reply.send(self.scheduler.rare_pieces());
@@ -404,6 +425,7 @@ impl Driver {
     }
 
     fn input(&mut self, input: Input) {
+        self.remember_input(&input);
         if let Input::ConnDown { conn } = input {
             self.links.remove(&conn);
         }
@@ -457,6 +479,7 @@ impl Driver {
         let _confirming =
             (is_hearsay && !sealed).then(|| self.confirm(namespace.clone(), meta.clone()));
         let life = CancellationToken::new();
+        self.remember_open(&meta, &namespace, &have, (is_hearsay, ingest));
         self.blobs.insert(
             digest,
             Blob {
@@ -543,7 +566,9 @@ impl Driver {
     fn ingested(&mut self, meta: MetaInfo, piece: u32) {
         let digest = meta.digest();
         if let Some(blob) = self.blobs.get_mut(&digest) {
+            let bytes = u64::from(meta.piece_size(piece));
             blob.meta = meta;
+            self.history.ingested(digest, bytes);
             self.progress(digest, |progress| {
                 progress.have.insert(piece);
             });
@@ -602,6 +627,7 @@ impl Driver {
 
     /// Leaves the blob's swarm: its readers get an error.
     fn give_up(&mut self, digest: Digest, reason: String) {
+        self.history.end(unix_ms(), digest, Some(reason.clone()));
         self.progress(digest, |progress| progress.failed = Some(reason));
         self.blobs.remove(&digest);
         self.tally.forget(&digest);
@@ -637,6 +663,7 @@ impl Driver {
         let id = ConnId(self.next_conn);
         self.next_conn += 1;
         let peer = conn.peer();
+        self.history.connected(unix_ms(), peer, conn.remote_addr());
         let (store, buffers) = (self.parts.store.clone(), self.buffers.clone());
         let cx = LinkContext {
             id,
@@ -652,6 +679,18 @@ impl Driver {
             peer,
             dialled,
         });
+    }
+}
+
+/// What the driver answers to a note; nothing when it has ended.
+pub(crate) async fn asked<T: Default>(
+    notes: &mpsc::Sender<Note>,
+    note: impl FnOnce(oneshot::Sender<T>) -> Note,
+) -> T {
+    let (reply, answer) = oneshot::channel();
+    match notes.send(note(reply)).await {
+        Ok(()) => answer.await.unwrap_or_default(),
+        Err(_) => T::default(),
     }
 }
 

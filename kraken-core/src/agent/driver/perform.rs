@@ -10,6 +10,7 @@ use kraken_storage::BlobStatus;
 
 use super::{Driver, Note};
 use crate::agent::uploads::Upload;
+use crate::clock::unix_ms;
 
 impl Driver {
     pub(super) fn perform_all(&mut self) {
@@ -194,6 +195,7 @@ impl Driver {
     fn event(&mut self, event: Event) {
         self.parts.metrics.event(&event);
         self.tally.event(&event);
+        self.history.event(unix_ms(), &event);
         match event {
             Event::BlobDone { digest } => {
                 let store = self.parts.store.clone();
