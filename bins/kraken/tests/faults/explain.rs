@@ -1,11 +1,12 @@
 //! `kraken explain` and `kraken top`: what came from whom, why, and what clients were told.
 
 use std::fs;
-use std::path::Path;
 
 use kraken::client::Registry;
 use kraken::image;
-use kraken_core::Digest;
+use kraken_core::storage::{Backend as _, OpendalBackend};
+use kraken_core::{Digest, Namespace};
+use kraken_registry::Manifest;
 use serde_json::Value;
 
 use crate::common::{Lab, kraken, pull, push, random, until, within};
@@ -115,16 +116,6 @@ async fn every_byte_of_a_blob_is_explained() {
     .await;
 }
 
-/// How many files are in a directory and below.
-fn files(dir: &Path) -> usize {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let count = entries.map(|entry| match entry.path() {
-        path if path.is_dir() => files(&path),
-        _ => 1,
-    });
-    count.sum()
-}
-
 /// A blob that only the storage has: the agent tells which origin read it there, and who asked for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn why_the_storage_was_read_is_explained() {
@@ -133,12 +124,18 @@ async fn why_the_storage_was_read_is_explained() {
         let proxy = Registry::new(&lab.host("proxy")).unwrap();
         let pushed = image::push_random(&proxy, "explained/app", "v1", 3 << 20, 2, 5, |_| {}).await;
         pushed.unwrap();
-        // A manifest, a config and two layers.
-        let backend = lab.path("backend");
-        until("the storage has all", async || {
-            (files(&backend) >= 4).then_some(())
-        })
-        .await;
+        let (_, manifest) = proxy.manifest("explained/app", "v1").await.unwrap();
+        let parsed = Manifest::parse(&manifest).unwrap();
+        let layers = parsed.blobs().map(|blob| blob.digest);
+        let digests: Vec<_> = layers.chain([Digest::of(&manifest)]).collect();
+        let disk = OpendalBackend::local_disk(lab.path("backend")).unwrap();
+        let namespace: Namespace = "explained/app".parse().unwrap();
+        for digest in digests {
+            until("the storage has the blob", async || {
+                disk.stat(&namespace, digest).await.unwrap()
+            })
+            .await;
+        }
         for origin in ["origin-1", "origin-2"] {
             lab.kill(origin);
             fs::remove_dir_all(lab.path(origin)).unwrap();
@@ -162,7 +159,10 @@ async fn why_the_storage_was_read_is_explained() {
         let url = format!("http://{agent}/v2/explained/app/blobs/{layer}");
         let none = kraken_core::net::http::HttpBody::Empty;
         let answer = crate::common::ask(http::Method::GET, &url, none).await;
+        let status = answer.status();
         let bytes = answer.bytes(64 << 20).await.unwrap();
+        let said = String::from_utf8_lossy(&bytes[..bytes.len().min(300)]);
+        assert_eq!(status, http::StatusCode::OK, "{said}");
         assert_eq!(Digest::of(&bytes), layer);
 
         let told = explained(&agent, &layer.to_string()).await;
