@@ -61,7 +61,7 @@ pub use authority::{CertAuthority, CertRequest};
 pub use certificate::CertInfo;
 pub use discovery::{Discovery, DiscoveryError};
 #[cfg(all(feature = "quic", feature = "tcp"))]
-pub use dual::{Dual, PathChoice};
+pub use dual::{Dual, PathChoice, PathProbe};
 #[cfg(feature = "tls")]
 pub use identity::{Identity, IdentityError, IdentityFiles, IdentityStatus};
 pub use mem::{MemNetwork, MemTransport};

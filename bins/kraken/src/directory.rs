@@ -60,10 +60,6 @@ impl Directory {
     /// A certificate with which all of them may be asked.
     pub fn tls(&self, dir: &Path) -> Tls {
         let path = |name: &str| dir.join("tls").join(name);
-        Tls {
-            cert: path("proxy-1.crt"),
-            key: path("proxy-1.key"),
-            ca: path("ca.crt"),
-        }
+        Tls::new(path("operator.crt"), path("operator.key"), path("ca.crt"))
     }
 }

@@ -349,6 +349,7 @@ mod tests {
 
     fn piece(number: u16, from: u8, role: PeerRole) -> Event {
         Event::PieceDone {
+            is_ahead: false,
             digest: digest(number),
             piece: 0,
             bytes: 1 << 20,

@@ -150,7 +150,7 @@ mod tests {
         let right = start(&identity(&ours, "127.0.0.1"));
         let found = look(format!("https://{}", right.local_addr())).await;
         let certificate = found.unwrap().certificate.unwrap();
-        assert_eq!(certificate.names, ["127.0.0.1"]);
+        assert_eq!(certificate.hosts, ["127.0.0.1"]);
 
         let other_name = start(&identity(&ours, "tracker.test"));
         let foreign = start(&identity(&theirs, "127.0.0.1"));

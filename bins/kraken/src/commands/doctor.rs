@@ -3,9 +3,7 @@
 use std::process::ExitCode;
 
 use kraken::{Failure, doctor};
-use kraken_daemon::Tls;
 
-use crate::args::TlsFiles;
 use crate::args::doctor::DoctorArgs;
 use crate::say;
 
@@ -14,8 +12,7 @@ pub(crate) async fn examine(args: DoctorArgs) -> Result<ExitCode, Failure> {
     let diagnosis = match &args.dir {
         Some(dir) => doctor::examine_cluster(dir).await?,
         None => {
-            let TlsFiles { cert, key, ca } = args.face.tls;
-            let agent = doctor::agent_at(&args.face.agent, &Tls { cert, key, ca })?;
+            let agent = doctor::agent_at(&args.face.agent, &args.face.tls.config())?;
             doctor::examine(&agent, &args.root).await
         }
     };

@@ -8,9 +8,7 @@ use kraken::operator::Operator;
 use kraken::top::{self, Process};
 use kraken::{Failure, doctor};
 use kraken_core::Digest;
-use kraken_daemon::Tls;
 
-use crate::args::TlsFiles;
 use crate::args::doctor::{AgentFace, ExplainArgs, TopArgs};
 use crate::{named, say};
 
@@ -18,8 +16,7 @@ use crate::{named, say};
 const LOOK: Duration = Duration::from_secs(1);
 
 fn agent(face: AgentFace) -> Result<Operator, Failure> {
-    let TlsFiles { cert, key, ca } = face.tls;
-    doctor::agent_at(&face.agent, &Tls { cert, key, ca })
+    doctor::agent_at(&face.agent, &face.tls.config())
 }
 
 /// Tells what is remembered of a blob, or of an image with all its blobs.

@@ -17,13 +17,14 @@ use crate::operator::Operator;
 /// There is no cluster of `kraken dev` in that directory.
 pub async fn examine_cluster(dir: &Path) -> Result<Diagnosis, Failure> {
     let cluster = Directory::read(dir)?;
-    let identity = cluster.tls(dir).identity()?;
+    let tls = cluster.tls(dir);
+    let identity = tls.identity()?;
     let http = HttpClient::new(Some(&identity));
     let http = http.map_err(|error| Failure::Argument(error.to_string()))?;
     let mut checks = Vec::new();
     for process in &cluster.processes {
         let found = match process.role.as_str() {
-            "agent" => examine_agent(&Operator::plain(&process.url)?).await,
+            "agent" => examine_agent(&Operator::new(&process.url, &tls)?).await,
             role => service(role, &process.url, (&identity, &http)).await,
         };
         checks.extend(of(&process.name, found));

@@ -202,7 +202,7 @@ async fn read(agent: &Operator, blob: TestBlob) -> Finding {
 pub fn agent_at(address: &str, tls: &kraken_daemon::Tls) -> Result<Operator, Failure> {
     match address.contains("://") {
         true => Operator::new(address, tls),
-        false => Operator::plain(&format!("http://{address}")),
+        false => Operator::new(&format!("http://{address}"), tls),
     }
 }
 

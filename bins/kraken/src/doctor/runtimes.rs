@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use kraken_core::net::http::OutsideTrust;
 use kraken_daemon::doctor::Finding;
 
+use crate::caller::Caller;
 use crate::runtime::{self, Said};
 
 const ADVICE: &str = "run `kraken runtime install` again, and restart the runtime";
@@ -29,8 +31,13 @@ pub(super) async fn look(root: &Path) -> Vec<Finding> {
         let said = said.unwrap_or_else(|error| vec![Said::amiss(error.to_string())]);
         findings.extend(said.iter().map(|said| finding(&each.to_string(), said)));
     }
-    let asked = runtime::ask(&mirror).await;
-    findings.extend(asked.iter().map(|said| finding("mirror", said)));
+    match Caller::from_env(OutsideTrust::default()) {
+        Ok(caller) => {
+            let asked = runtime::ask(&mirror, &caller).await;
+            findings.extend(asked.iter().map(|said| finding("mirror", said)));
+        }
+        Err(error) => findings.push(Finding::failed("mirror", error.to_string(), ADVICE)),
+    }
     findings
 }
 

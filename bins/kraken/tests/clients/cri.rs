@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::common::{self, free_addr};
 use crate::lab::{Daemon, Lab};
-use crate::namespace::{self, PYTHON, say};
+use crate::namespace::{self, say};
+use crate::oras::PYTHON;
 use crate::tokens::{docker_registry, runtime};
 use crate::{PASSED, layout, make_image, make_index};
 

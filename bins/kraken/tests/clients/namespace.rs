@@ -9,11 +9,6 @@ use std::process::{Command, Stdio};
 const INSIDE: &str = "KRAKEN_CLIENTS_INSIDE";
 /// A failure instead of a skip.
 const REQUIRE: &str = "KRAKEN_REQUIRE_CLIENTS";
-/// Where `.ci/run` installs clients for Python.
-pub(crate) const PYTHON: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../target/clients/bin/python"
-);
 /// State of the machine's own clients is neither seen nor touched.
 const PREPARE: &str = "set -e
 ip link set lo up

@@ -6,9 +6,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::lab::Lab;
-use crate::namespace::PYTHON;
 use crate::{layout, namespace};
 
+/// Where `.ci/run` installs clients for Python.
+pub(crate) const PYTHON: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../target/clients/bin/python"
+);
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/oras.py");
 const REPOSITORY: &str = "team/artifacts";
 const SBOM: &str = "application/x.sbom";

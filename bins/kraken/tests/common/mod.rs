@@ -413,11 +413,6 @@ impl Lab {
         self.healthy(name).await;
     }
 
-    /// The authority that all certificates are of.
-    pub(crate) fn authority(&self) -> &CertAuthority {
-        &self.authority
-    }
-
     /// Waits until the tracker knows so many origins.
     pub(crate) async fn sees_origins(&mut self, count: usize) {
         until("the tracker knows the origins", async || {
