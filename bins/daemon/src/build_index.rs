@@ -72,7 +72,7 @@ pub struct BuildIndexConfig {
     /// Repositories whose tags are those of other registries, and how fresh they are.
     #[serde(default)]
     pub upstream_tags: Vec<UpstreamTags>,
-    /// Clusters that images go to.
+    /// Clusters and registries that images go to.
     #[serde(default)]
     pub remotes: Vec<RemoteConfig>,
     /// Where tags are kept besides the disks of the build-indexes; nowhere when absent.

@@ -1,10 +1,12 @@
-//! Other clusters that images go to.
+//! Other clusters and registries that images go to.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use kraken_core::net::http::BaseUrl;
-use kraken_registry::replicate::{RemoteRule, RemoteStatus, Replicator};
+use kraken_core::storage::backend::web::{RegistryOptions, RegistryWriter};
+use kraken_registry::replicate::{RemoteKind, RemoteRule, RemoteStatus, Replicator};
 use regex::Regex;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -12,14 +14,22 @@ use serde::Deserialize;
 use crate::limits::Rate;
 use crate::process::StartError;
 
-/// A cluster that images go to.
+/// How long another registry may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A cluster or registry that images go to.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoteConfig {
     /// Its name.
     pub name: String,
-    /// The base URLs of its build-indexes; they and its origins accept this cluster's certificates.
+    /// Of a cluster: the base URLs of its build-indexes; they and its origins accept this cluster's
+    /// certificates.
+    #[serde(default)]
     pub build_indexes: Vec<String>,
+    /// The registry, if it is one.
+    #[serde(default)]
+    pub registry: Option<RegistryOptions>,
     /// Regular expressions: it gets the tags of which one matches somewhere in `repository:tag`.
     pub tags: Vec<String>,
     /// How many bytes a second each build-index sends there; no limit when absent.
@@ -39,27 +49,36 @@ impl RemoteConfig {
                 "this cluster is called so itself, see `cluster`".into(),
             ));
         }
-        if self.build_indexes.is_empty() || self.tags.is_empty() {
-            return Err(wrong(
-                "name its build_indexes, and the tags that go there".into(),
-            ));
+        if self.tags.is_empty() {
+            return Err(wrong("tags: name those that go there".into()));
         }
         for url in &self.build_indexes {
             let parsed = url.parse::<BaseUrl>();
             parsed.map_err(|error| wrong(format!("build_indexes: {error}")))?;
         }
+        let kind = match (&self.build_indexes[..], &self.registry) {
+            ([_, ..], None) => RemoteKind::Cluster(self.build_indexes.clone()),
+            ([], Some(options)) => {
+                let writer = RegistryWriter::new(options.clone(), TIMEOUT);
+                RemoteKind::Registry(writer.map_err(|error| wrong(error.to_string()))?)
+            }
+            _ => {
+                let what = "name its build_indexes if it is a cluster, or else its registry";
+                return Err(wrong(what.into()));
+            }
+        };
         let tags = self.tags.iter().map(|it| Regex::new(it));
         let tags = tags.collect::<Result<_, _>>();
         Ok(RemoteRule {
             name: self.name.clone(),
-            build_indexes: self.build_indexes.clone(),
+            kind,
             tags: tags.map_err(|error| wrong(format!("tags: {error}")))?,
             limit: self.limit.map(|rate| rate.0),
         })
     }
 }
 
-/// The clusters that images go to.
+/// Where images go.
 ///
 /// # Errors
 /// An entry makes no sense.
@@ -143,6 +162,14 @@ mod tests {
     }
 
     #[test]
+    fn a_registry_is_told_as_a_backend_is() {
+        let text = "- {name: harbor, tags: [a], registry: {url: 'https://harbor.test', repository: 'mirror/{namespace}', \
+                    credentials: {password: {username: a, password: {env: P}}}}}";
+        let rules = check(text).unwrap();
+        assert!(matches!(rules[0].kind, RemoteKind::Registry(_)));
+    }
+
+    #[test]
     fn a_remote_has_a_name_of_its_own_and_somewhere_to_go() {
         let one = "{name: west, build_indexes: ['https://a:1'], tags: ['^team/'], limit: 20MB}";
         let rules = check(&format!("- {one}")).unwrap();
@@ -170,6 +197,22 @@ mod tests {
             ),
             (format!("- {}", one.replace("^team/", "(")), "tags"),
             (format!("- {}", one.replace("tags", "tag")), "tags"),
+            (
+                format!(
+                    "- {}",
+                    one.replace("limit: 20MB", "registry: {url: 'https://r'}")
+                ),
+                "or else its registry",
+            ),
+            (
+                "- {name: r, tags: [a], registry: {url: 'ftp://r'}}".into(),
+                "https://",
+            ),
+            (
+                "- {name: r, tags: [a], registry: {url: 'http://r', repository: all}}".into(),
+                "{namespace}",
+            ),
+            ("- {name: r, tags: [a]}".into(), "or else its registry"),
         ] {
             let error = check(&text).unwrap_err();
             assert!(error.contains(what), "{text}: {error}");

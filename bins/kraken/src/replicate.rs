@@ -205,7 +205,7 @@ pub fn check(parts: &[Part], silent: Vec<Failure>) -> Result<(), Failure> {
     if refused == 0 {
         return Ok(());
     }
-    let what = format!("{refused} tags were refused: set them to the same on both sides");
+    let what = format!("{refused} were refused, see what is said of each");
     Err(Failure::Registry(what))
 }
 

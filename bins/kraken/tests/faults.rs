@@ -35,6 +35,8 @@ mod login;
 mod outage;
 #[path = "faults/rebuild.rs"]
 mod rebuild;
+#[path = "faults/registries.rs"]
+mod registries;
 #[path = "faults/replicate.rs"]
 mod replicate;
 #[path = "faults/rogue.rs"]

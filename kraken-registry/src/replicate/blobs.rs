@@ -5,7 +5,6 @@
 //! started anew.
 
 use std::collections::HashMap;
-use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,14 +13,15 @@ use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt as _};
 use kraken_core::net::http::ApiError;
 use kraken_core::net::origin::OriginCluster;
-use kraken_proto::limits::bucket::Bucket;
-use kraken_proto::{Digest, Namespace, Timestamp};
+use kraken_proto::{Digest, Namespace};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::SendError;
 use super::remote::Remote;
+use super::traffic::Traffic;
+use super::way::Way;
 use crate::source::BlobSource as _;
 use crate::tags::ring::TagRing;
 use crate::web::chain;
@@ -31,7 +31,7 @@ pub(super) const WAIT: Duration = Duration::from_secs(20);
 /// How long another build-index may take to answer beyond that.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How often an upload is gone on with before the blob waits for its next turn.
-const BREAKS: u32 = 5;
+pub(super) const BREAKS: u32 = 5;
 
 /// What became of a blob that is to be carried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,7 @@ const BREAKS: u32 = 5;
 pub(super) enum Carried {
     UnderWay,
     There,
+    Held,
     Away(String),
     Failed(String),
 }
@@ -58,18 +59,21 @@ pub(super) struct Blobs {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     ring: TagRing,
-    origins: OriginCluster,
-    remotes: HashMap<String, Arc<Remote>>,
-    under_way: Mutex<HashMap<(String, Digest), watch::Receiver<Carried>>>,
+    pub(super) origins: OriginCluster,
+    remotes: HashMap<String, Way>,
+    under_way: Mutex<UnderWay>,
 }
+
+/// By the remote's name, and what a blob is called there.
+type UnderWay = HashMap<(String, String), watch::Receiver<Carried>>;
 
 impl Blobs {
     pub(super) fn new(
         ring: TagRing,
         origins: OriginCluster,
-        remotes: impl Iterator<Item = Arc<Remote>>,
+        remotes: impl Iterator<Item = Way>,
     ) -> Self {
         let remotes = remotes.map(|remote| (remote.name().to_owned(), remote));
         let inner = Inner {
@@ -102,6 +106,7 @@ impl Blobs {
                 match way {
                     Ok(Carried::UnderWay) => {}
                     Ok(Carried::There) => return Ok(()),
+                    Ok(Carried::Held) => return Err(SendError::Held),
                     Ok(Carried::Away(reason)) => return Err(SendError::Away(reason)),
                     Ok(Carried::Failed(reason)) => return Err(SendError::Failed(reason)),
                     Err(error) => {
@@ -154,13 +159,13 @@ impl Blobs {
     }
 
     /// Where a blob is, which is sent if it is not under way.
-    fn follow(
-        &self,
-        remote: &Arc<Remote>,
-        ns: &Namespace,
-        digest: Digest,
-    ) -> watch::Receiver<Carried> {
-        let key = (remote.name().to_owned(), digest);
+    fn follow(&self, remote: &Way, ns: &Namespace, digest: Digest) -> watch::Receiver<Carried> {
+        let blob = match remote {
+            // There each repository has blobs of its own.
+            Way::Registry(_) => format!("{ns} {digest}"),
+            Way::Cluster(_) | Way::Backend(_) => digest.to_string(),
+        };
+        let key = (remote.name().to_owned(), blob);
         let mut under_way = self.inner.under_way();
         if let Some(way) = under_way.get(&key) {
             return way.clone();
@@ -169,10 +174,15 @@ impl Blobs {
         under_way.insert(key.clone(), seen.clone());
         let (inner, remote, ns) = (self.inner.clone(), remote.clone(), ns.clone());
         tokio::spawn(async move {
-            let sent = inner.transfer(&remote, &ns, digest).await;
+            let sent = match &remote {
+                Way::Cluster(remote) => inner.transfer(remote, &ns, digest).await,
+                Way::Registry(registry) => inner.upload_to(registry, &ns, digest).await,
+                Way::Backend(_) => Err(SendError::Failed("it takes no blobs".into())),
+            };
             inner.under_way().remove(&key);
             tell.send_replace(match sent {
                 Ok(()) => Carried::There,
+                Err(SendError::Held) => Carried::Held,
                 Err(SendError::Away(reason)) => Carried::Away(reason),
                 Err(error) => Carried::Failed(format!("{digest}: {error}")),
             });
@@ -182,9 +192,7 @@ impl Blobs {
 }
 
 impl Inner {
-    fn under_way(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<(String, Digest), watch::Receiver<Carried>>> {
+    fn under_way(&self) -> std::sync::MutexGuard<'_, UnderWay> {
         self.under_way
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -196,11 +204,11 @@ impl Inner {
         ns: &Namespace,
         digest: Digest,
     ) -> Result<(), SendError> {
-        let _turn = remote.turns.acquire().await;
+        let _turn = remote.traffic.turn().await?;
         let there = remote.origins().await?;
         // Somebody else may have sent it since.
         match there.stat(ns, digest).await {
-            Ok(_) => return self.keep_upload(remote, digest, None).await,
+            Ok(_) => return self.keep_upload(remote.name(), &digest.hex(), None).await,
             Err(ApiError::NotFound) => {}
             Err(error) => return Err(failed_there(&error)),
         }
@@ -213,11 +221,13 @@ impl Inner {
         let (origin, id) = upload.split_once(' ').unwrap_or_default();
         let mut breaks = 0;
         while at < length {
-            let body = self.body(remote, ns, digest, at..length).await?;
+            remote.traffic.check()?;
+            let body = self.body(&remote.traffic, (ns, digest), at..length).await?;
             match there.upload_append(origin, id, at, body).await {
                 Ok(now) => at = now,
                 Err(error) if breaks == BREAKS => return Err(failed_there(&error)),
                 Err(_) => {
+                    remote.traffic.check()?;
                     breaks += 1;
                     at = match there.upload_len(origin, id).await {
                         Ok(at) => at,
@@ -229,8 +239,8 @@ impl Inner {
         if let Err(error) = there.upload_commit(origin, id, ns, digest).await {
             return self.gave_up(remote, digest, &error).await;
         }
-        self.keep_upload(remote, digest, None).await?;
-        remote.sent_blobs.fetch_add(1, Ordering::Relaxed);
+        self.keep_upload(remote.name(), &digest.hex(), None).await?;
+        remote.traffic.sent_blobs.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -241,8 +251,7 @@ impl Inner {
         there: &OriginCluster,
         (ns, digest, length): (&Namespace, Digest, u64),
     ) -> Result<Option<(String, u64)>, SendError> {
-        let known = self.ring.here().upload(remote.name(), digest).await;
-        if let Some(upload) = known.map_err(|it| SendError::Failed(it.to_string()))? {
+        if let Some(upload) = self.kept_upload(remote.name(), &digest.hex()).await? {
             let (origin, id) = upload.split_once(' ').unwrap_or_default();
             // An origin that restarts is waited for there; one that is gone for good has it no more.
             if let Ok(at) = there.upload_len(origin, id).await {
@@ -252,7 +261,7 @@ impl Inner {
         match there.upload_start_known(ns, digest, length).await {
             Ok((origin, id)) => {
                 let upload = format!("{origin} {id}");
-                self.keep_upload(remote, digest, Some(upload.clone()))
+                self.keep_upload(remote.name(), &digest.hex(), Some(upload.clone()))
                     .await?;
                 Ok(Some((upload, 0)))
             }
@@ -261,13 +270,23 @@ impl Inner {
         }
     }
 
-    async fn keep_upload(
+    /// The upload by which a blob goes to a remote, as it was written down.
+    pub(super) async fn kept_upload(
         &self,
-        remote: &Remote,
-        digest: Digest,
+        remote: &str,
+        blob: &str,
+    ) -> Result<Option<String>, SendError> {
+        let known = self.ring.here().upload(remote, blob).await;
+        known.map_err(|it| SendError::Failed(it.to_string()))
+    }
+
+    pub(super) async fn keep_upload(
+        &self,
+        remote: &str,
+        blob: &str,
         upload: Option<String>,
     ) -> Result<(), SendError> {
-        let kept = self.ring.here().set_upload(remote.name(), digest, upload);
+        let kept = self.ring.here().set_upload(remote, blob, upload);
         kept.await.map_err(|it| SendError::Failed(it.to_string()))
     }
 
@@ -279,29 +298,27 @@ impl Inner {
         error: &ApiError,
     ) -> Result<(), SendError> {
         if !error.is_retryable() {
-            self.keep_upload(remote, digest, None).await?;
+            self.keep_upload(remote.name(), &digest.hex(), None).await?;
         }
         Err(failed_there(error))
     }
 
     /// The bytes of a part of a blob, as fast as they may go.
-    async fn body(
+    pub(super) async fn body(
         &self,
-        remote: &Arc<Remote>,
-        ns: &Namespace,
-        digest: Digest,
+        traffic: &Arc<Traffic>,
+        (ns, digest): (&Namespace, Digest),
         part: std::ops::Range<u64>,
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, SendError> {
         let body = self.origins.open(ns, digest, part).await;
         let body = body.map_err(|error| SendError::Failed(format!("here: {error}")))?;
-        let remote = remote.clone();
+        let traffic = traffic.clone();
         let paced = body.stream.then(move |chunk| {
-            let remote = remote.clone();
+            let traffic = traffic.clone();
             async move {
                 let chunk = chunk.map_err(std::io::Error::other)?;
-                let bytes = chunk.len() as u64;
-                remote.pace.take(bytes).await;
-                remote.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+                let passed = traffic.pass(chunk.len() as u64).await;
+                passed.map_err(std::io::Error::other)?;
                 Ok(chunk)
             }
         });
@@ -311,34 +328,4 @@ impl Inner {
 
 fn failed_there(error: &ApiError) -> SendError {
     SendError::Failed(error.to_string())
-}
-
-/// Lets bytes go at a rate.
-pub(super) struct Pace {
-    bucket: Option<Mutex<Bucket>>,
-    began: Instant,
-}
-
-impl Pace {
-    /// So many bytes a second, a second's worth at once; all when absent.
-    pub(super) fn new(rate: Option<NonZeroU64>) -> Self {
-        Self {
-            bucket: rate.map(|rate| Mutex::new(Bucket::new(rate, rate.get()))),
-            began: Instant::now(),
-        }
-    }
-
-    /// Waits until so many more bytes may go.
-    async fn take(&self, bytes: u64) {
-        let Some(bucket) = &self.bucket else { return };
-        let nanos = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let now = Timestamp::from_nanos(nanos);
-        let may = bucket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take(now, bytes);
-        if let Some(may) = may {
-            tokio::time::sleep(may.since(now)).await;
-        }
-    }
 }

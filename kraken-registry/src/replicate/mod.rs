@@ -12,13 +12,21 @@
 //! | `remote` | another cluster: its registers, its origins |
 //! | `send` | what one register needs to be there |
 //! | `blobs` | the way of one blob |
-//! | `way` | where registers go: another cluster, or the backend of the tags |
+//! | `registry` | another registry: its manifests, tags and lists of referrers |
+//! | `push` | what one register needs to be there |
+//! | `upload` | the way of one blob there |
+//! | `traffic` | how fast bytes go to one remote |
+//! | `way` | where registers go: another cluster, another registry, or the backend of the tags |
 //! | [`server`] | what build-indexes say to each other and to operators |
 
 mod blobs;
+mod push;
+mod registry;
 mod remote;
 mod send;
 pub mod server;
+mod traffic;
+mod upload;
 mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +37,7 @@ use std::time::Duration;
 
 use kraken_core::net::http::HttpClient;
 use kraken_core::net::origin::OriginCluster;
+use kraken_core::storage::backend::web::RegistryWriter;
 use kraken_proto::tags::outbox::{Outbox, Sent};
 use kraken_proto::tags::record::Version;
 use kraken_proto::{Digest, Timestamp};
@@ -39,6 +48,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use self::blobs::Blobs;
+use self::registry::Registry;
 use self::remote::Remote;
 use self::way::Way;
 use crate::link::RegisterName;
@@ -60,13 +70,22 @@ const SETTLES: Duration = Duration::from_secs(2);
 /// Registers that another cluster refused and that are told of.
 const TOLD: usize = 100;
 
-/// A cluster that images go to.
+/// Where images go.
+#[derive(Debug, Clone)]
+pub enum RemoteKind {
+    /// Another cluster, by the base URLs of its build-indexes.
+    Cluster(Vec<String>),
+    /// Another registry.
+    Registry(RegistryWriter),
+}
+
+/// A cluster or registry that images go to.
 #[derive(Debug, Clone)]
 pub struct RemoteRule {
     /// Its name.
     pub name: String,
-    /// The base URLs of its build-indexes.
-    pub build_indexes: Vec<String>,
+    /// What it is.
+    pub kind: RemoteKind,
     /// It gets the tags of which one of these matches somewhere in `repository:tag`.
     pub tags: Vec<Regex>,
     /// How many bytes a second each build-index sends there.
@@ -152,7 +171,8 @@ pub struct TagStatus {
     pub is_wanted: bool,
     /// The version here, and there; 0 of a tag that was never set.
     pub here: String,
-    /// See `here`; absent when that cluster does not answer.
+    /// See `here`, or what the tag points to at another registry; absent when nobody answers there, or a
+    /// registry has no such tag.
     pub there: Option<String>,
     /// Whether it has what is here, or something later.
     pub is_there: bool,
@@ -293,26 +313,36 @@ impl Replicator {
     pub async fn tag_status(&self, name: &RegisterName) -> Result<Vec<TagStatus>, TagError> {
         let inner = self.inner();
         let state = inner.ring.register(name).await?;
+        let digest = state.as_ref().and_then(|state| state.now.digest);
         let here = state.map_or(Version::ZERO, |state| state.now.version);
         let mut all = Vec::new();
         for wanted in &inner.wanted {
-            let line = inner.remotes.get(&wanted.remote);
-            let Some(remote) = line.and_then(|line| line.way.cluster()) else {
+            let Some(line) = inner.remotes.get(&wanted.remote) else {
                 continue;
             };
             let is_wanted = wanted.wants(name);
             // What no rule sends there is not named there.
-            let looked = match is_wanted {
-                true => remote.look(vec![name.to_string()]).await.ok(),
-                false => None,
+            let (there, is_there) = match (&line.way, name) {
+                (Way::Backend(_), _) => continue,
+                (Way::Cluster(remote), _) if is_wanted => {
+                    let looked = remote.look(vec![name.to_string()]).await.ok();
+                    let there = looked.and_then(|looked| Some(looked.first()?.version));
+                    let is_there = there.is_some_and(|there| there >= here);
+                    (there.map(|there| there.get().to_string()), is_there)
+                }
+                (Way::Registry(registry), RegisterName::Tag(tag)) if is_wanted => {
+                    let there = registry.tag(tag).await.ok();
+                    let is_there = there == Some(digest);
+                    (there.flatten().map(|it| it.to_string()), is_there)
+                }
+                _ => (None, false),
             };
-            let there = looked.and_then(|looked| Some(looked.first()?.version));
             all.push(TagStatus {
                 remote: wanted.remote.clone(),
                 is_wanted,
                 here: here.get().to_string(),
-                there: there.map(|there| there.get().to_string()),
-                is_there: there.is_some_and(|there| there >= here),
+                there,
+                is_there,
             });
         }
         Ok(all)
@@ -346,6 +376,7 @@ impl Line {
                     told.refused.insert(name.to_owned(), reason.clone());
                 }
             }
+            Err(SendError::Held) => {}
             Err(error) => told.last_error = Some(format!("{name}: {error}")),
         }
     }
@@ -370,7 +401,16 @@ impl Inner {
         }));
         let changed = ring.here().watch(wanted.clone());
         let clusters = rules.into_iter();
-        let ways = clusters.map(|rule| Way::Cluster(Arc::new(Remote::new(rule, http))));
+        let ways = clusters.map(|rule| match rule.kind {
+            RemoteKind::Cluster(build_indexes) => {
+                let remote = Remote::new((rule.name, build_indexes), rule.limit, http);
+                Way::Cluster(Arc::new(remote))
+            }
+            RemoteKind::Registry(writer) => {
+                let registry = Registry::new((rule.name, writer), rule.limit);
+                Way::Registry(Arc::new(registry))
+            }
+        });
         let line = |way: Way| {
             let name = way.name().to_owned();
             let line = Line {
@@ -384,9 +424,8 @@ impl Inner {
         };
         let ways = ways.chain(backend.map(Way::Backend));
         let remotes: BTreeMap<_, _> = ways.map(line).collect();
-        let clusters = remotes.values();
-        let clusters = clusters.filter_map(|line| line.way.cluster().cloned());
-        let blobs = Blobs::new(ring.clone(), origins.clone(), clusters);
+        let ways = remotes.values().map(|line| line.way.clone());
+        let blobs = Blobs::new(ring.clone(), origins.clone(), ways);
         Self {
             ring,
             origins,
@@ -427,8 +466,14 @@ impl Inner {
 
     fn pause(&self, paused: &BTreeSet<String>) {
         for (name, line) in &self.remotes {
-            line.is_paused
-                .store(paused.contains(name), Ordering::Relaxed);
+            let is_paused = paused.contains(name);
+            let was_paused = line.is_paused.swap(is_paused, Ordering::Relaxed);
+            if let Some(traffic) = line.way.traffic() {
+                traffic.hold(is_paused);
+            }
+            if was_paused && !is_paused {
+                line.outbox().hurry(self.now());
+            }
         }
     }
 
@@ -495,6 +540,7 @@ impl Inner {
     async fn send_one(self: Arc<Self>, line: Arc<Line>, name: String) {
         let result = match &line.way {
             Way::Cluster(remote) => self.send(remote, &name).await,
+            Way::Registry(registry) => self.push(registry, &name).await,
             Way::Backend(backend) => self.write(backend, &name).await,
         };
         line.tell(&name, &result);
@@ -508,6 +554,7 @@ impl Inner {
                 }
                 Err(_) => Sent::Failed,
             },
+            Err(SendError::Held) => Sent::Away,
             Err(SendError::Away(reason)) => {
                 tracing::debug!(remote, reason, "another cluster does not answer");
                 Sent::Away
@@ -542,6 +589,9 @@ struct Place {
 /// Why another cluster does not have something yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SendError {
+    /// It is paused.
+    #[error("nothing is sent there for now")]
+    Held,
     /// The other cluster does not answer.
     #[error("it does not answer: {0}")]
     Away(String),

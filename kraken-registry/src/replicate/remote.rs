@@ -1,6 +1,8 @@
 //! Another cluster, as this one's build-indexes see it: its build-indexes, and its origins, which these name.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
@@ -10,12 +12,12 @@ use kraken_core::origin::RingMember;
 use kraken_proto::tags::record::TagState;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::blobs::Pace;
+use super::SendError;
 use super::server::{Look, Looked, Named, OriginList, Registers};
-use super::{RemoteRule, SendError};
+use super::traffic::Traffic;
 use crate::web::chain;
 
 /// How long one of its build-indexes may take to answer: it looks for all blobs of an image.
@@ -25,8 +27,6 @@ const ORIGINS: Duration = Duration::from_secs(30);
 
 /// What the reason of a build-index begins with that is there, and cannot answer this.
 const ANSWERED: &str = "it answers";
-/// Blobs that one build-index sends there at once.
-const BLOBS: usize = 8;
 
 /// Another cluster.
 pub(super) struct Remote {
@@ -35,10 +35,7 @@ pub(super) struct Remote {
     http: HttpClient,
     preferred: AtomicUsize,
     origins: Mutex<Option<(Instant, OriginCluster)>>,
-    pub(super) pace: Pace,
-    pub(super) turns: Semaphore,
-    pub(super) sent_blobs: AtomicU64,
-    pub(super) sent_bytes: AtomicU64,
+    pub(super) traffic: Arc<Traffic>,
 }
 
 /// An error of a build-index.
@@ -53,19 +50,20 @@ struct Reason {
 }
 
 impl Remote {
-    pub(super) fn new(rule: RemoteRule, http: &HttpClient) -> Self {
-        let hosts = rule.build_indexes.into_iter();
+    pub(super) fn new(
+        (name, build_indexes): (String, Vec<String>),
+        limit: Option<NonZeroU64>,
+        http: &HttpClient,
+    ) -> Self {
+        let hosts = build_indexes.into_iter();
         let hosts = hosts.map(|host| host.trim_end_matches('/').to_owned());
         Self {
-            name: rule.name,
+            name,
             hosts: hosts.collect(),
             http: http.clone(),
             preferred: AtomicUsize::new(0),
             origins: Mutex::new(None),
-            pace: Pace::new(rule.limit),
-            turns: Semaphore::new(BLOBS),
-            sent_blobs: AtomicU64::new(0),
-            sent_bytes: AtomicU64::new(0),
+            traffic: Arc::new(Traffic::new(limit)),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a register needs to be in another cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use kraken_core::net::http::ApiError;
@@ -24,13 +24,36 @@ const PAGE: usize = 1000;
 
 /// What an image consists of.
 #[derive(Debug, Default)]
-struct Image {
+pub(super) struct Image {
     /// All blobs, its manifests among them.
     blobs: BTreeSet<Digest>,
     /// The manifests of its repository.
-    manifests: Vec<Digest>,
+    pub(super) manifests: Vec<Digest>,
     /// What is about these.
-    referrers: Vec<Link>,
+    pub(super) referrers: Vec<Link>,
+    /// Those that list others, and what they list.
+    lists: BTreeMap<Digest, Vec<Digest>>,
+}
+
+impl Image {
+    /// Its manifests, each behind all that it lists.
+    pub(super) fn in_order(&self) -> Vec<Digest> {
+        let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
+        for manifest in &self.manifests {
+            // Each is seen twice: before what it lists, and behind it.
+            let mut left = vec![(*manifest, false)];
+            while let Some((next, is_behind)) = left.pop() {
+                if is_behind {
+                    order.push(next);
+                } else if seen.insert(next) {
+                    left.push((next, true));
+                    let listed = self.lists.get(&next).into_iter().flatten();
+                    left.extend(listed.map(|it| (*it, false)));
+                }
+            }
+        }
+        order
+    }
 }
 
 impl Inner {
@@ -178,7 +201,7 @@ impl Inner {
     }
 
     /// Walks down to the layers of every platform, and on to what is about any of its manifests.
-    async fn image(&self, repo: &RepoName, digest: Digest) -> Result<Image, SendError> {
+    pub(super) async fn image(&self, repo: &RepoName, digest: Digest) -> Result<Image, SendError> {
         let ns = repo.namespace();
         let mut image = Image::default();
         let mut left = vec![digest];
@@ -193,8 +216,11 @@ impl Inner {
             };
             image.manifests.push(next);
             image.blobs.extend(manifest.blobs().map(|blob| blob.digest));
-            let children = manifest.manifests().map(|child| child.digest);
-            left.extend(children.filter(|child| seen.insert(*child)));
+            let children: Vec<_> = manifest.manifests().map(|child| child.digest).collect();
+            left.extend(children.iter().filter(|child| seen.insert(**child)));
+            if !children.is_empty() {
+                image.lists.insert(next, children);
+            }
             for referrer in self.referrers(repo, next).await? {
                 let link = Link::Referrer {
                     subject: next,
@@ -259,5 +285,28 @@ impl Inner {
         let sending: Vec<_> = sending.collect();
         let sending = stream::iter(sending).buffer_unordered(BLOBS);
         sending.try_collect().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_manifest_lists_comes_before_it() {
+        let [top, middle, leaf, about] =
+            ["top", "middle", "leaf", "about"].map(|it| Digest::of(it.as_bytes()));
+        let image = Image {
+            manifests: vec![about, middle, leaf, top],
+            lists: [
+                (top, vec![middle, leaf]),
+                (middle, vec![leaf]),
+                // What is about an image may list it.
+                (about, vec![top]),
+            ]
+            .into(),
+            ..Image::default()
+        };
+        assert_eq!(image.in_order(), [leaf, middle, top, about]);
     }
 }

@@ -1,11 +1,13 @@
-//! Where registers go: another cluster, or the backend of the tags.
+//! Where registers go: another cluster, another registry, or the backend of the tags.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kraken_core::storage::BackendError;
 
+use super::registry::Registry;
 use super::remote::Remote;
+use super::traffic::Traffic;
 use super::{Inner, Known, SendError};
 use crate::link::RegisterName;
 use crate::tags::backend::{BACKEND, TagBackend};
@@ -14,8 +16,10 @@ use crate::tags::backend::{BACKEND, TagBackend};
 const TRIES: usize = 3;
 
 /// Where registers go.
+#[derive(Clone)]
 pub(super) enum Way {
     Cluster(Arc<Remote>),
+    Registry(Arc<Registry>),
     Backend(TagBackend),
 }
 
@@ -23,23 +27,25 @@ impl Way {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Cluster(remote) => remote.name(),
+            Self::Registry(registry) => registry.name(),
             Self::Backend(_) => BACKEND,
         }
     }
 
-    /// The other cluster, if it is one.
-    pub(super) const fn cluster(&self) -> Option<&Arc<Remote>> {
+    /// The bytes of blobs that go there; the backend gets none.
+    pub(super) fn traffic(&self) -> Option<&Arc<Traffic>> {
         match self {
-            Self::Cluster(remote) => Some(remote),
+            Self::Cluster(remote) => Some(&remote.traffic),
+            Self::Registry(registry) => Some(&registry.traffic),
             Self::Backend(_) => None,
         }
     }
 
     /// The blobs that were sent, and their bytes.
     pub(super) fn sent(&self) -> (u64, u64) {
-        self.cluster().map_or((0, 0), |remote| {
-            let blobs = remote.sent_blobs.load(Ordering::Relaxed);
-            (blobs, remote.sent_bytes.load(Ordering::Relaxed))
+        self.traffic().map_or((0, 0), |traffic| {
+            let blobs = traffic.sent_blobs.load(Ordering::Relaxed);
+            (blobs, traffic.sent_bytes.load(Ordering::Relaxed))
         })
     }
 }

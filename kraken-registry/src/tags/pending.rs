@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kraken_proto::Digest;
 use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use regex::Regex;
 use tokio::sync::Notify;
@@ -21,7 +20,7 @@ use crate::replicate::Known;
 
 /// By `remote`, NUL, and the register's name: since when, in milliseconds since 1970.
 const PENDING: TableDefinition<'_, &str, u64> = TableDefinition::new("pending");
-/// By `remote`, NUL, and a digest: the upload by which it goes there.
+/// By `remote`, NUL, and what a blob is called there: the upload by which it goes there.
 const UPLOADS: TableDefinition<'_, &str, &str> = TableDefinition::new("uploads");
 /// The rules by which the list was made.
 const RULES_KEY: &str = "remotes";
@@ -326,9 +325,9 @@ impl TagStore {
     pub(crate) async fn upload(
         &self,
         remote: &str,
-        digest: Digest,
+        blob: &str,
     ) -> Result<Option<String>, TagStoreError> {
-        let key = key(remote, &digest.hex());
+        let key = key(remote, blob);
         self.read(move |db| {
             let uploads = db.begin_read()?.open_table(UPLOADS)?;
             let found = uploads.get(key.as_str())?;
@@ -341,10 +340,10 @@ impl TagStore {
     pub(crate) async fn set_upload(
         &self,
         remote: &str,
-        digest: Digest,
+        blob: &str,
         upload: Option<String>,
     ) -> Result<(), TagStoreError> {
-        let key = key(remote, &digest.hex());
+        let key = key(remote, blob);
         let set = move |write: &WriteTransaction| {
             let mut uploads = write.open_table(UPLOADS)?;
             match upload {

@@ -11,21 +11,26 @@ use serde_json::{Value, json};
 
 use crate::common::{Lab, ask, free_addr, random, until, within};
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-fn describe(kind: &str, bytes: &[u8]) -> Value {
+pub(crate) fn describe(kind: &str, bytes: &[u8]) -> Value {
     json!({"mediaType": kind, "digest": Digest::of(bytes), "size": bytes.len()})
 }
 
-async fn push_blob(proxy: &str, repo: &str, blob: &Bytes) {
+pub(crate) async fn push_blob(proxy: &str, repo: &str, blob: &Bytes) {
     let digest = Digest::of(blob);
     let url = format!("http://{proxy}/v2/{repo}/blobs/uploads/?digest={digest}");
     let pushed = ask(Method::POST, &url, HttpBody::Bytes(blob.clone())).await;
     assert_eq!(pushed.status(), StatusCode::CREATED);
 }
 
-async fn push_manifest(proxy: &str, repo: &str, reference: &str, manifest: &Value) -> Digest {
+pub(crate) async fn push_manifest(
+    proxy: &str,
+    repo: &str,
+    reference: &str,
+    manifest: &Value,
+) -> Digest {
     let bytes = Bytes::from(manifest.to_string());
     let url = format!("http://{proxy}/v2/{repo}/manifests/{reference}");
     let pushed = ask(Method::PUT, &url, HttpBody::Bytes(bytes.clone())).await;
@@ -36,7 +41,12 @@ async fn push_manifest(proxy: &str, repo: &str, reference: &str, manifest: &Valu
 }
 
 /// An image of one layer, with its configuration.
-async fn image(proxy: &str, repo: &str, seed: u64, subject: Option<Value>) -> (Value, Bytes) {
+pub(crate) async fn image(
+    proxy: &str,
+    repo: &str,
+    seed: u64,
+    subject: Option<Value>,
+) -> (Value, Bytes) {
     let (config, layer) = (Bytes::from("{}"), random(40_000, seed));
     push_blob(proxy, repo, &config).await;
     push_blob(proxy, repo, &layer).await;
@@ -52,7 +62,12 @@ async fn image(proxy: &str, repo: &str, seed: u64, subject: Option<Value>) -> (V
 }
 
 /// An image for two platforms, under a tag; what it consists of.
-async fn push_index(proxy: &str, repo: &str, tag: &str, seed: u64) -> (Digest, Vec<Digest>) {
+pub(crate) async fn push_index(
+    proxy: &str,
+    repo: &str,
+    tag: &str,
+    seed: u64,
+) -> (Digest, Vec<Digest>) {
     let (mut children, mut all) = (Vec::new(), Vec::new());
     for number in 0..2 {
         let (manifest, layer) = image(proxy, repo, seed * 2 + number, None).await;
@@ -68,14 +83,14 @@ async fn push_index(proxy: &str, repo: &str, tag: &str, seed: u64) -> (Digest, V
 }
 
 /// What a tag points to at a proxy; nothing when there is none.
-async fn tag_at(proxy: &str, repo: &str, tag: &str) -> Option<Digest> {
+pub(crate) async fn tag_at(proxy: &str, repo: &str, tag: &str) -> Option<Digest> {
     let url = format!("http://{proxy}/v2/{repo}/manifests/{tag}");
     let answer = ask(Method::HEAD, &url, HttpBody::Empty).await;
     let digest = answer.headers().get("docker-content-digest")?;
     Some(digest.to_str().unwrap().parse().unwrap())
 }
 
-async fn until_tag(proxy: &str, (repo, tag): (&str, &str), digest: Option<Digest>) {
+pub(crate) async fn until_tag(proxy: &str, (repo, tag): (&str, &str), digest: Option<Digest>) {
     until(&format!("{repo}:{tag} is {digest:?}"), async || {
         (tag_at(proxy, repo, tag).await == digest).then_some(())
     })
@@ -87,7 +102,7 @@ async fn has_blob(proxy: &str, repo: &str, digest: Digest) -> bool {
     ask(Method::HEAD, &url, HttpBody::Empty).await.status() == StatusCode::OK
 }
 
-async fn referrers_at(proxy: &str, repo: &str, subject: Digest) -> Vec<String> {
+pub(crate) async fn referrers_at(proxy: &str, repo: &str, subject: Digest) -> Vec<String> {
     let url = format!("http://{proxy}/v2/{repo}/referrers/{subject}");
     let answer = ask(Method::GET, &url, HttpBody::Empty).await;
     let list: Value = serde_json::from_slice(&answer.bytes(1 << 20).await.unwrap()).unwrap();
@@ -122,7 +137,7 @@ async fn two() -> BTreeMap<&'static str, Lab> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_go_to_another_cluster_with_all_they_need_and_come_from_there() {
+pub(crate) async fn images_go_to_another_cluster_with_all_they_need_and_come_from_there() {
     within(180, "replication", async {
         let labs = two().await;
         let (east, west) = (labs["east"].host("proxy"), labs["west"].host("proxy"));

@@ -19,7 +19,10 @@ use rustls_platform_verifier::BuilderVerifierExt as _;
 
 pub use self::hdfs::{WebHdfsBackend, WebHdfsOptions};
 pub use self::http::{HttpBackend, HttpOptions};
-pub use self::registry::{Credentials, RegistryBackend, RegistryLogin, RegistryOptions, Right};
+pub use self::registry::{
+    Credentials, PushError, Pushed, RegistryBackend, RegistryLogin, RegistryOptions,
+    RegistryWriter, Right, Started, Upload,
+};
 use super::BackendError;
 
 /// How long a connection may take.

@@ -43,7 +43,7 @@ impl Requests {
     ) -> Result<Response, BackendError> {
         let mut waits = waits();
         loop {
-            let why = match self.once(make(&self.client)).await {
+            let why = match self.once(make(&self.client), self.timeout).await {
                 Ok(response) if !is_passing(response.status()) => return Ok(response),
                 Ok(response) => BackendError::Unavailable(told(&response)),
                 Err(error @ BackendError::Unavailable(_)) => error,
@@ -56,14 +56,18 @@ impl Requests {
         }
     }
 
-    /// Sends a request once.
-    async fn once(&self, request: RequestBuilder) -> Result<Response, BackendError> {
+    /// Sends a request once; its answer's head is there within `bound`.
+    pub(super) async fn once(
+        &self,
+        request: RequestBuilder,
+        bound: Duration,
+    ) -> Result<Response, BackendError> {
         let sent = self.stream(request);
-        match timeout(self.timeout, sent).await {
+        match timeout(bound, sent).await {
             Ok(sent) => sent,
             Err(_) => Err(BackendError::Unavailable(format!(
                 "no answer within {} s",
-                self.timeout.as_secs_f32()
+                bound.as_secs_f32()
             ))),
         }
     }

@@ -9,17 +9,18 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use docker_credential::{CredentialRetrievalError, DockerCredential};
-use http::{HeaderMap, HeaderValue};
-use reqwest::Url;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use reqwest::{RequestBuilder, Response, Url};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::challenge::Challenge;
-use crate::backend::web::requests::{Requests, refusal};
+use crate::backend::web::requests::{Requests, refusal, refused};
 use crate::backend::{BackendError, Secret};
 
-/// Who reads from a registry.
+/// Who reads from a registry, or writes there.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -112,6 +113,33 @@ impl Logins {
         Challenge::of(headers).filter(|_| is_its)
     }
 
+    /// Sends what `make` makes with the right to a scope, if one is wanted. It goes to this registry: several
+    /// times if it may help, or once within `bound`.
+    pub(super) async fn send(
+        &self,
+        requests: &Requests,
+        (scope, bound): (&str, Option<Duration>),
+        make: impl Fn(&reqwest::Client) -> RequestBuilder,
+    ) -> Result<Response, BackendError> {
+        let mut right = self.known(scope).await;
+        loop {
+            let make = |client: &_| with_right(make(client), right.as_ref());
+            let response = match bound {
+                None => requests.send(make).await?,
+                Some(bound) => requests.once(make(&requests.client), bound).await?,
+            };
+            // A token that was just made and is refused will not become better.
+            let fresh = right.as_ref().is_some_and(|right| right.is_new);
+            if response.status() != StatusCode::UNAUTHORIZED || fresh {
+                return Ok(response);
+            }
+            let challenge = self.challenge(response.url(), response.headers());
+            let challenge = challenge.ok_or_else(|| refused(&response))?;
+            let asked = self.answer(requests, (scope, right.as_ref()), challenge);
+            right = Some(asked.await?.ok_or_else(|| refused(&response))?);
+        }
+    }
+
     /// The right that was granted for the scope and still holds.
     pub(super) async fn known(&self, scope: &str) -> Option<Right> {
         let granted = self.granted.lock().await;
@@ -128,12 +156,12 @@ impl Logins {
     pub(super) async fn answer(
         &self,
         requests: &Requests,
-        (scope, refused): (&str, Option<&Right>),
+        (scope, refused_right): (&str, Option<&Right>),
         challenge: Challenge,
     ) -> Result<Option<Right>, BackendError> {
         let _turn = self.asking.lock().await;
         if let Some(known) = self.known(scope).await
-            && refused.is_none_or(|refused| refused.header != known.header)
+            && refused_right.is_none_or(|refused| refused.header != known.header)
         {
             return Ok(Some(known));
         }
@@ -279,6 +307,13 @@ fn is_here(url: &Url) -> bool {
     host == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
+pub(super) fn with_right(request: RequestBuilder, right: Option<&Right>) -> RequestBuilder {
+    match right {
+        Some(right) => request.header(AUTHORIZATION, right.header.clone()),
+        None => request,
+    }
+}
+
 fn basic(login: Login) -> Result<Granted, BackendError> {
     let (name, password) = match login {
         Login::Password(name, password) => (name, password),
@@ -309,10 +344,13 @@ async fn token(
 ) -> Result<Granted, BackendError> {
     let login = Arc::new(login);
     let make = |client: &reqwest::Client| {
-        let mut pairs = vec![("scope", scope.as_str())];
+        let mut pairs: Vec<_> = scope.split(' ').map(|scope| ("scope", scope)).collect();
         pairs.extend(service.as_deref().map(|service| ("service", service)));
         match &*login {
             Some(Login::Identity(token)) => {
+                // OAuth 2 has all of them in one parameter.
+                pairs.retain(|(name, _)| *name != "scope");
+                pairs.push(("scope", &scope));
                 pairs.push(("grant_type", "refresh_token"));
                 pairs.push(("client_id", "kraken"));
                 pairs.push(("refresh_token", token));

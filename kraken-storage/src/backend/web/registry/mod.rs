@@ -1,9 +1,10 @@
-//! Another registry's blobs, read-only: Docker Hub, ECR, Harbor, or any that speaks the OCI
-//! distribution protocol.
+//! Another registry: Docker Hub, ECR, Harbor, or any that speaks the OCI distribution protocol. Its blobs as
+//! a backend, read-only; and where images are sent to.
 
 mod challenge;
 mod client;
 mod login;
+mod writer;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -12,14 +13,15 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use http::StatusCode;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, RANGE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, RANGE};
 use kraken_proto::{Digest, Namespace};
-use reqwest::{Method, Response};
+use reqwest::{Method, Response, Url};
 use serde::Deserialize;
 
 pub use self::client::RegistryLogin;
 use self::login::Logins;
 pub use self::login::{Credentials, Right};
+pub use self::writer::{PushError, Pushed, RegistryWriter, Started, Upload};
 use super::requests::{Requests, length, refused};
 use super::{client, resume};
 use crate::backend::{Backend, BackendError, ByteStream};
@@ -67,11 +69,48 @@ pub struct RegistryBackend(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    place: Place,
+    requests: Requests,
+    logins: Logins,
+}
+
+/// Where the repositories of a registry are.
+#[derive(Debug)]
+struct Place {
     url: String,
     repository: String,
     prefix: String,
-    requests: Requests,
-    logins: Logins,
+}
+
+impl Place {
+    /// As the configuration has it, and the registry's URL.
+    fn new(options: &RegistryOptions) -> Result<(Self, Url), BackendError> {
+        let wrong = |why: &dyn std::fmt::Display| {
+            BackendError::Denied(format!("registry: the url {:?}: {why}", options.url))
+        };
+        let url = Url::parse(&options.url).map_err(|error| wrong(&error))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(wrong(&"it begins with http:// or https://"));
+        }
+        let place = Self {
+            url: options.url.trim_end_matches('/').to_string(),
+            repository: options.repository.clone(),
+            prefix: options.prefix.clone(),
+        };
+        Ok((place, url))
+    }
+
+    /// The repository of a namespace.
+    fn repository(&self, namespace: &Namespace) -> String {
+        let name = namespace.as_str();
+        let name = name.strip_prefix(&self.prefix).unwrap_or(name);
+        self.repository.replace(NAMESPACE, name)
+    }
+
+    /// The URL of something in a repository, such as `manifests/v1`.
+    fn within(&self, repository: &str, what: &str) -> String {
+        format!("{}/v2/{repository}/{what}", self.url)
+    }
 }
 
 impl RegistryBackend {
@@ -80,18 +119,10 @@ impl RegistryBackend {
     /// # Errors
     /// The URL is none, or the authorities cannot be read.
     pub fn new(options: RegistryOptions, timeout: Duration) -> Result<Self, BackendError> {
-        let wrong = |why: &dyn std::fmt::Display| {
-            BackendError::Denied(format!("registry: the url {:?}: {why}", options.url))
-        };
-        let url = reqwest::Url::parse(&options.url).map_err(|error| wrong(&error))?;
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(wrong(&"it begins with http:// or https://"));
-        }
+        let (place, url) = Place::new(&options)?;
         let requests = Requests::new(client(options.ca.as_deref())?, timeout);
         Ok(Self(Arc::new(Inner {
-            url: options.url.trim_end_matches('/').to_string(),
-            repository: options.repository,
-            prefix: options.prefix,
+            place,
             requests,
             logins: Logins::new(url, options.credentials.into_iter().collect(), false),
         })))
@@ -122,40 +153,22 @@ impl Inner {
         (kind, reference): (Kind, &str),
         (method, range): (Method, Option<&Range<u64>>),
     ) -> Result<Response, BackendError> {
-        let name = namespace.as_str();
-        let name = name.strip_prefix(&self.prefix).unwrap_or(name);
-        let repository = self.repository.replace(NAMESPACE, name);
-        let url = format!("{}/v2/{repository}/{}/{reference}", self.url, kind.path());
-        let scope = format!("repository:{repository}:pull");
-        let mut right = self.logins.known(&scope).await;
-        loop {
-            let make = |client: &reqwest::Client| {
-                let mut request = client.request(method.clone(), &url);
-                request = request.header(ACCEPT_ENCODING, "identity");
-                if let Some(right) = &right {
-                    request = request.header(AUTHORIZATION, right.header.clone());
-                }
-                if let Some(range) = range {
-                    request = request.header(RANGE, resume::header(range));
-                }
-                match kind {
-                    Kind::Blob => request,
-                    Kind::Manifest => request.header(ACCEPT, MANIFESTS),
-                }
-            };
-            let response = self.requests.send(make).await?;
-            // A token that was just made and is refused will not become better.
-            let fresh = right.as_ref().is_some_and(|right| right.is_new);
-            if response.status() != StatusCode::UNAUTHORIZED || fresh {
-                return Ok(response);
+        let repository = self.place.repository(namespace);
+        let what = format!("{}/{reference}", kind.path());
+        let url = self.place.within(&repository, &what);
+        let make = |client: &reqwest::Client| {
+            let mut request = client.request(method.clone(), &url);
+            request = request.header(ACCEPT_ENCODING, "identity");
+            if let Some(range) = range {
+                request = request.header(RANGE, resume::header(range));
             }
-            let challenge = self.logins.challenge(response.url(), response.headers());
-            let challenge = challenge.ok_or_else(|| refused(&response))?;
-            let asked = self
-                .logins
-                .answer(&self.requests, (&scope, right.as_ref()), challenge);
-            right = Some(asked.await?.ok_or_else(|| refused(&response))?);
-        }
+            match kind {
+                Kind::Blob => request,
+                Kind::Manifest => request.header(ACCEPT, MANIFESTS),
+            }
+        };
+        let scope = format!("repository:{repository}:pull");
+        self.logins.send(&self.requests, (&scope, None), make).await
     }
 
     /// Asks for it as a blob, and if it is none as a manifest.
@@ -276,7 +289,7 @@ impl Backend for RegistryBackend {
 
     /// Whether the registry answers at all, be it to ask who we are.
     async fn ready(&self) -> Result<(), BackendError> {
-        let url = format!("{}/v2/", self.0.url);
+        let url = format!("{}/v2/", self.0.place.url);
         let response = self.0.requests.send(|client| client.get(&url)).await?;
         match response.status() {
             StatusCode::UNAUTHORIZED => Ok(()),

@@ -1,0 +1,77 @@
+//! What goes to one remote: how fast, whether at all, and how much it was.
+
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kraken_proto::Timestamp;
+use kraken_proto::limits::bucket::Bucket;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+
+use super::SendError;
+
+/// Blobs that one build-index sends to a remote at once.
+const BLOBS: usize = 8;
+
+/// The bytes that go to one remote.
+pub(super) struct Traffic {
+    pace: Mutex<Option<Bucket>>,
+    began: Instant,
+    /// Nothing may go, not even the rest of a blob.
+    is_held: AtomicBool,
+    turns: Semaphore,
+    pub(super) sent_blobs: AtomicU64,
+    pub(super) sent_bytes: AtomicU64,
+}
+
+impl Traffic {
+    /// So many bytes a second, a second's worth at once; all when absent.
+    pub(super) fn new(rate: Option<NonZeroU64>) -> Self {
+        Self {
+            pace: Mutex::new(rate.map(|rate| Bucket::new(rate, rate.get()))),
+            began: Instant::now(),
+            is_held: AtomicBool::new(false),
+            turns: Semaphore::new(BLOBS),
+            sent_blobs: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// From now on nothing goes, or something does again.
+    pub(super) fn hold(&self, is_held: bool) {
+        self.is_held.store(is_held, Ordering::Relaxed);
+    }
+
+    /// Whether something may go.
+    pub(super) fn check(&self) -> Result<(), SendError> {
+        match self.is_held.load(Ordering::Relaxed) {
+            true => Err(SendError::Held),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits until one more blob may be on its way.
+    pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, SendError> {
+        let closed = |_| SendError::Failed("the build-index stops".into());
+        let turn = self.turns.acquire().await.map_err(closed)?;
+        self.check().map(|()| turn)
+    }
+
+    /// Waits until so many more bytes may go, and counts them.
+    pub(super) async fn pass(&self, bytes: u64) -> Result<(), SendError> {
+        let nanos = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let now = Timestamp::from_nanos(nanos);
+        let may = self.pace().as_mut().and_then(|it| it.take(now, bytes));
+        if let Some(may) = may {
+            tokio::time::sleep(may.since(now)).await;
+        }
+        self.check()?;
+        self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Option<Bucket>> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
