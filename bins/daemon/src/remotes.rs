@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use kraken_core::net::http::BaseUrl;
+use kraken_core::proto::tags::hours::{Hours, Plan, WindowError};
 use kraken_core::storage::backend::web::{RegistryOptions, RegistryWriter};
 use kraken_registry::replicate::{RemoteKind, RemoteRule, RemoteStatus, Replicator};
 use regex::Regex;
@@ -35,6 +36,12 @@ pub struct RemoteConfig {
     /// How many bytes a second each build-index sends there; no limit when absent.
     #[serde(default)]
     pub limit: Option<Rate>,
+    /// When something goes there, in UTC, such as `22:00-06:00` or `sat,sun 00:00-24:00`; always when absent.
+    #[serde(default)]
+    pub hours: Vec<String>,
+    /// How many bytes a second at all other hours; nothing when absent.
+    #[serde(default)]
+    pub limit_outside: Option<Rate>,
 }
 
 impl RemoteConfig {
@@ -67,13 +74,22 @@ impl RemoteConfig {
                 return Err(wrong(what.into()));
             }
         };
+        if self.hours.is_empty() && self.limit_outside.is_some() {
+            return Err(wrong("limit_outside: outside of which hours?".into()));
+        }
+        let hours = self.hours.iter().map(|it| it.parse());
+        let hours = hours.collect::<Result<_, WindowError>>();
         let tags = self.tags.iter().map(|it| Regex::new(it));
         let tags = tags.collect::<Result<_, _>>();
         Ok(RemoteRule {
             name: self.name.clone(),
             kind,
             tags: tags.map_err(|error| wrong(format!("tags: {error}")))?,
-            limit: self.limit.map(|rate| rate.0),
+            plan: Plan {
+                hours: Hours::new(hours.map_err(|error| wrong(format!("hours: {error}")))?),
+                limit: self.limit.map(|rate| rate.0),
+                limit_outside: self.limit_outside.map(|rate| rate.0),
+            },
         })
     }
 }
@@ -174,7 +190,7 @@ mod tests {
         let one = "{name: west, build_indexes: ['https://a:1'], tags: ['^team/'], limit: 20MB}";
         let rules = check(&format!("- {one}")).unwrap();
         assert_eq!(
-            rules[0].limit.map(std::num::NonZeroU64::get),
+            rules[0].plan.limit.map(std::num::NonZeroU64::get),
             Some(20_000_000)
         );
         for (text, what) in [
@@ -213,6 +229,14 @@ mod tests {
                 "{namespace}",
             ),
             ("- {name: r, tags: [a]}".into(), "or else its registry"),
+            (
+                format!("- {}", one.replace("limit: 20MB", "hours: [night]")),
+                "hours: \"night\" is no window such as",
+            ),
+            (
+                format!("- {}", one.replace("limit", "limit_outside")),
+                "outside of which hours",
+            ),
         ] {
             let error = check(&text).unwrap_err();
             assert!(error.contains(what), "{text}: {error}");

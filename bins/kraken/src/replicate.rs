@@ -172,7 +172,11 @@ pub fn table(parts: &[Part]) -> Table {
         remote,
     } in parts
     {
-        let state = if remote.is_paused { " (paused)" } else { "" };
+        let state = match (remote.is_paused, remote.is_closed) {
+            (true, _) => " (paused)",
+            (false, true) => " (outside its hours)",
+            (false, false) => "",
+        };
         let refused = remote
             .refused
             .iter()

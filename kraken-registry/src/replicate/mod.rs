@@ -30,7 +30,6 @@ mod upload;
 mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -38,6 +37,7 @@ use std::time::Duration;
 use kraken_core::net::http::HttpClient;
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::storage::backend::web::RegistryWriter;
+use kraken_proto::tags::hours::{Allowed, Plan};
 use kraken_proto::tags::outbox::{Outbox, Sent};
 use kraken_proto::tags::record::Version;
 use kraken_proto::{Digest, Timestamp};
@@ -88,8 +88,8 @@ pub struct RemoteRule {
     pub kind: RemoteKind,
     /// It gets the tags of which one of these matches somewhere in `repository:tag`.
     pub tags: Vec<Regex>,
-    /// How many bytes a second each build-index sends there.
-    pub limit: Option<NonZeroU64>,
+    /// When something goes there, and how many bytes a second from each build-index.
+    pub plan: Plan,
 }
 
 /// Sends what other clusters lack. Cheap to clone.
@@ -116,6 +116,8 @@ struct Inner {
 /// What goes to one other cluster, or to the backend.
 struct Line {
     way: Way,
+    /// When something goes there.
+    plan: Plan,
     outbox: Mutex<Outbox>,
     is_paused: AtomicBool,
     /// The list on the disk is to be read from its beginning.
@@ -143,6 +145,9 @@ pub struct RemoteStatus {
     pub oldest_seconds: u64,
     /// Nothing is sent until somebody says so.
     pub is_paused: bool,
+    /// Nothing is sent at this hour.
+    #[serde(default)]
+    pub is_closed: bool,
     /// What it did not take, and why; at most a hundred.
     pub refused: Vec<RefusedRegister>,
     /// Blobs and bytes that this build-index has sent since its start.
@@ -241,6 +246,7 @@ impl Replicator {
                 under_way,
                 oldest_seconds: since.map_or(0, |since| now.saturating_sub(since) / 1000),
                 is_paused: line.is_paused.load(Ordering::Relaxed),
+                is_closed: line.plan.at(now) == Allowed::Nothing,
                 refused: refused.collect(),
                 sent_blobs: line.way.sent().0,
                 sent_bytes: line.way.sent().1,
@@ -366,6 +372,19 @@ impl Line {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets go there what may go now. Whether that is anything.
+    fn regulate(&self, now: Timestamp) -> bool {
+        let allowed = match self.is_paused.load(Ordering::Relaxed) {
+            true => Allowed::Nothing,
+            false => self.plan.at(crate::tags::pending::unix_ms()),
+        };
+        let is_new = self.way.traffic().is_some_and(|it| it.allow(allowed));
+        if is_new {
+            self.outbox().hurry(now);
+        }
+        allowed != Allowed::Nothing
+    }
+
     /// Notes how an attempt ended.
     fn tell(&self, name: &str, result: &Result<Known, SendError>) {
         let mut told = self.told();
@@ -401,20 +420,24 @@ impl Inner {
         }));
         let changed = ring.here().watch(wanted.clone());
         let clusters = rules.into_iter();
-        let ways = clusters.map(|rule| match rule.kind {
-            RemoteKind::Cluster(build_indexes) => {
-                let remote = Remote::new((rule.name, build_indexes), rule.limit, http);
-                Way::Cluster(Arc::new(remote))
-            }
-            RemoteKind::Registry(writer) => {
-                let registry = Registry::new((rule.name, writer), rule.limit);
-                Way::Registry(Arc::new(registry))
-            }
+        let ways = clusters.map(|rule| {
+            let way = match rule.kind {
+                RemoteKind::Cluster(build_indexes) => {
+                    let remote = Remote::new((rule.name, build_indexes), http);
+                    Way::Cluster(Arc::new(remote))
+                }
+                RemoteKind::Registry(writer) => {
+                    let registry = Registry::new((rule.name, writer));
+                    Way::Registry(Arc::new(registry))
+                }
+            };
+            (way, rule.plan)
         });
-        let line = |way: Way| {
+        let line = |(way, plan): (Way, Plan)| {
             let name = way.name().to_owned();
             let line = Line {
                 way,
+                plan,
                 outbox: Mutex::new(Outbox::new(ROOM, chance())),
                 is_paused: AtomicBool::new(false),
                 is_stale: AtomicBool::new(true),
@@ -422,7 +445,7 @@ impl Inner {
             };
             (name, Arc::new(line))
         };
-        let ways = ways.chain(backend.map(Way::Backend));
+        let ways = ways.chain(backend.map(|it| (Way::Backend(it), Plan::default())));
         let remotes: BTreeMap<_, _> = ways.map(line).collect();
         let ways = remotes.values().map(|line| line.way.clone());
         let blobs = Blobs::new(ring.clone(), origins.clone(), ways);
@@ -467,13 +490,8 @@ impl Inner {
     fn pause(&self, paused: &BTreeSet<String>) {
         for (name, line) in &self.remotes {
             let is_paused = paused.contains(name);
-            let was_paused = line.is_paused.swap(is_paused, Ordering::Relaxed);
-            if let Some(traffic) = line.way.traffic() {
-                traffic.hold(is_paused);
-            }
-            if was_paused && !is_paused {
-                line.outbox().hurry(self.now());
-            }
+            line.is_paused.store(is_paused, Ordering::Relaxed);
+            line.regulate(self.now());
         }
     }
 
@@ -489,7 +507,7 @@ impl Inner {
             if let Err(error) = self.fill(&line, &mut place).await {
                 tracing::error!(%error, "what another cluster lacks cannot be read");
             }
-            while !line.is_paused.load(Ordering::Relaxed) && under_way.len() < PARALLEL {
+            while line.regulate(self.now()) && under_way.len() < PARALLEL {
                 let Some(name) = line.outbox().next(self.now()) else {
                     break;
                 };
@@ -589,7 +607,7 @@ struct Place {
 /// Why another cluster does not have something yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SendError {
-    /// It is paused.
+    /// It is paused, or nothing goes there at this hour.
     #[error("nothing is sent there for now")]
     Held,
     /// The other cluster does not answer.

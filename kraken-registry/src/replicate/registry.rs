@@ -1,7 +1,6 @@
 //! Another registry, which knows no versions and no links: its manifests, tags, and lists of referrers.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -55,11 +54,11 @@ impl Listed {
 }
 
 impl Registry {
-    pub(super) fn new((name, writer): (String, RegistryWriter), limit: Option<NonZeroU64>) -> Self {
+    pub(super) fn new((name, writer): (String, RegistryWriter)) -> Self {
         Self {
             name,
             writer,
-            traffic: Arc::new(Traffic::new(limit)),
+            traffic: Arc::new(Traffic::new()),
             places: Cache::new(PLACES),
             listing: tokio::sync::Mutex::default(),
         }
@@ -92,6 +91,7 @@ impl Registry {
         (repo, reference): (&RepoName, &str),
         stored: &Stored,
     ) -> Result<(), SendError> {
+        self.traffic.check()?;
         let repo = self.repository(repo);
         let manifest = (stored.media_type.as_str(), stored.bytes.clone());
         let put = self.writer.put_manifest((&repo, reference), manifest).await;

@@ -1,6 +1,5 @@
 //! Another cluster, as this one's build-indexes see it: its build-indexes, and its origins, which these name.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -50,11 +49,7 @@ struct Reason {
 }
 
 impl Remote {
-    pub(super) fn new(
-        (name, build_indexes): (String, Vec<String>),
-        limit: Option<NonZeroU64>,
-        http: &HttpClient,
-    ) -> Self {
+    pub(super) fn new((name, build_indexes): (String, Vec<String>), http: &HttpClient) -> Self {
         let hosts = build_indexes.into_iter();
         let hosts = hosts.map(|host| host.trim_end_matches('/').to_owned());
         Self {
@@ -63,7 +58,7 @@ impl Remote {
             http: http.clone(),
             preferred: AtomicUsize::new(0),
             origins: Mutex::new(None),
-            traffic: Arc::new(Traffic::new(limit)),
+            traffic: Arc::new(Traffic::new()),
         }
     }
 
@@ -85,6 +80,7 @@ impl Remote {
 
     /// Lets it merge registers with its own, one after the other.
     pub(super) async fn merge(&self, registers: Vec<(String, TagState)>) -> Result<(), SendError> {
+        self.traffic.check()?;
         for part in registers.chunks(Registers::MOST) {
             let named = part.iter().map(|(name, state)| Named {
                 name: name.clone(),

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kraken_proto::Timestamp;
 use kraken_proto::limits::bucket::Bucket;
+use kraken_proto::tags::hours::Allowed;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
@@ -16,7 +17,7 @@ const BLOBS: usize = 8;
 
 /// The bytes that go to one remote.
 pub(super) struct Traffic {
-    pace: Mutex<Option<Bucket>>,
+    pace: Mutex<Pace>,
     began: Instant,
     /// Nothing may go, not even the rest of a blob.
     is_held: AtomicBool,
@@ -25,11 +26,18 @@ pub(super) struct Traffic {
     pub(super) sent_bytes: AtomicU64,
 }
 
+/// Lets bytes go at a rate, a second's worth at once; all without one.
+#[derive(Default)]
+struct Pace {
+    rate: Option<NonZeroU64>,
+    bucket: Option<Bucket>,
+}
+
 impl Traffic {
-    /// So many bytes a second, a second's worth at once; all when absent.
-    pub(super) fn new(rate: Option<NonZeroU64>) -> Self {
+    /// As fast as it can.
+    pub(super) fn new() -> Self {
         Self {
-            pace: Mutex::new(rate.map(|rate| Bucket::new(rate, rate.get()))),
+            pace: Mutex::default(),
             began: Instant::now(),
             is_held: AtomicBool::new(false),
             turns: Semaphore::new(BLOBS),
@@ -38,9 +46,18 @@ impl Traffic {
         }
     }
 
-    /// From now on nothing goes, or something does again.
-    pub(super) fn hold(&self, is_held: bool) {
-        self.is_held.store(is_held, Ordering::Relaxed);
+    /// From now on so much may go. Whether it was nothing before, and is something now.
+    pub(super) fn allow(&self, allowed: Allowed) -> bool {
+        if let Allowed::Rate(rate) = allowed {
+            let mut pace = self.pace();
+            if pace.rate != rate {
+                let bucket = rate.map(|rate| Bucket::new(rate, rate.get()));
+                *pace = Pace { rate, bucket };
+            }
+        }
+        let is_held = allowed == Allowed::Nothing;
+        let was_held = self.is_held.swap(is_held, Ordering::Relaxed);
+        was_held && !is_held
     }
 
     /// Whether something may go.
@@ -62,7 +79,11 @@ impl Traffic {
     pub(super) async fn pass(&self, bytes: u64) -> Result<(), SendError> {
         let nanos = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let now = Timestamp::from_nanos(nanos);
-        let may = self.pace().as_mut().and_then(|it| it.take(now, bytes));
+        let may = self
+            .pace()
+            .bucket
+            .as_mut()
+            .and_then(|it| it.take(now, bytes));
         if let Some(may) = may {
             tokio::time::sleep(may.since(now)).await;
         }
@@ -71,7 +92,7 @@ impl Traffic {
         Ok(())
     }
 
-    fn pace(&self) -> MutexGuard<'_, Option<Bucket>> {
+    fn pace(&self) -> MutexGuard<'_, Pace> {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,7 @@
 //! At which hours of the week something may go to another cluster.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::str::FromStr;
 
 const MINUTE_MS: u64 = 60_000;
@@ -37,7 +38,10 @@ impl FromStr for Window {
             None => ([true; 7], text.trim()),
         };
         let (from, to) = times.split_once('-').ok_or_else(wrong)?;
-        let (from, to) = (minute(from).ok_or_else(wrong)?, minute(to).ok_or_else(wrong)?);
+        let (from, to) = (
+            minute(from).ok_or_else(wrong)?,
+            minute(to).ok_or_else(wrong)?,
+        );
         if from == DAY || from == to {
             return Err(wrong());
         }
@@ -71,7 +75,10 @@ fn days_of(text: &str) -> Option<[bool; 7]> {
     let day = |text: &str| DAYS.iter().position(|day| text.eq_ignore_ascii_case(day));
     let mut days = [false; 7];
     for part in text.split(',') {
-        let (first, last) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
+        let (first, last) = part
+            .trim()
+            .split_once('-')
+            .unwrap_or_else(|| (part.trim(), part.trim()));
         let (mut at, last) = (day(first)?, day(last)?);
         loop {
             days[at] = true;
@@ -101,7 +108,8 @@ impl Window {
     fn open_for(&self, minute: u32) -> Option<u32> {
         let opens = (0..7).zip(self.days).filter(|(_, is)| *is);
         let since = opens.map(|(day, _)| (minute + WEEK - (day * DAY + self.from)) % WEEK);
-        let left = since.filter_map(|since| self.minutes.checked_sub(since).filter(|left| *left > 0));
+        let left =
+            since.filter_map(|since| self.minutes.checked_sub(since).filter(|left| *left > 0));
         left.max()
     }
 }
@@ -130,7 +138,42 @@ impl Hours {
     pub fn is_open(&self, unix_ms: u64) -> bool {
         let minutes = unix_ms / MINUTE_MS + FIRST_DAY * u64::from(DAY);
         let minute = u32::try_from(minutes % u64::from(WEEK)).unwrap_or_default();
-        self.0.is_empty() || self.0.iter().any(|window| window.open_for(minute).is_some())
+        self.0.is_empty()
+            || self
+                .0
+                .iter()
+                .any(|window| window.open_for(minute).is_some())
+    }
+}
+
+/// How fast something may go, in bytes a second, and when.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// While these are open.
+    pub hours: Hours,
+    /// How fast then; as fast as it can when absent.
+    pub limit: Option<NonZeroU64>,
+    /// How fast at all other hours; nothing goes then when absent.
+    pub limit_outside: Option<NonZeroU64>,
+}
+
+/// What may go at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allowed {
+    /// Nothing.
+    Nothing,
+    /// So many bytes a second; all when absent.
+    Rate(Option<NonZeroU64>),
+}
+
+impl Plan {
+    /// What may go, at so many milliseconds since 1970.
+    pub fn at(&self, unix_ms: u64) -> Allowed {
+        match (self.hours.is_open(unix_ms), self.limit_outside) {
+            (true, _) => Allowed::Rate(self.limit),
+            (false, None) => Allowed::Nothing,
+            (false, slow) => Allowed::Rate(slow),
+        }
     }
 }
 
@@ -156,7 +199,10 @@ mod tests {
             assert!(!every.is_open(at(day, "21:59")) && !every.is_open(at(day, "06:00")));
         }
         let some = hours(&["fri-sun 22:00-06:00", "wed 12:00-12:30"]);
-        assert!(some.is_open(at(6, "23:00")) && some.is_open(at(0, "05:00")), "from Sunday on");
+        assert!(
+            some.is_open(at(6, "23:00")) && some.is_open(at(0, "05:00")),
+            "from Sunday on"
+        );
         assert!(!some.is_open(at(0, "22:00")) && !some.is_open(at(4, "05:00")));
         assert!(some.is_open(at(2, "12:29")) && !some.is_open(at(2, "12:30")));
         let whole = hours(&["sat,sun 00:00-24:00"]);
@@ -181,6 +227,21 @@ mod tests {
     }
 
     #[test]
+    fn outside_of_its_hours_nothing_goes_or_less() {
+        let (fast, slow) = (NonZeroU64::new(100), NonZeroU64::new(10));
+        let mut plan = Plan {
+            hours: hours(&["22:00-06:00"]),
+            limit: fast,
+            limit_outside: None,
+        };
+        assert_eq!(plan.at(at(0, "23:00")), Allowed::Rate(fast));
+        assert_eq!(plan.at(at(0, "12:00")), Allowed::Nothing);
+        plan.limit_outside = slow;
+        assert_eq!(plan.at(at(0, "12:00")), Allowed::Rate(slow));
+        assert_eq!(Plan::default().at(at(0, "12:00")), Allowed::Rate(None));
+    }
+
+    #[test]
     fn windows_are_read_and_written() {
         for (text, told) in [
             ("22:00-06:00", "22:00-06:00"),
@@ -193,8 +254,17 @@ mod tests {
             assert_eq!(told.parse(), Ok(window));
         }
         for text in [
-            "", "22-06", "22:00", "24:00-06:00", "22:60-06:00", "25:00-06:00", "06:00-06:00", "+2:00-06:00",
-            "day 22:00-06:00", "mon- 22:00-06:00", "mon 22:00 - 06:00",
+            "",
+            "22-06",
+            "22:00",
+            "24:00-06:00",
+            "22:60-06:00",
+            "25:00-06:00",
+            "06:00-06:00",
+            "+2:00-06:00",
+            "day 22:00-06:00",
+            "mon- 22:00-06:00",
+            "mon 22:00 - 06:00",
         ] {
             assert!(text.parse::<Window>().is_err(), "{text}");
         }

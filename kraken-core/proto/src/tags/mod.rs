@@ -4,9 +4,10 @@
 //! most of them sees the last change that was acknowledged: CASPaxos (Rystsov, "CASPaxos: Replicated
 //! State Machines without logs", 2018), with one register per tag. [`register`] is an owner's side,
 //! [`round`] the side of whoever reads or changes, [`rejoin`] how an owner that lost its disk comes
-//! back, [`list`] how owners are added and taken away, [`record`] what is kept, and
-//! [`outbox`] when what another cluster lacks is sent there.
+//! back, [`list`] how owners are added and taken away, [`record`] what is kept, [`outbox`] when what
+//! another cluster lacks is sent there, and [`hours`] at which hours.
 
+pub mod hours;
 pub mod list;
 pub mod outbox;
 pub mod record;
