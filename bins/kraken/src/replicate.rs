@@ -79,7 +79,7 @@ impl Indexes {
         (parts, silent)
     }
 
-    /// Tells all of them to `pause`, to `resume`, or to try all that waits `now`.
+    /// Tells all of them to `pause`, to `resume`, to try all that waits `now`, or to send all `again`.
     ///
     /// # Errors
     /// Some do not answer, or know no such cluster; the others have done it.

@@ -290,6 +290,23 @@ impl Replicator {
         })
     }
 
+    /// Sends all that a cluster is to have, though it may have it: one that was made anew under its name lacks
+    /// what was sent before. Whether there is such a cluster.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub async fn send_again(&self, remote: &str) -> Result<bool, TagError> {
+        let inner = self.inner();
+        let wanted = inner.wanted.iter().find(|it| it.remote == remote);
+        let (Some(wanted), Some(line)) = (wanted, inner.remotes.get(remote)) else {
+            return Ok(false);
+        };
+        inner.ring.here().note_all(wanted).await?;
+        line.is_stale.store(true, Ordering::Relaxed);
+        inner.changed.notify_waiters();
+        Ok(true)
+    }
+
     /// Sends a tag to all clusters that want it, though they may have it.
     ///
     /// # Errors
@@ -423,7 +440,7 @@ impl Inner {
         let ways = clusters.map(|rule| {
             let way = match rule.kind {
                 RemoteKind::Cluster(build_indexes) => {
-                    let remote = Remote::new((rule.name, build_indexes), http);
+                    let remote = Remote::new((rule.name, build_indexes), ring.cluster(), http);
                     Way::Cluster(Arc::new(remote))
                 }
                 RemoteKind::Registry(writer) => {

@@ -30,6 +30,8 @@ const ANSWERED: &str = "it answers";
 /// Another cluster.
 pub(super) struct Remote {
     name: String,
+    /// The name of this cluster.
+    own: String,
     hosts: Vec<String>,
     http: HttpClient,
     preferred: AtomicUsize,
@@ -49,11 +51,16 @@ struct Reason {
 }
 
 impl Remote {
-    pub(super) fn new((name, build_indexes): (String, Vec<String>), http: &HttpClient) -> Self {
+    pub(super) fn new(
+        (name, build_indexes): (String, Vec<String>),
+        own: &str,
+        http: &HttpClient,
+    ) -> Self {
         let hosts = build_indexes.into_iter();
         let hosts = hosts.map(|host| host.trim_end_matches('/').to_owned());
         Self {
             name,
+            own: own.to_owned(),
             hosts: hosts.collect(),
             http: http.clone(),
             preferred: AtomicUsize::new(0),
@@ -107,6 +114,12 @@ impl Remote {
             (Err(SendError::Away(_)), Some((_, origins))) => return Ok(origins.clone()),
             (Err(error), _) => return Err(error),
         };
+        if told.cluster.as_ref() == Some(&self.own) {
+            let own = &self.own;
+            let what =
+                format!("it is named {own:?} as this cluster is: give each a `cluster` of its own");
+            return Err(SendError::Failed(what));
+        }
         let mut members = Vec::new();
         for origin in told.origins {
             let url: Result<BaseUrl, _> = origin.url.parse();

@@ -74,6 +74,8 @@ impl Inner {
         if !self.is_wanted(remote, &register, &state).await? {
             return Ok(known);
         }
+        // Also says whether it is another cluster at all.
+        remote.origins().await?;
         let there = remote.look(vec![name.to_owned()]).await?;
         let there = there.first();
         let is_same = there.is_some_and(|it| it.state == known.state);

@@ -6,7 +6,7 @@
 //! | `POST /replicate/look` | the versions of registers |
 //! | `POST /replicate/registers` | registers of another cluster are merged with these; 404 when blobs are missing, 409 when a tag is immutable |
 //! | `GET /replicate/status` | how far the way to each other cluster is |
-//! | `POST /replicate/{remote}/pause`, `resume`, `now` | stops, goes on, tries all that waits at once |
+//! | `POST /replicate/{remote}/pause`, `resume`, `now`, `again` | stops, goes on, tries all that waits at once, sends all once more |
 //! | `GET /remotes/tags/{repo:tag}` | whether each other cluster has the tag |
 //! | `POST /remotes/tags/{repo:tag}` | sends it now |
 //! | `POST /internal/replicate/blob` | a blob is sent by this build-index, for another one |
@@ -36,6 +36,9 @@ const AHEAD_MS: u64 = 24 * 3600 * 1000;
 /// A cluster's origins.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct OriginList {
+    /// The cluster's own name; absent from one that does not tell it.
+    #[serde(default)]
+    pub(super) cluster: Option<String>,
     pub(super) replicas: usize,
     pub(super) origins: Vec<OriginAt>,
 }
@@ -96,6 +99,7 @@ pub fn router(replicator: Replicator, policy: TagPolicy) -> Router {
         .route("/replicate/{remote}/pause", post(pause))
         .route("/replicate/{remote}/resume", post(resume))
         .route("/replicate/{remote}/now", post(now))
+        .route("/replicate/{remote}/again", post(again))
         .route("/remotes/tags/{tag}", get(tag_status).post(send_now))
         .route("/internal/replicate/blob", post(carry))
         .with_state(Served { replicator, policy })
@@ -109,6 +113,7 @@ async fn origins(State(served): State<Served>) -> Json<OriginList> {
         Some(OriginAt { name, url })
     });
     Json(OriginList {
+        cluster: Some(inner.ring.cluster().to_owned()),
         replicas: inner.replicas,
         origins: origins.collect(),
     })
@@ -247,6 +252,13 @@ async fn now(
     Path(remote): Path<String>,
 ) -> Result<StatusCode, IndexError> {
     known(served.replicator.hurry(&remote), &remote)
+}
+
+async fn again(
+    State(served): State<Served>,
+    Path(remote): Path<String>,
+) -> Result<StatusCode, IndexError> {
+    known(served.replicator.send_again(&remote).await?, &remote)
 }
 
 async fn tag_status(

@@ -213,7 +213,8 @@ impl TagStore {
         self.writer.run(forget).await
     }
 
-    async fn note_all(&self, wanted: &Wanted) -> Result<(), TagStoreError> {
+    /// A remote may lack all that it wants.
+    pub(crate) async fn note_all(&self, wanted: &Wanted) -> Result<(), TagStoreError> {
         let mut after = None::<String>;
         loop {
             let page = self.page("", STEP, after.as_deref()).await?;

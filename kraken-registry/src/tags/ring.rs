@@ -273,6 +273,11 @@ impl TagRing {
         &self.inner.configured
     }
 
+    /// The name of the cluster.
+    pub(crate) fn cluster(&self) -> &str {
+        &self.inner.cluster
+    }
+
     /// This build-index's name.
     pub(crate) fn name(&self) -> &str {
         &self.inner.name

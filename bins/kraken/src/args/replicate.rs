@@ -27,6 +27,11 @@ pub(crate) enum ReplicateCommand {
         /// A tag as repository:tag, or the name of another cluster.
         what: String,
     },
+    /// Sends all that the rules send to a cluster once more, such as to one that was made anew under its name.
+    Again {
+        /// The other cluster's name.
+        remote: String,
+    },
     /// Sends nothing to a cluster any more, until `resume`.
     Pause {
         /// The other cluster's name.

@@ -35,6 +35,12 @@ pub(crate) async fn work_on_replication(args: ReplicateArgs) -> Result<(), Failu
                 say(&format!("all that waits for {what} is tried now"))
             }
         },
+        ReplicateCommand::Again { remote } => {
+            indexes.tell(&remote, "again").await?;
+            say(&format!(
+                "{remote} gets all that it lacks of what the rules send"
+            ))
+        }
         ReplicateCommand::Pause { remote } => {
             indexes.tell(&remote, "pause").await?;
             say(&format!(
