@@ -171,6 +171,9 @@ impl Collector {
                 // What is stored for one that has nothing any more is garbage.
                 marked.repositories.insert(name.repo().clone());
                 let Some(digest) = digest else { continue };
+                if matches!(name, RegisterName::Link(_, Link::Sparse(_))) {
+                    continue;
+                }
                 marked.digests.insert(digest);
                 // A blob that is kept for its own sake needs nothing else.
                 if !matches!(name, RegisterName::Link(_, Link::Blob(_))) {

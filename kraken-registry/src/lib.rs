@@ -34,6 +34,7 @@ pub mod link;
 pub mod manifest;
 pub mod memory;
 pub mod name;
+pub mod platform;
 pub mod preheat;
 pub mod pull;
 pub mod push;

@@ -25,13 +25,16 @@ pub enum Link {
         /// What is about it.
         manifest: Digest,
     },
+    /// An index that came from another cluster, of which some manifests were left out. It keeps nothing by
+    /// itself.
+    Sparse(Digest),
 }
 
 impl Link {
     /// What it names.
     pub const fn digest(&self) -> Digest {
         match self {
-            Self::Manifest(digest) | Self::Blob(digest) => *digest,
+            Self::Manifest(digest) | Self::Blob(digest) | Self::Sparse(digest) => *digest,
             Self::Referrer { manifest, .. } => *manifest,
         }
     }
@@ -41,12 +44,13 @@ impl Link {
         match self {
             Self::Manifest(_) => LinkKind::Manifests,
             Self::Blob(_) => LinkKind::Blobs,
+            Self::Sparse(_) => LinkKind::Sparse,
             Self::Referrer { subject, .. } => LinkKind::ReferrersOf(*subject),
         }
     }
 }
 
-/// `manifests/<hex>`, `blobs/<hex>` or `referrers/<hex of the subject>/<hex>`.
+/// `manifests/<hex>`, `blobs/<hex>`, `referrers/<hex of the subject>/<hex>` or `sparse/<hex>`.
 impl fmt::Display for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.kind(), self.digest().hex())
@@ -62,6 +66,7 @@ impl FromStr for Link {
         Ok(match kind.parse()? {
             LinkKind::Manifests => Self::Manifest(digest),
             LinkKind::Blobs => Self::Blob(digest),
+            LinkKind::Sparse => Self::Sparse(digest),
             LinkKind::ReferrersOf(subject) => Self::Referrer {
                 subject,
                 manifest: digest,
@@ -79,6 +84,8 @@ pub enum LinkKind {
     Blobs,
     /// The manifests that are about this one.
     ReferrersOf(Digest),
+    /// Indexes of which some manifests were left out.
+    Sparse,
 }
 
 impl fmt::Display for LinkKind {
@@ -86,6 +93,7 @@ impl fmt::Display for LinkKind {
         match self {
             Self::Manifests => f.write_str("manifests"),
             Self::Blobs => f.write_str("blobs"),
+            Self::Sparse => f.write_str("sparse"),
             Self::ReferrersOf(subject) => write!(f, "referrers/{}", subject.hex()),
         }
     }
@@ -98,6 +106,7 @@ impl FromStr for LinkKind {
         match (text, text.strip_prefix("referrers/")) {
             ("manifests", _) => Ok(Self::Manifests),
             ("blobs", _) => Ok(Self::Blobs),
+            ("sparse", _) => Ok(Self::Sparse),
             (_, Some(subject)) => Ok(Self::ReferrersOf(Digest::from_hex(subject)?)),
             _ => Err(NameError::Link(text.chars().take(64).collect())),
         }
@@ -192,6 +201,7 @@ mod tests {
             RegisterName::Tag(tag),
             RegisterName::Link(repo.clone(), Link::Manifest(one)),
             RegisterName::Link(repo.clone(), Link::Blob(one)),
+            RegisterName::Link(repo.clone(), Link::Sparse(one)),
             RegisterName::Link(
                 repo.clone(),
                 Link::Referrer {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kraken_core::net::http::BaseUrl;
 use kraken_core::proto::tags::hours::{Hours, Plan, WindowError};
 use kraken_core::storage::backend::web::{RegistryOptions, RegistryWriter};
+use kraken_registry::platform::PlatformError;
 use kraken_registry::replicate::{RemoteKind, RemoteRule, RemoteStatus, Replicator};
 use regex::Regex;
 use schemars::JsonSchema;
@@ -33,6 +34,9 @@ pub struct RemoteConfig {
     pub registry: Option<RegistryOptions>,
     /// Regular expressions: it gets the tags of which one matches somewhere in `repository:tag`.
     pub tags: Vec<String>,
+    /// The platforms of which it gets the manifests of an index, such as `linux/amd64`; all when absent.
+    #[serde(default)]
+    pub platforms: Vec<String>,
     /// How many bytes a second each build-index sends there; no limit when absent.
     #[serde(default)]
     pub limit: Option<Rate>,
@@ -77,6 +81,8 @@ impl RemoteConfig {
         if self.hours.is_empty() && self.limit_outside.is_some() {
             return Err(wrong("limit_outside: outside of which hours?".into()));
         }
+        let platforms = self.platforms.iter().map(|it| it.parse());
+        let platforms = platforms.collect::<Result<_, PlatformError>>();
         let hours = self.hours.iter().map(|it| it.parse());
         let hours = hours.collect::<Result<_, WindowError>>();
         let tags = self.tags.iter().map(|it| Regex::new(it));
@@ -85,6 +91,7 @@ impl RemoteConfig {
             name: self.name.clone(),
             kind,
             tags: tags.map_err(|error| wrong(format!("tags: {error}")))?,
+            platforms: platforms.map_err(|error| wrong(format!("platforms: {error}")))?,
             plan: Plan {
                 hours: Hours::new(hours.map_err(|error| wrong(format!("hours: {error}")))?),
                 limit: self.limit.map(|rate| rate.0),
@@ -232,6 +239,10 @@ mod tests {
             (
                 format!("- {}", one.replace("limit: 20MB", "hours: [night]")),
                 "hours: \"night\" is no window such as",
+            ),
+            (
+                format!("- {}", one.replace("limit: 20MB", "platforms: [amd64]")),
+                "platforms: \"amd64\" is no platform such as",
             ),
             (
                 format!("- {}", one.replace("limit", "limit_outside")),

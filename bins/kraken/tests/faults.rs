@@ -37,6 +37,8 @@ mod outage;
 mod rebuild;
 #[path = "faults/registries.rs"]
 mod registries;
+#[path = "faults/remotes.rs"]
+mod remotes;
 #[path = "faults/replicate.rs"]
 mod replicate;
 #[path = "faults/rogue.rs"]

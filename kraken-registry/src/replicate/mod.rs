@@ -52,6 +52,7 @@ use self::registry::Registry;
 use self::remote::Remote;
 use self::way::Way;
 use crate::link::RegisterName;
+use crate::platform::Platform;
 use crate::tags::backend::BACKEND;
 use crate::tags::pending::{Wanted, What};
 use crate::tags::ring::TagRing;
@@ -88,6 +89,8 @@ pub struct RemoteRule {
     pub kind: RemoteKind,
     /// It gets the tags of which one of these matches somewhere in `repository:tag`.
     pub tags: Vec<Regex>,
+    /// Of indexes it gets the manifests of these platforms; all when there are none.
+    pub platforms: Vec<Platform>,
     /// When something goes there, and how many bytes a second from each build-index.
     pub plan: Plan,
 }
@@ -427,12 +430,14 @@ impl Inner {
     ) -> Self {
         let wanted = rules.iter().map(|rule| Wanted {
             remote: rule.name.clone(),
+            platforms: rule.platforms.clone(),
             what: What::Tags(rule.tags.clone()),
         });
         let mut wanted: Vec<_> = wanted.collect();
         let backend = ring.backend().cloned();
         wanted.extend(backend.iter().map(|backend| Wanted {
             remote: BACKEND.to_owned(),
+            platforms: Vec::new(),
             what: What::All(backend.place()),
         }));
         let changed = ring.here().watch(wanted.clone());

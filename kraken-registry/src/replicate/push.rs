@@ -71,7 +71,7 @@ impl Inner {
         };
         let mut pushed = None;
         loop {
-            let image = self.image(repo, digest).await?;
+            let image = self.image(registry.name(), repo, digest).await?;
             // What came to be about it meanwhile was left to this: the image was not there yet.
             if pushed.as_ref() == Some(&image.referrers) {
                 return Ok(());
@@ -144,7 +144,7 @@ impl Inner {
                 .remove_referrer(repo, about, !tags.is_empty())
                 .await;
         }
-        let mut image = self.image(repo, manifest).await?;
+        let mut image = self.image(registry.name(), repo, manifest).await?;
         image.referrers.push(Link::Referrer { subject, manifest });
         self.push_image(registry, repo, &image).await
     }
@@ -175,7 +175,8 @@ impl Inner {
         for digest in image.in_order() {
             if absent.contains(&digest) {
                 let stored = self.stored(&ns, digest).await?;
-                registry.put((repo, &digest.to_string()), &stored).await?;
+                let put = registry.put((repo, &digest.to_string()), &stored).await;
+                put.map_err(|error| sparse(error, image))?;
             }
         }
         self.list_referrers(registry, repo, image).await
@@ -251,5 +252,15 @@ impl Inner {
         let (bytes, manifest) = self.manifest(ns, digest).await?;
         let media_type = manifest.media_type();
         Ok(Stored { bytes, media_type })
+    }
+}
+
+/// Says why an index may have been refused.
+fn sparse(error: SendError, image: &Image) -> SendError {
+    match error {
+        SendError::Refused(reason) if !image.absent.is_empty() => SendError::Refused(format!(
+            "{reason}; `platforms` leaves out manifests of it, which not every registry takes"
+        )),
+        error => error,
     }
 }

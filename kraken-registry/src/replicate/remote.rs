@@ -1,5 +1,6 @@
 //! Another cluster, as this one's build-indexes see it: its build-indexes, and its origins, which these name.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use http::{Method, StatusCode};
 use kraken_core::net::http::{BaseUrl, HttpClient};
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::origin::RingMember;
+use kraken_proto::Digest;
 use kraken_proto::tags::record::TagState;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -86,7 +88,12 @@ impl Remote {
     }
 
     /// Lets it merge registers with its own, one after the other.
-    pub(super) async fn merge(&self, registers: Vec<(String, TagState)>) -> Result<(), SendError> {
+    /// These manifests are left out of their indexes.
+    pub(super) async fn merge(
+        &self,
+        registers: Vec<(String, TagState)>,
+        absent: &BTreeSet<Digest>,
+    ) -> Result<(), SendError> {
         self.traffic.check()?;
         for part in registers.chunks(Registers::MOST) {
             let named = part.iter().map(|(name, state)| Named {
@@ -94,7 +101,9 @@ impl Remote {
                 state: state.clone(),
             });
             let registers = named.collect();
-            let _: () = self.ask("registers", &Registers { registers }).await?;
+            let absent = absent.clone();
+            let registers = Registers { registers, absent };
+            let _: () = self.ask("registers", &registers).await?;
         }
         Ok(())
     }

@@ -10,8 +10,9 @@ use kraken_proto::{Digest, Namespace};
 use super::remote::Remote;
 use super::server::Registers;
 use super::{Inner, Known, SendError};
-use crate::link::{Link, LinkKind, RegisterName};
+use crate::link::{Link, LinkKind, Linked, RegisterName};
 use crate::name::{RepoName, TagName};
+use crate::platform;
 use crate::reader::{ReadError, fetch};
 
 /// Blobs of one image that go at once, and that are looked for.
@@ -31,11 +32,20 @@ pub(super) struct Image {
     pub(super) manifests: Vec<Digest>,
     /// What is about these.
     pub(super) referrers: Vec<Link>,
-    /// Those that list others, and what they list.
+    /// Those that list others, and what they list of what belongs to it.
     lists: BTreeMap<Digest, Vec<Digest>>,
+    /// What is listed and left out, as no platform that is wanted, or as it was left out where it came from.
+    pub(super) absent: BTreeSet<Digest>,
 }
 
 impl Image {
+    fn leave_out(&mut self, manifest: Digest) {
+        for listed in self.lists.values_mut() {
+            listed.retain(|it| *it != manifest);
+        }
+        self.absent.insert(manifest);
+    }
+
     /// Its manifests, each behind all that it lists.
     pub(super) fn in_order(&self) -> Vec<Digest> {
         let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
@@ -81,7 +91,8 @@ impl Inner {
         let is_same = there.is_some_and(|it| it.state == known.state);
         if there.is_some_and(|it| it.version > known.version) {
             // It has something later, and may lack what was here before.
-            remote.merge(vec![(name.to_owned(), state)]).await?;
+            let own = vec![(name.to_owned(), state)];
+            remote.merge(own, &BTreeSet::new()).await?;
         } else if !is_same || !self.has_all(remote, &register, &state).await? {
             self.send_with_all(remote, (&register, state)).await?;
             let version = known.version.get();
@@ -112,7 +123,7 @@ impl Inner {
         let manifest = match link {
             Link::Referrer { subject, .. } => *subject,
             Link::Manifest(manifest) => *manifest,
-            Link::Blob(_) => return Ok(false),
+            Link::Blob(_) | Link::Sparse(_) => return Ok(false),
         };
         let about = RegisterName::Link(repo.clone(), Link::Manifest(manifest));
         let looked = remote.look(vec![about.to_string()]).await?;
@@ -143,7 +154,7 @@ impl Inner {
         let Some(digest) = state.now.digest else {
             return Ok(true);
         };
-        let image = self.image(register.repo(), digest).await?;
+        let image = self.image(remote.name(), register.repo(), digest).await?;
         let links = self.links_of(register.repo(), &image).await?;
         for part in links.chunks(Registers::MOST) {
             let names = part.iter().map(|(name, _)| name.clone()).collect();
@@ -164,11 +175,11 @@ impl Inner {
         let repo = register.repo();
         let own = (register.to_string(), state.clone());
         let Some(digest) = state.now.digest else {
-            return remote.merge(vec![own]).await;
+            return remote.merge(vec![own], &BTreeSet::new()).await;
         };
         let mut sent = Vec::new();
         loop {
-            let image = self.image(repo, digest).await?;
+            let image = self.image(remote.name(), repo, digest).await?;
             let mut registers = self.links_of(repo, &image).await?;
             // What came to be about it meanwhile was left to this: the image was not there yet.
             if registers == sent && !sent.is_empty() {
@@ -177,7 +188,7 @@ impl Inner {
             self.send_blobs(remote, &repo.namespace(), &image).await?;
             sent.clone_from(&registers);
             registers.push(own.clone());
-            remote.merge(registers).await?;
+            remote.merge(registers, &image.absent).await?;
             if sent.is_empty() {
                 return Ok(());
             }
@@ -202,23 +213,42 @@ impl Inner {
         Ok(links)
     }
 
-    /// Walks down to the layers of every platform, and on to what is about any of its manifests.
-    pub(super) async fn image(&self, repo: &RepoName, digest: Digest) -> Result<Image, SendError> {
+    /// Walks down to the layers of every platform that a remote wants, and on to what is about any of these
+    /// manifests.
+    pub(super) async fn image(
+        &self,
+        remote: &str,
+        repo: &RepoName,
+        digest: Digest,
+    ) -> Result<Image, SendError> {
         let ns = repo.namespace();
+        let wanted = self.wanted.iter().find(|it| it.remote == remote);
+        let platforms = wanted.map_or(&[][..], |it| &it.platforms);
         let mut image = Image::default();
         let mut left = vec![digest];
         let mut seen = BTreeSet::from([digest]);
         while let Some(next) = left.pop() {
-            image.blobs.insert(next);
-            let manifest = match fetch(&self.origins, &ns, next).await {
-                Ok((_, manifest)) => manifest,
+            let (bytes, manifest) = match fetch(&self.origins, &ns, next).await {
+                Ok(fetched) => fetched,
                 // A tag may name any file.
-                Err(ReadError::Refused(_)) if next == digest => continue,
+                Err(ReadError::Refused(_)) if next == digest => {
+                    image.blobs.insert(next);
+                    continue;
+                }
+                Err(ReadError::NotFound) if self.was_left_out(repo, &image, next).await? => {
+                    image.leave_out(next);
+                    continue;
+                }
                 Err(error) => return Err(SendError::Failed(format!("{next} here: {error}"))),
             };
             image.manifests.push(next);
+            image.blobs.insert(next);
             image.blobs.extend(manifest.blobs().map(|blob| blob.digest));
-            let children: Vec<_> = manifest.manifests().map(|child| child.digest).collect();
+            let children = manifest.manifests().map(|child| child.digest);
+            let left_out = platform::left_out(&bytes, platforms);
+            let (left_out, children): (Vec<_>, Vec<_>) =
+                children.partition(|child| left_out.contains(child));
+            image.absent.extend(left_out);
             left.extend(children.iter().filter(|child| seen.insert(**child)));
             if !children.is_empty() {
                 image.lists.insert(next, children);
@@ -238,9 +268,30 @@ impl Inner {
                 return Err(SendError::Failed(what));
             }
         }
+        // Another index may list it for a platform that is wanted.
+        let Image {
+            absent, manifests, ..
+        } = &mut image;
+        absent.retain(|it| !manifests.contains(it));
         // What is needed comes before what needs it.
         image.manifests.reverse();
         Ok(image)
+    }
+
+    /// Whether an index of the image that lists a manifest came without it.
+    async fn was_left_out(
+        &self,
+        repo: &RepoName,
+        image: &Image,
+        manifest: Digest,
+    ) -> Result<bool, SendError> {
+        for (index, listed) in &image.lists {
+            let link = Link::Sparse(*index);
+            if listed.contains(&manifest) && self.ring.link(repo, link).await?.0 == Linked::Held {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn referrers(&self, repo: &RepoName, of: Digest) -> Result<Vec<Digest>, SendError> {

@@ -11,22 +11,25 @@
 //! | `POST /remotes/tags/{repo:tag}` | sends it now |
 //! | `POST /internal/replicate/blob` | a blob is sent by this build-index, for another one |
 
+use std::collections::BTreeSet;
+
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use kraken_proto::Digest;
-use kraken_proto::tags::record::{TagState, Version};
+use kraken_proto::tags::record::{Condition, TagState, Version};
 use serde::{Deserialize, Serialize};
 
 use super::Replicator;
 use super::blobs::{Carried, Carry};
-use crate::link::RegisterName;
-use crate::name::TagName;
+use crate::link::{Link, Linked, RegisterName};
+use crate::name::{RepoName, TagName};
 use crate::source::{BlobSource, SourceError};
 use crate::tags::check::{self, CheckError};
 use crate::tags::pending::unix_ms;
+use crate::tags::ring::TagRing;
 use crate::tags::server::{IndexError, TagPolicy, revive};
 
 /// Versions may be so far ahead of this clock, in milliseconds: a day. One that is further ahead would hold up all changes
@@ -68,11 +71,16 @@ pub(super) struct Looked {
 #[serde(deny_unknown_fields)]
 pub(super) struct Registers {
     pub(super) registers: Vec<Named>,
+    /// Manifests that were left out of their indexes.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) absent: BTreeSet<Digest>,
 }
 
 impl Registers {
     /// So many at a time.
     pub(super) const MOST: usize = 200;
+    /// So many that were left out.
+    pub(super) const ABSENT: usize = 10_000;
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -154,22 +162,30 @@ fn wrong(message: String) -> IndexError {
 
 async fn merge(
     State(served): State<Served>,
-    Json(Registers { registers }): Json<Registers>,
+    Json(Registers { registers, absent }): Json<Registers>,
 ) -> Result<Json<()>, IndexError> {
     bounded(registers.len())?;
+    if absent.len() > Registers::ABSENT {
+        return Err(wrong("too many manifests are left out".into()));
+    }
     for Named { name, state } in registers {
         let ahead = state.now.version.millis().saturating_sub(unix_ms());
         if !state.is_sound() || ahead > AHEAD_MS {
             let what = format!("{name}: its history is too long, or its version a day ahead");
             return Err(wrong(what));
         }
-        served.merge(name.parse()?, state).await?;
+        served.merge(name.parse()?, state, &absent).await?;
     }
     Ok(Json(()))
 }
 
 impl Served {
-    async fn merge(&self, name: RegisterName, state: TagState) -> Result<(), IndexError> {
+    async fn merge(
+        &self,
+        name: RegisterName,
+        state: TagState,
+        absent: &BTreeSet<Digest>,
+    ) -> Result<(), IndexError> {
         let inner = self.replicator.inner();
         let before = inner.ring.register(&name).await?;
         let after = before
@@ -181,7 +197,11 @@ impl Served {
         let is_immutable = match &name {
             RegisterName::Tag(tag) => {
                 if let Some(digest) = now {
-                    check::complete(&inner.origins, &tag.repo().namespace(), digest).await?;
+                    let ns = tag.repo().namespace();
+                    let sparse = check::complete_but(&inner.origins, (&ns, digest), absent);
+                    for index in sparse.await? {
+                        mark_sparse(&inner.ring, tag.repo(), index).await?;
+                    }
                 }
                 self.policy.is_immutable(tag)
             }
@@ -206,6 +226,15 @@ impl Served {
         tracing::info!(%name, digest = ?now, "merged with that of another cluster");
         Ok(())
     }
+}
+
+/// Remembers that manifests were left out of an index: who sends it on cannot have them.
+async fn mark_sparse(ring: &TagRing, repo: &RepoName, index: Digest) -> Result<(), IndexError> {
+    let link = Link::Sparse(index);
+    if ring.link(repo, link).await?.0 != Linked::Held {
+        ring.set_link(repo, link, (true, Condition::Any)).await?;
+    }
+    Ok(())
 }
 
 fn exists(found: Result<Option<u64>, SourceError>, digest: Digest) -> Result<(), CheckError> {

@@ -16,20 +16,32 @@ pub(crate) async fn complete<B: BlobSource>(
     ns: &Namespace,
     digest: Digest,
 ) -> Result<(), CheckError> {
+    let all = complete_but(blobs, (ns, digest), &BTreeSet::new()).await;
+    all.map(drop)
+}
+
+/// The same, though these manifests need not be there. The indexes that list one of them.
+pub(crate) async fn complete_but<B: BlobSource>(
+    blobs: &B,
+    (ns, digest): (&Namespace, Digest),
+    left_out: &BTreeSet<Digest>,
+) -> Result<BTreeSet<Digest>, CheckError> {
+    let mut sparse = BTreeSet::new();
     let mut seen = BTreeSet::from([digest]);
     let mut manifests = vec![digest];
     while let Some(next) = manifests.pop() {
         let manifest = match fetch(blobs, ns, next).await {
             Ok((_, manifest)) => manifest,
-            Err(error) if next == digest && is_plain(&error) => return Ok(()),
+            Err(error) if next == digest && is_plain(&error) => return Ok(sparse),
             Err(error) => return Err(CheckError::of(error, next)),
         };
-        manifests.extend(
-            manifest
-                .manifests()
-                .map(|child| child.digest)
-                .filter(|child| seen.insert(*child)),
-        );
+        for child in manifest.manifests() {
+            if left_out.contains(&child.digest) {
+                sparse.insert(next);
+            } else if seen.insert(child.digest) {
+                manifests.push(child.digest);
+            }
+        }
         if seen.len() > MAX_MANIFESTS {
             let message = format!("the index lists more than {MAX_MANIFESTS} manifests");
             return Err(CheckError::Refused(message));
@@ -41,7 +53,7 @@ pub(crate) async fn complete<B: BlobSource>(
         )
         .await?;
     }
-    Ok(())
+    Ok(sparse)
 }
 
 /// Bounds the work that one request can cause. The largest images in the wild list some dozens.
@@ -140,6 +152,25 @@ mod tests {
             check(&blobs, one).await,
             Err(CheckError::Unavailable(_))
         ));
+    }
+
+    #[tokio::test]
+    async fn what_is_left_out_need_not_be_there_and_nothing_else() {
+        let blobs = MemoryBlobs::default();
+        let (one, layer) = image(&blobs, "one");
+        let (two, _) = image(&blobs, "two");
+        let nested = index(&blobs, &[two]);
+        let top = index(&blobs, &[one, nested]);
+        blobs.remove(two);
+        let ns = Namespace::default();
+        let check = async |left_out: &[Digest]| {
+            let left_out = left_out.iter().copied().collect();
+            complete_but(&blobs, (&ns, top), &left_out).await
+        };
+        assert_eq!(check(&[two]).await, Ok([nested].into()));
+        assert_eq!(check(&[one]).await, Err(CheckError::Missing(two)));
+        blobs.remove(layer);
+        assert_eq!(check(&[two]).await, Err(CheckError::Missing(layer)));
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ use super::encoding;
 use super::standing::{STANDING, put_standing};
 use super::store::{REGISTERS, TagStore, TagStoreError};
 use crate::link::{Link, RegisterName};
+use crate::platform::Platform;
 use crate::replicate::Known;
 
 /// By `remote`, NUL, and the register's name: since when, in milliseconds since 1970.
@@ -36,6 +37,8 @@ pub(crate) struct Wanted {
     pub remote: String,
     /// Which ones it is to have.
     pub what: What,
+    /// For which platforms; all when there are none.
+    pub platforms: Vec<Platform>,
 }
 
 /// Which registers somebody is to have.
@@ -61,7 +64,7 @@ impl Wanted {
             RegisterName::Link(_, Link::Referrer { .. }) => true,
             // Whether it was ever there is asked there; it goes with its tag first.
             RegisterName::Link(_, Link::Manifest(_)) => true,
-            RegisterName::Link(_, Link::Blob(_)) => false,
+            RegisterName::Link(_, Link::Blob(_) | Link::Sparse(_)) => false,
         }
     }
 }
@@ -178,9 +181,15 @@ impl TagStore {
     /// Notes all that a remote wants whose rules are not those of the last time, and forgets what was noted
     /// for those that are not there any more.
     pub(crate) async fn note_new_rules(&self, wanted: &[Wanted]) -> Result<(), TagStoreError> {
-        let rules = |it: &Wanted| match &it.what {
-            What::Tags(tags) => tags.iter().map(|it| it.as_str().to_owned()).collect(),
-            What::All(place) => vec![place.clone()],
+        let rules = |it: &Wanted| -> Vec<String> {
+            let platforms = it.platforms.iter().map(|it| format!("platform {it}"));
+            match &it.what {
+                What::Tags(tags) => {
+                    let tags = tags.iter().map(|it| it.as_str().to_owned());
+                    tags.chain(platforms).collect()
+                }
+                What::All(place) => vec![place.clone()],
+            }
         };
         let now: BTreeMap<String, Vec<String>> = wanted
             .iter()
