@@ -39,7 +39,7 @@ pub struct RegistryOptions {
     /// What the namespace begins with and `{namespace}` does not, such as `docker.io/`.
     #[serde(default)]
     pub prefix: String,
-    /// Who reads; nobody in particular when absent.
+    /// Who reads, or writes; nobody in particular when absent.
     #[serde(default)]
     pub credentials: Option<Credentials>,
     /// The authorities to trust instead of this host's: a PEM file.
