@@ -131,7 +131,7 @@ fn mistakes_are_told_with_their_place_and_what_may_be_meant() {
         ("store-limit: 1GB\n", "did you mean `store_limit`?"),
         (
             "xyz: 1\n",
-            "unknown key `xyz`; here can be: store, store_limit",
+            "unknown key `xyz`; here can be: name, store, store_limit",
         ),
         (
             "transport: qiuc\n",

@@ -85,7 +85,15 @@ fn in_code() -> Endpoints {
     ] {
         for (path, text) in files(dir, &["rs"]) {
             if !path.ends_with("tests.rs") {
-                routes(&text, &mut found);
+                let mut own = Endpoints::new();
+                routes(&text, &mut own);
+                // The console nests what its pages ask.
+                let is_nested = path.ends_with("console/api.rs");
+                let under = if is_nested { "/console/api" } else { "" };
+                found.extend(
+                    own.into_iter()
+                        .map(|(at, method)| (format!("{under}{at}"), method)),
+                );
             }
         }
     }

@@ -28,7 +28,7 @@ async fn index_with_backend(cluster: &Cluster, dir: &Path) -> build_index::Build
     let text = format!(
         "listen: 127.0.0.1:0\nstore: {0}/index\ntags_backend: {{backend: {{local_disk: {0}/tags}}}}\n\
          origins: [{{name: origin-1, url: 'https://{1}'}}]\nreplicas: 1\n\
-         tls: {{cert: {tls}/origin-1.crt, key: {tls}/origin-1.key, ca: {tls}/ca.crt}}\n",
+         tls: {{cert: {tls}/build-index-1.crt, key: {tls}/build-index-1.key, ca: {tls}/ca.crt}}\n",
         dir.display(),
         cluster.origins[0].addr,
     );

@@ -314,7 +314,11 @@ async fn tls() {
     let of_origin = [&["store", "ls", "--process", &origin], &ca[..]].concat();
     let said = place.fails(None, &of_origin).await;
     assert!(said.contains("a certificate of the cluster"), "{said}");
-    let (cert, key) = (lab.path("origin-1.crt"), lab.path("origin-1.key"));
+    let (cert, key) = (lab.path("operator.crt"), lab.path("operator.key"));
+    let issued = lab.authority().issue("operator", &["127.0.0.1".into()]);
+    let (certificate, its_key) = issued.unwrap();
+    fs::write(&cert, certificate).unwrap();
+    fs::write(&key, its_key).unwrap();
     let member = [
         "--cert",
         cert.to_str().unwrap(),
