@@ -18,10 +18,10 @@ const EVERY: Duration = Duration::from_millis(20);
 /// silent for long are forgotten, or all.
 const MOST: usize = 1 << 16;
 
-/// Who announced how often. Invariant: at most [`MOST`] hosts.
+/// Who announced how often. Invariant: at most `MOST` hosts.
 #[derive(Debug, Default)]
 pub struct Pace {
-    /// Until when each host would be silent if it kept to one announce in [`EVERY`] (the virtual scheduling
+    /// Until when each host would be silent if it kept to one announce in `EVERY` (the virtual scheduling
     /// algorithm of ITU-T I.371, annex A).
     due: BTreeMap<PeerId, Timestamp>,
 }
