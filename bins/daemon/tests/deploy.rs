@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use kraken_daemon::agent::AgentConfig;
 use kraken_daemon::build_index::BuildIndexConfig;
@@ -113,6 +114,9 @@ for file in "$name.crt" "$name.key" ca.crt; do echo PEM >"$out/$file"; done
 
 /// Makes the archives of three hosts, and gives the directory that they are in.
 fn bundle(hosts: &[&str]) -> tempfile::TempDir {
+    // Who is started while a program is open to write has it open too, and then it cannot be run.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     for name in [
         "kraken",

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
@@ -96,10 +97,14 @@ fn what_makes_no_sense_is_refused() {
 }
 
 /// A program that does what its lines say.
+/// A program of its own. Another process writes it: what this one has open to write, a program that another
+/// test starts at that moment has open too, and nothing can be run that is open to write (`ETXTBSY`).
 fn program(dir: &Path, lines: &str) -> PathBuf {
-    let file = dir.join("program");
-    fs::write(&file, format!("#!/bin/sh\n{lines}\n")).unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    let (text, file) = (dir.join("text"), dir.join("program"));
+    fs::write(&text, format!("#!/bin/sh\n{lines}\n")).unwrap();
+    fs::set_permissions(&text, fs::Permissions::from_mode(0o755)).unwrap();
+    let copied = Command::new("cp").arg("-p").args([&text, &file]).status();
+    assert!(copied.unwrap().success());
     file
 }
 
