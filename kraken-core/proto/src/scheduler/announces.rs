@@ -27,22 +27,47 @@ struct Entry {
     under_way: bool,
     /// It was asked for again meanwhile: due at once when the answer comes.
     again: bool,
+    /// From when on it may go along with others that are due; none while it is due for a reason of its own.
+    along_from: Option<Timestamp>,
     hurry: Duration,
     failures: u32,
 }
 
+/// How long blobs that a host has from the start are gathered, so that one announce tells of many.
+const GATHER: Duration = Duration::from_secs(1);
+/// The part of an interval by which an announce may come early, to go along with others: blobs that were
+/// announced at different times so come together, and stay so.
+const EARLY: u32 = 4;
+
 impl Announces {
     /// Announce the blob as soon as possible.
     pub(crate) fn now(&mut self, now: Timestamp, digest: Digest, config: &Config) {
+        self.at(now, digest, None, config);
+    }
+
+    /// Announce a blob that is whole already soon, together with others.
+    pub(crate) fn gather(&mut self, now: Timestamp, digest: Digest, config: &Config) {
+        self.at(now + GATHER, digest, Some(now), config);
+    }
+
+    fn at(
+        &mut self,
+        due: Timestamp,
+        digest: Digest,
+        along_from: Option<Timestamp>,
+        config: &Config,
+    ) {
         let entry = self.blobs.entry(digest).or_insert(Entry {
-            due: now,
+            due,
             under_way: false,
             again: false,
+            along_from,
             hurry: config.announce_hurry,
             failures: 0,
         });
-        entry.due = now;
+        entry.due = due;
         entry.again = entry.under_way;
+        entry.along_from = along_from;
         entry.hurry = config.announce_hurry;
         self.wait(digest);
     }
@@ -77,9 +102,18 @@ impl Announces {
         self.left.drain(..count).collect()
     }
 
-    /// The blobs that are due, at most `most`; they count as under way.
+    /// The blobs that are due, at most `most`, and with them those that may go along; they count as under
+    /// way.
     pub(crate) fn take_due(&mut self, now: Timestamp, most: usize) -> Vec<Digest> {
-        let due = self.waiting.take_due(now, most);
+        let mut due = self.waiting.take_due(now, most);
+        if !due.is_empty() {
+            let blobs = &self.blobs;
+            let may = |digest: &Digest| {
+                let from = blobs.get(digest).and_then(|entry| entry.along_from);
+                from.is_some_and(|from| from <= now)
+            };
+            due.extend(self.waiting.take_early(most - due.len(), may));
+        }
         for digest in &due {
             if let Some(entry) = self.blobs.get_mut(digest) {
                 entry.under_way = true;
@@ -102,6 +136,7 @@ impl Announces {
         };
         entry.under_way = false;
         entry.failures = 0;
+        entry.along_from = None;
         if std::mem::take(&mut entry.again) {
             entry.due = now;
         } else if short {
@@ -109,6 +144,7 @@ impl Announces {
             entry.hurry = (entry.hurry * 2).min(config.announce_hurry_max);
         } else {
             entry.due = now + interval;
+            entry.along_from = Some(now + interval - interval / EARLY);
             entry.hurry = config.announce_hurry;
         }
         self.wait(digest);
@@ -128,6 +164,7 @@ impl Announces {
         };
         entry.under_way = false;
         entry.again = false;
+        entry.along_from = None;
         let doubled = config.retry * 2_u32.saturating_pow(entry.failures.min(16));
         entry.failures += 1;
         entry.due = now
@@ -185,6 +222,53 @@ mod tests {
         assert_eq!(announces.next_due(at(760)), Some(at(10_760)));
         announces.hurry(at(800), digest);
         assert_eq!(announces.next_due(at(800)), Some(at(1050)));
+    }
+
+    /// Answers every announce as it goes out, and counts them.
+    fn settle(announces: &mut Announces, until: u64) -> usize {
+        let (config, end) = (Config::lan(), at(until));
+        let mut requests = 0;
+        while let Some(now) = announces.next_due(end).filter(|due| *due <= end) {
+            let due = announces.take_due(now, 256);
+            requests += 1;
+            for digest in due {
+                announces.answered(now, digest, INTERVAL, false, &config);
+            }
+        }
+        requests
+    }
+
+    #[test]
+    fn a_host_with_many_blobs_tells_of_many_at_once() {
+        let config = Config::lan();
+        let mut announces = Announces::default();
+        for n in 0..10_000_u32 {
+            // A store that opens two blobs in a millisecond.
+            let now = at(u64::from(n) / 2);
+            announces.gather(now, Digest::of(&n.to_be_bytes()), &config);
+        }
+        let first = settle(&mut announces, 6_000);
+        assert!(first <= 10_000 / 256 + 6, "{first} announces");
+        // Ten more rounds.
+        let later = settle(&mut announces, 106_000);
+        assert!(later <= 14 * (10_000 / 256 + 6), "{later} announces");
+    }
+
+    #[test]
+    fn blobs_that_came_one_by_one_are_announced_together_later() {
+        let config = Config::lan();
+        let mut announces = Announces::default();
+        for n in 0..1000_u32 {
+            let digest = Digest::of(&n.to_be_bytes());
+            announces.now(at(u64::from(n) * 10), digest, &config);
+            settle(&mut announces, u64::from(n) * 10);
+        }
+        settle(&mut announces, 60_000);
+        let round = settle(&mut announces, 70_000);
+        assert!(
+            round <= 12,
+            "{round} announces of 1000 blobs in one interval"
+        );
     }
 
     #[test]

@@ -250,10 +250,13 @@ impl Scheduler {
             return;
         }
         let left = self.left.remove(&digest).filter(|until| *until > now);
+        let is_whole = have.is_full();
         let swarm = Swarm::new(spec, have).lenient_until(left);
         self.swarms.insert(digest, swarm);
-        if self.local.role == PeerRole::Agent {
-            self.announces.now(now, digest, &self.config);
+        match self.local.role {
+            PeerRole::Agent if is_whole => self.announces.gather(now, digest, &self.config),
+            PeerRole::Agent => self.announces.now(now, digest, &self.config),
+            PeerRole::Origin => {}
         }
     }
 
@@ -293,6 +296,10 @@ impl Scheduler {
         });
         if is_lonely == Some(true) {
             self.announces.at_once(now, digest);
+            // While no tracker answers, peers are asked now and not only after the next announce has failed.
+            if self.announces.is_failing(digest) {
+                self.ask_around(now, digest);
+            }
         }
     }
 

@@ -54,6 +54,20 @@ impl Timers {
         self.next = self.order.first().map(|(at, _)| *at);
         due
     }
+
+    /// Takes blobs that are due after all others, at most `most` of those that `may` go early, the earliest
+    /// first. Not more than twice as many are looked at.
+    pub(crate) fn take_early(&mut self, most: usize, may: impl Fn(&Digest) -> bool) -> Vec<Digest> {
+        let looked_at = self.order.iter().take(2 * most);
+        let early = looked_at
+            .map(|(_, digest)| *digest)
+            .filter(|digest| may(digest));
+        let early: Vec<_> = early.take(most).collect();
+        for digest in &early {
+            self.set(*digest, None);
+        }
+        early
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! How often one host may announce.
 //!
 //! A host announces a few times a minute for each 256 of its blobs, and at once for what it begins to
-//! fetch. One that asks without end, broken or hostile, would keep a tracker from all others.
+//! fetch; it tells two trackers, and those of several get each their part. One that asks without end, broken
+//! or hostile, would keep a tracker from all others.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use crate::peer::PeerId;
 use crate::time::Timestamp;
 
 /// Announces of one host that may come at once: a host that starts with a hundred thousand blobs says so
-/// in as many.
-const BURST: u64 = 400;
+/// in 400 to one tracker and in as many to another, and with several trackers in some of these each.
+const BURST: u64 = 2000;
 /// The time after which it may send one more.
 const EVERY: Duration = Duration::from_millis(20);
 /// Hosts whose announces are counted at a time: a large cluster's. When there are more, those that have been
