@@ -5,6 +5,7 @@
 //! go, the oldest of the address that holds the most. A flood from one address displaces itself, and
 //! one from many has to be as fast as handshakes are to displace honest ones.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,8 +25,17 @@ struct Inside {
     count: usize,
     /// Those inside in the order in which they came, by address.
     by_addr: HashMap<IpAddr, BTreeMap<u64, CancellationToken>>,
-    /// How many each address holds.
-    crowds: BTreeSet<(usize, IpAddr)>,
+    /// How many each address holds, and its oldest: the last one has to go first.
+    crowds: BTreeSet<(usize, Reverse<u64>, IpAddr)>,
+}
+
+/// The place of an address among the crowds; none when it holds nobody.
+fn place(
+    addr: IpAddr,
+    held: &BTreeMap<u64, CancellationToken>,
+) -> Option<(usize, Reverse<u64>, IpAddr)> {
+    let (oldest, _) = held.first_key_value()?;
+    Some((held.len(), Reverse(*oldest), addr))
 }
 
 /// A place inside, until it is dropped.
@@ -99,20 +109,21 @@ impl Inside {
         change: impl FnOnce(&mut BTreeMap<u64, CancellationToken>) -> T,
     ) -> T {
         let held = self.by_addr.entry(addr).or_default();
-        self.crowds.remove(&(held.len(), addr));
+        if let Some(before) = place(addr, held) {
+            self.crowds.remove(&before);
+        }
         self.count -= held.len();
         let result = change(held);
         self.count += held.len();
-        if held.is_empty() {
-            self.by_addr.remove(&addr);
-        } else {
-            self.crowds.insert((held.len(), addr));
+        match place(addr, held) {
+            Some(after) => drop(self.crowds.insert(after)),
+            None => drop(self.by_addr.remove(&addr)),
         }
         result
     }
 
     fn put_one_out(&mut self) {
-        let Some(&(_, addr)) = self.crowds.last() else {
+        let Some(&(_, _, addr)) = self.crowds.last() else {
             return;
         };
         if let Some((_, oldest)) = self.change(addr, BTreeMap::pop_first) {
@@ -151,6 +162,14 @@ mod tests {
         let inside = gate.inside();
         assert_eq!(inside.count, 0);
         assert!(inside.by_addr.is_empty() && inside.crowds.is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_many_that_hold_one_each_the_oldest_goes() {
+        let gate = Gate::new(3);
+        let passes: Vec<_> = [9, 1, 200, 4, 7].map(|last| gate.enter(addr(last))).into();
+        let gone: Vec<_> = passes.iter().map(gone).collect();
+        assert_eq!(gone, [true, true, false, false, false]);
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
-use kraken_proto::PeerId;
+use kraken_proto::{PeerId, Zone};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
@@ -159,6 +159,23 @@ impl Identity {
         self.now().bearer.role
     }
 
+    /// The zone of this process: that of its certificate, if that names one.
+    ///
+    /// # Errors
+    /// `configured` is another one: trackers would refuse its announces.
+    pub fn zone(&self, configured: Option<Zone>) -> Result<Option<Zone>, IdentityError> {
+        let certified = self.now().bearer.zone.clone();
+        match (certified, configured) {
+            (Some(certified), Some(configured)) if certified != configured => {
+                Err(IdentityError::OtherZone {
+                    certified,
+                    configured: Some(configured),
+                })
+            }
+            (certified, configured) => Ok(certified.or(configured)),
+        }
+    }
+
     /// Whether this process may be one of `role`, by its own certificate.
     ///
     /// # Errors
@@ -219,6 +236,15 @@ impl Identity {
         {
             let found = new.bearer.told();
             return Err(IdentityError::WrongRole { found, wanted });
+        }
+        if let Some(certified) = &new.bearer.zone
+            && self.shared.keeps_key.load(Ordering::Relaxed)
+            && old.bearer.zone.as_ref() != Some(certified)
+        {
+            return Err(IdentityError::OtherZone {
+                certified: certified.clone(),
+                configured: old.bearer.zone.clone(),
+            });
         }
         let are_same = new.same_lists(&old);
         *self

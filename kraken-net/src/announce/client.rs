@@ -115,6 +115,12 @@ impl TrackerClient {
         self.inner().urls.values().cloned().collect()
     }
 
+    /// Whether the tracker is asked last for now.
+    #[cfg(test)]
+    pub(super) fn has_failed(&self, tracker: &str) -> bool {
+        self.inner().health.has_failed(tracker)
+    }
+
     fn inner(&self) -> Arc<Inner> {
         let current = self.current.read();
         current.unwrap_or_else(PoisonError::into_inner).clone()
@@ -311,6 +317,8 @@ impl Inner {
 
     fn remember<T>(&self, tracker: &str, answer: Result<T, ApiError>) -> Result<T, ApiError> {
         match &answer {
+            // That is about this host, and not about the tracker.
+            Err(ApiError::TooMany(_)) => self.health.answered(tracker),
             Err(error) if error.is_retryable() => {
                 tracing::debug!(tracker, %error, "a tracker failed");
                 self.health.failed(tracker);

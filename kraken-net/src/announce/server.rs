@@ -11,7 +11,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use http::{HeaderValue, StatusCode, header};
+use http::{StatusCode, header};
 use kraken_proto::tracker::pace::Pace;
 use kraken_proto::tracker::report::{HostReport, ReportReply};
 use kraken_proto::{AnnounceReply, AnnounceRequest, Digest, MetaInfo, Namespace, Timestamp};
@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use super::METAINFO_TYPE;
 use crate::http::caller::{Admitted, Caller};
-use crate::http::error::{ApiError, shaped, unknown_method, unknown_path};
+use crate::http::error::{ApiError, unknown_method, unknown_path};
 use crate::http::path::{self, Asked, Params};
 
 /// The longest announce: 256 blobs of at most 255 bytes of namespace, 71 of digest and some 150
@@ -152,8 +152,7 @@ impl Default for Pacer {
     }
 }
 
-/// Turns away a host that calls more often than [`Pace`] lets it, before anything of the call is read, and
-/// ends its connection. Without TLS nobody is known, and nobody counted.
+/// Turns away a host that calls more often than [`Pace`] lets it, before anything of the call is read. Without TLS nobody is known, and nobody counted.
 async fn in_pace(State(pacer): State<Arc<Pacer>>, request: Request, next: Next) -> Response {
     let now = Timestamp::ZERO + pacer.started.elapsed();
     let is_in_pace = request.extensions().get::<Caller>().is_none_or(|caller| {
@@ -165,10 +164,7 @@ async fn in_pace(State(pacer): State<Arc<Pacer>>, request: Request, next: Next) 
         return next.run(request).await;
     }
     let what = "this host announces too often: a few times a minute for each 256 blobs is enough";
-    let mut refused = shaped(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", what);
-    let close = HeaderValue::from_static("close");
-    refused.headers_mut().insert(header::CONNECTION, close);
-    refused
+    ApiError::TooMany(what.into()).into_response()
 }
 
 async fn announce<T: TrackerApi>(

@@ -38,6 +38,9 @@ pub enum ApiError {
     /// The blob is in the storage, and its bytes do not have its digest (502).
     #[error("{0}")]
     Damaged(String),
+    /// Whoever asks does so too often (429); later it may work.
+    #[error("{0}")]
+    TooMany(String),
     /// Somebody who is needed could not be asked; later it may work (503).
     #[error("{0}")]
     Unavailable(String),
@@ -62,7 +65,11 @@ impl ApiError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::Unavailable(_) | Self::Behind { .. } | Self::Full(_) | Self::Internal(_)
+            Self::TooMany(_)
+                | Self::Unavailable(_)
+                | Self::Behind { .. }
+                | Self::Full(_)
+                | Self::Internal(_)
         )
     }
 
@@ -79,6 +86,7 @@ impl ApiError {
             Self::Conflict(_) => (StatusCode::CONFLICT, "CONFLICT"),
             Self::RangeInvalid { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID"),
             Self::Damaged(_) => (StatusCode::BAD_GATEWAY, "DAMAGED"),
+            Self::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
             Self::Behind { .. } => (StatusCode::GATEWAY_TIMEOUT, "BEHIND"),
             Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "FULL"),
@@ -118,9 +126,8 @@ impl ApiError {
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => Self::RangeInvalid {
                 len: total_of(head).unwrap_or(0),
             },
-            (StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT, _) => {
-                Self::Unavailable(message)
-            }
+            (StatusCode::TOO_MANY_REQUESTS, _) => Self::TooMany(message),
+            (StatusCode::REQUEST_TIMEOUT, _) => Self::Unavailable(message),
             (status, _) if status.is_client_error() => Self::BadRequest(message),
             (
                 StatusCode::BAD_GATEWAY

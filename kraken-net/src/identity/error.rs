@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use kraken_proto::Zone;
+
 use crate::roles::Role;
 
 /// Why an identity cannot be had.
@@ -45,6 +47,18 @@ pub enum IdentityError {
          key it has, or restart the process"
     )]
     OtherKey,
+    /// The certificate is for another zone than this process is in: trackers would refuse its announces.
+    #[error(
+        "the certificate is for zone {certified}, and this process is in {}: issue it for the same zone, or \
+         correct the key `zone`",
+        .configured.as_ref().map_or_else(|| "no zone".to_owned(), |zone| format!("zone {zone}"))
+    )]
+    OtherZone {
+        /// The zone in the certificate.
+        certified: Zone,
+        /// The zone that is configured, or that was in the certificate before.
+        configured: Option<Zone>,
+    },
     /// A certificate cannot be made.
     #[error("cannot make the certificate: {0}")]
     Issue(String),

@@ -135,9 +135,14 @@ impl Tcp {
     /// Nobody answers within some seconds, or somebody else than `peer.id` does.
     pub async fn probe(&self, peer: &PeerInfo) -> Result<Duration, NetError> {
         let begun = tokio::time::Instant::now();
-        let shaken = timeout(PROBE, self.inner.shake_hands(peer)).await;
+        let looked = async {
+            let (mut stream, _) = self.inner.shake_hands(peer).await?;
+            // It speaks first, and says there whether it has accepted our certificate.
+            let heard = hear(&mut stream).await;
+            heard.map_err(|reason| dial_error(peer, reason))
+        };
         let silence = |_| dial_error(peer, format!("no answer within {} s", PROBE.as_secs()));
-        shaken.map_err(silence)??;
+        timeout(PROBE, looked).await.map_err(silence)??;
         Ok(begun.elapsed())
     }
 
@@ -329,15 +334,22 @@ async fn shake(
 
 /// Exchanges the empty records that begin a connection.
 async fn greet<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Result<S, String> {
-    let mut head = [0; HEAD];
-    let greeted = async {
+    let said = async {
         stream.write_all(&Record::Empty.encode()).await?;
-        stream.flush().await?;
-        stream.read_exact(&mut head).await
+        stream.flush().await
     };
-    greeted.await.map_err(|error| error.to_string())?;
+    said.await.map_err(|error: io::Error| error.to_string())?;
+    hear(&mut stream).await?;
+    Ok(stream)
+}
+
+/// Hears the empty record with which the other side begins a connection, or why it does not.
+async fn hear<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(), String> {
+    let mut head = [0; HEAD];
+    let read = stream.read_exact(&mut head).await;
+    read.map_err(|error| error.to_string())?;
     match Record::decode(head)? {
-        Record::Empty => Ok(stream),
+        Record::Empty => Ok(()),
         Record::Close { len } => {
             let mut reason = vec![0; len];
             let read = stream.read_exact(&mut reason).await;
