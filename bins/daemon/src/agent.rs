@@ -153,7 +153,7 @@ impl ProcessConfig for AgentConfig {
     }
 
     fn check(&self, found: &mut Problems) {
-        found.of_tls(&self.tls);
+        found.of_tls(&self.tls, Role::Agent, self.zone.as_ref());
         found.of_urls(
             "trackers",
             (
@@ -262,7 +262,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     if let Some(addr) = config.advertise {
         builder = builder.advertise(addr);
     }
-    if let Some(zone) = config.zone {
+    if let Some(zone) = identity.zone(config.zone)? {
         builder = builder.zone(zone);
     }
     let agent = builder

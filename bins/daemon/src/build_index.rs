@@ -104,7 +104,7 @@ impl ProcessConfig for BuildIndexConfig {
     }
 
     fn check(&self, found: &mut Problems) {
-        found.of_tls(&self.tls);
+        found.of_tls(&self.tls, Role::BuildIndex, None);
         let sources = (
             &self.origins[..],
             self.origins_file.as_ref(),
@@ -206,7 +206,8 @@ pub struct BuildIndexService {
     origins: OriginCluster,
     policy: TagPolicy,
     replicator: Replicator,
-    http: HttpClient,
+    /// How other clusters are reached.
+    abroad: HttpClient,
     server: HttpServer,
     shutdown: CancellationToken,
 }
@@ -238,11 +239,13 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     }
     let policy = policy(&config)?;
     let at = (origins.clone(), config.replicas);
+    // Other clusters are their build-indexes and origins, whoever else has a certificate that fits.
+    let abroad = http.calling(&[Role::BuildIndex, Role::Origin])?;
     let replicator = Replicator::new(
         tags.clone(),
         at,
         remotes::rules(&config.remotes, &config.cluster)?,
-        &http.calling(&[Role::BuildIndex, Role::Origin])?,
+        &abroad,
     );
     let sending = replicator.clone();
     let sending = async move { sending.run().await };
@@ -283,7 +286,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
         origins,
         policy,
         replicator,
-        http,
+        abroad,
         server,
         shutdown,
     })
@@ -362,7 +365,7 @@ impl Service for BuildIndexService {
             self.policy.replace(&asked);
         }
         if let Some(rules) = remotes {
-            self.replicator.replace(rules, &self.http);
+            self.replicator.replace(rules, &self.abroad);
         }
         Ok(())
     }

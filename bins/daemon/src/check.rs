@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use kraken_core::Zone;
+use kraken_core::net::Role;
 use kraken_core::net::http::OutsideTls;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -49,8 +51,11 @@ impl Problems {
         result.map_err(|error| self.add(error)).ok()
     }
 
-    pub(crate) fn of_tls(&mut self, tls: &Tls) {
-        self.of(tls.identity());
+    pub(crate) fn of_tls(&mut self, tls: &Tls, role: Role, zone: Option<&Zone>) {
+        if let Some(identity) = self.of(tls.identity()) {
+            self.of(identity.check_own_role(role));
+            self.of(identity.zone(zone.cloned()));
+        }
     }
 
     /// Users, rules and certificates of a registry.

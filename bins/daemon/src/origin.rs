@@ -118,7 +118,7 @@ impl ProcessConfig for OriginConfig {
     }
 
     fn check(&self, found: &mut Problems) {
-        found.of_tls(&self.tls);
+        found.of_tls(&self.tls, Role::Origin, self.zone.as_ref());
         let sources = (
             &self.origins[..],
             self.origins_file.as_ref(),
@@ -236,7 +236,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     if let Some(addr) = config.advertise {
         builder = builder.advertise(addr);
     }
-    if let Some(zone) = config.zone {
+    if let Some(zone) = identity.zone(config.zone)? {
         builder = builder.zone(zone);
     }
     let origin = builder

@@ -78,7 +78,7 @@ impl ProcessConfig for ProxyConfig {
     }
 
     fn check(&self, found: &mut Problems) {
-        found.of_tls(&self.tls);
+        found.of_tls(&self.tls, Role::Proxy, None);
         let sources = (
             &self.origins[..],
             self.origins_file.as_ref(),

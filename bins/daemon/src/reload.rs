@@ -85,7 +85,9 @@ pub(crate) async fn follow<S: Service>(
         schema: Schema::of::<S::Config>(),
         running,
     };
-    let mut seen = stamps(following.running.files());
+    // Files may have changed while the service was started: they are looked at once in any case.
+    let mut seen = Vec::new();
+    let mut complaint = None;
     loop {
         let is_asked = tokio::select! {
             () = asked.once() => true,
@@ -96,9 +98,20 @@ pub(crate) async fn follow<S: Service>(
             continue;
         }
         seen = now;
-        if let Err(error) = following.look(is_asked) {
+        let Err(error) = following.look(is_asked) else {
+            complaint = None;
+            continue;
+        };
+        // What it lacks, such as a file that it names, may come later.
+        seen.clear();
+        let error = error.to_string();
+        if is_asked || complaint.as_ref() != Some(&error) {
             REFUSED.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(%error, "the new configuration is not taken: the one before stays");
+            tracing::error!(
+                error,
+                "the new configuration is not taken: the one before stays"
+            );
+            complaint = Some(error);
         }
     }
 }
@@ -118,8 +131,7 @@ impl<S: Service> Following<'_, S> {
         self.running.follow_files_of(&layers);
         let config: S::Config = layers.typed()?;
         let differs = layers.differs_in(&self.running);
-        let is_live = |key: &String| S::Config::LIVE.contains(&key.as_str());
-        let (live, waiting): (Vec<_>, Vec<_>) = differs.into_iter().partition(is_live);
+        let (live, waiting) = live_of(S::Config::LIVE, differs);
         if live.is_empty() && waiting.is_empty() {
             if is_asked {
                 tracing::info!("the configuration is as before");
@@ -135,7 +147,8 @@ impl<S: Service> Following<'_, S> {
         if is_logged_otherwise {
             log::set_filter(filter.as_ref());
         }
-        self.running.take_over(S::Config::LIVE, &layers);
+        let taken: Vec<_> = changed.0.iter().map(String::as_str).collect();
+        self.running.take_over(&taken, &layers);
         TAKEN.fetch_add(1, Ordering::Relaxed);
         WAITING.store(waiting.len() as u64, Ordering::Relaxed);
         if !told.is_empty() {
@@ -147,6 +160,20 @@ impl<S: Service> Following<'_, S> {
         }
         Ok(())
     }
+}
+
+/// The keys that can change now, and those that wait for a restart. A list does so, too, when it was or will
+/// be in a file or in the DNS, `KEY_file` or `KEY_dns`: who follows that is not told.
+fn live_of(can: &[&str], differs: Vec<String>) -> (Vec<String>, Vec<String>) {
+    let moves = |key: &str| {
+        let elsewhere = ["file", "dns"].map(|at| format!("{key}_{at}"));
+        elsewhere.iter().any(|it| differs.contains(it))
+    };
+    let is_live = |key: &&String| can.contains(&key.as_str()) && !moves(key);
+    let live: Vec<_> = differs.iter().filter(is_live).cloned().collect();
+    let waiting = differs.into_iter().filter(|key| !live.contains(key));
+    let waiting = waiting.collect();
+    (live, waiting)
 }
 
 /// What tells whether a file is another one: its time, length and number.
@@ -225,6 +252,16 @@ fn with_metrics(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_that_moves_to_a_file_waits_for_a_restart() {
+        let keys = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let can = ["log", "origins", "trackers"];
+        let differs = keys(&["listen", "log", "origins", "origins_file", "trackers"]);
+        let (live, waiting) = live_of(&can, differs);
+        assert_eq!(live, keys(&["log", "trackers"]));
+        assert_eq!(waiting, keys(&["listen", "origins", "origins_file"]));
+    }
 
     #[test]
     fn metrics_are_added_before_the_end() {

@@ -63,7 +63,7 @@ impl ProcessConfig for TrackerConfig {
     }
 
     fn check(&self, found: &mut Problems) {
-        found.of_tls(&self.tls);
+        found.of_tls(&self.tls, Role::Tracker, None);
         let sources = (
             &self.origins[..],
             self.origins_file.as_ref(),
@@ -71,6 +71,13 @@ impl ProcessConfig for TrackerConfig {
         );
         found.of_origins(sources, None);
         found.of_replicas("replicas", self.replicas);
+        if let Some(console) = &self.console {
+            found.of(console.check());
+            found.of_listening(&[
+                ("listen", Some(self.listen)),
+                ("console.listen", Some(console.listen)),
+            ]);
+        }
     }
 }
 

@@ -60,6 +60,24 @@ impl ConsoleConfig {
             proxies: Vec::new(),
         }
     }
+
+    /// Whether [`start`] would take it. Nothing is asked.
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        let listen = self.listen;
+        if !listen.ip().is_loopback() {
+            return Err(StartError::Config(format!(
+                "console.listen: {listen} is not on loopback, and the console has no login: listen on 127.0.0.1 and \
+                 reach it through a tunnel, such as ssh -L {port}:127.0.0.1:{port}",
+                port = listen.port()
+            )));
+        }
+        let urls = [&self.trackers, &self.build_indexes, &self.proxies];
+        for url in urls.into_iter().flatten() {
+            let checked: Result<BaseUrl, _> = url.parse();
+            checked.map_err(|error| StartError::Config(format!("console: {error}")))?;
+        }
+        Ok(())
+    }
 }
 
 /// What a console shows.
@@ -90,21 +108,7 @@ pub fn start(
     shown: Shown,
     shutdown: CancellationToken,
 ) -> Result<HttpServer, StartError> {
-    let listen = config.listen;
-    if !listen.ip().is_loopback() {
-        return Err(StartError::Config(format!(
-            "console.listen: {listen} is not on loopback, and the console has no login: listen on 127.0.0.1 and \
-             reach it through a tunnel, such as ssh -L {port}:127.0.0.1:{port}",
-            port = listen.port()
-        )));
-    }
-    for url in [&config.trackers, &config.build_indexes, &config.proxies]
-        .into_iter()
-        .flatten()
-    {
-        let checked: Result<BaseUrl, _> = url.parse();
-        checked.map_err(|error| StartError::Config(format!("console: {error}")))?;
-    }
+    config.check()?;
     let tags = (!config.build_indexes.is_empty())
         .then(|| TagClient::new(shown.http.raw(), config.build_indexes.clone()));
     let console = Console {
@@ -113,7 +117,7 @@ pub fn start(
         images: Images::new(tags, shown.origins),
         memory: Memory::default(),
     };
-    let socket = sockets::listen(listen)?;
+    let socket = sockets::listen(config.listen)?;
     let server = serve_on(socket, router(Arc::new(console)), None, shutdown)?;
     Ok(server)
 }

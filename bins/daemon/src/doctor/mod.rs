@@ -115,6 +115,8 @@ pub struct Report {
 pub(crate) const MOST: usize = 16;
 /// How long each group of looks may take.
 const GROUP: Duration = Duration::from_secs(20);
+/// How long a look at one service may take, so that one that hangs hides nothing of the others.
+const EACH: Duration = Duration::from_secs(18);
 
 /// What an agent's configuration says that the doctor looks at.
 #[derive(Debug, Clone)]
@@ -167,14 +169,17 @@ pub(crate) fn with_doctor(router: Router, doctor: Doctor) -> Router {
 type Turn = (Arc<Doctor>, Arc<Semaphore>);
 
 async fn examine(Shared((doctor, turn)): Shared<Turn>) -> Result<Json<Report>, ApiError> {
-    let Ok(_turn) = turn.try_acquire() else {
-        let what = "a doctor looks at this agent already: ask again when it is done";
-        return Err(ApiError::Unavailable(what.into()));
-    };
+    let _turn = turn.try_acquire().map_err(|_| busy())?;
     Ok(Json(Box::pin(doctor.report()).await))
 }
 
-async fn tidy(Shared((doctor, _)): Shared<Turn>) -> Result<StatusCode, ApiError> {
+fn busy() -> ApiError {
+    let what = "a doctor looks at this agent already: ask again when it is done";
+    ApiError::Unavailable(what.into())
+}
+
+async fn tidy(Shared((doctor, turn)): Shared<Turn>) -> Result<StatusCode, ApiError> {
+    let _turn = turn.try_acquire().map_err(|_| busy())?;
     let gone = doctor.agent.forget(blob::test_blob().digest).await;
     gone.map_err(|error| ApiError::Unavailable(error.to_string()))?;
     Ok(StatusCode::NO_CONTENT)
@@ -203,7 +208,8 @@ impl Doctor {
         let by = (&self.identity, &self.http);
         let looks = all.take(2 * MOST).map(async |(kind, url)| {
             let check = format!("{kind} {url}");
-            services::look_at(&check, &url, by).await
+            let look = services::look_at(&check, &url, by);
+            within(&check, EACH, look).await
         });
         futures::future::join_all(looks).await.concat()
     }

@@ -7,20 +7,27 @@ use super::read::read;
 const PREFIX: &str = "KRAKEN_";
 
 /// Variables that mean something to the programs and their tests, but are no keys.
-const OTHERS: [&str; 15] = [
+const OTHERS: [&str; 22] = [
     "KRAKEN_AGENT",
     "KRAKEN_BUILD_INDEX",
     "KRAKEN_CA",
     "KRAKEN_CERT",
+    "KRAKEN_CHART_CONFIGS",
+    "KRAKEN_CHROMIUM",
     "KRAKEN_CLIENTS_INSIDE",
     "KRAKEN_GARBAGE_SECONDS",
     "KRAKEN_KEY",
+    "KRAKEN_KEY_PASSWORD_FILE",
     "KRAKEN_LOGIN",
     "KRAKEN_ORIGIN",
     "KRAKEN_PROCESS",
     "KRAKEN_PROXY",
+    "KRAKEN_REGISTRY_CA",
+    "KRAKEN_REGISTRY_CERT",
+    "KRAKEN_REGISTRY_KEY",
     "KRAKEN_REQUIRE_CLIENTS",
     "KRAKEN_REQUIRE_SERVERS",
+    "KRAKEN_SCREENSHOTS",
     "KRAKEN_TRACKER",
     "KRAKEN_WITHOUT_PYPI",
 ];
