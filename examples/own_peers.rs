@@ -1,39 +1,15 @@
-//! Agents without a tracker: a program that knows its peers brings its own `Discovery`.
+//! Agents without a tracker: a program that knows its peers brings its own `Discovery`,
+//! here `KnownPeer` in `lib.rs`.
 //!
 //! Two agents in one process, over real QUIC on loopback. The first has a blob in its store, the
 //! second fetches it from the first: `cargo run -p kraken-examples --example own_peers`.
 #![expect(clippy::print_stdout, reason = "an example that shows what it does")]
 
-use kraken_core::net::{CertAuthority, Discovery, DiscoveryError, Identity, Quic};
-use kraken_core::proto::{AnnounceReply, AnnounceRequest, Handout};
+use kraken_core::net::{CertAuthority, Identity, Quic};
 use kraken_core::storage::{MemStore, UploadStore as _};
-use kraken_core::{Agent, Digest, MetaInfo, Namespace, PeerInfo};
+use kraken_core::{Agent, Digest};
+use kraken_examples::KnownPeer;
 use tokio::io::AsyncReadExt as _;
-
-/// Knows one peer, and what the blob consists of.
-struct KnownPeer {
-    peer: Option<PeerInfo>,
-    meta: MetaInfo,
-}
-
-impl Discovery for KnownPeer {
-    async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
-        let peers: Vec<_> = self.peer.iter().cloned().collect();
-        let handouts = request.blobs.iter().map(|blob| Handout {
-            digest: blob.digest,
-            peers: peers.clone(),
-        });
-        Ok(AnnounceReply {
-            interval_ms: 1000,
-            handouts: handouts.collect(),
-        })
-    }
-
-    async fn metainfo(&self, _: &Namespace, digest: Digest) -> Result<MetaInfo, DiscoveryError> {
-        let known = (digest == self.meta.digest()).then(|| self.meta.clone());
-        known.ok_or(DiscoveryError::NotFound(digest))
-    }
-}
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {

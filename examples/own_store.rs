@@ -11,12 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use kraken_core::net::{Discovery, DiscoveryError, MemNetwork};
-use kraken_core::proto::{AnnounceReply, AnnounceRequest, Bitfield, Handout};
+use kraken_core::net::MemNetwork;
+use kraken_core::proto::Bitfield;
 use kraken_core::storage::{
     BlobStatus, MemStore, PieceStore, StoreError, UploadStore as _, testkit,
 };
-use kraken_core::{Agent, Digest, MetaInfo, Namespace, PeerId, PeerInfo};
+use kraken_core::{Agent, Digest, MetaInfo, PeerId};
+use kraken_examples::KnownPeer;
 use tokio::io::AsyncReadExt as _;
 
 /// Pieces in memory. Clones share them.
@@ -128,30 +129,6 @@ impl PieceStore for Pieces {
         let blobs = self.blobs();
         let sealed = blobs.iter().filter(|(_, blob)| blob.sealed);
         Ok(sealed.map(|(digest, _)| *digest).collect())
-    }
-}
-
-/// Knows one peer, and what the blob consists of.
-struct KnownPeer {
-    peer: Option<PeerInfo>,
-    meta: MetaInfo,
-}
-
-impl Discovery for KnownPeer {
-    async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
-        let handouts = request.blobs.iter().map(|blob| Handout {
-            digest: blob.digest,
-            peers: self.peer.iter().cloned().collect(),
-        });
-        Ok(AnnounceReply {
-            interval_ms: 1000,
-            handouts: handouts.collect(),
-        })
-    }
-
-    async fn metainfo(&self, _: &Namespace, digest: Digest) -> Result<MetaInfo, DiscoveryError> {
-        let known = (digest == self.meta.digest()).then(|| self.meta.clone());
-        known.ok_or(DiscoveryError::NotFound(digest))
     }
 }
 

@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use kraken_core::net::throttle::Passage;
-use kraken_core::net::{Discovery, DiscoveryError, Frame, NetError, PeerConn, Throttle, Transport};
+use kraken_core::net::{Frame, NetError, PeerConn, Throttle, Transport};
 use kraken_core::proto::wire::codec;
-use kraken_core::proto::{AnnounceReply, AnnounceRequest, Handout, Message, PieceLength};
+use kraken_core::proto::{Message, PieceLength};
 use kraken_core::storage::{MemStore, UploadStore as _, testkit};
-use kraken_core::{Agent, Digest, MetaInfo, Namespace, PeerId, PeerInfo};
+use kraken_core::{Agent, PeerId, PeerInfo};
+use kraken_examples::KnownPeer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -226,30 +227,6 @@ impl PeerConn for Conn {
 
     fn close(&self, _: &str) {
         self.closed.cancel();
-    }
-}
-
-/// Knows one peer, and what the blob consists of.
-struct KnownPeer {
-    peer: Option<PeerInfo>,
-    meta: MetaInfo,
-}
-
-impl Discovery for KnownPeer {
-    async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
-        let handouts = request.blobs.iter().map(|blob| Handout {
-            digest: blob.digest,
-            peers: self.peer.iter().cloned().collect(),
-        });
-        Ok(AnnounceReply {
-            interval_ms: 1000,
-            handouts: handouts.collect(),
-        })
-    }
-
-    async fn metainfo(&self, _: &Namespace, digest: Digest) -> Result<MetaInfo, DiscoveryError> {
-        let known = (digest == self.meta.digest()).then(|| self.meta.clone());
-        known.ok_or(DiscoveryError::NotFound(digest))
     }
 }
 

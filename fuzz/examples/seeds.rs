@@ -26,6 +26,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, text) in requests() {
         seed("registry", name, &text)?;
     }
+    for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config"))? {
+        let path = file?.path();
+        let name = path.file_stem().expect("it has a name").to_string_lossy();
+        seed("config", &name, &fs::read(&path)?)?;
+    }
     Ok(())
 }
 
