@@ -9,7 +9,7 @@ use kraken_core::net::Role;
 use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, admit, serve_on, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::garbage::Collector;
-use kraken_registry::replicate::{self, Replicator};
+use kraken_registry::replicate::{self, OwnCluster, Replicator, Rules};
 use kraken_registry::tags::members::IndexMember;
 use kraken_registry::tags::ring::TagRing;
 use kraken_registry::tags::server::{TagPolicy, router};
@@ -28,7 +28,7 @@ use crate::log::LogFilter;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
 use crate::reload::{self, Changed};
-use crate::remotes::{self, RemoteConfig};
+use crate::remotes::{self, RemoteConfig, SourceConfig};
 use crate::sockets;
 use crate::tags_backend::{self, TagsBackendConfig};
 use crate::{tls, units};
@@ -75,6 +75,9 @@ pub struct BuildIndexConfig {
     /// Clusters and registries that images go to.
     #[serde(default)]
     pub remotes: Vec<RemoteConfig>,
+    /// Clusters that images come from, because this one fetches them.
+    #[serde(default)]
+    pub sources: Vec<SourceConfig>,
     /// Where tags are kept besides the disks of the build-indexes; nowhere when absent.
     #[serde(default)]
     pub tags_backend: Option<TagsBackendConfig>,
@@ -96,6 +99,7 @@ impl ProcessConfig for BuildIndexConfig {
         "log",
         "origins",
         "remotes",
+        "sources",
         "upstream_tags",
     ];
 
@@ -122,7 +126,7 @@ impl ProcessConfig for BuildIndexConfig {
             found.add(format!("name: {name} is none of the build_indexes"));
         }
         found.of(policy(self));
-        found.of(remotes::rules(&self.remotes, &self.cluster));
+        found.of(self.rules(&self.cluster));
         if let Some(backend) = &self.tags_backend {
             found.of(backend.check());
         }
@@ -238,15 +242,15 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
         tags = tags.with_backend(backend.make()?);
     }
     let policy = policy(&config)?;
-    let at = (origins.clone(), config.replicas);
     // Other clusters are their build-indexes and origins, whoever else has a certificate that fits.
     let abroad = http.calling(&[Role::BuildIndex, Role::Origin])?;
-    let replicator = Replicator::new(
-        tags.clone(),
-        at,
-        remotes::rules(&config.remotes, &config.cluster)?,
-        &abroad,
-    );
+    let own = OwnCluster {
+        ring: tags.clone(),
+        origins: origins.clone(),
+        replicas: config.replicas,
+        policy: policy.clone(),
+    };
+    let replicator = Replicator::new(own, config.rules(&config.cluster)?, &abroad);
     let sending = replicator.clone();
     let sending = async move { sending.run().await };
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(sending));
@@ -259,7 +263,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
         checked.map_err(|error| StartError::Config(format!("garbage: {error}")))?;
     }
     let collector = Collector::new(tags.clone(), origins.clone());
-    let replicating = replicate::server::router(replicator.clone(), policy.clone());
+    let replicating = replicate::server::router(replicator.clone());
     let (kept, sent, known) = (tags.clone(), replicator.clone(), identity.clone());
     let metrics = get(async move || {
         let kept = tags_backend::metrics(&kept).await;
@@ -290,6 +294,13 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
         server,
         shutdown,
     })
+}
+
+impl BuildIndexConfig {
+    /// Where images go, and where they come from.
+    fn rules(&self, cluster: &str) -> Result<Rules, StartError> {
+        remotes::rules((&self.remotes, &self.sources), cluster)
+    }
 }
 
 /// What is asked of tags beside a digest.
@@ -356,7 +367,8 @@ impl Service for BuildIndexService {
             )
             .map(Origins::listed)
         })?;
-        let remotes = changed.then("remotes", || remotes::rules(&config.remotes, &self.cluster))?;
+        let is_other = changed.has("remotes") || changed.has("sources");
+        let rules = is_other.then(|| config.rules(&self.cluster)).transpose()?;
         let asked = policy(&config)?;
         if let Some(origins) = origins.flatten() {
             self.origins.set(origins);
@@ -364,7 +376,7 @@ impl Service for BuildIndexService {
         if changed.has("immutable_tags") || changed.has("upstream_tags") {
             self.policy.replace(&asked);
         }
-        if let Some(rules) = remotes {
+        if let Some(rules) = rules {
             self.replicator.replace(rules, &self.abroad);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Other clusters and registries that images go to.
+//! Other clusters and registries that images go to, and clusters that they come from.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -8,7 +8,9 @@ use kraken_core::net::http::BaseUrl;
 use kraken_core::proto::tags::hours::{Hours, Plan, WindowError};
 use kraken_core::storage::backend::web::{RegistryOptions, RegistryWriter};
 use kraken_registry::platform::PlatformError;
-use kraken_registry::replicate::{RemoteKind, RemoteRule, RemoteStatus, Replicator};
+use kraken_registry::replicate::{
+    RemoteKind, RemoteRule, RemoteStatus, Replicator, Rules, SourceRule,
+};
 use regex::Regex;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -32,6 +34,10 @@ pub struct RemoteConfig {
     /// The registry, if it is one.
     #[serde(default)]
     pub registry: Option<RegistryOptions>,
+    /// The cluster fetches what it lacks itself: this one is among its `sources`, and its `cluster` is this
+    /// name.
+    #[serde(default)]
+    pub fetches: bool,
     /// Regular expressions: it gets the tags of which one matches somewhere in `repository:tag`.
     pub tags: Vec<String>,
     /// The platforms of which it gets the manifests of an index, such as `linux/amd64`; all when absent.
@@ -51,40 +57,30 @@ pub struct RemoteConfig {
 impl RemoteConfig {
     fn rule(&self, cluster: &str) -> Result<RemoteRule, StartError> {
         let wrong = |what: String| StartError::Config(format!("remotes: {}: {what}", self.name));
-        let is_plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
-        if self.name.is_empty() || self.name.len() > 255 || !self.name.chars().all(is_plain) {
-            return Err(wrong("a name has letters, digits, `-`, `_` and `.`".into()));
-        }
-        if self.name == cluster {
-            return Err(wrong(
-                "this cluster is called so itself, see `cluster`".into(),
-            ));
-        }
+        check_name(&self.name, cluster).map_err(wrong)?;
         if self.tags.is_empty() {
             return Err(wrong("tags: name those that go there".into()));
         }
-        for url in &self.build_indexes {
-            let parsed = url.parse::<BaseUrl>();
-            parsed.map_err(|error| wrong(format!("build_indexes: {error}")))?;
-        }
-        let kind = match (&self.build_indexes[..], &self.registry) {
-            ([_, ..], None) => RemoteKind::Cluster(self.build_indexes.clone()),
-            ([], Some(options)) => {
+        check_urls(&self.build_indexes).map_err(wrong)?;
+        let kind = match (&self.build_indexes[..], &self.registry, self.fetches) {
+            ([_, ..], None, false) => RemoteKind::Cluster(self.build_indexes.clone()),
+            ([], None, true) if self.limit.or(self.limit_outside).is_some() => {
+                let what = "limit: the cluster that `fetches` limits it itself, in its `sources`";
+                return Err(wrong(what.into()));
+            }
+            ([], None, true) => RemoteKind::Fetches,
+            ([], Some(options), false) => {
                 let writer = RegistryWriter::new(options.clone(), TIMEOUT);
                 RemoteKind::Registry(writer.map_err(|error| wrong(error.to_string()))?)
             }
             _ => {
-                let what = "name its build_indexes if it is a cluster, or else its registry";
+                let what = "name its build_indexes if it is a cluster, or else its registry, or say that it fetches: one \
+                            of the three";
                 return Err(wrong(what.into()));
             }
         };
-        if self.hours.is_empty() && self.limit_outside.is_some() {
-            return Err(wrong("limit_outside: outside of which hours?".into()));
-        }
         let platforms = self.platforms.iter().map(|it| it.parse());
         let platforms = platforms.collect::<Result<_, PlatformError>>();
-        let hours = self.hours.iter().map(|it| it.parse());
-        let hours = hours.collect::<Result<_, WindowError>>();
         let tags = self.tags.iter().map(|it| Regex::new(it));
         let tags = tags.collect::<Result<_, _>>();
         Ok(RemoteRule {
@@ -92,33 +88,111 @@ impl RemoteConfig {
             kind,
             tags: tags.map_err(|error| wrong(format!("tags: {error}")))?,
             platforms: platforms.map_err(|error| wrong(format!("platforms: {error}")))?,
-            plan: Plan {
-                hours: Hours::new(hours.map_err(|error| wrong(format!("hours: {error}")))?),
-                limit: self.limit.map(|rate| rate.0),
-                limit_outside: self.limit_outside.map(|rate| rate.0),
-            },
+            plan: plan(&self.hours, (self.limit, self.limit_outside)).map_err(wrong)?,
         })
     }
 }
 
-/// Where images go.
+/// A cluster that images come from. This one is among its `remotes`, which `fetches`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// A name for it, which none of the `remotes` has.
+    pub name: String,
+    /// The base URLs of all of its build-indexes; they and its origins accept this cluster's certificates.
+    pub build_indexes: Vec<String>,
+    /// How many bytes a second each build-index here fetches; no limit when absent.
+    #[serde(default)]
+    pub limit: Option<Rate>,
+    /// When something is fetched, in UTC, such as `22:00-06:00` or `sat,sun 00:00-24:00`; always when absent.
+    #[serde(default)]
+    pub hours: Vec<String>,
+    /// How many bytes a second at all other hours; nothing when absent.
+    #[serde(default)]
+    pub limit_outside: Option<Rate>,
+}
+
+impl SourceConfig {
+    fn rule(&self, cluster: &str) -> Result<SourceRule, StartError> {
+        let wrong = |what: String| StartError::Config(format!("sources: {}: {what}", self.name));
+        check_name(&self.name, cluster).map_err(wrong)?;
+        check_urls(&self.build_indexes).map_err(wrong)?;
+        if self.build_indexes.is_empty() {
+            return Err(wrong("build_indexes: name all that it has".into()));
+        }
+        if !is_plain(cluster) {
+            let what = format!("`cluster` is {cluster:?}: its `remotes` can have no such name");
+            return Err(wrong(what));
+        }
+        Ok(SourceRule {
+            name: self.name.clone(),
+            build_indexes: self.build_indexes.clone(),
+            plan: plan(&self.hours, (self.limit, self.limit_outside)).map_err(wrong)?,
+        })
+    }
+}
+
+fn is_plain(name: &str) -> bool {
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
+    !name.is_empty() && name.len() <= 255 && name.chars().all(is_plain)
+}
+
+fn check_name(name: &str, cluster: &str) -> Result<(), String> {
+    if !is_plain(name) {
+        return Err("a name has letters, digits, `-`, `_` and `.`".into());
+    }
+    if name == cluster {
+        return Err("this cluster is called so itself, see `cluster`".into());
+    }
+    Ok(())
+}
+
+fn check_urls(build_indexes: &[String]) -> Result<(), String> {
+    for url in build_indexes {
+        let parsed = url.parse::<BaseUrl>();
+        parsed.map_err(|error| format!("build_indexes: {error}"))?;
+    }
+    Ok(())
+}
+
+fn plan(
+    hours: &[String],
+    (limit, limit_outside): (Option<Rate>, Option<Rate>),
+) -> Result<Plan, String> {
+    if hours.is_empty() && limit_outside.is_some() {
+        return Err("limit_outside: outside of which hours?".into());
+    }
+    let hours = hours.iter().map(|it| it.parse());
+    let hours = hours.collect::<Result<_, WindowError>>();
+    Ok(Plan {
+        hours: Hours::new(hours.map_err(|error| format!("hours: {error}"))?),
+        limit: limit.map(|rate| rate.0),
+        limit_outside: limit_outside.map(|rate| rate.0),
+    })
+}
+
+/// Where images go, and where they come from.
 ///
 /// # Errors
 /// An entry makes no sense.
 pub(crate) fn rules(
-    remotes: &[RemoteConfig],
+    (remotes, sources): (&[RemoteConfig], &[SourceConfig]),
     cluster: &str,
-) -> Result<Vec<RemoteRule>, StartError> {
+) -> Result<Rules, StartError> {
     let mut names = BTreeSet::new();
-    let mut rules = Vec::new();
-    for remote in remotes {
-        if !names.insert(&remote.name) {
-            let what = format!("remotes: two are named {}", remote.name);
+    let named = remotes.iter().map(|it| &it.name);
+    for name in named.chain(sources.iter().map(|it| &it.name)) {
+        if !names.insert(name) {
+            let what = format!("remotes and sources: two are named {name}");
             return Err(StartError::Config(what));
         }
-        rules.push(remote.rule(cluster)?);
     }
-    Ok(rules)
+    let remotes = remotes.iter().map(|it| it.rule(cluster));
+    let sources = sources.iter().map(|it| it.rule(cluster));
+    Ok(Rules {
+        remotes: remotes.collect::<Result<_, _>>()?,
+        sources: sources.collect::<Result<_, _>>()?,
+    })
 }
 
 /// How far images are on their way, for Prometheus.
@@ -128,7 +202,7 @@ pub(crate) async fn metrics(replicator: &Replicator) -> String {
         (
             "waiting",
             "gauge",
-            "Tags and links that another cluster may lack.",
+            "Tags and links that another cluster may lack, or this one.",
             |it| it.waiting,
         ),
         (
@@ -146,13 +220,13 @@ pub(crate) async fn metrics(replicator: &Replicator) -> String {
         (
             "sent_blobs_total",
             "counter",
-            "Blobs that were sent.",
+            "Blobs that were sent or fetched.",
             |it| it.sent_blobs,
         ),
         (
             "sent_bytes_total",
             "counter",
-            "Bytes of blobs that were sent.",
+            "Bytes of blobs that were sent or fetched.",
             |it| it.sent_bytes,
         ),
     ];
@@ -165,9 +239,10 @@ pub(crate) async fn metrics(replicator: &Replicator) -> String {
         let _ = writeln!(text, "# TYPE kraken_replicate_{name} {kind}");
         for remote in &remotes {
             let (cluster, value) = (&remote.name, read(remote));
+            let direction = remote.direction.as_str();
             let _ = writeln!(
                 text,
-                "kraken_replicate_{name}{{cluster=\"{cluster}\"}} {value}"
+                "kraken_replicate_{name}{{cluster=\"{cluster}\",direction=\"{direction}\"}} {value}"
             );
         }
     }
@@ -181,7 +256,37 @@ mod tests {
 
     fn check(text: &str) -> Result<Vec<RemoteRule>, String> {
         let remotes: Vec<RemoteConfig> = config::parse(text).map_err(|it| it.to_string())?;
-        rules(&remotes, "east").map_err(|it| it.to_string())
+        let rules = rules((&remotes, &[]), "east").map_err(|it| it.to_string())?;
+        Ok(rules.remotes)
+    }
+
+    #[test]
+    fn a_source_has_a_name_that_no_remote_has_and_all_its_build_indexes() {
+        let remote = "{name: west, tags: [a], fetches: true}";
+        let remotes: Vec<RemoteConfig> = config::parse(&format!("- {remote}")).unwrap();
+        let check = |text: &str| {
+            let sources: Vec<SourceConfig> = config::parse(text).map_err(|it| it.to_string())?;
+            let rules = rules((&remotes, &sources), "east").map_err(|it| it.to_string())?;
+            Ok::<_, String>(rules.sources)
+        };
+        let one = "- {name: from-west, build_indexes: ['https://a:1'], hours: ['22:00-06:00'], limit: 20MB}";
+        assert_eq!(check(one).unwrap()[0].build_indexes, ["https://a:1"]);
+        for (from, to, what) in [
+            ("from-west", "west", "two are named west"),
+            ("from-west", "east", "called so itself"),
+            ("'https://a:1'", "", "name all that it has"),
+            ("https", "ftp", "build_indexes"),
+            ("22:00", "22", "hours"),
+            (
+                "hours: ['22:00-06:00'], limit",
+                "limit_outside",
+                "outside of which hours",
+            ),
+            ("limit", "tags", "tags"),
+        ] {
+            let error = check(&one.replace(from, to)).unwrap_err();
+            assert!(error.contains(what), "{to}: {error}");
+        }
     }
 
     #[test]
@@ -236,6 +341,14 @@ mod tests {
                 "{namespace}",
             ),
             ("- {name: r, tags: [a]}".into(), "or else its registry"),
+            (
+                format!("- {}", one.replace("limit: 20MB", "fetches: true")),
+                "one of the three",
+            ),
+            (
+                "- {name: r, tags: [a], fetches: true, limit: 1MB}".into(),
+                "limits it itself",
+            ),
             (
                 format!("- {}", one.replace("limit: 20MB", "hours: [night]")),
                 "hours: \"night\" is no window such as",

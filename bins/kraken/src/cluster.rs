@@ -137,6 +137,7 @@ impl Cluster {
             build_indexes: Vec::new(),
             tag_replicas: 1,
             remotes: Vec::new(),
+            sources: Vec::new(),
             tags_backend: None,
             immutable_tags: Vec::new(),
             upstream_tags: Vec::new(),

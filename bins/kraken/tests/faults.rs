@@ -49,6 +49,8 @@ mod rules;
 mod siege;
 #[path = "faults/simulate.rs"]
 mod simulate;
+#[path = "faults/sources.rs"]
+mod sources;
 #[path = "faults/tags.rs"]
 mod tags;
 #[path = "faults/upstream.rs"]

@@ -304,7 +304,9 @@ fn at_origin(path: &[&str], method: &str, is_read: bool) -> &'static [Role] {
 fn at_build_index(path: &[&str], is_read: bool) -> &'static [Role] {
     match path {
         ["internal", "tags", "standing"] if is_read => &[Role::BuildIndex, Role::Operator],
-        ["internal", ..] | ["replicate", "look" | "registers"] => &[Role::BuildIndex],
+        ["internal", ..]
+        | ["replicate", "look" | "registers"]
+        | ["replicate", _, "waiting" | "image" | "fetched"] => &[Role::BuildIndex],
         ["replicate", "status"] if is_read => SERVICES,
         ["tags" | "repositories" | "list" | "origin", ..] if is_read => EVERY,
         ["remotes", ..] if is_read => SERVICES,

@@ -1,6 +1,6 @@
-//! The way of a blob to another cluster.
+//! The way of a blob to another cluster, or from there.
 //!
-//! Of all build-indexes one sends it, whoever needs it there: the first of the blob's order that answers. So
+//! Of all build-indexes one sends or fetches it, whoever needs it: the first of the blob's order that answers. So
 //! each blob goes once, however many images share it. It goes on where it was when either end was
 //! started anew.
 
@@ -87,7 +87,7 @@ impl Blobs {
         }
     }
 
-    /// Has a blob sent by whoever's turn it is.
+    /// Has a blob sent, or fetched, by whoever's turn it is.
     pub(super) async fn send(
         &self,
         remote: &str,
@@ -163,7 +163,7 @@ impl Blobs {
         let blob = match remote {
             // There each repository has blobs of its own.
             Way::Registry(_) => format!("{ns} {digest}"),
-            Way::Cluster(_) | Way::Backend(_) => digest.to_string(),
+            _ => digest.to_string(),
         };
         let key = (remote.name().to_owned(), blob);
         let mut under_way = self.inner.under_way();
@@ -175,9 +175,26 @@ impl Blobs {
         let (inner, remote, ns) = (self.inner.clone(), remote.clone(), ns.clone());
         tokio::spawn(async move {
             let sent = match &remote {
-                Way::Cluster(remote) => inner.transfer(remote, &ns, digest).await,
+                Way::Cluster(remote) => match remote.origins().await {
+                    Ok(there) => {
+                        inner
+                            .transfer(remote, (&inner.origins, &there), (&ns, digest))
+                            .await
+                    }
+                    Err(error) => Err(error),
+                },
+                Way::Source(remote) => match remote.origins().await {
+                    Ok(there) => {
+                        inner
+                            .transfer(remote, (&there, &inner.origins), (&ns, digest))
+                            .await
+                    }
+                    Err(error) => Err(error),
+                },
                 Way::Registry(registry) => inner.upload_to(registry, &ns, digest).await,
-                Way::Backend(_) => Err(SendError::Failed("it takes no blobs".into())),
+                Way::Backend(_) | Way::Fetched(_) => {
+                    Err(SendError::Failed("it is sent no blobs".into()))
+                }
             };
             inner.under_way().remove(&key);
             tell.send_replace(match sent {
@@ -198,31 +215,32 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Brings a blob from these origins to those, as fast as may go to or come from the remote.
     async fn transfer(
         &self,
         remote: &Arc<Remote>,
-        ns: &Namespace,
-        digest: Digest,
+        (here, there): (&OriginCluster, &OriginCluster),
+        (ns, digest): (&Namespace, Digest),
     ) -> Result<(), SendError> {
         let _turn = remote.traffic.turn().await?;
-        let there = remote.origins().await?;
         // Somebody else may have sent it since.
         match there.stat(ns, digest).await {
             Ok(_) => return self.keep_upload(remote.name(), &digest.hex(), None).await,
             Err(ApiError::NotFound) => {}
             Err(error) => return Err(failed_there(&error)),
         }
-        let length = self.origins.stat(ns, digest).await;
-        let length = length.map_err(|error| SendError::Failed(format!("here: {error}")))?;
-        let Some((upload, mut at)) = self.upload(remote, &there, (ns, digest, length)).await?
-        else {
+        let length = here
+            .stat(ns, digest)
+            .await
+            .map_err(|error| failed_here(&error))?;
+        let Some((upload, mut at)) = self.upload(remote, there, (ns, digest, length)).await? else {
             return Ok(());
         };
         let (origin, id) = upload.split_once(' ').unwrap_or_default();
         let mut breaks = 0;
         while at < length {
             remote.traffic.check()?;
-            let body = self.body(&remote.traffic, (ns, digest), at..length).await?;
+            let body = body((here, &remote.traffic), (ns, digest), at..length).await?;
             match there.upload_append(origin, id, at, body).await {
                 Ok(now) => at = now,
                 Err(error) if breaks == BREAKS => return Err(failed_there(&error)),
@@ -302,28 +320,31 @@ impl Inner {
         }
         Err(failed_there(error))
     }
+}
 
-    /// The bytes of a part of a blob, as fast as they may go.
-    pub(super) async fn body(
-        &self,
-        traffic: &Arc<Traffic>,
-        (ns, digest): (&Namespace, Digest),
-        part: std::ops::Range<u64>,
-    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, SendError> {
-        let body = self.origins.open(ns, digest, part).await;
-        let body = body.map_err(|error| SendError::Failed(format!("here: {error}")))?;
+/// The bytes of a part of a blob from these origins, as fast as they may go.
+pub(super) async fn body(
+    (origins, traffic): (&OriginCluster, &Arc<Traffic>),
+    (ns, digest): (&Namespace, Digest),
+    part: std::ops::Range<u64>,
+) -> Result<BoxStream<'static, std::io::Result<Bytes>>, SendError> {
+    let body = origins.open(ns, digest, part).await;
+    let body = body.map_err(|error| SendError::Failed(format!("where it comes from: {error}")))?;
+    let traffic = traffic.clone();
+    let paced = body.stream.then(move |chunk| {
         let traffic = traffic.clone();
-        let paced = body.stream.then(move |chunk| {
-            let traffic = traffic.clone();
-            async move {
-                let chunk = chunk.map_err(std::io::Error::other)?;
-                let passed = traffic.pass(chunk.len() as u64).await;
-                passed.map_err(std::io::Error::other)?;
-                Ok(chunk)
-            }
-        });
-        Ok(paced.boxed())
-    }
+        async move {
+            let chunk = chunk.map_err(std::io::Error::other)?;
+            let passed = traffic.pass(chunk.len() as u64).await;
+            passed.map_err(std::io::Error::other)?;
+            Ok(chunk)
+        }
+    });
+    Ok(paced.boxed())
+}
+
+fn failed_here(error: &ApiError) -> SendError {
+    SendError::Failed(format!("where it comes from: {error}"))
 }
 
 fn failed_there(error: &ApiError) -> SendError {

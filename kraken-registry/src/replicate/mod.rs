@@ -16,15 +16,25 @@
 //! | `push` | what one register needs to be there |
 //! | `upload` | the way of one blob there |
 //! | `traffic` | how fast bytes go to one remote |
+//! | `rules` | which images go where |
+//! | `status` | what operators are told |
+//! | `offer` | what waits here for a cluster that fetches it |
+//! | `source` | a cluster that images come from, and what waits there |
+//! | `fetch` | what one register needs to be here |
 //! | `way` | where registers go: another cluster, another registry, or the backend of the tags |
 //! | [`server`] | what build-indexes say to each other and to operators |
 
 mod blobs;
+mod fetch;
+mod offer;
 mod push;
 mod registry;
 mod remote;
+mod rules;
 mod send;
 pub mod server;
+mod source;
+mod status;
 mod traffic;
 mod upload;
 mod way;
@@ -32,17 +42,14 @@ mod way;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kraken_core::net::http::HttpClient;
 use kraken_core::net::origin::OriginCluster;
-use kraken_core::storage::backend::web::RegistryWriter;
 use kraken_proto::tags::hours::{Allowed, Plan};
 use kraken_proto::tags::outbox::{Outbox, Sent};
 use kraken_proto::tags::record::Version;
 use kraken_proto::{Digest, Timestamp};
-use regex::Regex;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -50,12 +57,16 @@ use tokio::time::{Instant, timeout};
 use self::blobs::Blobs;
 use self::registry::Registry;
 use self::remote::Remote;
+pub use self::rules::{RemoteKind, RemoteRule, Rules, SourceRule};
+use self::source::Source;
+use self::status::Told;
+pub use self::status::{Direction, RefusedRegister, RemoteStatus, TagStatus};
 use self::way::Way;
 use crate::link::RegisterName;
-use crate::platform::Platform;
 use crate::tags::backend::BACKEND;
 use crate::tags::pending::{Wanted, What};
 use crate::tags::ring::TagRing;
+use crate::tags::server::TagPolicy;
 use crate::tags::{TagError, chance};
 
 /// Registers that are sent to one cluster at once.
@@ -68,34 +79,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const READ: Duration = Duration::from_secs(30);
 /// How long what was noted may take until it can be read.
 const SETTLES: Duration = Duration::from_secs(2);
-/// Registers that another cluster refused and that are told of.
-const TOLD: usize = 100;
 
-/// Where images go.
-#[derive(Debug, Clone)]
-pub enum RemoteKind {
-    /// Another cluster, by the base URLs of its build-indexes.
-    Cluster(Vec<String>),
-    /// Another registry.
-    Registry(RegistryWriter),
-}
-
-/// A cluster or registry that images go to.
-#[derive(Debug, Clone)]
-pub struct RemoteRule {
-    /// Its name.
-    pub name: String,
-    /// What it is.
-    pub kind: RemoteKind,
-    /// It gets the tags of which one of these matches somewhere in `repository:tag`.
-    pub tags: Vec<Regex>,
-    /// Of indexes it gets the manifests of these platforms; all when there are none.
-    pub platforms: Vec<Platform>,
-    /// When something goes there, and how many bytes a second from each build-index.
-    pub plan: Plan,
-}
-
-/// Sends what other clusters lack. Cheap to clone.
+/// Sends what other clusters lack, and fetches what this one lacks. Cheap to clone.
 #[derive(Clone)]
 pub struct Replicator {
     /// Another one when the clusters change.
@@ -107,13 +92,17 @@ struct Inner {
     ring: TagRing,
     origins: OriginCluster,
     replicas: usize,
+    policy: TagPolicy,
     wanted: Vec<Wanted>,
     remotes: BTreeMap<String, Arc<Line>>,
+    sources: BTreeMap<String, Arc<Source>>,
     blobs: Blobs,
     changed: Arc<Notify>,
     /// One changes what is paused at a time.
     pausing: tokio::sync::Mutex<()>,
     began: Instant,
+    /// The same moment, by the clock on the wall.
+    since: SystemTime,
 }
 
 /// What goes to one other cluster, or to the backend.
@@ -128,86 +117,35 @@ struct Line {
     told: Mutex<Told>,
 }
 
-/// What operators are told.
-#[derive(Default)]
-struct Told {
-    refused: BTreeMap<String, String>,
-    last_error: Option<String>,
-}
-
-/// How far the way to another cluster is, as one build-index knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RemoteStatus {
-    /// The other cluster's name.
-    pub name: String,
-    /// Registers that it may lack. Each owner of a tag counts it.
-    pub waiting: u64,
-    /// Those that are being sent by this build-index.
-    pub under_way: usize,
-    /// How long the first of them has waited.
-    pub oldest_seconds: u64,
-    /// Nothing is sent until somebody says so.
-    pub is_paused: bool,
-    /// Nothing is sent at this hour.
-    #[serde(default)]
-    pub is_closed: bool,
-    /// What it did not take, and why; at most a hundred.
-    pub refused: Vec<RefusedRegister>,
-    /// Blobs and bytes that this build-index has sent since its start.
-    pub sent_blobs: u64,
-    /// See `sent_blobs`.
-    pub sent_bytes: u64,
-    /// Why something was not sent, lately.
-    pub last_error: Option<String>,
-}
-
-/// What another cluster did not take.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RefusedRegister {
-    /// The tag or link.
-    pub name: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// Whether another cluster has a tag as it is here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TagStatus {
-    /// The other cluster's name.
-    pub remote: String,
-    /// Whether a rule sends the tag there.
-    pub is_wanted: bool,
-    /// The version here, and there; 0 of a tag that was never set.
-    pub here: String,
-    /// See `here`, or what the tag points to at another registry; absent when nobody answers there, or a
-    /// registry has no such tag.
-    pub there: Option<String>,
-    /// Whether it has what is here, or something later.
-    pub is_there: bool,
+/// The cluster that images are sent from, and fetched to.
+#[derive(Debug, Clone)]
+pub struct OwnCluster {
+    /// Its tags.
+    pub ring: TagRing,
+    /// Its origins, which have the blobs.
+    pub origins: OriginCluster,
+    /// How many origins keep each blob.
+    pub replicas: usize,
+    /// What is asked of tags that come from elsewhere.
+    pub policy: TagPolicy,
 }
 
 impl Replicator {
-    /// Sends the tags of `ring`, whose blobs are at `origins`, to these clusters. To be made before anything
-    /// is changed in the ring.
-    pub fn new(
-        ring: TagRing,
-        at: (OriginCluster, usize),
-        rules: Vec<RemoteRule>,
-        http: &HttpClient,
-    ) -> Self {
-        let inner = Arc::new(Inner::new(ring, at, rules, http));
+    /// Sends what this cluster has by these rules, and fetches. To be made before anything is changed in the
+    /// ring.
+    pub fn new(own: OwnCluster, rules: Rules, http: &HttpClient) -> Self {
+        let inner = Arc::new(Inner::new(own, rules, http));
         Self {
             inner: Arc::new(RwLock::new(inner)),
             replaced: Arc::default(),
         }
     }
 
-    /// Sends to these clusters from now on, and to no other. What is under way begins anew; what counts since
-    /// the start counts from here.
-    pub fn replace(&self, rules: Vec<RemoteRule>, http: &HttpClient) {
-        let before = self.inner();
-        let at = (before.origins.clone(), before.replicas);
-        let inner = Arc::new(Inner::new(before.ring.clone(), at, rules, http));
+    /// Goes by these rules from now on, and by no other. What is under way begins anew; what counts since the
+    /// start counts from here.
+    pub fn replace(&self, rules: Rules, http: &HttpClient) {
+        let own = self.inner().own();
+        let inner = Arc::new(Inner::new(own, rules, http));
         *self.inner.write().unwrap_or_else(PoisonError::into_inner) = inner;
         self.replaced.notify_one();
     }
@@ -227,45 +165,13 @@ impl Replicator {
         }
     }
 
-    /// How far the way to each other cluster is.
-    ///
-    /// # Errors
-    /// The list on the disk cannot be read.
-    pub async fn status(&self) -> Result<Vec<RemoteStatus>, TagError> {
-        let inner = self.inner();
-        let mut all = Vec::new();
-        for (name, line) in &inner.remotes {
-            let (waiting, since) = inner.ring.here().count_pending(name).await?;
-            let now = crate::tags::pending::unix_ms();
-            let under_way = line.outbox().under_way();
-            let told = line.told();
-            let refused = told.refused.iter().map(|(name, reason)| RefusedRegister {
-                name: name.clone(),
-                reason: reason.clone(),
-            });
-            all.push(RemoteStatus {
-                name: name.clone(),
-                waiting,
-                under_way,
-                oldest_seconds: since.map_or(0, |since| now.saturating_sub(since) / 1000),
-                is_paused: line.is_paused.load(Ordering::Relaxed),
-                is_closed: line.plan.at(now) == Allowed::Nothing,
-                refused: refused.collect(),
-                sent_blobs: line.way.sent().0,
-                sent_bytes: line.way.sent().1,
-                last_error: told.last_error.clone(),
-            });
-        }
-        Ok(all)
-    }
-
     /// Stops sending to a cluster, or goes on, also after a restart. Whether there is such a cluster.
     ///
     /// # Errors
     /// It cannot be written down.
     pub async fn set_paused(&self, remote: &str, is_paused: bool) -> Result<bool, TagError> {
         let inner = self.inner();
-        if !inner.remotes.contains_key(remote) {
+        if !inner.remotes.contains_key(remote) && !inner.sources.contains_key(remote) {
             return Ok(false);
         }
         let store = inner.ring.here();
@@ -285,6 +191,10 @@ impl Replicator {
     /// Tries all that waits for a cluster at once. Whether there is such a cluster.
     pub fn hurry(&self, remote: &str) -> bool {
         let inner = self.inner();
+        if let Some(source) = inner.sources.get(remote) {
+            source.hurry(inner.now());
+            return true;
+        }
         let line = inner.remotes.get(remote);
         line.is_some_and(|line| {
             line.outbox().hurry(inner.now());
@@ -322,7 +232,8 @@ impl Replicator {
             let name = name.to_string();
             let noted = inner.ring.here().note_pending(remote, vec![name.clone()]);
             noted.await?;
-            if let Some(line) = inner.remotes.get(remote) {
+            let line = inner.remotes.get(remote);
+            if let Some(line) = line.filter(|it| !matches!(it.way, Way::Fetched(_))) {
                 let now = inner.now();
                 line.outbox().add(now, &name, 0);
                 line.outbox().hurry_one(now, &name);
@@ -330,48 +241,6 @@ impl Replicator {
         }
         inner.changed.notify_waiters();
         Ok(remotes.len())
-    }
-
-    /// Whether other clusters have a tag as it is here.
-    ///
-    /// # Errors
-    /// Nobody knows what it is here.
-    pub async fn tag_status(&self, name: &RegisterName) -> Result<Vec<TagStatus>, TagError> {
-        let inner = self.inner();
-        let state = inner.ring.register(name).await?;
-        let digest = state.as_ref().and_then(|state| state.now.digest);
-        let here = state.map_or(Version::ZERO, |state| state.now.version);
-        let mut all = Vec::new();
-        for wanted in &inner.wanted {
-            let Some(line) = inner.remotes.get(&wanted.remote) else {
-                continue;
-            };
-            let is_wanted = wanted.wants(name);
-            // What no rule sends there is not named there.
-            let (there, is_there) = match (&line.way, name) {
-                (Way::Backend(_), _) => continue,
-                (Way::Cluster(remote), _) if is_wanted => {
-                    let looked = remote.look(vec![name.to_string()]).await.ok();
-                    let there = looked.and_then(|looked| Some(looked.first()?.version));
-                    let is_there = there.is_some_and(|there| there >= here);
-                    (there.map(|there| there.get().to_string()), is_there)
-                }
-                (Way::Registry(registry), RegisterName::Tag(tag)) if is_wanted => {
-                    let there = registry.tag(tag).await.ok();
-                    let is_there = there == Some(digest);
-                    (there.flatten().map(|it| it.to_string()), is_there)
-                }
-                _ => (None, false),
-            };
-            all.push(TagStatus {
-                remote: wanted.remote.clone(),
-                is_wanted,
-                here: here.get().to_string(),
-                there,
-                is_there,
-            });
-        }
-        Ok(all)
     }
 }
 
@@ -404,31 +273,17 @@ impl Line {
         }
         allowed != Allowed::Nothing
     }
-
-    /// Notes how an attempt ended.
-    fn tell(&self, name: &str, result: &Result<Known, SendError>) {
-        let mut told = self.told();
-        match result {
-            Ok(_) => drop(told.refused.remove(name)),
-            Err(SendError::Refused(reason)) => {
-                if told.refused.len() < TOLD {
-                    told.refused.insert(name.to_owned(), reason.clone());
-                }
-            }
-            Err(SendError::Held) => {}
-            Err(error) => told.last_error = Some(format!("{name}: {error}")),
-        }
-    }
 }
 
 impl Inner {
-    fn new(
-        ring: TagRing,
-        (origins, replicas): (OriginCluster, usize),
-        rules: Vec<RemoteRule>,
-        http: &HttpClient,
-    ) -> Self {
-        let wanted = rules.iter().map(|rule| Wanted {
+    fn new(own: OwnCluster, rules: Rules, http: &HttpClient) -> Self {
+        let OwnCluster {
+            ring,
+            origins,
+            replicas,
+            policy,
+        } = own;
+        let wanted = rules.remotes.iter().map(|rule| Wanted {
             remote: rule.name.clone(),
             platforms: rule.platforms.clone(),
             what: What::Tags(rule.tags.clone()),
@@ -441,7 +296,7 @@ impl Inner {
             what: What::All(backend.place()),
         }));
         let changed = ring.here().watch(wanted.clone());
-        let clusters = rules.into_iter();
+        let clusters = rules.remotes.into_iter();
         let ways = clusters.map(|rule| {
             let way = match rule.kind {
                 RemoteKind::Cluster(build_indexes) => {
@@ -452,6 +307,7 @@ impl Inner {
                     let registry = Registry::new((rule.name, writer));
                     Way::Registry(Arc::new(registry))
                 }
+                RemoteKind::Fetches => Way::Fetched(rule.name),
             };
             (way, rule.plan)
         });
@@ -469,22 +325,44 @@ impl Inner {
         };
         let ways = ways.chain(backend.map(|it| (Way::Backend(it), Plan::default())));
         let remotes: BTreeMap<_, _> = ways.map(line).collect();
+        let sources = rules.sources.into_iter().map(|rule| {
+            let named = (rule.name, rule.build_indexes);
+            let remote = Remote::new(named, ring.cluster(), http);
+            let source = Source::new(remote, rule.plan);
+            (source.remote.name().to_owned(), Arc::new(source))
+        });
+        let sources: BTreeMap<_, _> = sources.collect();
         let ways = remotes.values().map(|line| line.way.clone());
+        let from = sources.values().map(|it| Way::Source(it.remote.clone()));
+        let ways = ways.chain(from);
         let blobs = Blobs::new(ring.clone(), origins.clone(), ways);
         Self {
             ring,
             origins,
             replicas,
+            policy,
             wanted,
             remotes,
+            sources,
             blobs,
             changed,
             pausing: tokio::sync::Mutex::default(),
             began: Instant::now(),
+            since: SystemTime::now(),
         }
     }
 
-    /// Sends, for ever.
+    /// The cluster that it was made for.
+    fn own(&self) -> OwnCluster {
+        OwnCluster {
+            ring: self.ring.clone(),
+            origins: self.origins.clone(),
+            replicas: self.replicas,
+            policy: self.policy.clone(),
+        }
+    }
+
+    /// Sends and fetches, for ever.
     async fn run(self: Arc<Self>) {
         let inner = &self;
         let store = inner.ring.here();
@@ -499,9 +377,17 @@ impl Inner {
             }
             tokio::time::sleep(READ).await;
         }
-        let lines = inner.remotes.values().cloned();
-        let lines = lines.map(|line| inner.clone().keep_sending(line));
-        futures::future::join_all(lines).await;
+        let sent = |line: &&Arc<Line>| !matches!(line.way, Way::Fetched(_));
+        let lines = inner.remotes.values().filter(sent).cloned();
+        let sending = lines.map(|line| inner.clone().keep_sending(line));
+        let lists = |source: &Arc<Source>| {
+            let lists = source.lists.iter().map(|list| list.at);
+            lists.map(|at| (source.clone(), at)).collect::<Vec<_>>()
+        };
+        let lists = inner.sources.values().flat_map(lists);
+        let fetching = lists.map(|(source, at)| inner.clone().keep_fetching(source, at));
+        let sending = futures::future::join_all(sending);
+        futures::future::join(sending, futures::future::join_all(fetching)).await;
     }
 
     fn now(&self) -> Timestamp {
@@ -514,6 +400,11 @@ impl Inner {
             let is_paused = paused.contains(name);
             line.is_paused.store(is_paused, Ordering::Relaxed);
             line.regulate(self.now());
+        }
+        for (name, source) in &self.sources {
+            let is_paused = paused.contains(name);
+            source.is_paused.store(is_paused, Ordering::Relaxed);
+            source.regulate(self.now());
         }
     }
 
@@ -582,8 +473,9 @@ impl Inner {
             Way::Cluster(remote) => self.send(remote, &name).await,
             Way::Registry(registry) => self.push(registry, &name).await,
             Way::Backend(backend) => self.write(backend, &name).await,
+            Way::Fetched(_) | Way::Source(_) => Err(SendError::Held),
         };
-        line.tell(&name, &result);
+        line.told().tell(&name, result.as_ref().err());
         let remote = line.way.name();
         let mut is_same = true;
         let sent = match result {

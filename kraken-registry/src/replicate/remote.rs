@@ -19,12 +19,16 @@ use tokio::time::Instant;
 use super::SendError;
 use super::server::{Look, Looked, Named, OriginList, Registers};
 use super::traffic::Traffic;
-use crate::web::chain;
+use crate::web::{chain, encode};
 
 /// How long one of its build-indexes may take to answer: it looks for all blobs of an image.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is asked who its origins are.
 const ORIGINS: Duration = Duration::from_secs(30);
+
+/// Bytes of an answer at most: an image of ten thousand manifests, each with its history and some blobs, has
+/// some thirty million.
+const MOST: usize = 64 << 20;
 
 /// What the reason of a build-index begins with that is there, and cannot answer this.
 const ANSWERED: &str = "it answers";
@@ -75,6 +79,11 @@ impl Remote {
         &self.name
     }
 
+    /// How many build-indexes it has.
+    pub(super) fn hosts(&self) -> usize {
+        self.hosts.len()
+    }
+
     /// What it knows of registers, in the order in which they are named.
     pub(super) async fn look(&self, names: Vec<String>) -> Result<Vec<Looked>, SendError> {
         let count = names.len();
@@ -123,12 +132,7 @@ impl Remote {
             (Err(SendError::Away(_)), Some((_, origins))) => return Ok(origins.clone()),
             (Err(error), _) => return Err(error),
         };
-        if told.cluster.as_ref() == Some(&self.own) {
-            let own = &self.own;
-            let what =
-                format!("it is named {own:?} as this cluster is: give each a `cluster` of its own");
-            return Err(SendError::Failed(what));
-        }
+        self.is_other(told.cluster.as_deref())?;
         let mut members = Vec::new();
         for origin in told.origins {
             let url: Result<BaseUrl, _> = origin.url.parse();
@@ -144,6 +148,37 @@ impl Remote {
         };
         *known = Some((Instant::now(), origins.clone()));
         Ok(origins)
+    }
+
+    /// Whether the cluster that calls itself so is another one: both could give one version to different
+    /// changes.
+    pub(super) fn is_other(&self, name: Option<&str>) -> Result<(), SendError> {
+        if name != Some(&self.own) {
+            return Ok(());
+        }
+        let own = &self.own;
+        let what =
+            format!("it is named {own:?} as this cluster is: give each a `cluster` of its own");
+        Err(SendError::Failed(what))
+    }
+
+    /// Asks one of its build-indexes about what this cluster fetches from there.
+    pub(super) async fn ask_one<T: DeserializeOwned>(
+        &self,
+        at: usize,
+        what: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<T, SendError> {
+        let url = format!("{}/replicate/{}/{what}", self.hosts[at], encode(&self.own));
+        let asked = self.http.raw().post(url).json(body).timeout(TIMEOUT);
+        match asked.send().await {
+            Ok(answer) => said(answer).await,
+            Err(error) => Err(SendError::Away(format!(
+                "{}: {}",
+                self.hosts[at],
+                chain(&error)
+            ))),
+        }
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -201,20 +236,36 @@ impl Remote {
 async fn said<T: DeserializeOwned>(answer: reqwest::Response) -> Result<T, SendError> {
     let status = answer.status();
     if status.is_success() {
-        let broken = |error: reqwest::Error| SendError::Away(chain(&error));
-        return answer.json().await.map_err(broken);
+        let bytes = bytes(answer).await?;
+        let wrong = |error| SendError::Failed(format!("it says what makes no sense: {error}"));
+        return serde_json::from_slice(&bytes).map_err(wrong);
     }
-    let text = answer.text().await.unwrap_or_default();
-    let failure = serde_json::from_str::<Failure>(&text);
+    let bytes = bytes(answer).await.unwrap_or_default();
+    let failure = serde_json::from_slice::<Failure>(&bytes);
     let reason = failure.map_or_else(
-        |_| text.chars().take(200).collect(),
+        |_| String::from_utf8_lossy(&bytes).chars().take(200).collect(),
         |failure| failure.error.message.chars().take(200).collect(),
     );
     Err(match status {
         StatusCode::CONFLICT => SendError::Refused(reason),
+        StatusCode::LOCKED => SendError::Held,
         status if status.is_server_error() => {
             SendError::Away(format!("{ANSWERED} {status}: {reason}"))
         }
         status => SendError::Failed(format!("{status}: {reason}")),
     })
+}
+
+/// All of an answer, which may not be larger than any that makes sense.
+async fn bytes(mut answer: reqwest::Response) -> Result<Vec<u8>, SendError> {
+    let mut bytes = Vec::new();
+    let broken = |error: reqwest::Error| SendError::Away(chain(&error));
+    while let Some(chunk) = answer.chunk().await.map_err(broken)? {
+        if bytes.len() + chunk.len() > MOST {
+            let what = format!("it says more than {MOST} bytes");
+            return Err(SendError::Failed(what));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
 }

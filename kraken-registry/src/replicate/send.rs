@@ -11,13 +11,13 @@ use super::remote::Remote;
 use super::server::Registers;
 use super::{Inner, Known, SendError};
 use crate::link::{Link, LinkKind, Linked, RegisterName};
-use crate::name::{RepoName, TagName};
+use crate::name::RepoName;
 use crate::platform;
 use crate::reader::{ReadError, fetch};
 
 /// Blobs of one image that go at once, and that are looked for.
-const BLOBS: usize = 4;
-const LOOKS: usize = 16;
+pub(super) const BLOBS: usize = 4;
+pub(super) const LOOKS: usize = 16;
 /// Manifests that one image has at most, its referrers among them.
 const MANIFESTS: usize = 10_000;
 /// Referrers in one page.
@@ -27,7 +27,7 @@ const PAGE: usize = 1000;
 #[derive(Debug, Default)]
 pub(super) struct Image {
     /// All blobs, its manifests among them.
-    blobs: BTreeSet<Digest>,
+    pub(super) blobs: BTreeSet<Digest>,
     /// The manifests of its repository.
     pub(super) manifests: Vec<Digest>,
     /// What is about these.
@@ -111,13 +111,8 @@ impl Inner {
         let RegisterName::Link(repo, link) = register else {
             return Ok(true);
         };
-        let rules = self.wanted.iter().find(|it| it.remote == remote.name());
-        let is_ruled = |tag: &TagName| {
-            let tag = RegisterName::Tag(tag.clone());
-            rules.is_some_and(|it| it.wants(&tag))
-        };
         // Of other repositories nothing is told there.
-        if !self.ring.any_tag_ever(repo, is_ruled).await? {
+        if !self.is_ruled(remote.name(), register).await? {
             return Ok(false);
         }
         let manifest = match link {
@@ -196,7 +191,7 @@ impl Inner {
     }
 
     /// The links of an image as they are here.
-    async fn links_of(
+    pub(super) async fn links_of(
         &self,
         repo: &RepoName,
         image: &Image,

@@ -9,7 +9,9 @@
 //! | `POST /replicate/{remote}/pause`, `resume`, `now`, `again` | stops, goes on, tries all that waits at once, sends all once more |
 //! | `GET /remotes/tags/{repo:tag}` | whether each other cluster has the tag |
 //! | `POST /remotes/tags/{repo:tag}` | sends it now |
-//! | `POST /internal/replicate/blob` | a blob is sent by this build-index, for another one |
+//! | `POST /internal/replicate/blob` | a blob is sent or fetched by this build-index, for another one |
+//!
+//! What clusters ask that fetch is in `offer`.
 
 use std::collections::BTreeSet;
 
@@ -24,13 +26,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Replicator;
 use super::blobs::{Carried, Carry};
+use super::{Inner, offer};
 use crate::link::{Link, Linked, RegisterName};
 use crate::name::{RepoName, TagName};
 use crate::source::{BlobSource, SourceError};
 use crate::tags::check::{self, CheckError};
 use crate::tags::pending::unix_ms;
 use crate::tags::ring::TagRing;
-use crate::tags::server::{IndexError, TagPolicy, revive};
+use crate::tags::server::{IndexError, revive};
 
 /// Versions may be so far ahead of this clock, in milliseconds: a day. One that is further ahead would hold up all changes
 /// after it.
@@ -92,13 +95,12 @@ pub(super) struct Named {
 
 /// A replicator and what it asks of tags that come from elsewhere.
 #[derive(Debug, Clone)]
-struct Served {
-    replicator: Replicator,
-    policy: TagPolicy,
+pub(super) struct Served {
+    pub(super) replicator: Replicator,
 }
 
-/// The routes. What comes from other clusters has to follow `policy`.
-pub fn router(replicator: Replicator, policy: TagPolicy) -> Router {
+/// The routes.
+pub fn router(replicator: Replicator) -> Router {
     Router::new()
         .route("/origin", get(origins))
         .route("/replicate/look", post(look))
@@ -110,7 +112,10 @@ pub fn router(replicator: Replicator, policy: TagPolicy) -> Router {
         .route("/replicate/{remote}/again", post(again))
         .route("/remotes/tags/{tag}", get(tag_status).post(send_now))
         .route("/internal/replicate/blob", post(carry))
-        .with_state(Served { replicator, policy })
+        .route("/replicate/{remote}/waiting", post(offer::waiting))
+        .route("/replicate/{remote}/image", post(offer::image))
+        .route("/replicate/{remote}/fetched", post(offer::fetched))
+        .with_state(Served { replicator })
 }
 
 async fn origins(State(served): State<Served>) -> Json<OriginList> {
@@ -168,26 +173,27 @@ async fn merge(
     if absent.len() > Registers::ABSENT {
         return Err(wrong("too many manifests are left out".into()));
     }
+    let inner = served.replicator.inner();
     for Named { name, state } in registers {
+        inner.accept((name.parse()?, state), &absent).await?;
+    }
+    Ok(Json(()))
+}
+
+impl Inner {
+    /// Merges a register of another cluster with that of this one. These manifests are left out of their
+    /// indexes.
+    pub(super) async fn accept(
+        &self,
+        (name, state): (RegisterName, TagState),
+        absent: &BTreeSet<Digest>,
+    ) -> Result<(), IndexError> {
         let ahead = state.now.version.millis().saturating_sub(unix_ms());
         if !state.is_sound() || ahead > AHEAD_MS {
             let what = format!("{name}: its history is too long, or its version a day ahead");
             return Err(wrong(what));
         }
-        served.merge(name.parse()?, state, &absent).await?;
-    }
-    Ok(Json(()))
-}
-
-impl Served {
-    async fn merge(
-        &self,
-        name: RegisterName,
-        state: TagState,
-        absent: &BTreeSet<Digest>,
-    ) -> Result<(), IndexError> {
-        let inner = self.replicator.inner();
-        let before = inner.ring.register(&name).await?;
+        let before = self.ring.register(&name).await?;
         let after = before
             .as_ref()
             .map_or_else(|| state.clone(), |it| it.merged(&state));
@@ -198,9 +204,9 @@ impl Served {
             RegisterName::Tag(tag) => {
                 if let Some(digest) = now {
                     let ns = tag.repo().namespace();
-                    let sparse = check::complete_but(&inner.origins, (&ns, digest), absent);
+                    let sparse = check::complete_but(&self.origins, (&ns, digest), absent);
                     for index in sparse.await? {
-                        mark_sparse(&inner.ring, tag.repo(), index).await?;
+                        mark_sparse(&self.ring, tag.repo(), index).await?;
                     }
                 }
                 self.policy.is_immutable(tag)
@@ -212,16 +218,16 @@ impl Served {
                 }
                 if let Some(digest) = now {
                     let ns = repo.namespace();
-                    let found = BlobSource::stat(&inner.origins, &ns, digest);
+                    let found = BlobSource::stat(&self.origins, &ns, digest);
                     exists(found.await, digest)?;
                 }
                 false
             }
         };
-        let merged = inner.ring.merge(&name, state, is_immutable).await?;
+        let merged = self.ring.merge(&name, state, is_immutable).await?;
         let now = merged.and_then(|state| state.now.digest);
         if let (RegisterName::Tag(tag), Some(digest)) = (&name, now) {
-            revive(&inner.ring, tag.repo(), digest).await?;
+            revive(&self.ring, tag.repo(), digest).await?;
         }
         tracing::info!(%name, digest = ?now, "merged with that of another cluster");
         Ok(())
@@ -251,15 +257,15 @@ async fn status(State(served): State<Served>) -> Result<Response, IndexError> {
 }
 
 fn known(is_known: bool, remote: &str) -> Result<StatusCode, IndexError> {
-    if is_known {
-        return Ok(StatusCode::OK);
-    }
-    let message = format!("{remote:?} is not among the `remotes` in the configuration");
-    Err(IndexError::new(
-        StatusCode::NOT_FOUND,
-        "REMOTE_UNKNOWN",
-        message,
-    ))
+    is_known
+        .then_some(StatusCode::OK)
+        .ok_or_else(|| unknown_remote(remote))
+}
+
+pub(super) fn unknown_remote(remote: &str) -> IndexError {
+    let message =
+        format!("{remote:?} is not among the `remotes` or `sources` in the configuration");
+    IndexError::new(StatusCode::NOT_FOUND, "REMOTE_UNKNOWN", message)
 }
 
 async fn pause(

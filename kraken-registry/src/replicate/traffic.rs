@@ -60,6 +60,12 @@ impl Traffic {
         was_held && !is_held
     }
 
+    /// The blobs that went, and their bytes.
+    pub(super) fn sent(&self) -> (u64, u64) {
+        let blobs = self.sent_blobs.load(Ordering::Relaxed);
+        (blobs, self.sent_bytes.load(Ordering::Relaxed))
+    }
+
     /// Whether something may go.
     pub(super) fn check(&self) -> Result<(), SendError> {
         match self.is_held.load(Ordering::Relaxed) {

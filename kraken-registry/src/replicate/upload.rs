@@ -11,7 +11,7 @@ use kraken_core::storage::backend::web::{PushError, Started, Upload};
 use kraken_proto::{Digest, Namespace};
 
 use super::SendError;
-use super::blobs::{BREAKS, Inner};
+use super::blobs::{BREAKS, Inner, body};
 use super::registry::Registry;
 
 /// The bytes of a chunk, at least: what is on its way when somebody dies is sent again, and cloud registries
@@ -122,7 +122,7 @@ impl Inner {
             return Ok(());
         };
         let traffic = &it.registry.traffic;
-        let body = self.body(traffic, (it.ns, it.digest), 0..it.length).await?;
+        let body = body((&self.origins, traffic), (it.ns, it.digest), 0..it.length).await?;
         let blob = (it.repo.as_str(), it.digest);
         let sent = writer.finish_whole(blob, &upload, (body, it.length)).await;
         traffic.check()?;
@@ -148,7 +148,7 @@ impl Inner {
         let traffic = &it.registry.traffic;
         traffic.check()?;
         let wanted = part.end - part.start;
-        let body = self.body(traffic, (it.ns, it.digest), part).await?;
+        let body = body((&self.origins, traffic), (it.ns, it.digest), part).await?;
         let bytes = body.try_fold(BytesMut::new(), async |mut whole, chunk| {
             whole.extend_from_slice(&chunk);
             Ok(whole)

@@ -1,7 +1,6 @@
-//! Where registers go: another cluster, another registry, or the backend of the tags.
+//! Where registers go: another cluster, another registry, or the backend of the tags; and where blobs come from.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use kraken_core::storage::BackendError;
 
@@ -21,32 +20,34 @@ pub(super) enum Way {
     Cluster(Arc<Remote>),
     Registry(Arc<Registry>),
     Backend(TagBackend),
+    /// A cluster of this name fetches what it lacks itself.
+    Fetched(String),
+    /// Blobs come from there.
+    Source(Arc<Remote>),
 }
 
 impl Way {
     pub(super) fn name(&self) -> &str {
         match self {
-            Self::Cluster(remote) => remote.name(),
+            Self::Cluster(remote) | Self::Source(remote) => remote.name(),
             Self::Registry(registry) => registry.name(),
             Self::Backend(_) => BACKEND,
+            Self::Fetched(name) => name,
         }
     }
 
-    /// The bytes of blobs that go there; the backend gets none.
+    /// The bytes of blobs that go that way, as far as they pass here; the backend gets none.
     pub(super) fn traffic(&self) -> Option<&Arc<Traffic>> {
         match self {
-            Self::Cluster(remote) => Some(&remote.traffic),
+            Self::Cluster(remote) | Self::Source(remote) => Some(&remote.traffic),
             Self::Registry(registry) => Some(&registry.traffic),
-            Self::Backend(_) => None,
+            Self::Backend(_) | Self::Fetched(_) => None,
         }
     }
 
     /// The blobs that were sent, and their bytes.
     pub(super) fn sent(&self) -> (u64, u64) {
-        self.traffic().map_or((0, 0), |traffic| {
-            let blobs = traffic.sent_blobs.load(Ordering::Relaxed);
-            (blobs, traffic.sent_bytes.load(Ordering::Relaxed))
-        })
+        self.traffic().map_or((0, 0), |traffic| traffic.sent())
     }
 }
 

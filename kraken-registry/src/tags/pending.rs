@@ -287,6 +287,16 @@ impl TagStore {
         .await
     }
 
+    /// Whether a remote may lack a name.
+    pub(crate) async fn is_pending(&self, remote: &str, name: &str) -> Result<bool, TagStoreError> {
+        let key = key(remote, name);
+        self.read(move |db| {
+            let pending = db.begin_read()?.open_table(PENDING)?;
+            Ok(pending.get(key.as_str())?.is_some())
+        })
+        .await
+    }
+
     /// How many names a remote may lack, and since when the first of them.
     pub(crate) async fn count_pending(
         &self,

@@ -549,7 +549,8 @@ async fn list_repositories(
 }
 
 /// An answer that is an error.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub(crate) struct IndexError {
     status: StatusCode,
     code: &'static str,
@@ -570,6 +571,11 @@ impl IndexError {
     pub(crate) fn unknown(name: &TagName) -> Self {
         let message = format!("there is no tag {name}");
         Self::new(StatusCode::NOT_FOUND, TAG_UNKNOWN, message)
+    }
+
+    /// Whether what is there does not allow it, whoever asks again.
+    pub(crate) fn is_conflict(&self) -> bool {
+        self.status == StatusCode::CONFLICT
     }
 
     fn unavailable(message: String) -> Self {

@@ -15,7 +15,7 @@ use kraken_proto::tags::record::{Condition, Refusal, TagState, Version};
 use kraken_proto::tags::register::{Ballot, Outbid};
 use kraken_proto::tags::rejoin::{Beginning, Told};
 use kraken_registry::name::TagName;
-use kraken_registry::replicate::Replicator;
+use kraken_registry::replicate::{OwnCluster, Replicator, Rules};
 use kraken_registry::tags::backend::TagBackend;
 use kraken_registry::tags::client::TagClient;
 use kraken_registry::tags::members::{IndexMember, RingError};
@@ -100,7 +100,13 @@ impl Cluster {
             ring = ring.with_backend(backend.unwrap());
             let http = HttpClient::new(None).unwrap();
             let origins = OriginCluster::new([], http.clone(), 1);
-            let writing = Replicator::new(ring.clone(), (origins, 1), Vec::new(), &http);
+            let own = OwnCluster {
+                ring: ring.clone(),
+                origins,
+                replicas: 1,
+                policy: TagPolicy::default(),
+            };
+            let writing = Replicator::new(own, Rules::default(), &http);
             tasks.push(tokio::spawn(async move { writing.run().await }));
         }
         let policy = TagPolicy::new(["release/.*|release/.*x", "app:v1|app:v10"]).unwrap();

@@ -274,7 +274,7 @@ async fn images_go_to_another_registry_with_all_they_need_and_are_removed_there(
 }
 
 /// An image of one large layer.
-async fn push_large(proxy: &str, repo: &str, seed: u64) -> Digest {
+pub(crate) async fn push_large(proxy: &str, repo: &str, seed: u64) -> Digest {
     let (config, layer) = (Bytes::from("{}"), random(30 << 20, seed));
     push_blob(proxy, repo, &config).await;
     push_blob(proxy, repo, &layer).await;
@@ -286,7 +286,7 @@ async fn push_large(proxy: &str, repo: &str, seed: u64) -> Digest {
     push_manifest(proxy, repo, "v1", &manifest).await
 }
 
-async fn until_sent(lab: &Lab, bytes: u64) {
+pub(crate) async fn until_sent(lab: &Lab, bytes: u64) {
     until(&format!("{bytes} bytes are on their way"), async || {
         (status(lab).await?["sent_bytes"].as_u64()? >= bytes).then_some(())
     })

@@ -112,8 +112,15 @@ pub(crate) async fn referrers_at(proxy: &str, repo: &str, subject: Digest) -> Ve
         .collect()
 }
 
-/// East sends what begins with `team/` or `both/` to west, which sends back what begins with `both/`.
-async fn two() -> BTreeMap<&'static str, Lab> {
+/// Who asks for the images that go from one cluster to another.
+#[derive(Clone, Copy)]
+enum By {
+    Sender,
+    Fetcher,
+}
+
+/// What begins with `team/` or `both/` goes from east to west, what begins with `both/` back.
+async fn two(by: By) -> BTreeMap<&'static str, Lab> {
     let authority = CertAuthority::create().unwrap();
     let at = [free_addr(), free_addr()];
     let mut labs = BTreeMap::new();
@@ -126,8 +133,18 @@ async fn two() -> BTreeMap<&'static str, Lab> {
             if role == "build-index" {
                 config["cluster"] = json!(name);
                 let other = format!("https://{}", at[1 - number]);
-                config["remotes"] =
-                    json!([{"name": remote, "build_indexes": [other], "tags": tags}]);
+                match by {
+                    By::Sender => {
+                        config["remotes"] =
+                            json!([{"name": remote, "build_indexes": [other], "tags": tags}]);
+                    }
+                    By::Fetcher => {
+                        config["remotes"] =
+                            json!([{"name": remote, "fetches": true, "tags": tags}]);
+                        let from = format!("from-{remote}");
+                        config["sources"] = json!([{"name": from, "build_indexes": [other]}]);
+                    }
+                }
             }
         };
         let lab = Lab::start_under(&authority, at[number], (2, 0), add).await;
@@ -138,8 +155,17 @@ async fn two() -> BTreeMap<&'static str, Lab> {
 
 #[tokio::test(flavor = "multi_thread")]
 pub(crate) async fn images_go_to_another_cluster_with_all_they_need_and_come_from_there() {
+    there_and_back(By::Sender).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_fetches_images_with_all_they_need() {
+    there_and_back(By::Fetcher).await;
+}
+
+async fn there_and_back(by: By) {
     within(180, "replication", async {
-        let labs = two().await;
+        let labs = two(by).await;
         let (east, west) = (labs["east"].host("proxy"), labs["west"].host("proxy"));
         let (v1, needed) = push_index(&east, "team/app", "v1", 1).await;
         let (other, _) = push_index(&east, "other/app", "v1", 50).await;
@@ -205,8 +231,17 @@ pub(crate) async fn images_go_to_another_cluster_with_all_they_need_and_come_fro
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_was_taken_is_lost_on_its_way_when_both_ends_die() {
+    all_arrives_though_both_ends_die(By::Sender).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_that_another_cluster_fetches_when_both_ends_die() {
+    all_arrives_though_both_ends_die(By::Fetcher).await;
+}
+
+async fn all_arrives_though_both_ends_die(by: By) {
     within(240, "replication", async {
-        let mut labs = two().await;
+        let mut labs = two(by).await;
         let (east, west) = (labs["east"].host("proxy"), labs["west"].host("proxy"));
         let mut pushed = Vec::new();
         for round in 0..6_u64 {

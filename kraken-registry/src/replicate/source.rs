@@ -1,0 +1,233 @@
+//! A cluster that images come from: each of its build-indexes has a list of what this cluster lacks.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kraken_proto::Timestamp;
+use kraken_proto::retry::backoff::{Backoff, Jitter};
+use kraken_proto::rng::Rng;
+use kraken_proto::tags::hours::{Allowed, Plan};
+use kraken_proto::tags::outbox::{Outbox, Sent};
+use tokio::time::Instant;
+
+use super::offer::{AskWaiting, PAGE, Waiting};
+use super::remote::Remote;
+use super::{READ, ROOM, SendError, Told};
+use crate::link::RegisterName;
+use crate::tags::chance;
+use crate::tags::pending::unix_ms;
+use crate::tags::ring::TagRing;
+
+/// How often a build-index there is asked what waits.
+const ASK: Duration = Duration::from_millis(500);
+/// The waits while it does not answer.
+const AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// A cluster that images come from.
+pub(super) struct Source {
+    pub(super) remote: Arc<Remote>,
+    /// When something comes from there.
+    plan: Plan,
+    pub(super) is_paused: AtomicBool,
+    /// One list for each of its build-indexes.
+    pub(super) lists: Vec<List>,
+    told: Mutex<Told>,
+}
+
+/// What waits at one of its build-indexes.
+pub(super) struct List {
+    /// Which of them it is.
+    pub(super) at: usize,
+    outbox: Mutex<Outbox>,
+    /// By name, since when it waits there.
+    since: Mutex<HashMap<String, u64>>,
+    /// It lets nothing go now.
+    is_held: AtomicBool,
+    /// It is to be read from its beginning.
+    is_stale: AtomicBool,
+}
+
+/// How far a list is read.
+pub(super) struct Reading {
+    after: Option<String>,
+    mark: Option<String>,
+    /// When it was read to its end.
+    ended: Option<Instant>,
+    asked: Option<Instant>,
+    /// How long it is left alone.
+    wait: Duration,
+    away: Backoff,
+    rng: Rng,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            after: None,
+            mark: None,
+            ended: None,
+            asked: None,
+            wait: ASK,
+            away: Backoff::new(AWAY.0, AWAY.1, Jitter::Equal),
+            rng: Rng::seeded(chance()),
+        }
+    }
+}
+
+impl Source {
+    pub(super) fn new(remote: Remote, plan: Plan) -> Self {
+        let lists = (0..remote.hosts()).map(|at| List {
+            at,
+            outbox: Mutex::new(Outbox::new(ROOM, chance())),
+            since: Mutex::default(),
+            is_held: AtomicBool::new(false),
+            is_stale: AtomicBool::new(true),
+        });
+        Self {
+            lists: lists.collect(),
+            remote: Arc::new(remote),
+            plan,
+            is_paused: AtomicBool::new(false),
+            told: Mutex::default(),
+        }
+    }
+
+    pub(super) fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What may come from there now, as this cluster has it.
+    pub(super) fn allowed(&self) -> Allowed {
+        match self.is_paused.load(Ordering::Relaxed) {
+            true => Allowed::Nothing,
+            false => self.plan.at(unix_ms()),
+        }
+    }
+
+    /// Whether nothing comes at this hour.
+    pub(super) fn is_closed(&self) -> bool {
+        self.plan.at(unix_ms()) == Allowed::Nothing
+    }
+
+    /// Lets come what may come now. Whether that is anything: one that holds it back there does so for all.
+    pub(super) fn regulate(&self, now: Timestamp) -> bool {
+        let is_held = |list: &List| list.is_held.load(Ordering::Relaxed);
+        let allowed = match self.lists.iter().any(is_held) {
+            true => Allowed::Nothing,
+            false => self.allowed(),
+        };
+        if self.remote.traffic.allow(allowed) {
+            self.hurry(now);
+        }
+        allowed != Allowed::Nothing
+    }
+
+    /// All that waits is due.
+    pub(super) fn hurry(&self, now: Timestamp) {
+        for list in &self.lists {
+            list.outbox().hurry(now);
+            list.is_stale.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks what waits, when it is time to, as far as there is room.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub(super) async fn read(
+        &self,
+        list: &List,
+        reading: &mut Reading,
+        (now, ring): (Timestamp, &TagRing),
+    ) -> Result<(), SendError> {
+        let is_early = reading.asked.is_some_and(|at| at.elapsed() < reading.wait);
+        if is_early || self.allowed() == Allowed::Nothing {
+            return Ok(());
+        }
+        reading.asked = Some(Instant::now());
+        let said = self.read_on(list, reading, (now, ring)).await;
+        reading.wait = match &said {
+            Ok(()) => {
+                reading.away.reset();
+                ASK
+            }
+            Err(_) => reading.away.delay(&mut reading.rng),
+        };
+        said
+    }
+
+    async fn read_on(
+        &self,
+        list: &List,
+        reading: &mut Reading,
+        (now, ring): (Timestamp, &TagRing),
+    ) -> Result<(), SendError> {
+        let is_old = reading.ended.is_none_or(|at| at.elapsed() >= READ);
+        if reading.after.is_none() && (list.is_stale.swap(false, Ordering::Relaxed) || is_old) {
+            reading.mark = None;
+        }
+        while list.outbox().room() >= PAGE {
+            let asked = AskWaiting {
+                after: reading.after.clone(),
+                mark: reading.mark.clone(),
+            };
+            let said: Waiting = self.remote.ask_one(list.at, "waiting", &asked).await?;
+            self.remote.is_other(Some(&said.cluster))?;
+            list.is_held.store(said.is_held, Ordering::Relaxed);
+            if said.is_held || said.is_unchanged {
+                return Ok(());
+            }
+            let is_first = reading.after.is_none();
+            if is_first {
+                reading.mark = said.mark;
+            }
+            reading.after = said.names.last().map(|it| it.name.clone());
+            let is_last = said.names.len() < PAGE;
+            for waits in said.names {
+                let register = waits.name.parse::<RegisterName>();
+                let rank = register.map_or(0, |it| ring.rank(it.repo().as_str()));
+                list.add(now, waits.name, (waits.since_ms, waits.rank + rank));
+            }
+            if is_last {
+                reading.after = None;
+                reading.ended = Some(Instant::now());
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl List {
+    pub(super) fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn since(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first to have waited, in milliseconds since 1970.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.since().values().min().copied()
+    }
+
+    fn add(&self, now: Timestamp, name: String, (since, rank): (u64, usize)) {
+        if self.outbox().add(now, &name, rank) {
+            self.since().entry(name).or_insert(since);
+        }
+    }
+
+    /// How an attempt has ended; it waits there on when it is not the same any more.
+    pub(super) fn ended(&self, now: Timestamp, name: &str, (sent, is_same): (Sent, bool)) {
+        if sent == Sent::Done {
+            self.since().remove(name);
+        }
+        self.outbox().ended(now, name, sent);
+        if !is_same {
+            self.is_stale.store(true, Ordering::Relaxed);
+        }
+    }
+}
