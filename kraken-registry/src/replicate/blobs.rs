@@ -16,6 +16,7 @@ use kraken_core::net::origin::OriginCluster;
 use kraken_proto::{Digest, Namespace};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::SendError;
@@ -67,7 +68,13 @@ pub(super) struct Inner {
 }
 
 /// By the remote's name, and what a blob is called there.
-type UnderWay = HashMap<(String, String), watch::Receiver<Carried>>;
+type UnderWay = HashMap<(String, String), Going>;
+
+/// A blob on its way.
+struct Going {
+    seen: watch::Receiver<Carried>,
+    task: AbortHandle,
+}
 
 impl Blobs {
     pub(super) fn new(
@@ -150,10 +157,8 @@ impl Blobs {
         let mut seen = self.follow(remote, ns, digest);
         let ended = async {
             let ended = seen.wait_for(|way| *way != Carried::UnderWay).await;
-            ended.map_or_else(
-                |_| Carried::Failed("the build-index stops".into()),
-                |it| it.clone(),
-            )
+            // It was stopped.
+            ended.map_or(Carried::Held, |it| it.clone())
         };
         timeout(WAIT, ended).await.unwrap_or(Carried::UnderWay)
     }
@@ -167,13 +172,13 @@ impl Blobs {
         };
         let key = (remote.name().to_owned(), blob);
         let mut under_way = self.inner.under_way();
-        if let Some(way) = under_way.get(&key) {
-            return way.clone();
+        if let Some(going) = under_way.get(&key) {
+            return going.seen.clone();
         }
         let (tell, seen) = watch::channel(Carried::UnderWay);
-        under_way.insert(key.clone(), seen.clone());
-        let (inner, remote, ns) = (self.inner.clone(), remote.clone(), ns.clone());
-        tokio::spawn(async move {
+        let (inner, remote, ns, ended) =
+            (self.inner.clone(), remote.clone(), ns.clone(), key.clone());
+        let task = tokio::spawn(async move {
             let sent = match &remote {
                 Way::Cluster(remote) => match remote.origins().await {
                     Ok(there) => {
@@ -196,7 +201,7 @@ impl Blobs {
                     Err(SendError::Failed("it is sent no blobs".into()))
                 }
             };
-            inner.under_way().remove(&key);
+            inner.under_way().remove(&ended);
             tell.send_replace(match sent {
                 Ok(()) => Carried::There,
                 Err(SendError::Held) => Carried::Held,
@@ -204,7 +209,20 @@ impl Blobs {
                 Err(error) => Carried::Failed(format!("{digest}: {error}")),
             });
         });
+        let task = task.abort_handle();
+        let going = Going {
+            seen: seen.clone(),
+            task,
+        };
+        under_way.insert(key, going);
         seen
+    }
+
+    /// Stops all that is on its way. What begins after that has to find its traffic closed.
+    pub(super) fn stop(&self) {
+        for (_, going) in self.inner.under_way().drain() {
+            going.task.abort();
+        }
     }
 }
 

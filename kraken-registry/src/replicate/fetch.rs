@@ -96,11 +96,19 @@ impl Inner {
                     version: state.now.version,
                     state: Some(state.id()),
                 });
+            let fetched = Fetched {
+                rules: offered.rules.clone(),
+                name: name.to_owned(),
+                version: known.version,
+                state: known.state,
+            };
             let links: Vec<_> = offered.links.iter().map(|it| it.state.id()).collect();
             // What came to be about it meanwhile was left to this: the image was not there yet.
             let is_whole = !taken.is_empty() && links == taken;
             if is_whole || !self.take(source, name, offered).await? || links.is_empty() {
-                return tell(source, at, name, known).await;
+                // From then on it does not wait there any more.
+                let struck: Struck = source.remote.ask_one(at, "fetched", &fetched).await?;
+                return Ok(struck.is_same);
             }
             taken = links;
         }
@@ -195,17 +203,6 @@ impl Inner {
         let fetching = stream::iter(fetching).buffer_unordered(BLOBS);
         fetching.try_collect().await
     }
-}
-
-/// Says at a build-index of the source what this cluster has. Whether it is still that there.
-async fn tell(source: &Source, at: usize, name: &str, known: Known) -> Result<bool, SendError> {
-    let fetched = Fetched {
-        name: name.to_owned(),
-        version: known.version,
-        state: known.state,
-    };
-    let struck: Struck = source.remote.ask_one(at, "fetched", &fetched).await?;
-    Ok(struck.is_same)
 }
 
 /// Why a register was not taken here.

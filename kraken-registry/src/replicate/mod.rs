@@ -35,12 +35,14 @@ mod send;
 pub mod server;
 mod source;
 mod status;
+#[cfg(test)]
+mod tests;
 mod traffic;
 mod upload;
 mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -64,9 +66,9 @@ pub use self::status::{Direction, RefusedRegister, RemoteStatus, TagStatus};
 use self::way::Way;
 use crate::link::RegisterName;
 use crate::tags::backend::BACKEND;
-use crate::tags::pending::{Wanted, What};
 use crate::tags::ring::TagRing;
 use crate::tags::server::TagPolicy;
+use crate::tags::watch::{Wanted, What};
 use crate::tags::{TagError, chance};
 
 /// Registers that are sent to one cluster at once.
@@ -86,6 +88,8 @@ pub struct Replicator {
     /// Another one when the clusters change.
     inner: Arc<RwLock<Arc<Inner>>>,
     replaced: Arc<Notify>,
+    /// One changes what is paused, or reads it, at a time.
+    pausing: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Inner {
@@ -98,8 +102,8 @@ struct Inner {
     sources: BTreeMap<String, Arc<Source>>,
     blobs: Blobs,
     changed: Arc<Notify>,
-    /// One changes what is paused at a time.
-    pausing: tokio::sync::Mutex<()>,
+    /// The number of the rules, once all is noted by them.
+    turn: AtomicU64,
     began: Instant,
     /// The same moment, by the clock on the wall.
     since: SystemTime,
@@ -138,15 +142,17 @@ impl Replicator {
         Self {
             inner: Arc::new(RwLock::new(inner)),
             replaced: Arc::default(),
+            pausing: Arc::default(),
         }
     }
 
     /// Goes by these rules from now on, and by no other. What is under way begins anew; what counts since the
     /// start counts from here.
     pub fn replace(&self, rules: Rules, http: &HttpClient) {
-        let own = self.inner().own();
-        let inner = Arc::new(Inner::new(own, rules, http));
-        *self.inner.write().unwrap_or_else(PoisonError::into_inner) = inner;
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.stop();
+        *inner = Arc::new(Inner::new(inner.own(), rules, http));
+        drop(inner);
         self.replaced.notify_one();
     }
 
@@ -159,7 +165,7 @@ impl Replicator {
     pub async fn run(&self) {
         loop {
             tokio::select! {
-                () = self.inner().run() => {}
+                () = self.inner().run(&self.pausing) => {}
                 () = self.replaced.notified() => {}
             }
         }
@@ -170,12 +176,12 @@ impl Replicator {
     /// # Errors
     /// It cannot be written down.
     pub async fn set_paused(&self, remote: &str, is_paused: bool) -> Result<bool, TagError> {
+        let _turn = self.pausing.lock().await;
         let inner = self.inner();
         if !inner.remotes.contains_key(remote) && !inner.sources.contains_key(remote) {
             return Ok(false);
         }
         let store = inner.ring.here();
-        let _turn = inner.pausing.lock().await;
         let mut paused = store.paused().await?;
         if is_paused {
             paused.insert(remote.to_owned());
@@ -183,6 +189,8 @@ impl Replicator {
             paused.remove(remote);
         }
         store.set_paused(&paused).await?;
+        // They may have been replaced meanwhile.
+        let inner = self.inner();
         inner.pause(&paused);
         inner.changed.notify_waiters();
         Ok(true)
@@ -285,6 +293,7 @@ impl Inner {
         } = own;
         let wanted = rules.remotes.iter().map(|rule| Wanted {
             remote: rule.name.clone(),
+            at: rule.kind.places(),
             platforms: rule.platforms.clone(),
             what: What::Tags(rule.tags.clone()),
         });
@@ -292,8 +301,9 @@ impl Inner {
         let backend = ring.backend().cloned();
         wanted.extend(backend.iter().map(|backend| Wanted {
             remote: BACKEND.to_owned(),
+            at: vec![backend.place()],
             platforms: Vec::new(),
-            what: What::All(backend.place()),
+            what: What::All,
         }));
         let changed = ring.here().watch(wanted.clone());
         let clusters = rules.remotes.into_iter();
@@ -346,7 +356,7 @@ impl Inner {
             sources,
             blobs,
             changed,
-            pausing: tokio::sync::Mutex::default(),
+            turn: AtomicU64::new(0),
             began: Instant::now(),
             since: SystemTime::now(),
         }
@@ -363,17 +373,19 @@ impl Inner {
     }
 
     /// Sends and fetches, for ever.
-    async fn run(self: Arc<Self>) {
+    async fn run(self: Arc<Self>, pausing: &tokio::sync::Mutex<()>) {
         let inner = &self;
-        let store = inner.ring.here();
-        while let Err(error) = store.note_new_rules(&inner.wanted).await {
-            tracing::error!(%error, "what other clusters lack cannot be written down");
+        // Before that nothing goes: blobs are also sent for others.
+        while let Err(error) = inner.begin(pausing).await {
+            tracing::error!(%error, "it cannot be read what is paused");
             tokio::time::sleep(READ).await;
         }
         loop {
-            match store.paused().await {
-                Ok(paused) => break inner.pause(&paused),
-                Err(error) => tracing::error!(%error, "it cannot be read what is paused"),
+            match inner.ring.here().note_new_rules().await {
+                Ok(turn) => break inner.turn.store(turn, Ordering::Relaxed),
+                Err(error) => {
+                    tracing::error!(%error, "what other clusters lack cannot be written down");
+                }
             }
             tokio::time::sleep(READ).await;
         }
@@ -388,6 +400,21 @@ impl Inner {
         let fetching = lists.map(|(source, at)| inner.clone().keep_fetching(source, at));
         let sending = futures::future::join_all(sending);
         futures::future::join(sending, futures::future::join_all(fetching)).await;
+    }
+
+    /// Lets go what is not paused.
+    async fn begin(&self, pausing: &tokio::sync::Mutex<()>) -> Result<(), TagError> {
+        let _turn = pausing.lock().await;
+        self.pause(&self.ring.here().paused().await?);
+        Ok(())
+    }
+
+    /// Sends and fetches nothing any more.
+    fn stop(&self) {
+        let sent = self.remotes.values().filter_map(|it| it.way.traffic());
+        let fetched = self.sources.values().map(|it| &it.remote.traffic);
+        sent.chain(fetched).for_each(|traffic| traffic.close());
+        self.blobs.stop();
     }
 
     fn now(&self) -> Timestamp {
@@ -468,6 +495,13 @@ impl Inner {
         noted.is_some_and(|at| at + SETTLES >= place.read)
     }
 
+    /// What was sent need not go any more. Whether it is still that here.
+    async fn strike(&self, remote: &str, name: &str, known: Known) -> Result<bool, TagError> {
+        let turn = self.turn.load(Ordering::Relaxed);
+        let sent = self.ring.here().sent((remote, turn), name, known);
+        Ok(sent.await?)
+    }
+
     async fn send_one(self: Arc<Self>, line: Arc<Line>, name: String) {
         let result = match &line.way {
             Way::Cluster(remote) => self.send(remote, &name).await,
@@ -479,7 +513,7 @@ impl Inner {
         let remote = line.way.name();
         let mut is_same = true;
         let sent = match result {
-            Ok(known) => match self.ring.here().sent(remote, &name, known).await {
+            Ok(known) => match self.strike(remote, &name, known).await {
                 Ok(same) => {
                     is_same = same;
                     Sent::Done

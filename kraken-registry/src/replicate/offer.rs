@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
 use axum::Json;
@@ -73,6 +74,8 @@ pub(super) struct AskImage {
 /// What a name is, and what it needs.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Offered {
+    /// By which rules.
+    pub(super) rules: String,
     /// It does not wait any more.
     pub(super) is_done: bool,
     /// A rule sends it.
@@ -91,6 +94,8 @@ pub(super) struct Offered {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Fetched {
+    /// By which rules it was offered.
+    pub(super) rules: String,
     pub(super) name: String,
     pub(super) version: Version,
     pub(super) state: Option<Digest>,
@@ -111,7 +116,7 @@ pub(super) async fn waiting(
     let line = inner.fetching(&remote)?;
     let mut said = Waiting {
         cluster: inner.ring.cluster().to_owned(),
-        is_held: !line.regulate(inner.now()),
+        is_held: inner.is_holding(line),
         is_unchanged: false,
         mark: inner.mark(),
         names: Vec::new(),
@@ -145,9 +150,9 @@ pub(super) async fn image(
 ) -> Result<Json<Offered>, IndexError> {
     let inner = served.replicator.inner();
     let line = inner.fetching(&remote)?;
-    let offered = match line.regulate(inner.now()) {
-        true => inner.offer(&remote, &asked.name).await,
-        false => Err(SendError::Held),
+    let offered = match inner.is_holding(line) {
+        true => Err(SendError::Held),
+        false => inner.offer(&remote, &asked.name).await,
     };
     let failed = |error: SendError| {
         let (status, code) = match error {
@@ -170,8 +175,9 @@ pub(super) async fn fetched(
         version: fetched.version,
         state: fetched.state,
     };
-    let sent = inner.ring.here().sent(&remote, &fetched.name, known);
-    let is_same = sent.await.map_err(TagError::from)?;
+    // By other rules it may lack something.
+    let is_same =
+        fetched.rules == inner.rules_mark() && inner.strike(&remote, &fetched.name, known).await?;
     Ok(Json(Struck { is_same }))
 }
 
@@ -188,6 +194,17 @@ impl Inner {
         }
     }
 
+    /// Whether nothing goes there now: also as long as it is not known what is paused, and what it lacks.
+    fn is_holding(&self, line: &Line) -> bool {
+        self.turn.load(Ordering::Relaxed) == 0 || !line.regulate(self.now())
+    }
+
+    /// Names this process, and the rules that it goes by.
+    fn rules_mark(&self) -> String {
+        let since = self.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+        format!("{}-{}", since.as_nanos(), self.turn.load(Ordering::Relaxed))
+    }
+
     /// Changes whenever something is noted; nothing while that is not on the disk yet.
     fn mark(&self) -> Option<String> {
         let noted = self.ring.here().noted_at();
@@ -195,14 +212,13 @@ impl Inner {
             return None;
         }
         let since = noted.map_or(0, |at| at.saturating_duration_since(self.began).as_nanos());
-        let began = self.since.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Some(format!("{}-{since}", began.as_nanos()))
+        Some(format!("{}-{since}", self.rules_mark()))
     }
 
     /// What a name is, and what it needs elsewhere.
     async fn offer(&self, remote: &str, name: &str) -> Result<Offered, SendError> {
-        let done = Offered {
-            is_done: true,
+        let nothing = Offered {
+            rules: self.rules_mark(),
             ..Offered::default()
         };
         if !self
@@ -212,15 +228,18 @@ impl Inner {
             .await
             .map_err(TagError::from)?
         {
-            return Ok(done);
+            return Ok(Offered {
+                is_done: true,
+                ..nothing
+            });
         }
         // Nobody could ask for a name that is none.
         let Ok(register) = name.parse::<RegisterName>() else {
-            return Ok(Offered::default());
+            return Ok(nothing);
         };
         let mut offered = Offered {
             state: self.ring.register(&register).await?,
-            ..Offered::default()
+            ..nothing
         };
         let Some(state) = &offered.state else {
             return Ok(offered);

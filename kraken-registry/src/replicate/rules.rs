@@ -17,6 +17,21 @@ pub enum RemoteKind {
     Fetches,
 }
 
+impl RemoteKind {
+    /// Where it is.
+    pub(super) fn places(&self) -> Vec<String> {
+        match self {
+            Self::Cluster(build_indexes) => {
+                let urls = build_indexes.iter();
+                urls.map(|url| url.trim_end_matches('/').to_owned())
+                    .collect()
+            }
+            Self::Registry(writer) => vec![format!("registry {}", writer.place())],
+            Self::Fetches => vec!["fetches".to_owned()],
+        }
+    }
+}
+
 /// A cluster or registry that images go to.
 #[derive(Debug, Clone)]
 pub struct RemoteRule {

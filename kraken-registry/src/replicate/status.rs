@@ -1,7 +1,6 @@
 //! How far images are on their way, as operators are told.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 use kraken_proto::tags::hours::Allowed;
 use kraken_proto::tags::record::Version;
@@ -139,7 +138,7 @@ impl Line {
             waiting,
             under_way: self.outbox().under_way(),
             oldest_seconds: seconds_since(since),
-            is_paused: self.is_paused.load(Ordering::Relaxed),
+            is_paused: false,
             is_closed: self.plan.at(unix_ms()) == Allowed::Nothing,
             refused: told.refused(),
             sent_blobs: self.way.sent().0,
@@ -162,7 +161,7 @@ impl Source {
             waiting: waiting as u64,
             under_way,
             oldest_seconds: seconds_since(oldest),
-            is_paused: self.is_paused.load(Ordering::Relaxed),
+            is_paused: false,
             is_closed: self.is_closed(),
             refused: told.refused(),
             sent_blobs,
@@ -188,6 +187,11 @@ impl Replicator {
             all.push(line.status(name, &inner).await?);
         }
         all.extend(inner.sources.values().map(|it| it.status()));
+        // Right after a change it may not be known yet by those that go by it.
+        let paused = inner.ring.here().paused().await?;
+        for status in &mut all {
+            status.is_paused = paused.contains(&status.name);
+        }
         Ok(all)
     }
 

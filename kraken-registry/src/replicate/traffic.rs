@@ -19,8 +19,10 @@ const BLOBS: usize = 8;
 pub(super) struct Traffic {
     pace: Mutex<Pace>,
     began: Instant,
-    /// Nothing may go, not even the rest of a blob.
+    /// Nothing may go, not even the rest of a blob; until it is known what may.
     is_held: AtomicBool,
+    /// Nothing goes any more, ever.
+    is_closed: AtomicBool,
     turns: Semaphore,
     pub(super) sent_blobs: AtomicU64,
     pub(super) sent_bytes: AtomicU64,
@@ -34,12 +36,13 @@ struct Pace {
 }
 
 impl Traffic {
-    /// As fast as it can.
+    /// Nothing may go until [`Traffic::allow`] says what.
     pub(super) fn new() -> Self {
         Self {
             pace: Mutex::default(),
             began: Instant::now(),
-            is_held: AtomicBool::new(false),
+            is_held: AtomicBool::new(true),
+            is_closed: AtomicBool::new(false),
             turns: Semaphore::new(BLOBS),
             sent_blobs: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
@@ -66,9 +69,14 @@ impl Traffic {
         (blobs, self.sent_bytes.load(Ordering::Relaxed))
     }
 
+    /// Nothing goes any more, whatever is allowed.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
     /// Whether something may go.
     pub(super) fn check(&self) -> Result<(), SendError> {
-        match self.is_held.load(Ordering::Relaxed) {
+        match self.is_held.load(Ordering::Relaxed) || self.is_closed.load(Ordering::Relaxed) {
             true => Err(SendError::Held),
             false => Ok(()),
         }

@@ -16,6 +16,7 @@ pub mod server;
 mod standing;
 pub mod store;
 pub mod upstream;
+pub(crate) mod watch;
 mod writer;
 
 use std::sync::Arc;

@@ -3,116 +3,39 @@
 //!
 //! A tag is on the list of every owner that took it, so that none is forgotten with one of them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use regex::Regex;
-use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use super::encoding;
 use super::standing::{STANDING, put_standing};
 use super::store::{REGISTERS, TagStore, TagStoreError};
-use crate::link::{Link, RegisterName};
-use crate::platform::Platform;
+use super::watch::Wanted;
+use crate::link::RegisterName;
 use crate::replicate::Known;
 
 /// By `remote`, NUL, and the register's name: since when, in milliseconds since 1970.
 const PENDING: TableDefinition<'_, &str, u64> = TableDefinition::new("pending");
 /// By `remote`, NUL, and what a blob is called there: the upload by which it goes there.
 const UPLOADS: TableDefinition<'_, &str, &str> = TableDefinition::new("uploads");
-/// The rules by which the list was made.
-const RULES_KEY: &str = "remotes";
 /// Those remotes that nothing is sent to.
 const PAUSED_KEY: &str = "paused";
 /// Registers that are looked at in one step when the rules have changed.
 const STEP: usize = 1000;
 
-/// Which registers another cluster is to have, or the backend.
-#[derive(Debug, Clone)]
-pub(crate) struct Wanted {
-    /// The other cluster's name, or that of the backend.
-    pub remote: String,
-    /// Which ones it is to have.
-    pub what: What,
-    /// For which platforms; all when there are none.
-    pub platforms: Vec<Platform>,
-}
-
-/// Which registers somebody is to have.
-#[derive(Debug, Clone)]
-pub(crate) enum What {
-    /// Tags of which one matches somewhere in `repository:tag`, and what belongs to them.
-    Tags(Vec<Regex>),
-    /// All of them, at this place.
-    All(String),
-}
-
-impl Wanted {
-    pub(crate) fn wants(&self, name: &RegisterName) -> bool {
-        let What::Tags(tags) = &self.what else {
-            return true;
-        };
-        match name {
-            RegisterName::Tag(name) => {
-                let name = name.to_string();
-                tags.iter().any(|it| it.is_match(&name))
-            }
-            // Whether it is about an image that the other cluster has is asked there.
-            RegisterName::Link(_, Link::Referrer { .. }) => true,
-            // Whether it was ever there is asked there; it goes with its tag first.
-            RegisterName::Link(_, Link::Manifest(_)) => true,
-            RegisterName::Link(_, Link::Blob(_) | Link::Sparse(_)) => false,
-        }
+/// A remote may lack a register, since now if it did not before.
+pub(super) fn add(
+    write: &WriteTransaction,
+    remote: &str,
+    name: &RegisterName,
+) -> Result<(), redb::Error> {
+    let mut pending = write.open_table(PENDING)?;
+    let key = key(remote, &name.to_string());
+    if pending.get(key.as_str())?.is_none() {
+        pending.insert(key.as_str(), unix_ms())?;
     }
-}
-
-/// Notes what other clusters lack.
-#[derive(Clone, Default)]
-pub(super) struct Watch(Arc<OnceLock<Watched>>);
-
-struct Watched {
-    wanted: RwLock<Vec<Wanted>>,
-    changed: Arc<Notify>,
-    /// When something was noted last.
-    noted: Mutex<Option<Instant>>,
-}
-
-impl Watch {
-    /// A register is another one than before.
-    pub(super) fn note(
-        &self,
-        write: &WriteTransaction,
-        name: &RegisterName,
-    ) -> Result<(), redb::Error> {
-        let Some(watched) = self.0.get() else {
-            return Ok(());
-        };
-        let wanted = watched
-            .wanted
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let remotes = wanted.iter().filter(|it| it.wants(name));
-        for wanted in remotes {
-            let mut pending = write.open_table(PENDING)?;
-            let key = key(&wanted.remote, &name.to_string());
-            if pending.get(key.as_str())?.is_none() {
-                pending.insert(key.as_str(), unix_ms())?;
-            }
-            watched.told();
-        }
-        Ok(())
-    }
-}
-
-impl Watched {
-    /// Something was noted, or is about to be: whoever reads the list after this sees it, or is told again.
-    fn told(&self) {
-        *self.noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        self.changed.notify_waiters();
-    }
+    Ok(())
 }
 
 /// Strikes out a register that a remote has.
@@ -124,6 +47,41 @@ pub(super) fn strike(
     let key = key(remote, &name.to_string());
     write.open_table(PENDING)?.remove(key.as_str())?;
     Ok(())
+}
+
+/// Forgets by which uploads blobs go to a remote.
+pub(super) fn forget_uploads(write: &WriteTransaction, remote: &str) -> Result<(), redb::Error> {
+    let (from, to) = all_of(remote);
+    let range = from.as_str()..to.as_str();
+    Ok(write.open_table(UPLOADS)?.retain_in(range, |_, _| false)?)
+}
+
+/// Forgets all that was written down for others than these remotes.
+pub(super) fn forget_but(
+    write: &WriteTransaction,
+    stays: impl Fn(&str) -> bool,
+) -> Result<(), redb::Error> {
+    forget_in(&mut write.open_table(PENDING)?, &stays)?;
+    forget_in(&mut write.open_table(UPLOADS)?, &stays)
+}
+
+fn forget_in<V: redb::Value>(
+    table: &mut redb::Table<'_, &'static str, V>,
+    stays: impl Fn(&str) -> bool,
+) -> Result<(), redb::Error> {
+    let mut behind = String::new();
+    loop {
+        let first = table.range(behind.as_str()..)?.next().transpose()?;
+        let Some(first) = first.map(|(key, _)| key.value().to_owned()) else {
+            return Ok(());
+        };
+        let remote = first.split('\0').next().unwrap_or_default();
+        let (from, to) = all_of(remote);
+        if !stays(remote) {
+            table.retain_in(from.as_str()..to.as_str(), |_, _| false)?;
+        }
+        behind = to;
+    }
 }
 
 /// Makes the tables.
@@ -156,72 +114,6 @@ pub(crate) struct Pending {
 }
 
 impl TagStore {
-    /// From now on what these want is noted: before anything is changed, or before
-    /// [`TagStore::note_new_rules`] notes what is there already.
-    pub(crate) fn watch(&self, wanted: Vec<Wanted>) -> Arc<Notify> {
-        let watched = self.watch.0.get_or_init(|| Watched {
-            wanted: RwLock::default(),
-            changed: Arc::new(Notify::new()),
-            noted: Mutex::default(),
-        });
-        let mut now = watched
-            .wanted
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        *now = wanted;
-        watched.changed.clone()
-    }
-
-    /// When something was noted last, since the start.
-    pub(crate) fn noted_at(&self) -> Option<Instant> {
-        let watched = self.watch.0.get()?;
-        *watched.noted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes all that a remote wants whose rules are not those of the last time, and forgets what was noted
-    /// for those that are not there any more.
-    pub(crate) async fn note_new_rules(&self, wanted: &[Wanted]) -> Result<(), TagStoreError> {
-        let rules = |it: &Wanted| -> Vec<String> {
-            let platforms = it.platforms.iter().map(|it| format!("platform {it}"));
-            match &it.what {
-                What::Tags(tags) => {
-                    let tags = tags.iter().map(|it| it.as_str().to_owned());
-                    tags.chain(platforms).collect()
-                }
-                What::All(place) => vec![place.clone()],
-            }
-        };
-        let now: BTreeMap<String, Vec<String>> = wanted
-            .iter()
-            .map(|it| (it.remote.clone(), rules(it)))
-            .collect();
-        // What was written by other rules is there once this is.
-        self.writer.run(|_| Ok(())).await?;
-        let before: BTreeMap<String, Vec<String>> = self.kept(RULES_KEY).await?.unwrap_or_default();
-        for gone in before.keys().filter(|it| !now.contains_key(*it)) {
-            self.forget_remote(gone.clone()).await?;
-        }
-        for wanted in wanted {
-            if before.get(&wanted.remote) != now.get(&wanted.remote) {
-                self.note_all(wanted).await?;
-            }
-        }
-        self.keep(RULES_KEY, &now).await
-    }
-
-    async fn forget_remote(&self, remote: String) -> Result<(), TagStoreError> {
-        let forget = move |write: &WriteTransaction| {
-            let (from, to) = all_of(&remote);
-            let range = from.as_str()..to.as_str();
-            write
-                .open_table(PENDING)?
-                .retain_in(range.clone(), |_, _| false)?;
-            write.open_table(UPLOADS)?.retain_in(range, |_, _| false)?;
-            Ok(())
-        };
-        self.writer.run(forget).await
-    }
-
     /// A remote may lack all that it wants.
     pub(crate) async fn note_all(&self, wanted: &Wanted) -> Result<(), TagStoreError> {
         let mut after = None::<String>;
@@ -240,14 +132,17 @@ impl TagStore {
         }
     }
 
-    /// A remote may lack these.
+    /// A remote may lack these, if it is still there.
     pub(crate) async fn note_pending(
         &self,
         remote: &str,
         names: Vec<String>,
     ) -> Result<(), TagStoreError> {
-        let remote = remote.to_owned();
+        let (remote, watch) = (remote.to_owned(), self.watch.clone());
         let note = move |write: &WriteTransaction| {
+            if !watch.has(write, &remote)? {
+                return Ok(());
+            }
             let mut pending = write.open_table(PENDING)?;
             for name in names {
                 pending.insert(key(&remote, &name).as_str(), unix_ms())?;
@@ -255,9 +150,7 @@ impl TagStore {
             Ok(())
         };
         self.writer.run(note).await?;
-        if let Some(watched) = self.watch.0.get() {
-            watched.told();
-        }
+        self.watch.tell();
         Ok(())
     }
 
@@ -316,15 +209,19 @@ impl TagStore {
         .await
     }
 
-    /// A remote has this of a register. Whether it is still that here; otherwise it stays on the list.
+    /// By the rules of this number, a remote has this of a register. Whether it is still that here, and these are
+    /// the rules; otherwise it stays on the list.
     pub(crate) async fn sent(
         &self,
-        remote: &str,
+        (remote, turn): (&str, u64),
         name: &str,
         known: Known,
     ) -> Result<bool, TagStoreError> {
-        let (key, name) = (key(remote, name), name.to_owned());
+        let (key, name, watch) = (key(remote, name), name.to_owned(), self.watch.clone());
         let strike = move |write: &WriteTransaction| {
+            if !watch.is_at(turn) {
+                return Ok(false);
+            }
             let registers = write.open_table(REGISTERS)?;
             let found = registers.get(name.as_str())?;
             let register = found.and_then(|bytes| encoding::decode(bytes.value()));
@@ -363,10 +260,12 @@ impl TagStore {
         blob: &str,
         upload: Option<String>,
     ) -> Result<(), TagStoreError> {
-        let key = key(remote, blob);
+        let (key, watch, remote) = (key(remote, blob), self.watch.clone(), remote.to_owned());
         let set = move |write: &WriteTransaction| {
+            // What is stopped may still be about to write it.
+            let is_there = watch.has(write, &remote)?;
             let mut uploads = write.open_table(UPLOADS)?;
-            match upload {
+            match upload.filter(|_| is_there) {
                 Some(upload) => drop(uploads.insert(key.as_str(), upload.as_str())?),
                 None => drop(uploads.remove(key.as_str())?),
             }

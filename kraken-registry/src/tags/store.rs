@@ -21,8 +21,9 @@ use redb::{
 use serde::{Deserialize, Serialize};
 
 use super::backend::BACKEND;
-use super::pending::{self, Watch};
+use super::pending;
 use super::standing::{LIVES_KEY, STANDING, lists, lives, put_standing, standing};
+use super::watch::Watch;
 use super::writer::Writer;
 use super::{TagError, encoding};
 use crate::link::RegisterName;

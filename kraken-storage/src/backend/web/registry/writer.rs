@@ -138,6 +138,13 @@ impl RegistryWriter {
         })))
     }
 
+    /// Where it writes: the registry's URL, and what it calls repositories there. Two that write to the same
+    /// place have the same.
+    pub fn place(&self) -> String {
+        let place = &self.0.place;
+        format!("{}/{} {}", place.url, place.repository, place.prefix)
+    }
+
     /// What the other registry calls the repository of a namespace.
     pub fn repository(&self, namespace: &Namespace) -> String {
         self.0.place.repository(namespace)
