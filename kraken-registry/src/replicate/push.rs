@@ -107,16 +107,37 @@ impl Inner {
         let Some(there) = registry.tag(tag).await? else {
             return Ok(());
         };
+        let (removed, _) = Registry::removed(tag);
         let mut was = state.records().filter_map(|record| record.digest);
-        if !was.any(|digest| digest == there) && Registry::removed(tag).0 != there {
+        if !was.any(|digest| digest == there) && removed != there {
             let what = format!(
                 "it was removed here, and points to {there} there, which it never was here"
             );
             return Err(SendError::Refused(what));
         }
-        registry.remove_tag(tag).await?;
+        // It was to be removed before, and something came in between.
+        let was = match there == removed {
+            false => Some(there),
+            true => self.last_there(registry, tag, state).await?,
+        };
+        registry.remove_tag(tag, was).await?;
         tracing::info!(remote = registry.name(), name = %tag, "removed");
         Ok(())
+    }
+
+    /// The last that a tag was here and that is still there.
+    async fn last_there(
+        &self,
+        registry: &Registry,
+        tag: &TagName,
+        state: &TagState,
+    ) -> Result<Option<Digest>, SendError> {
+        for digest in state.records().filter_map(|record| record.digest) {
+            if registry.has(tag.repo(), digest).await? {
+                return Ok(Some(digest));
+            }
+        }
+        Ok(None)
     }
 
     /// A manifest came to be about another one, or was removed.

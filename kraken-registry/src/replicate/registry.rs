@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::SendError;
 use super::traffic::Traffic;
-use crate::manifest::MediaType;
+use crate::manifest::{Manifest, MediaType};
 use crate::name::{RepoName, TagName};
 use crate::reader::Stored;
 
@@ -101,8 +101,12 @@ impl Registry {
     /// Removes a tag, and nothing else.
     ///
     /// Where it cannot be removed by its name, it is first made to point to a manifest that nothing else
-    /// points to, and this is removed.
-    pub(super) async fn remove_tag(&self, tag: &TagName) -> Result<(), SendError> {
+    /// points to, and this is removed. If that fails, it points to what it `was` again.
+    pub(super) async fn remove_tag(
+        &self,
+        tag: &TagName,
+        was: Option<Digest>,
+    ) -> Result<(), SendError> {
         let (repo, name) = (self.repository(tag.repo()), tag.tag().to_string());
         match self.writer.delete(&repo, &name).await {
             // Some say so of what they do not do.
@@ -111,21 +115,33 @@ impl Registry {
             Err(error) if will_not(&error) => {}
             Err(error) => return Err(error.into()),
         }
-        let (digest, manifest) = Self::removed(tag);
-        // Where nothing can be removed, the tag had better stay what it is.
-        if let Err(error) = self.writer.delete(&repo, &digest.to_string()).await {
-            return Err(refused(error, "it removes nothing"));
-        }
         let namespace = tag.repo().namespace();
         self.put_small(&namespace, Bytes::from_static(EMPTY))
             .await?;
-        let media_type = MediaType::OciManifest.as_str();
-        let put = self
-            .writer
-            .put_manifest((&repo, &name), (media_type, manifest));
-        put.await.map_err(|error| refused(error, &name))?;
-        self.writer.delete(&repo, &digest.to_string()).await?;
-        Ok(())
+        let was = match was {
+            Some(was) => self.manifest(&repo, was).await?,
+            None => None,
+        };
+        let removal = Removal {
+            writer: self.writer.clone(),
+            at: (repo, name),
+            removed: Self::removed(tag),
+            was,
+        };
+        // Who is stopped in the midst of it would leave the tag at nothing that anybody wants.
+        let removed = tokio::spawn(removal.run()).await;
+        removed.unwrap_or_else(|_| Err(SendError::Failed("the build-index stops".into())))
+    }
+
+    /// A manifest as it is there; nothing of what is none.
+    async fn manifest(&self, repo: &str, digest: Digest) -> Result<Option<Stored>, SendError> {
+        let what = format!("manifests/{digest}");
+        let bytes = self.writer.get(repo, &what).await?;
+        Ok(bytes.and_then(|bytes| {
+            let media_type = Manifest::parse(&bytes).ok()?.media_type();
+            let bytes = Bytes::from(bytes);
+            (Digest::of(&bytes) == digest).then_some(Stored { bytes, media_type })
+        }))
     }
 
     /// What a tag points to while it is removed.
@@ -258,6 +274,57 @@ impl Registry {
     }
 }
 
+/// A tag that is removed together with a manifest of its own.
+struct Removal {
+    writer: RegistryWriter,
+    /// The repository there, and the tag.
+    at: (String, String),
+    /// The manifest.
+    removed: (Digest, Bytes),
+    /// What the tag points to before.
+    was: Option<Stored>,
+}
+
+impl Removal {
+    async fn run(self) -> Result<(), SendError> {
+        let Err(error) = self.remove().await else {
+            return Ok(());
+        };
+        let (repo, tag) = (&self.at.0, &self.at.1);
+        // Not what somebody else has put there since.
+        let there = self.writer.resolve(repo, tag).await;
+        if let (Ok(Some(there)), Some(was)) = (there, &self.was)
+            && there == self.removed.0
+        {
+            let manifest = (was.media_type.as_str(), was.bytes.clone());
+            let put = self.writer.put_manifest((repo, tag), manifest).await;
+            if let Err(error) = put {
+                tracing::warn!(repo, tag, %error, "a tag that is not removed is not what it was");
+            }
+        }
+        Err(error)
+    }
+
+    async fn remove(&self) -> Result<(), SendError> {
+        let (repo, tag) = (&self.at.0, &self.at.1);
+        let (digest, bytes) = &self.removed;
+        // Where nothing can be removed, the tag had better stay what it is.
+        let deleted = self.writer.delete(repo, &digest.to_string()).await;
+        deleted.map_err(|error| refused(error, "it removes nothing"))?;
+        let manifest = (MediaType::OciManifest.as_str(), bytes.clone());
+        let put = self.writer.put_manifest((repo, tag), manifest).await;
+        put.map_err(|error| refused(error, tag))?;
+        let what = "the manifest that stands for what is removed stays";
+        let deleted = self.writer.delete(repo, &digest.to_string()).await;
+        deleted.map_err(|error| refused(error, what))?;
+        // Some say so of what they do not do.
+        match self.writer.resolve(repo, tag).await? {
+            Some(there) if there == *digest => Err(SendError::Refused(what.into())),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The tag of a list of referrers (OCI distribution specification, "Referrers Tag Schema").
 fn list_tag(subject: Digest) -> String {
     format!("sha256-{}", subject.hex())
@@ -306,5 +373,153 @@ impl From<PushError> for SendError {
             ) => Self::Away(error.to_string()),
             error => Self::Failed(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use axum::Router;
+    use axum::extract::{Path, State};
+    use axum::response::{IntoResponse, Response};
+    use axum::routing::{get, head};
+    use http::Method;
+    use tokio::net::TcpListener;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// A registry that removes no tags, and says this of manifests that are there.
+    struct Fake {
+        says: StatusCode,
+        removes: bool,
+        manifests: Mutex<HashMap<String, Bytes>>,
+        /// How often a manifest was to be removed that is there.
+        asked: Semaphore,
+        /// How often it may answer that.
+        answers: Semaphore,
+    }
+
+    async fn manifest(
+        State(fake): State<Arc<Fake>>,
+        method: Method,
+        Path(reference): Path<String>,
+        body: Bytes,
+    ) -> Response {
+        let found = fake.manifests.lock().unwrap().get(&reference).cloned();
+        if method == Method::PUT {
+            let digest = Digest::of(&body).to_string();
+            let mut all = fake.manifests.lock().unwrap();
+            all.insert(digest, body.clone());
+            all.insert(reference, body);
+            return StatusCode::CREATED.into_response();
+        }
+        if method == Method::DELETE && !reference.starts_with("sha256:") {
+            return StatusCode::METHOD_NOT_ALLOWED.into_response();
+        }
+        let Some(found) = found else {
+            return StatusCode::NOT_FOUND.into_response();
+        };
+        if method == Method::DELETE {
+            fake.asked.add_permits(1);
+            fake.answers.acquire().await.unwrap().forget();
+            if fake.removes {
+                fake.manifests.lock().unwrap().retain(|_, it| *it != found);
+            }
+            return fake.says.into_response();
+        }
+        let digest = Digest::of(&found).to_string();
+        ([("docker-content-digest", digest)], found).into_response()
+    }
+
+    async fn registry(says: StatusCode, removes: bool) -> (Arc<Registry>, Arc<Fake>) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let fake = Arc::new(Fake {
+            says,
+            removes,
+            manifests: Mutex::default(),
+            asked: Semaphore::new(0),
+            answers: Semaphore::new(100),
+        });
+        let of_any = get(manifest).put(manifest).delete(manifest);
+        let app = Router::new()
+            .route("/v2/app/manifests/{reference}", of_any)
+            .route("/v2/app/blobs/{digest}", head(|| async {}))
+            .with_state(fake.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let options = json!({"url": url, "repository": "{namespace}"});
+        let options = serde_json::from_value(options).unwrap();
+        let writer = RegistryWriter::new(options, Duration::from_secs(30)).unwrap();
+        (Arc::new(Registry::new(("other".into(), writer))), fake)
+    }
+
+    /// A tag that points to an image there.
+    fn tagged(fake: &Fake) -> (TagName, Digest) {
+        let kind = MediaType::OciManifest.as_str();
+        let config = json!({"digest": Digest::of(EMPTY), "size": EMPTY.len()});
+        let image = json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": []});
+        let (tag, bytes) = ("app:v1".parse().unwrap(), Bytes::from(image.to_string()));
+        let digest = Digest::of(&bytes);
+        let mut all = fake.manifests.lock().unwrap();
+        all.insert(digest.to_string(), bytes.clone());
+        all.insert("v1".into(), bytes);
+        (tag, digest)
+    }
+
+    #[tokio::test]
+    async fn a_tag_that_is_not_removed_is_what_it_was() {
+        for says in [
+            StatusCode::METHOD_NOT_ALLOWED,
+            StatusCode::FORBIDDEN,
+            // It says so, and does nothing.
+            StatusCode::ACCEPTED,
+        ] {
+            let (registry, fake) = registry(says, false).await;
+            let (tag, digest) = tagged(&fake);
+            let removed = registry.remove_tag(&tag, Some(digest)).await;
+            assert!(removed.is_err(), "{says}");
+            assert_eq!(registry.tag(&tag).await, Ok(Some(digest)), "{says}");
+            // The same from where one that died has left it.
+            let (empty, bytes) = Registry::removed(&tag);
+            let manifest = (MediaType::OciManifest.as_str(), bytes);
+            let put = registry.writer.put_manifest(("app", "v1"), manifest).await;
+            put.unwrap();
+            assert_eq!(registry.tag(&tag).await, Ok(Some(empty)));
+            let removed = registry.remove_tag(&tag, Some(digest)).await;
+            assert!(removed.is_err(), "{says}");
+            assert_eq!(registry.tag(&tag).await, Ok(Some(digest)), "{says}");
+        }
+        let (registry, fake) = registry(StatusCode::ACCEPTED, true).await;
+        let (tag, digest) = tagged(&fake);
+        assert_eq!(registry.remove_tag(&tag, Some(digest)).await, Ok(()));
+        assert_eq!(registry.tag(&tag).await, Ok(None));
+        assert_eq!(registry.has(tag.repo(), digest).await, Ok(true));
+    }
+
+    #[tokio::test]
+    async fn a_removal_that_nobody_waits_for_any_more_comes_to_its_end() {
+        let (registry, fake) = registry(StatusCode::FORBIDDEN, false).await;
+        let (tag, digest) = tagged(&fake);
+        fake.answers.acquire_many(100).await.unwrap().forget();
+        let removing = (registry.clone(), tag.clone());
+        let removing =
+            tokio::spawn(async move { removing.0.remove_tag(&removing.1, Some(digest)).await });
+        fake.asked.acquire().await.unwrap().forget();
+        removing.abort();
+        assert!(removing.await.unwrap_err().is_cancelled());
+        assert_ne!(registry.tag(&tag).await, Ok(Some(digest)));
+        fake.answers.add_permits(100);
+        let put_back = async {
+            while registry.tag(&tag).await != Ok(Some(digest)) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let put_back = tokio::time::timeout(Duration::from_secs(30), put_back).await;
+        put_back.expect("the tag is what it was");
     }
 }
