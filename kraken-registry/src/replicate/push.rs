@@ -35,6 +35,8 @@ impl Inner {
                 return Ok(Known::default());
             };
             match (&register, state.now.digest) {
+                // The rules were others when it was noted.
+                _ if !self.wants(registry.name(), &register) => {}
                 (RegisterName::Tag(tag), Some(_)) => self.push_tag(registry, tag, &state).await?,
                 (RegisterName::Tag(tag), None) => self.push_removal(registry, tag, &state).await?,
                 (RegisterName::Link(repo, Link::Referrer { subject, manifest }), now) => {
@@ -148,11 +150,7 @@ impl Inner {
         (subject, manifest): (Digest, Digest),
         is_set: bool,
     ) -> Result<(), SendError> {
-        let rules = self.wanted.iter().find(|it| it.remote == registry.name());
-        let is_ruled = |tag: &TagName| {
-            let tag = RegisterName::Tag(tag.clone());
-            rules.is_some_and(|it| it.wants(&tag))
-        };
+        let is_ruled = |tag: &TagName| self.wants(registry.name(), &tag.clone().into());
         // Of other repositories nothing is told there; and what is not there goes with its tag.
         if !self.ring.any_tag_ever(repo, is_ruled).await? || !registry.has(repo, subject).await? {
             return Ok(());

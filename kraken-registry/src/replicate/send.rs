@@ -101,6 +101,12 @@ impl Inner {
         Ok(known)
     }
 
+    /// Whether the rules send a register to a remote: they may have been others when it was noted.
+    pub(super) fn wants(&self, remote: &str, register: &RegisterName) -> bool {
+        let rules = self.wanted.iter().find(|it| it.remote == remote);
+        rules.is_some_and(|it| it.wants(register))
+    }
+
     /// Whether a register is to be there: a tag by the rules, a link when the image is there that it is about.
     async fn is_wanted(
         &self,
@@ -109,7 +115,7 @@ impl Inner {
         state: &TagState,
     ) -> Result<bool, SendError> {
         let RegisterName::Link(repo, link) = register else {
-            return Ok(true);
+            return Ok(self.wants(remote.name(), register));
         };
         // Of other repositories nothing is told there.
         if !self.is_ruled(remote.name(), register).await? {
@@ -151,6 +157,13 @@ impl Inner {
         };
         let image = self.image(remote.name(), register.repo(), digest).await?;
         let links = self.links_of(register.repo(), &image).await?;
+        // What has no link may be there or not, as with other platforms than before.
+        if links.len() < image.manifests.len() + image.referrers.len() {
+            let ns = register.repo().namespace();
+            if !self.blobs_absent(remote, &ns, &image).await?.is_empty() {
+                return Ok(false);
+            }
+        }
         for part in links.chunks(Registers::MOST) {
             let names = part.iter().map(|(name, _)| name.clone()).collect();
             let looked = remote.look(names).await?;
@@ -305,13 +318,13 @@ impl Inner {
         }
     }
 
-    /// Sends what of an image is not there.
-    async fn send_blobs(
+    /// Those blobs of an image that are not there.
+    async fn blobs_absent(
         &self,
         remote: &Remote,
         ns: &Namespace,
         image: &Image,
-    ) -> Result<(), SendError> {
+    ) -> Result<Vec<Digest>, SendError> {
         let origins = remote.origins().await?;
         let looked = image.blobs.iter().map(|digest| {
             let (origins, ns, digest) = (origins.clone(), ns.clone(), *digest);
@@ -326,7 +339,18 @@ impl Inner {
         let looked: Vec<_> = looked.collect();
         let absent = stream::iter(looked).buffer_unordered(LOOKS);
         let absent: Vec<_> = absent.try_collect().await?;
-        let sending = absent.into_iter().flatten().map(|digest| {
+        Ok(absent.into_iter().flatten().collect())
+    }
+
+    /// Sends what of an image is not there.
+    async fn send_blobs(
+        &self,
+        remote: &Remote,
+        ns: &Namespace,
+        image: &Image,
+    ) -> Result<(), SendError> {
+        let absent = self.blobs_absent(remote, ns, image).await?;
+        let sending = absent.into_iter().map(|digest| {
             let (blobs, remote, ns) = (self.blobs.clone(), remote.name().to_owned(), ns.clone());
             async move { blobs.send(&remote, &ns, digest).await }
         });
