@@ -198,7 +198,7 @@ async fn children_are_whole<B: BlobSource, S, T>(
 ) -> Result<(), RegistryError> {
     for child in manifest.manifests() {
         let code = match check::complete(&state.pull.blobs, ns, child.digest).await {
-            Ok(()) => continue,
+            Ok(_) => continue,
             Err(error) => (
                 error.to_string(),
                 matches!(error, CheckError::Unavailable(_)),

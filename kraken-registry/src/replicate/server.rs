@@ -24,16 +24,15 @@ use kraken_proto::Digest;
 use kraken_proto::tags::record::{Condition, TagState, Version};
 use serde::{Deserialize, Serialize};
 
-use super::Replicator;
 use super::blobs::{Carried, Carry};
-use super::{Inner, offer};
+use super::{Inner, Replicator, offer};
 use crate::link::{Link, Linked, RegisterName};
 use crate::name::{RepoName, TagName};
 use crate::source::{BlobSource, SourceError};
 use crate::tags::check::{self, CheckError};
 use crate::tags::pending::unix_ms;
 use crate::tags::ring::TagRing;
-use crate::tags::server::{IndexError, revive};
+use crate::tags::server::IndexError;
 
 /// Versions may be so far ahead of this clock, in milliseconds: a day. One that is further ahead would hold up all changes
 /// after it.
@@ -198,47 +197,86 @@ impl Inner {
             .as_ref()
             .map_or_else(|| state.clone(), |it| it.merged(&state));
         let is_new = before.is_none_or(|before| before.now != after.now);
-        // What is only to be in the history need not be there any more.
-        let now = after.now.digest.filter(|_| is_new);
-        let is_immutable = match &name {
+        let now = after.now.digest;
+        let (is_immutable, manifests) = match &name {
             RegisterName::Tag(tag) => {
-                if let Some(digest) = now {
-                    let ns = tag.repo().namespace();
-                    let sparse = check::complete_but(&self.origins, (&ns, digest), absent);
-                    for index in sparse.await? {
-                        mark_sparse(&self.ring, tag.repo(), index).await?;
-                    }
-                }
-                self.policy.is_immutable(tag)
+                let manifests = check_tag(self, (tag.repo(), now), (is_new, absent)).await?;
+                (self.policy.is_immutable(tag), manifests)
             }
             RegisterName::Link(repo, link) => {
                 let mut named = state.records().filter_map(|record| record.digest);
                 if named.any(|digest| digest != link.digest()) {
                     return Err(wrong(format!("{name}: a link to something else")));
                 }
-                if let Some(digest) = now {
-                    let ns = repo.namespace();
-                    let found = BlobSource::stat(&self.origins, &ns, digest);
-                    exists(found.await, digest)?;
+                // What is only to be in the history need not be there any more.
+                if now.is_some() && is_new {
+                    check_link(self, (repo, *link), absent).await?;
                 }
-                false
+                (false, BTreeSet::new())
             }
         };
         let merged = self.ring.merge(&name, state, is_immutable).await?;
-        let now = merged.and_then(|state| state.now.digest);
-        if let (RegisterName::Tag(tag), Some(digest)) = (&name, now) {
-            revive(&self.ring, tag.repo(), digest).await?;
+        let merged = merged.map(|state| state.now);
+        let digest = merged.as_ref().and_then(|now| now.digest);
+        if let (RegisterName::Tag(tag), Some(merged), Some(digest)) = (&name, &merged, digest) {
+            let (ring, repo) = (&self.ring, tag.repo());
+            let top = ([digest].into(), Version::new(u64::MAX));
+            ring.revive(repo, top).await?;
+            if now == Some(digest) {
+                ring.revive(repo, (manifests, merged.version)).await?;
+            }
         }
-        tracing::info!(%name, digest = ?now, "merged with that of another cluster");
+        tracing::info!(%name, ?digest, "merged with that of another cluster");
         Ok(())
     }
 }
 
-/// Remembers that manifests were left out of an index: who sends it on cannot have them.
-async fn mark_sparse(ring: &TagRing, repo: &RepoName, index: Digest) -> Result<(), IndexError> {
-    let link = Link::Sparse(index);
-    if ring.link(repo, link).await?.0 != Linked::Held {
-        ring.set_link(repo, link, (true, Condition::Any)).await?;
+/// Whether all is there that a tag needs, but for these manifests: what of it has to be there.
+async fn check_tag(
+    inner: &Inner,
+    (repo, digest): (&RepoName, Option<Digest>),
+    (is_new, absent): (bool, &BTreeSet<Digest>),
+) -> Result<BTreeSet<Digest>, IndexError> {
+    let Some(digest) = digest else {
+        return Ok(BTreeSet::new());
+    };
+    let ns = repo.namespace();
+    let walked = match check::complete_but(&inner.origins, (&ns, digest), absent).await {
+        // It was all there when the tag was taken.
+        Err(_) if !is_new => return Ok(BTreeSet::new()),
+        walked => walked?,
+    };
+    mark_sparse(&inner.ring, repo, walked.sparse).await?;
+    Ok(walked.manifests)
+}
+
+/// Whether there is what a link names.
+async fn check_link(
+    inner: &Inner,
+    (repo, link): (&RepoName, Link),
+    absent: &BTreeSet<Digest>,
+) -> Result<(), IndexError> {
+    let (ns, digest) = (repo.namespace(), link.digest());
+    if let (Link::Referrer { .. }, false) = (link, absent.is_empty()) {
+        // No tag leads to it, and it may be an index too.
+        let walked = check::complete_but(&inner.origins, (&ns, digest), absent).await?;
+        return mark_sparse(&inner.ring, repo, walked.sparse).await;
+    }
+    let found = BlobSource::stat(&inner.origins, &ns, digest);
+    Ok(exists(found.await, digest)?)
+}
+
+/// Remembers that manifests were left out of indexes: who sends them on cannot have them.
+async fn mark_sparse(
+    ring: &TagRing,
+    repo: &RepoName,
+    indexes: BTreeSet<Digest>,
+) -> Result<(), IndexError> {
+    for index in indexes {
+        let link = Link::Sparse(index);
+        if ring.link(repo, link).await?.0 != Linked::Held {
+            ring.set_link(repo, link, (true, Condition::Any)).await?;
+        }
     }
     Ok(())
 }

@@ -1,59 +1,122 @@
 //! Is everything there that a tag will need?
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use kraken_proto::{Digest, Namespace};
 
-use crate::manifest::ManifestError;
+use crate::manifest::{Manifest, ManifestError};
 use crate::reader::{ReadError, fetch};
 use crate::source::{BlobSource, SourceError};
 
-/// Walks from `digest` down to the layers, through every manifest of an index. A blob that is no
+/// What a walk went over.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Walked {
+    /// All manifests that have to be there, the first among them.
+    pub(crate) manifests: BTreeSet<Digest>,
+    /// Those of them that list something that is left out, and not there as a whole.
+    pub(crate) sparse: BTreeSet<Digest>,
+}
+
+/// Walks from `digest` down to the layers, through every manifest of an index: all of these. A blob that is no
 /// manifest (a tag may name any file) needs nothing but itself.
 pub(crate) async fn complete<B: BlobSource>(
     blobs: &B,
     ns: &Namespace,
     digest: Digest,
-) -> Result<(), CheckError> {
-    let all = complete_but(blobs, (ns, digest), &BTreeSet::new()).await;
-    all.map(drop)
+) -> Result<BTreeSet<Digest>, CheckError> {
+    let walked = complete_but(blobs, (ns, digest), &BTreeSet::new()).await;
+    walked.map(|walked| walked.manifests)
 }
 
-/// The same, though these manifests need not be there. The indexes that list one of them.
+/// The same, though these manifests need not be there.
 pub(crate) async fn complete_but<B: BlobSource>(
     blobs: &B,
     (ns, digest): (&Namespace, Digest),
     left_out: &BTreeSet<Digest>,
-) -> Result<BTreeSet<Digest>, CheckError> {
-    let mut sparse = BTreeSet::new();
-    let mut seen = BTreeSet::from([digest]);
+) -> Result<Walked, CheckError> {
+    let mut walked = Walked::default();
+    walked.manifests.insert(digest);
+    let mut without = BTreeMap::<Digest, BTreeSet<Digest>>::new();
     let mut manifests = vec![digest];
     while let Some(next) = manifests.pop() {
         let manifest = match fetch(blobs, ns, next).await {
             Ok((_, manifest)) => manifest,
-            Err(error) if next == digest && is_plain(&error) => return Ok(sparse),
+            Err(error) if next == digest && is_plain(&error) => return Ok(walked),
             Err(error) => return Err(CheckError::of(error, next)),
         };
         for child in manifest.manifests() {
             if left_out.contains(&child.digest) {
-                sparse.insert(next);
-            } else if seen.insert(child.digest) {
+                without.entry(next).or_default().insert(child.digest);
+            } else if walked.manifests.insert(child.digest) {
                 manifests.push(child.digest);
             }
         }
-        if seen.len() > MAX_MANIFESTS {
+        if walked.manifests.len() > MAX_MANIFESTS {
             let message = format!("the index lists more than {MAX_MANIFESTS} manifests");
             return Err(CheckError::Refused(message));
         }
-        exist(
-            blobs,
-            ns,
-            manifest.blobs().map(|blob| blob.digest).collect(),
-        )
-        .await?;
+        exist(blobs, ns, blobs_of(&manifest)).await?;
     }
-    Ok(sparse)
+    let whole = whole(blobs, ns, without.values().flatten().copied().collect()).await?;
+    without.retain(|_, listed| !listed.is_subset(&whole));
+    walked.sparse = without.into_keys().collect();
+    Ok(walked)
+}
+
+/// Those of some manifests that are there with all that they need.
+async fn whole<B: BlobSource>(
+    blobs: &B,
+    ns: &Namespace,
+    manifests: BTreeSet<Digest>,
+) -> Result<BTreeSet<Digest>, CheckError> {
+    // Mostly none of them is.
+    let looked = stream::iter(manifests).map(async |digest| {
+        let found = is_there(blobs, ns, digest).await?;
+        Ok(found.then_some(digest))
+    });
+    let there: Vec<_> = looked.buffer_unordered(STATS).try_collect().await?;
+    let mut left: Vec<_> = there.into_iter().flatten().collect();
+    let mut listed = BTreeMap::new();
+    // What would go beyond that counts as missing.
+    while let Some(next) = left.pop().filter(|_| listed.len() < MAX_MANIFESTS) {
+        if listed.contains_key(&next) {
+            continue;
+        }
+        match lists(blobs, ns, next).await {
+            Ok(children) => {
+                left.extend(&children);
+                listed.insert(next, Some(children));
+            }
+            Err(error @ CheckError::Unavailable(_)) => return Err(error),
+            Err(_) => drop(listed.insert(next, None)),
+        }
+    }
+    let whole = listed.into_iter();
+    let mut whole: BTreeMap<_, _> = whole.filter_map(|(it, has)| Some((it, has?))).collect();
+    loop {
+        let there: BTreeSet<_> = whole.keys().copied().collect();
+        whole.retain(|_, children| children.iter().all(|it| there.contains(it)));
+        if whole.len() == there.len() {
+            return Ok(there);
+        }
+    }
+}
+
+/// What a manifest lists whose blobs are all there.
+async fn lists<B: BlobSource>(
+    blobs: &B,
+    ns: &Namespace,
+    digest: Digest,
+) -> Result<Vec<Digest>, CheckError> {
+    let fetched = fetch(blobs, ns, digest).await;
+    let (_, manifest) = fetched.map_err(|error| CheckError::of(error, digest))?;
+    exist(blobs, ns, blobs_of(&manifest)).await?;
+    Ok(manifest.manifests().map(|child| child.digest).collect())
+}
+
+fn blobs_of(manifest: &Manifest) -> BTreeSet<Digest> {
+    manifest.blobs().map(|blob| blob.digest).collect()
 }
 
 /// Bounds the work that one request can cause. The largest images in the wild list some dozens.
@@ -74,14 +137,25 @@ async fn exist<B: BlobSource>(
     digests: BTreeSet<Digest>,
 ) -> Result<(), CheckError> {
     stream::iter(digests)
-        .map(async |digest| match blobs.stat(ns, digest).await {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) | Err(SourceError::NotFound) => Err(CheckError::Missing(digest)),
-            Err(error) => Err(CheckError::Unavailable(error.to_string())),
+        .map(async |digest| match is_there(blobs, ns, digest).await? {
+            true => Ok(()),
+            false => Err(CheckError::Missing(digest)),
         })
         .buffer_unordered(STATS)
         .try_collect()
         .await
+}
+
+async fn is_there<B: BlobSource>(
+    blobs: &B,
+    ns: &Namespace,
+    digest: Digest,
+) -> Result<bool, CheckError> {
+    match blobs.stat(ns, digest).await {
+        Ok(found) => Ok(found.is_some()),
+        Err(SourceError::NotFound) => Ok(false),
+        Err(error) => Err(CheckError::Unavailable(error.to_string())),
+    }
 }
 
 /// Why a tag cannot be taken.
@@ -131,7 +205,8 @@ mod tests {
     }
 
     async fn check(blobs: &MemoryBlobs, digest: Digest) -> Result<(), CheckError> {
-        complete(blobs, &Namespace::default(), digest).await
+        let walked = complete(blobs, &Namespace::default(), digest).await;
+        walked.map(|walked| assert!(walked.contains(&digest)))
     }
 
     #[tokio::test]
@@ -165,12 +240,35 @@ mod tests {
         let ns = Namespace::default();
         let check = async |left_out: &[Digest]| {
             let left_out = left_out.iter().copied().collect();
-            complete_but(&blobs, (&ns, top), &left_out).await
+            let walked = complete_but(&blobs, (&ns, top), &left_out).await;
+            walked.map(|walked| walked.sparse)
         };
         assert_eq!(check(&[two]).await, Ok([nested].into()));
         assert_eq!(check(&[one]).await, Err(CheckError::Missing(two)));
         blobs.remove(layer);
         assert_eq!(check(&[two]).await, Err(CheckError::Missing(layer)));
+    }
+
+    #[tokio::test]
+    async fn an_index_is_whole_when_what_is_left_out_is_there_all_the_same() {
+        let blobs = MemoryBlobs::default();
+        let (one, layer) = image(&blobs, "one");
+        let (two, _) = image(&blobs, "two");
+        let nested = index(&blobs, &[one]);
+        let top = index(&blobs, &[nested, two]);
+        let ns = Namespace::default();
+        let walk = async |left_out: &[Digest]| {
+            let left_out = left_out.iter().copied().collect();
+            complete_but(&blobs, (&ns, top), &left_out).await.unwrap()
+        };
+        let walked = walk(&[nested]).await;
+        assert_eq!(walked.manifests, [top, two].into());
+        assert_eq!(walked.sparse, [].into());
+        assert_eq!(walk(&[one]).await.sparse, [].into());
+        blobs.remove(layer);
+        assert_eq!(walk(&[nested]).await.sparse, [top].into());
+        assert_eq!(walk(&[one]).await.sparse, [nested].into());
+        assert_eq!(walk(&[nested, one]).await.sparse, [top].into());
     }
 
     #[tokio::test]

@@ -1,5 +1,8 @@
 //! Links in the registers of the build-indexes.
 
+use std::collections::BTreeSet;
+
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use kraken_proto::tags::record::{Condition, TagState, Version};
 use kraken_proto::tags::register::Ballot;
 use kraken_proto::{Digest, tags};
@@ -11,6 +14,9 @@ use super::store::Listed;
 use super::{LinkService, TagError};
 use crate::link::{Link, LinkKind, Linked, RegisterName};
 use crate::name::{RepoName, Tag, TagName};
+
+/// Links that are looked at at once.
+const LINKS: usize = 16;
 
 impl TagRing {
     /// What is known of a link, and since which version.
@@ -46,6 +52,29 @@ impl TagRing {
         let removed = (Condition::At(version), false);
         let removed = self.set_by(&name, None, removed).await?;
         Ok(removed.map_or(version, |state| state.now.version))
+    }
+
+    /// Manifests that were removed come back with a tag that needs them, as by a push, unless they were removed
+    /// after the version `until`.
+    pub(crate) async fn revive(
+        &self,
+        repo: &RepoName,
+        (manifests, until): (BTreeSet<Digest>, Version),
+    ) -> Result<(), TagError> {
+        let revived = stream::iter(manifests).map(async |digest| {
+            let link = Link::Manifest(digest);
+            let (known, version) = self.link(repo, link).await?;
+            if known != Linked::Removed || version > until {
+                return Ok(());
+            }
+            let asked = (true, Condition::At(version));
+            match self.set_link(repo, link, asked).await {
+                // What somebody has made of it since is later.
+                Ok(_) | Err(TagError::Conflict(_)) => Ok(()),
+                Err(error) => Err(error),
+            }
+        });
+        revived.buffer_unordered(LINKS).try_collect().await
     }
 
     /// Up to `n` digests that a repository holds links of a kind to, in their order, behind `after`.

@@ -21,6 +21,7 @@
 //! as nobody else has changed or removed it since: a request that comes late, after its client
 //! has asked another build-index, then changes nothing.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::{FromRequestParts, Path, Query, State};
@@ -62,7 +63,9 @@ pub fn router<B: BlobSource>(tags: TagRing, policy: TagPolicy, blobs: B) -> Rout
 /// The same without the check, for tags whose blobs live elsewhere.
 pub fn unchecked_router(tags: TagRing, policy: TagPolicy) -> Router {
     let source = Arc::new(MemoryBlobs::default());
-    routes(tags, policy, source, |_, _| std::future::ready(Ok(())))
+    routes(tags, policy, source, |_, _| {
+        std::future::ready(Ok(BTreeSet::new()))
+    })
 }
 
 /// What is asked of tags beside a digest.
@@ -171,7 +174,7 @@ fn routes<B: BlobSource, F, Checked>(
 ) -> Router
 where
     F: Fn(RepoName, Digest) -> Checked + Clone + Send + Sync + 'static,
-    Checked: Future<Output = Result<(), CheckError>> + Send,
+    Checked: Future<Output = Result<BTreeSet<Digest>, CheckError>> + Send,
 {
     let upstreams = Arc::new(Upstreams::new(policy.clone()));
     let get_tag = move |State(tags): State<TagRing>, Path(name): Path<String>| {
@@ -213,7 +216,7 @@ async fn set_tag<F, Checked>(
 ) -> Result<Response, IndexError>
 where
     F: Fn(RepoName, Digest) -> Checked,
-    Checked: Future<Output = Result<(), CheckError>>,
+    Checked: Future<Output = Result<BTreeSet<Digest>, CheckError>>,
 {
     let name: TagName = name.parse()?;
     // The original takes bare digits here too.
@@ -224,10 +227,12 @@ where
     };
     let digest = digest.map_err(NameError::from)?;
     let asked = (condition(headers)?, policy.is_immutable(&name));
-    check(name.repo().clone(), digest).await?;
+    let mut manifests = check(name.repo().clone(), digest).await?;
+    manifests.insert(digest);
     let register = name.clone().into();
     let state = tags.set_by(&register, Some(digest), asked).await?;
-    revive(tags, name.repo(), digest).await?;
+    let until = Version::new(u64::MAX);
+    tags.revive(name.repo(), (manifests, until)).await?;
     // Others may have changed it since.
     let made = state.iter().flat_map(|state| state.records());
     let made = made
@@ -236,20 +241,6 @@ where
     let version = made.map_or(Version::ZERO, |record| record.version);
     tracing::info!(tag = %name, %digest, version = version.get(), "tag set");
     Ok((versioned(version), ()).into_response())
-}
-
-/// A manifest that was removed comes back with a tag, as by a push.
-pub(crate) async fn revive(
-    tags: &TagRing,
-    repo: &RepoName,
-    digest: Digest,
-) -> Result<(), TagError> {
-    let link = Link::Manifest(digest);
-    if tags.link(repo, link).await?.0 == Linked::Removed {
-        let asked = (true, Condition::Any);
-        tags.set_link(repo, link, asked).await?;
-    }
-    Ok(())
 }
 
 /// What a client asks of a tag before it changes it.

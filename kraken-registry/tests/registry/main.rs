@@ -18,6 +18,7 @@ mod odd;
 mod parts;
 mod pull;
 mod push;
+mod replicate;
 mod ring;
 mod rules;
 mod tags;
