@@ -6,12 +6,13 @@
 //! | POST `/proxy/v2/registry/prefetch` | the same: answered when the origins have begun to fetch all of it |
 //! | POST `/registry/notifications` | the webhook of the Docker project's registry, and of Harbor: what was pushed is fetched in the background |
 //!
-//! The answer of the first two: `{"tag", "prefetched", "status", "message", "trace_id"}`. With
+//! The answer of the first two: `{"tag", "prefetched", "status", "message", "trace_id"}`, and `"left_out"` with the
+//! digests of those manifests that an index lists and that are known not to be in this cluster. With
 //! `"at_most": bytes` they ask for no more bytes per second than that, as [`Pacer`] has it.
 
 mod pace;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -29,10 +30,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::link::{Link, Linked};
 use crate::name::{Reference, RepoName, split_tag};
 use crate::reader::{ReadError, fetch};
 use crate::source::{BlobSource, SourceError};
-use crate::tags::{TagError, TagService};
+use crate::tags::{LinkService, TagError, TagService};
 
 pub use pace::{Pacer, Turn};
 
@@ -78,7 +80,7 @@ struct Preheater<B, T> {
 }
 
 /// The routes for preheating.
-pub fn router<B: Prefetch, T: TagService>(blobs: B, tags: T) -> Router {
+pub fn router<B: Prefetch, T: TagService + LinkService>(blobs: B, tags: T) -> Router {
     let preheater = Arc::new(Preheater {
         blobs,
         tags,
@@ -92,8 +94,14 @@ pub fn router<B: Prefetch, T: TagService>(blobs: B, tags: T) -> Router {
         .with_state(preheater)
 }
 
-/// Blobs and their lengths; 0 for manifests, which have been read.
-type Needed = BTreeMap<Digest, u64>;
+/// What an image needs.
+#[derive(Debug, Default)]
+struct Needed {
+    /// Blobs and their lengths; 0 for manifests, which have been read.
+    blobs: BTreeMap<Digest, u64>,
+    /// Manifests that indexes list, and that were left out where they came from.
+    left_out: BTreeSet<Digest>,
+}
 
 #[derive(Debug, Deserialize)]
 struct Asked {
@@ -111,43 +119,48 @@ struct Answer {
     status: &'static str,
     message: String,
     trace_id: String,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    left_out: BTreeSet<Digest>,
 }
 
 type Shared<B, T> = State<Arc<Preheater<B, T>>>;
 type Body<A> = Result<Json<A>, JsonRejection>;
 
-async fn in_background<B: Prefetch, T: TagService>(
+async fn in_background<B: Prefetch, T: TagService + LinkService>(
     State(preheater): Shared<B, T>,
     body: Body<Asked>,
 ) -> Response {
     let preheated = async |asked: &Asked| {
         let (repo, needed, _place) = preheater.image(&asked.tag).await?;
-        let (count, pacer) = (needed.len(), Pacer::new(asked.at_most));
-        let fetch = async move |it: Arc<Preheater<B, T>>| it.fetch_all(&repo, needed, &pacer).await;
+        let Needed { blobs, left_out } = needed;
+        let (count, pacer) = (blobs.len(), Pacer::new(asked.at_most));
+        let fetch = async move |it: Arc<Preheater<B, T>>| it.fetch_all(&repo, blobs, &pacer).await;
         if !Arc::clone(&preheater).later(fetch) {
             return Err(PreheatError::Busy);
         }
-        Ok(format!("{count} blobs are being fetched"))
+        Ok((format!("{count} blobs are being fetched"), left_out))
     };
     answer(body, preheated).await
 }
 
-async fn at_once<B: Prefetch, T: TagService>(
+async fn at_once<B: Prefetch, T: TagService + LinkService>(
     State(preheater): Shared<B, T>,
     body: Body<Asked>,
 ) -> Response {
     let preheated = async |asked: &Asked| {
         let (repo, needed, _place) = preheater.image(&asked.tag).await?;
-        let (count, pacer) = (needed.len(), Pacer::new(asked.at_most));
-        preheater.fetch_all(&repo, needed, &pacer).await?;
-        Ok(format!("the origins have {count} blobs, or fetch them"))
+        let Needed { blobs, left_out } = needed;
+        let (count, pacer) = (blobs.len(), Pacer::new(asked.at_most));
+        preheater.fetch_all(&repo, blobs, &pacer).await?;
+        let message = format!("the origins have {count} blobs, or fetch them");
+        Ok((message, left_out))
     };
     answer(body, preheated).await
 }
 
 async fn answer(
     body: Body<Asked>,
-    preheated: impl AsyncFnOnce(&Asked) -> Result<String, PreheatError>,
+    preheated: impl AsyncFnOnce(&Asked) -> Result<(String, BTreeSet<Digest>), PreheatError>,
 ) -> Response {
     let asked = match body {
         Ok(Json(asked)) => asked,
@@ -167,22 +180,22 @@ async fn answer(
         Err(PreheatError::Refused(_)) => StatusCode::UNPROCESSABLE_ENTITY,
         Err(PreheatError::Unavailable(_) | PreheatError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
     };
+    let prefetched = preheated.is_ok();
+    let (message, left_out) =
+        preheated.unwrap_or_else(|error| (error.to_string(), BTreeSet::new()));
     let answer = Answer {
         tag: asked.tag,
-        prefetched: preheated.is_ok(),
-        status: if preheated.is_ok() {
-            "success"
-        } else {
-            "failure"
-        },
-        message: preheated.unwrap_or_else(|error| error.to_string()),
+        prefetched,
+        status: if prefetched { "success" } else { "failure" },
+        message,
         trace_id: asked.trace_id,
+        left_out,
     };
     (status, Json(answer)).into_response()
 }
 
 /// 202 and how many images are fetched; what is no push is let be.
-async fn notified<B: Prefetch, T: TagService>(
+async fn notified<B: Prefetch, T: TagService + LinkService>(
     State(preheater): Shared<B, T>,
     body: Body<Value>,
 ) -> Response {
@@ -196,7 +209,7 @@ async fn notified<B: Prefetch, T: TagService>(
         let begun = Arc::clone(&preheater).later(async move |it| {
             let digest = it.resolve(&repo, &reference).await?;
             let needed = it.needed(&repo, digest).await?;
-            it.fetch_all(&repo, needed, &Pacer::new(None)).await
+            it.fetch_all(&repo, needed.blobs, &Pacer::new(None)).await
         });
         count += usize::from(begun);
     }
@@ -233,7 +246,7 @@ fn pushed(body: &Value) -> Vec<(RepoName, Reference)> {
     events.chain(resources).collect()
 }
 
-impl<B: Prefetch, T: TagService> Preheater<B, T> {
+impl<B: Prefetch, T: TagService + LinkService> Preheater<B, T> {
     /// The repository of an image, and all blobs that it needs; others wait while the place is held.
     async fn image(
         &self,
@@ -296,9 +309,11 @@ impl<B: Prefetch, T: TagService> Preheater<B, T> {
     /// All blobs that an image needs, of every platform, the manifests among them.
     async fn needed(&self, repo: &RepoName, digest: Digest) -> Result<Needed, PreheatError> {
         let ns = repo.namespace();
-        let (mut needed, mut manifests) = (Needed::from([(digest, 0)]), vec![digest]);
+        let mut needed = Needed::default();
+        needed.blobs.insert(digest, 0);
+        let mut manifests = vec![(digest, None)];
         let mut read = 0;
-        while let Some(next) = manifests.pop() {
+        while let Some((next, index)) = manifests.pop() {
             read += 1;
             if read > MAX_MANIFESTS {
                 let what = format!("the index lists more than {MAX_MANIFESTS} manifests");
@@ -306,35 +321,49 @@ impl<B: Prefetch, T: TagService> Preheater<B, T> {
             }
             let manifest = match fetch(&self.blobs, &ns, next).await {
                 Ok((_, manifest)) => manifest,
-                Err(ReadError::NotFound) => return Err(PreheatError::Unknown(next.to_string())),
+                Err(ReadError::NotFound) if self.is_sparse(repo, index).await? => {
+                    needed.blobs.remove(&next);
+                    needed.left_out.insert(next);
+                    continue;
+                }
                 // A tag may name any file.
                 Err(ReadError::Refused(_)) if next == digest => return Ok(needed),
-                Err(ReadError::Refused(error)) => {
-                    return Err(PreheatError::Refused(error.to_string()));
-                }
-                Err(ReadError::Unavailable(reason)) => {
-                    return Err(PreheatError::Unavailable(reason));
-                }
+                Err(error) => return Err(PreheatError::of(error, next)),
             };
-            needed.extend(manifest.blobs().map(|blob| (blob.digest, blob.size)));
-            if needed.len() > MAX_BLOBS {
+            let blobs = &mut needed.blobs;
+            blobs.extend(manifest.blobs().map(|blob| (blob.digest, blob.size)));
+            if blobs.len() > MAX_BLOBS {
                 let what = format!("the image needs more than {MAX_BLOBS} blobs");
                 return Err(PreheatError::Refused(what));
             }
             let children = manifest.manifests().map(|child| child.digest);
-            manifests.extend(children.filter(|child| needed.insert(*child, 0).is_none()));
+            let new = children.filter(|child| blobs.insert(*child, 0).is_none());
+            manifests.extend(new.map(|child| (child, Some(next))));
         }
         Ok(needed)
+    }
+
+    /// Whether an index came from another cluster without some of what it lists.
+    async fn is_sparse(
+        &self,
+        repo: &RepoName,
+        index: Option<Digest>,
+    ) -> Result<bool, PreheatError> {
+        let Some(index) = index else {
+            return Ok(false);
+        };
+        let known = self.tags.link(repo, Link::Sparse(index)).await?;
+        Ok(known == Linked::Held)
     }
 
     async fn fetch_all(
         &self,
         repo: &RepoName,
-        needed: Needed,
+        blobs: BTreeMap<Digest, u64>,
         pacer: &Pacer,
     ) -> Result<(), PreheatError> {
         let ns = &repo.namespace();
-        stream::iter(needed)
+        stream::iter(blobs)
             .map(async |(digest, bytes)| {
                 let turn = pacer.turn(bytes).await;
                 match self.blobs.prefetch(ns, digest).await {
@@ -396,6 +425,16 @@ enum PreheatError {
     Unavailable(String),
     #[error("too many images wait to be preheated: try again later")]
     Busy,
+}
+
+impl PreheatError {
+    fn of(error: ReadError, digest: Digest) -> Self {
+        match error {
+            ReadError::NotFound => Self::Unknown(digest.to_string()),
+            ReadError::Refused(error) => Self::Refused(error.to_string()),
+            ReadError::Unavailable(reason) => Self::Unavailable(reason),
+        }
+    }
 }
 
 impl From<TagError> for PreheatError {
@@ -492,6 +531,55 @@ mod tests {
         }
         let (_, last) = asked.last().unwrap();
         assert!(last.as_millis() < 410_000, "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_known_to_be_left_out_is_not_missed() {
+        let blobs = MemoryBlobs::default();
+        let layer = blobs.insert("layer");
+        let image = json!({"schemaVersion": 2, "config": {"digest": layer}, "layers": []});
+        let image = blobs.insert(image.to_string());
+        let absent = Digest::of(b"for another platform");
+        let index =
+            json!({"schemaVersion": 2, "manifests": [{"digest": image}, {"digest": absent}]});
+        let index = blobs.insert(index.to_string());
+        let noting = Arc::new(Noting {
+            blobs,
+            has: layer,
+            began: Instant::now(),
+            asked: Mutex::default(),
+        });
+        let tags = MemoryTags::default();
+        let app = router(noting.clone(), tags.clone());
+        let ask = async |version: &str| {
+            let body = json!({"tag": format!("team/app@{index}")}).to_string();
+            let request = http::Request::post(format!("/proxy/{version}/registry/prefetch"))
+                .header("content-type", "application/json");
+            let request = request.body(axum::body::Body::from(body)).unwrap();
+            let answer = tower::ServiceExt::oneshot(app.clone(), request)
+                .await
+                .unwrap();
+            let status = answer.status();
+            let body = axum::body::to_bytes(answer.into_body(), 1 << 20)
+                .await
+                .unwrap();
+            (status, serde_json::from_slice::<Value>(&body).unwrap())
+        };
+        let (status, answer) = ask("v2").await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{answer}");
+        assert_eq!(answer["message"], format!("{absent} does not exist"));
+        let repo: RepoName = "team/app".parse().unwrap();
+        tags.set_link(&repo, Link::Sparse(index), true)
+            .await
+            .unwrap();
+        for version in ["v1", "v2"] {
+            let (status, answer) = ask(version).await;
+            assert_eq!(status, StatusCode::OK, "{answer}");
+            assert_eq!(answer["left_out"], json!([absent]));
+        }
+        let asked = noting.asked.lock().unwrap();
+        assert!(asked.iter().all(|(digest, _)| *digest != absent));
+        assert!(asked.iter().any(|(digest, _)| *digest == layer));
     }
 
     #[tokio::test]

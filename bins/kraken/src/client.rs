@@ -3,6 +3,7 @@
 mod checked;
 mod send;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 
 use bytes::Bytes;
@@ -32,8 +33,8 @@ const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
 /// Says that a blob is pushed for its own sake.
 const KEEP: (&str, &str) = ("kraken-keep", "true");
 
-/// The longest answer of another kind, in bytes.
-const MAX_ANSWER: usize = 16 << 10;
+/// The longest answer of another kind, in bytes: it may name all manifests of an image.
+const MAX_ANSWER: usize = 1 << 20;
 
 /// The longest manifest, in bytes.
 const MAX_MANIFEST: usize = 4 << 20;
@@ -246,7 +247,7 @@ impl Registry {
     }
 
     /// Lets the origins behind a proxy fetch all that an image needs, told to fetch at most so many bytes
-    /// per second; what the proxy says.
+    /// per second; what the proxy says, and which manifests are known not to be in its cluster.
     ///
     /// # Errors
     /// The image does not exist, or nobody could be asked.
@@ -254,7 +255,7 @@ impl Registry {
         &self,
         image: &str,
         at_most: Option<NonZeroU64>,
-    ) -> Result<String, Failure> {
+    ) -> Result<(String, BTreeSet<Digest>), Failure> {
         let body = json!({ "tag": image, "at_most": at_most }).to_string();
         let headers = [("content-type", "application/json")];
         // Preheating pulls whatever is named.
@@ -272,12 +273,15 @@ impl Registry {
             .json(MAX_ANSWER)
             .await
             .map_err(|error| self.failed(path, &error))?;
+        let left_out = answer["left_out"].as_array().into_iter().flatten();
+        let left_out = left_out.filter_map(|digest| digest.as_str()?.parse().ok());
+        let left_out = left_out.collect();
         let message = answer["message"].as_str();
         let message = message
             .unwrap_or("the proxy's answer makes no sense")
             .to_owned();
         match answer["prefetched"] == true {
-            true => Ok(message),
+            true => Ok((message, left_out)),
             false => Err(Failure::Registry(message)),
         }
     }

@@ -77,20 +77,21 @@ pub(crate) async fn preheat(args: PreheatArgs) -> Result<(), Failure> {
         let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
         hosts.extend(lines.map(str::to_owned));
     }
+    let (repository, reference) = named(&image)?;
+    let caller = tls.caller()?;
+    let proxy = Registry::of(&proxy, &caller)?;
+    let (told, left_out) = proxy.prefetch(&image, at_most).await?;
+    if !json {
+        say(&told)?;
+    }
     let hosts = Hosts {
         agents: hosts,
+        left_out,
         percent,
         wait,
         at_once,
         at_most,
     };
-    let (repository, reference) = named(&image)?;
-    let caller = tls.caller()?;
-    let proxy = Registry::of(&proxy, &caller)?;
-    let told = proxy.prefetch(&image, at_most).await?;
-    if !json {
-        say(&told)?;
-    }
     let wrong = |error: NameError| Failure::Argument(error.to_string());
     let named = (
         &repository.parse().map_err(wrong)?,

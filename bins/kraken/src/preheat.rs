@@ -28,6 +28,8 @@ const MAX_DEPTH: usize = 4;
 pub struct Hosts {
     /// The address of each agent's registry.
     pub agents: Vec<String>,
+    /// Manifests that indexes of the image list, and that no host can have.
+    pub left_out: BTreeSet<Digest>,
     /// The share of them that gets it, in hundredths: the first of the list.
     pub percent: u8,
     /// The share of these that must have it, in hundredths.
@@ -74,7 +76,8 @@ pub async fn to_hosts(
     };
     let pacer = &Pacer::new(hosts.at_most);
     let fetched = stream::iter(chosen).map(async |agent| {
-        let fetched = on_host((agent, caller), (repository, reference), pacer).await;
+        let image = (repository, reference);
+        let fetched = on_host((agent, caller), image, (&hosts.left_out, pacer)).await;
         (agent, fetched)
     });
     let mut fetched = fetched.buffer_unordered(hosts.at_once.max(1));
@@ -106,7 +109,7 @@ pub async fn to_hosts(
 async fn on_host(
     (agent, caller): (&str, &Caller),
     (repository, reference): (&RepoName, &Reference),
-    pacer: &Pacer,
+    (left_out, pacer): (&BTreeSet<Digest>, &Pacer),
 ) -> Result<(), Failure> {
     let registry = &Registry::of(agent, caller)?;
     let repository = repository.as_str();
@@ -125,7 +128,9 @@ async fn on_host(
                 .into_iter()
                 .map(|blob| fetch(registry, repository, blob, pacer));
             futures::future::try_join_all(fetched).await?;
-            next.extend(manifest.manifests().map(|child| child.digest.to_string()));
+            let children = manifest.manifests().map(|child| child.digest);
+            let children = children.filter(|child| !left_out.contains(child));
+            next.extend(children.map(|child| child.to_string()));
         }
         if next.is_empty() {
             return Ok(());

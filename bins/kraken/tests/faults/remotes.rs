@@ -10,16 +10,17 @@ use kraken_core::net::CertAuthority;
 use kraken_core::net::http::HttpBody;
 use serde_json::{Value, json};
 
-use crate::common::{Lab, ask, free_addr, until, within};
+use crate::common::{Lab, ask, free_addr, kraken, until, within};
 use crate::registries::{DockerRegistry, password, status};
 use crate::replicate::{
     INDEX, MANIFEST, describe, image, push_index, push_manifest, tag_at, until_tag,
 };
 
-/// Clusters of these names, which know each other's build-indexes: `add` gets a name, the URLs by name, and
+/// Clusters of these names with so many agents each, which know each other's build-indexes: `add` gets a name, the URLs by name, and
 /// the configuration of its build-index.
 async fn clusters(
     names: &[&'static str],
+    agents: usize,
     add: impl Fn(&str, &BTreeMap<&str, String>, &mut Value),
 ) -> BTreeMap<&'static str, Lab> {
     let authority = CertAuthority::create().unwrap();
@@ -36,7 +37,10 @@ async fn clusters(
                 add(name, &urls, config);
             }
         };
-        labs.insert(*name, Lab::start_under(&authority, *at, (2, 0), add).await);
+        labs.insert(
+            *name,
+            Lab::start_under(&authority, *at, (2, agents), add).await,
+        );
     }
     labs
 }
@@ -80,7 +84,7 @@ async fn pulls(proxy: &str, repo: &str, digest: Digest) -> StatusCode {
 async fn a_cluster_gets_the_platforms_that_it_wants_and_sends_them_on() {
     within(240, "platforms", async {
         let other = DockerRegistry::start(password).await;
-        let labs = clusters(&["east", "west"], |name, urls, config| {
+        let labs = clusters(&["east", "west"], 1, |name, urls, config| {
             config["remotes"] = match (name, &other) {
                 ("east", _) => json!([{
                     "name": "west", "build_indexes": [urls["west"]], "tags": ["^team/"],
@@ -113,6 +117,12 @@ async fn a_cluster_gets_the_platforms_that_it_wants_and_sends_them_on() {
         let found = labs["west"].post("build-index", "/x/garbage", &ask).await;
         let found: Value = serde_json::from_str(&found).unwrap();
         assert_eq!(found["garbage"], 0, "{found}");
+        // Onto hosts there goes what is there.
+        let (image, agent) = ("team/app:v1", labs["west"].host("agent-1"));
+        let preheated = kraken(&["preheat", image, "--proxy", &west, "--hosts", &agent]).await;
+        assert!(preheated.status.success(), "{preheated:?}");
+        let amd64 = pulls(&agent, "team/app", all["amd64"]).await;
+        assert_eq!(amd64, StatusCode::OK);
         // Its own images must be whole.
         let copied = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
             describe(MANIFEST, b"no such manifest"),
@@ -148,7 +158,7 @@ fn other_hours() -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_gets_nothing_at_other_hours_and_all_again_when_it_is_made_anew() {
     within(240, "hours", async {
-        let mut labs = clusters(&["east", "west"], |name, urls, config| {
+        let mut labs = clusters(&["east", "west"], 0, |name, urls, config| {
             if name == "east" {
                 config["remotes"] = json!([{
                     "name": "west", "build_indexes": [urls["west"]], "tags": ["^team/"],
@@ -201,7 +211,7 @@ async fn a_cluster_gets_nothing_at_other_hours_and_all_again_when_it_is_made_ane
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_of_the_same_name_is_refused() {
     within(120, "names", async {
-        let labs = clusters(&["east", "west"], |name, urls, config| {
+        let labs = clusters(&["east", "west"], 0, |name, urls, config| {
             config["cluster"] = json!("default");
             if name == "east" {
                 config["remotes"] =
