@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::offer::{AskImage, Fetched, Offered, Struck};
-use super::send::{BLOBS, LOOKS};
+use super::send::{BLOBS, absent};
 use super::server::Named;
 use super::source::{Reading, Source};
 use super::{Inner, Known, PARALLEL, SendError};
@@ -133,7 +133,7 @@ impl Inner {
             return Ok(true);
         }
         let ns = own.0.repo().namespace();
-        self.fetch_blobs(source, &ns, offered.blobs).await?;
+        self.fetch_blobs(source, &ns, &offered.blobs).await?;
         for Named { name, state } in offered.links {
             let link: RegisterName = name.parse().map_err(wrong)?;
             if !matches!(&link, RegisterName::Link(repo, _) if repo == own.0.repo()) {
@@ -184,20 +184,11 @@ impl Inner {
         &self,
         source: &Source,
         ns: &Namespace,
-        blobs: BTreeSet<Digest>,
+        blobs: &BTreeSet<Digest>,
     ) -> Result<(), SendError> {
-        let looked = blobs.into_iter().map(|digest| async move {
-            match self.origins.stat(ns, digest).await {
-                Ok(_) => Ok(None),
-                Err(ApiError::NotFound) => Ok(Some(digest)),
-                Err(error) => Err(SendError::Failed(format!("here: {error}"))),
-            }
-        });
-        let looked: Vec<_> = looked.collect();
-        let absent = stream::iter(looked).buffer_unordered(LOOKS);
-        let absent: Vec<_> = absent.try_collect().await?;
+        let absent = absent(&self.origins, ns, blobs).await?;
         let name = source.remote.name();
-        let fetching = absent.into_iter().flatten();
+        let fetching = absent.into_iter();
         let fetching = fetching.map(|digest| self.blobs.send(name, ns, digest));
         let fetching: Vec<_> = fetching.collect();
         let fetching = stream::iter(fetching).buffer_unordered(BLOBS);

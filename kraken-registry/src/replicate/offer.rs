@@ -263,15 +263,11 @@ impl Inner {
         remote: &str,
         register: &RegisterName,
     ) -> Result<bool, SendError> {
-        let rules = self.wanted.iter().find(|it| it.remote == remote);
-        let Some(rules) = rules else {
-            return Ok(false);
-        };
         match register {
             RegisterName::Link(_, Link::Blob(_) | Link::Sparse(_)) => Ok(false),
-            RegisterName::Tag(_) => Ok(rules.wants(register)),
+            RegisterName::Tag(_) => Ok(self.wants(remote, register)),
             RegisterName::Link(repo, _) => {
-                let is_ruled = |tag: &TagName| rules.wants(&tag.clone().into());
+                let is_ruled = |tag: &TagName| self.wants(remote, &tag.clone().into());
                 Ok(self.ring.any_tag_ever(repo, is_ruled).await?)
             }
         }

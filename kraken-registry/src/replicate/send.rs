@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use kraken_core::net::http::ApiError;
+use kraken_core::net::origin::OriginCluster;
 use kraken_proto::tags::record::TagState;
 use kraken_proto::{Digest, Namespace};
 
@@ -17,7 +18,7 @@ use crate::reader::{ReadError, fetch};
 
 /// Blobs of one image that go at once, and that are looked for.
 pub(super) const BLOBS: usize = 4;
-pub(super) const LOOKS: usize = 16;
+const LOOKS: usize = 16;
 /// Manifests that one image has at most, its referrers among them.
 const MANIFESTS: usize = 10_000;
 /// Referrers in one page.
@@ -160,7 +161,10 @@ impl Inner {
         // What has no link may be there or not, as with other platforms than before.
         if links.len() < image.manifests.len() + image.referrers.len() {
             let ns = register.repo().namespace();
-            if !self.blobs_absent(remote, &ns, &image).await?.is_empty() {
+            if !absent(&remote.origins().await?, &ns, &image.blobs)
+                .await?
+                .is_empty()
+            {
                 return Ok(false);
             }
         }
@@ -318,30 +322,6 @@ impl Inner {
         }
     }
 
-    /// Those blobs of an image that are not there.
-    async fn blobs_absent(
-        &self,
-        remote: &Remote,
-        ns: &Namespace,
-        image: &Image,
-    ) -> Result<Vec<Digest>, SendError> {
-        let origins = remote.origins().await?;
-        let looked = image.blobs.iter().map(|digest| {
-            let (origins, ns, digest) = (origins.clone(), ns.clone(), *digest);
-            async move {
-                match origins.stat(&ns, digest).await {
-                    Ok(_) => Ok(None),
-                    Err(ApiError::NotFound) => Ok(Some(digest)),
-                    Err(error) => Err(SendError::Failed(error.to_string())),
-                }
-            }
-        });
-        let looked: Vec<_> = looked.collect();
-        let absent = stream::iter(looked).buffer_unordered(LOOKS);
-        let absent: Vec<_> = absent.try_collect().await?;
-        Ok(absent.into_iter().flatten().collect())
-    }
-
     /// Sends what of an image is not there.
     async fn send_blobs(
         &self,
@@ -349,7 +329,7 @@ impl Inner {
         ns: &Namespace,
         image: &Image,
     ) -> Result<(), SendError> {
-        let absent = self.blobs_absent(remote, ns, image).await?;
+        let absent = absent(&remote.origins().await?, ns, &image.blobs).await?;
         let sending = absent.into_iter().map(|digest| {
             let (blobs, remote, ns) = (self.blobs.clone(), remote.name().to_owned(), ns.clone());
             async move { blobs.send(&remote, &ns, digest).await }
@@ -358,6 +338,28 @@ impl Inner {
         let sending = stream::iter(sending).buffer_unordered(BLOBS);
         sending.try_collect().await
     }
+}
+
+/// Those of these blobs that are not at some origins.
+pub(super) async fn absent(
+    origins: &OriginCluster,
+    ns: &Namespace,
+    blobs: &BTreeSet<Digest>,
+) -> Result<Vec<Digest>, SendError> {
+    let looked = blobs.iter().map(|digest| {
+        let (origins, ns, digest) = (origins.clone(), ns.clone(), *digest);
+        async move {
+            match origins.stat(&ns, digest).await {
+                Ok(_) => Ok(None),
+                Err(ApiError::NotFound) => Ok(Some(digest)),
+                Err(error) => Err(SendError::Failed(error.to_string())),
+            }
+        }
+    });
+    let looked: Vec<_> = looked.collect();
+    let absent = stream::iter(looked).buffer_unordered(LOOKS);
+    let absent: Vec<_> = absent.try_collect().await?;
+    Ok(absent.into_iter().flatten().collect())
 }
 
 #[cfg(test)]
