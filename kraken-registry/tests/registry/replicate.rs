@@ -12,7 +12,7 @@ use kraken_core::{Digest, Origin, PeerId};
 use kraken_proto::tags::hours::{Hours, Plan};
 use kraken_proto::tags::record::Condition;
 use kraken_registry::name::TagName;
-use kraken_registry::replicate::{self, RemoteKind, RemoteRule, Replicator};
+use kraken_registry::replicate::{self, OwnCluster, RemoteKind, RemoteRule, Replicator, Rules};
 use kraken_registry::tags::ring::TagRing;
 use kraken_registry::tags::server::{self, TagPolicy};
 use kraken_registry::tags::store::TagStore;
@@ -59,11 +59,16 @@ impl Side {
         tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
         let origins = OriginCluster::new(members, http.clone(), 1);
         let ring = ring(&dir, name, &http).await;
-        let at = (origins.clone(), 1);
-        let replicator = Replicator::new(ring.clone(), at, Vec::new(), &http);
         let policy = TagPolicy::default();
-        let app = server::router(ring.clone(), policy.clone(), origins.clone());
-        let url = serve(app.merge(replicate::server::router(replicator.clone(), policy))).await;
+        let own = OwnCluster {
+            ring: ring.clone(),
+            origins: origins.clone(),
+            replicas: 1,
+            policy: policy.clone(),
+        };
+        let replicator = Replicator::new(own, Rules::default(), &http);
+        let app = server::router(ring.clone(), policy, origins.clone());
+        let url = serve(app.merge(replicate::server::router(replicator.clone()))).await;
         let sending = replicator.clone();
         tokio::spawn(async move { sending.run().await });
         Self {
@@ -81,13 +86,19 @@ impl Side {
     /// Sends what begins with `team/` to another one from now on, of these platforms.
     fn send_to(&self, there: &Self, platforms: &[&str]) {
         let platforms = platforms.iter().map(|it| it.parse().unwrap());
-        self.replicator.replace(
-            vec![RemoteRule {
-                platforms: platforms.collect(),
-                ..rule(there, "^team/")
-            }],
-            &self.http,
-        );
+        self.send_by(RemoteRule {
+            platforms: platforms.collect(),
+            ..rule(there, "^team/")
+        });
+    }
+
+    /// Sends by this rule from now on, and by no other.
+    fn send_by(&self, rule: RemoteRule) {
+        let rules = Rules {
+            remotes: vec![rule],
+            sources: Vec::new(),
+        };
+        self.replicator.replace(rules, &self.http);
     }
 
     async fn put(&self, bytes: impl Into<bytes::Bytes>) -> Digest {
@@ -273,7 +284,7 @@ async fn what_waits_and_is_wanted_no_more_is_not_sent() {
         plan: closed,
         ..rule(&west, "^team/")
     };
-    east.replicator.replace(vec![waiting], &east.http);
+    east.send_by(waiting);
     east.set("team/app:v1", digest_of(&image)).await;
     east.set("team/app:v2", digest_of(&image)).await;
     until("both wait", async || {
@@ -281,8 +292,7 @@ async fn what_waits_and_is_wanted_no_more_is_not_sent() {
         status[0].waiting == 2
     })
     .await;
-    east.replicator
-        .replace(vec![rule(&west, ":v2$")], &east.http);
+    east.send_by(rule(&west, ":v2$"));
     west.until_tag("team/app:v2", digest_of(&image)).await;
     east.until_nothing_waits().await;
     assert_eq!(west.tag("team/app:v1").await, None);
