@@ -87,6 +87,8 @@ capabilities: {drop: [ALL]}
           >/etc/kraken/run/{{ .role }}.yaml
       {{- if eq .top.Values.tls.mode "authority" }}
       umask 077
+      # They outlive a restart of the pod's sandbox, and nothing is issued over another.
+      rm -f /etc/kraken/tls/*
       exec kraken ca issue --dir /etc/kraken/authority --role {{ .role }} --name {{ .role }} --host localhost \
           --host 127.0.0.1 --host "$POD_IP" {{ if .named }}--host "$POD_NAME.{{ include "kraken.domain" . }}" {{ end }}--out /etc/kraken/tls
       {{- end }}
@@ -135,10 +137,13 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
-{{/* Clients' own TLS is not what `kraken health` speaks: its port is all that is asked then. */}}
+{{/*
+Clients' own TLS is not what `kraken health` speaks: its port is all that is asked then, at the address of the pod unless
+the process listens at another one only.
+*/}}
 {{- define "kraken.probe" -}}
 {{- if .its.values.config.client_tls -}}
-tcpSocket: {port: {{ (index .its.ports 0).containerPort }}}
+tcpSocket: {port: {{ (index .its.ports 0).containerPort }}{{ with .its.host }}, host: {{ . | trimPrefix "[" | trimSuffix "]" | quote }}{{ end }}}
 {{- else -}}
 exec: {command: {{ concat (list "kraken" "health" .its.url) .how | toJson }}}
 {{- end }}
@@ -248,7 +253,7 @@ spec:
     metadata:
       labels: {{ include "kraken.labels" . | nindent 8 }}
       annotations:
-        checksum/config: {{ include "kraken.config" .top | sha256sum }}
+        checksum/config: {{ include "kraken.checksum" . }}
     spec:
       automountServiceAccountToken: false
       enableServiceLinks: false
@@ -270,6 +275,11 @@ spec:
         {{- end }}
         resources: {requests: {storage: {{ .values.storage.size | quote }}}}
   {{- end }}
+{{- end -}}
+
+{{/* What changes when a process has to start anew: what it reads, and not what others read. */}}
+{{- define "kraken.checksum" -}}
+{{ index (include "kraken.config" .top | fromYaml) (printf "%s.yaml" .role) | sha256sum }}
 {{- end -}}
 
 {{/* What each process reads, before it knows its name and address. */}}
