@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kraken_daemon::agent::AgentConfig;
 use kraken_daemon::build_index::BuildIndexConfig;
@@ -90,6 +90,19 @@ fn the_examples_are_read_by_the_processes_that_they_are_for() {
 }
 
 #[test]
+fn units_let_a_process_reload_and_read_what_it_needs() {
+    for role in ["agent", "origin", "tracker", "proxy", "build-index"] {
+        let path = deploy().join(format!("systemd/kraken-{role}.service"));
+        let unit = fs::read_to_string(path).unwrap();
+        let has = |line: &str| unit.lines().any(|it| it == line);
+        assert!(has("ExecReload=/bin/kill -HUP $MAINPID"), "{role}");
+        // These two read files of /proc that are of no process.
+        let needs_all = ["agent", "origin"].contains(&role);
+        assert_eq!(has("ProcSubset=pid"), !needs_all, "{role}");
+    }
+}
+
+#[test]
 fn a_key_that_nobody_knows_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let text = fs::read_to_string(deploy().join("config/tracker.yaml")).unwrap();
@@ -112,11 +125,16 @@ done
 for file in "$name.crt" "$name.key" ca.crt; do echo PEM >"$out/$file"; done
 "#;
 
+/// The turn of one test: who is started while another writes a program has that open too, and what is open to write
+/// cannot be run.
+fn turn() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Makes the archives of three hosts, and gives the directory that they are in.
 fn bundle(hosts: &[&str]) -> tempfile::TempDir {
-    // Who is started while a program is open to write has it open too, and then it cannot be run.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     for name in [
         "kraken",
@@ -191,6 +209,8 @@ fn every_host_of_a_bundle_gets_configurations_of_its_own() {
 
 #[test]
 fn hosts_that_make_no_sense_are_refused() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
     for host in [
         "kraken-1",
         "Kraken=10.0.0.1",
@@ -200,9 +220,12 @@ fn hosts_that_make_no_sense_are_refused() {
     ] {
         let done = Command::new(deploy().join("systemd/bundle"))
             .arg(host)
+            .env("KRAKEN_BIN", dir.path())
+            .env("KRAKEN_OUT", dir.path().join("out"))
             .output()
             .unwrap();
         assert_eq!(done.status.code(), Some(2), "{host}");
+        assert!(!dir.path().join("out").exists(), "{host}");
     }
 }
 
