@@ -42,7 +42,7 @@ pub struct OriginEntry {
     /// The name that places its share of the blobs: keep it when the origin moves. Lower-case
     /// letters, digits and hyphens.
     pub name: String,
-    /// Where it answers, such as `https://origin-1:7602`.
+    /// Where it answers, such as `https://origin-1:7605`.
     pub url: String,
     /// Its share of the blobs relative to the others; 1 when absent.
     #[serde(default)]

@@ -56,7 +56,7 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 5000)]
         simulate: u32,
         /// Where the console answers.
-        #[arg(long, default_value = "127.0.0.1:7605")]
+        #[arg(long, default_value = "127.0.0.1:7606")]
         listen: SocketAddr,
     },
     /// Pushes an image of random bytes and pulls it through every agent at once.
@@ -134,7 +134,7 @@ pub(crate) enum Command {
         /// What to do.
         #[command(subcommand)]
         command: QueueCommand,
-        /// The origin, such as https://origin-1:7602.
+        /// The origin, such as https://origin-1:7605.
         #[arg(
             long,
             env = "KRAKEN_ORIGIN",
@@ -147,7 +147,7 @@ pub(crate) enum Command {
     },
     /// Lets an origin hand its blobs over to the others, and waits until it can be stopped for good.
     Drain {
-        /// The origin, such as https://origin-1:7602.
+        /// The origin, such as https://origin-1:7605.
         #[arg(long, env = "KRAKEN_ORIGIN", default_value = "https://127.0.0.1:7900")]
         origin: String,
         /// Lets it take its share back instead.
@@ -193,7 +193,7 @@ pub(crate) enum Command {
         /// What to do.
         #[command(subcommand)]
         command: StoreCommand,
-        /// The process: an agent's registry, or an origin such as https://origin-1:7602.
+        /// The process: an agent's registry, or an origin such as https://origin-1:7605.
         #[arg(
             long,
             env = "KRAKEN_PROCESS",

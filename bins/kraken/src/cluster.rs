@@ -286,7 +286,7 @@ impl Ports {
             tracker: loopback(base),
             build_index: loopback(base + 1),
             proxy: loopback(base + 2),
-            console: loopback(base + 5),
+            console: loopback(base + 6),
             origins: pairs(base + 300, origins),
             agents: pairs(base + 10, agents),
         })

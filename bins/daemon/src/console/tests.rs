@@ -334,7 +334,7 @@ async fn pages_of_other_sites_are_kept_out() {
     for host in [
         "evil.test",
         "127.0.0.1.evil.test",
-        "localhost.evil.test:7605",
+        "localhost.evil.test:7606",
         "10.0.0.1",
     ] {
         assert_eq!(
@@ -423,10 +423,10 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
         crate::config::parse::<crate::tracker::TrackerConfig>(&text)
     };
     assert!(with("").unwrap().console.is_none());
-    let console = with("console: {listen: '127.0.0.1:7605', proxies: ['https://proxy-1:7602']}");
-    assert_eq!(console.unwrap().console.unwrap().listen.port(), 7605);
-    let error = with("console: {listen: '127.0.0.1:7605', proxy: x}").unwrap_err();
+    let console = with("console: {listen: '127.0.0.1:7606', proxies: ['https://proxy-1:7602']}");
+    assert_eq!(console.unwrap().console.unwrap().listen.port(), 7606);
+    let error = with("console: {listen: '127.0.0.1:7606', proxy: x}").unwrap_err();
     assert!(error.contains("proxies"), "{error}");
-    let error = with("console: 7605").unwrap_err();
+    let error = with("console: 7606").unwrap_err();
     assert!(error.contains("console"), "{error}");
 }
