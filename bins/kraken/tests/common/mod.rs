@@ -22,8 +22,10 @@ use tempfile::TempDir;
 /// The repository that the tests push to.
 pub(crate) const REPOSITORY: &str = "faults/blobs";
 
-/// How long a process may take to start or to end.
+/// How long a process may take to start or to end, or anything else that is waited for.
 const PROCESS: Duration = Duration::from_secs(30);
+/// How long a command may take: more than `kraken doctor` gives an agent, which has to say itself what hangs.
+const COMMAND: Duration = Duration::from_secs(90);
 
 /// Bounds a whole test.
 pub(crate) async fn within<T>(seconds: u64, what: &str, test: impl Future<Output = T>) -> T {
@@ -34,13 +36,17 @@ pub(crate) async fn within<T>(seconds: u64, what: &str, test: impl Future<Output
 }
 
 /// Asks again and again until there is an answer.
-pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PROCESS;
+pub(crate) async fn until<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    until_in(PROCESS, what, ask).await
+}
+
+async fn until_in<T>(patience: Duration, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + patience;
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(Instant::now() < end, "{what}: not within {PROCESS:?}");
+        assert!(Instant::now() < end, "{what}: not within {patience:?}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -169,7 +175,7 @@ pub(crate) async fn kraken_with(variables: &[(&str, &str)], arguments: &[&str]) 
     let (out, err) = (dir.path().join("out"), dir.path().join("err"));
     let mut process = Process::spawn_with(variables, arguments, (&out, &err));
     let what = format!("the end of kraken {arguments:?}");
-    let status = until(&what, async || process.ended()).await;
+    let status = until_in(COMMAND, &what, async || process.ended()).await;
     Ran {
         status,
         stdout: fs::read_to_string(out).unwrap(),

@@ -172,6 +172,9 @@ async fn every_page_shows_a_running_swarm_without_an_error() {
     image::push_random(&proxy, IMAGE, TAG, SIZE, 2, 1, |_| {})
         .await
         .unwrap();
+    // First of all: what takes long to start would find the swarm at its end.
+    let browser = tokio::task::spawn_blocking(move || Browser::start(&program));
+    let mut browser = browser.await.unwrap();
     let pulls = cluster.agents.iter().enumerate().map(|(number, agent)| {
         let (registry, wait) = (agent.registry, Duration::from_millis(400 * number as u64));
         tokio::spawn(async move {
@@ -180,7 +183,7 @@ async fn every_page_shows_a_running_swarm_without_an_error() {
         })
     });
     let pulls: Vec<_> = pulls.collect();
-    drive(move || click_through(&mut Browser::start(&program), console)).await;
+    drive(move || click_through(&mut browser, console)).await;
     for pull in pulls {
         pull.await.unwrap();
     }
