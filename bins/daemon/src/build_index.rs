@@ -75,7 +75,7 @@ pub struct BuildIndexConfig {
     /// Clusters and registries that images go to.
     #[serde(default)]
     pub remotes: Vec<RemoteConfig>,
-    /// Clusters that images come from, because this one fetches them.
+    /// Clusters and registries that images come from, because this one fetches them.
     #[serde(default)]
     pub sources: Vec<SourceConfig>,
     /// Where tags are kept besides the disks of the build-indexes; nowhere when absent.

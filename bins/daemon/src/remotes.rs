@@ -1,4 +1,4 @@
-//! Other clusters and registries that images go to, and clusters that they come from.
+//! Other clusters and registries that images go to, and those that they come from.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use kraken_core::net::http::BaseUrl;
 use kraken_core::proto::tags::hours::{Hours, Plan, WindowError};
-use kraken_core::storage::backend::web::{RegistryOptions, RegistryWriter};
-use kraken_registry::platform::PlatformError;
+use kraken_core::storage::backend::web::{RegistryBackend, RegistryOptions, RegistryWriter};
+use kraken_registry::name::NameError;
+use kraken_registry::platform::{Platform, PlatformError};
 use kraken_registry::replicate::{
-    RemoteKind, RemoteRule, RemoteStatus, Replicator, Rules, SourceRule,
+    MirrorRule, RemoteKind, RemoteRule, RemoteStatus, Replicator, Rules, SourceKind, SourceRule,
 };
 use regex::Regex;
 use schemars::JsonSchema;
@@ -17,9 +18,13 @@ use serde::Deserialize;
 
 use crate::limits::Rate;
 use crate::process::StartError;
+use crate::store::Age;
 
 /// How long another registry may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How often it is looked what the tags of another registry are, and how often at most.
+const EVERY: Duration = Duration::from_secs(600);
+const OFTEN: Duration = Duration::from_secs(1);
 
 /// A cluster or registry that images go to.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -79,28 +84,43 @@ impl RemoteConfig {
                 return Err(wrong(what.into()));
             }
         };
-        let platforms = self.platforms.iter().map(|it| it.parse());
-        let platforms = platforms.collect::<Result<_, PlatformError>>();
-        let tags = self.tags.iter().map(|it| Regex::new(it));
-        let tags = tags.collect::<Result<_, _>>();
         Ok(RemoteRule {
             name: self.name.clone(),
             kind,
-            tags: tags.map_err(|error| wrong(format!("tags: {error}")))?,
-            platforms: platforms.map_err(|error| wrong(format!("platforms: {error}")))?,
+            tags: patterns(&self.tags).map_err(wrong)?,
+            platforms: platforms(&self.platforms).map_err(wrong)?,
             plan: plan(&self.hours, (self.limit, self.limit_outside)).map_err(wrong)?,
         })
     }
 }
 
-/// A cluster that images come from. This one is among its `remotes`, which `fetches`.
+/// A cluster or registry that images come from.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
     /// A name for it, which none of the `remotes` has.
     pub name: String,
-    /// The base URLs of all of its build-indexes; they and its origins accept this cluster's certificates.
+    /// Of a cluster: the base URLs of all of its build-indexes; they and its origins accept this cluster's
+    /// certificates, and this cluster is among its `remotes`, as one that `fetches`.
+    #[serde(default)]
     pub build_indexes: Vec<String>,
+    /// The registry, if it is one.
+    #[serde(default)]
+    pub registry: Option<RegistryOptions>,
+    /// Of a registry: the repositories that are looked into, as they are called here.
+    #[serde(default)]
+    pub repositories: Vec<String>,
+    /// Of a registry: regular expressions; the tags come of which one matches somewhere in `repository:tag`. A
+    /// cluster says itself which ones come.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Of a registry: the platforms of which the manifests of an index come, such as `linux/amd64`; all when
+    /// absent.
+    #[serde(default)]
+    pub platforms: Vec<String>,
+    /// Of a registry: how often it is looked what its tags are; `10m` when absent.
+    #[serde(default)]
+    pub every: Option<Age>,
     /// How many bytes a second each build-index here fetches; no limit when absent.
     #[serde(default)]
     pub limit: Option<Rate>,
@@ -116,20 +136,71 @@ impl SourceConfig {
     fn rule(&self, cluster: &str) -> Result<SourceRule, StartError> {
         let wrong = |what: String| StartError::Config(format!("sources: {}: {what}", self.name));
         check_name(&self.name, cluster).map_err(wrong)?;
-        check_urls(&self.build_indexes).map_err(wrong)?;
-        if self.build_indexes.is_empty() {
-            return Err(wrong("build_indexes: name all that it has".into()));
-        }
-        if !is_plain(cluster) {
-            let what = format!("`cluster` is {cluster:?}: its `remotes` can have no such name");
-            return Err(wrong(what));
-        }
+        let kind = match (&self.build_indexes[..], &self.registry) {
+            ([_, ..], None) => self.cluster(cluster),
+            ([], Some(options)) => self.mirror(options),
+            _ => {
+                let what = "name all of its build_indexes if it is a cluster, or else its registry";
+                Err(what.into())
+            }
+        };
         Ok(SourceRule {
             name: self.name.clone(),
-            build_indexes: self.build_indexes.clone(),
+            kind: kind.map_err(wrong)?,
             plan: plan(&self.hours, (self.limit, self.limit_outside)).map_err(wrong)?,
         })
     }
+
+    fn cluster(&self, own: &str) -> Result<SourceKind, String> {
+        check_urls(&self.build_indexes)?;
+        let is_told = [&self.repositories, &self.tags, &self.platforms];
+        if is_told.iter().any(|it| !it.is_empty()) || self.every.is_some() {
+            let what = "repositories, tags, platforms, every: these are for registries; a cluster says in its `remotes` \
+                        what may be fetched";
+            return Err(what.into());
+        }
+        if !is_plain(own) {
+            let what =
+                format!("`cluster` is {own:?}: the other one's `remotes` can have no such name");
+            return Err(what);
+        }
+        Ok(SourceKind::Cluster(self.build_indexes.clone()))
+    }
+
+    fn mirror(&self, options: &RegistryOptions) -> Result<SourceKind, String> {
+        if self.repositories.is_empty() || self.tags.is_empty() {
+            return Err("repositories, tags: say which ones come".into());
+        }
+        let every = self.every.map_or(EVERY, |age| age.0);
+        if every < OFTEN {
+            let what = format!("every: its tags are looked at every {OFTEN:?} at most");
+            return Err(what);
+        }
+        let registry = RegistryWriter::new(options.clone(), TIMEOUT);
+        let blobs = RegistryBackend::new(options.clone(), TIMEOUT);
+        let repositories = self.repositories.iter().map(|it| it.parse());
+        let repositories = repositories.collect::<Result<_, NameError>>();
+        Ok(SourceKind::Registry(Box::new(MirrorRule {
+            registry: registry.map_err(|error| error.to_string())?,
+            blobs: blobs.map_err(|error| error.to_string())?,
+            repositories: repositories.map_err(|error| format!("repositories: {error}"))?,
+            tags: patterns(&self.tags)?,
+            platforms: platforms(&self.platforms)?,
+            every,
+        })))
+    }
+}
+
+fn patterns(tags: &[String]) -> Result<Vec<Regex>, String> {
+    let tags = tags.iter().map(|it| Regex::new(it));
+    let tags = tags.collect::<Result<_, _>>();
+    tags.map_err(|error| format!("tags: {error}"))
+}
+
+fn platforms(platforms: &[String]) -> Result<Vec<Platform>, String> {
+    let platforms = platforms.iter().map(|it| it.parse());
+    let platforms = platforms.collect::<Result<_, PlatformError>>();
+    platforms.map_err(|error| format!("platforms: {error}"))
 }
 
 fn is_plain(name: &str) -> bool {
@@ -261,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_has_a_name_that_no_remote_has_and_all_its_build_indexes() {
+    fn a_source_has_a_name_that_no_remote_has_and_is_a_cluster_or_a_registry() {
         let remote = "{name: west, tags: [a], fetches: true}";
         let remotes: Vec<RemoteConfig> = config::parse(&format!("- {remote}")).unwrap();
         let check = |text: &str| {
@@ -270,11 +341,14 @@ mod tests {
             Ok::<_, String>(rules.sources)
         };
         let one = "- {name: from-west, build_indexes: ['https://a:1'], hours: ['22:00-06:00'], limit: 20MB}";
-        assert_eq!(check(one).unwrap()[0].build_indexes, ["https://a:1"]);
+        let SourceKind::Cluster(build_indexes) = &check(one).unwrap()[0].kind else {
+            panic!("it is a cluster");
+        };
+        assert_eq!(build_indexes, &["https://a:1"]);
         for (from, to, what) in [
             ("from-west", "west", "two are named west"),
             ("from-west", "east", "called so itself"),
-            ("'https://a:1'", "", "name all that it has"),
+            ("'https://a:1'", "", "name all of its build_indexes"),
             ("https", "ftp", "build_indexes"),
             ("22:00", "22", "hours"),
             (
@@ -282,7 +356,24 @@ mod tests {
                 "limit_outside",
                 "outside of which hours",
             ),
-            ("limit", "tags", "tags"),
+            ("limit: 20MB", "tags: [a]", "these are for registries"),
+            ("limit", "limits", "limits"),
+        ] {
+            let error = check(&one.replace(from, to)).unwrap_err();
+            assert!(error.contains(what), "{to}: {error}");
+        }
+        let one = "- {name: hub, registry: {url: 'https://r.test', repository: '{namespace}'}, \
+                   repositories: [library/redis], tags: [':7$'], every: 5m}";
+        let SourceKind::Registry(mirror) = &check(one).unwrap()[0].kind else {
+            panic!("it is a registry");
+        };
+        assert_eq!(mirror.every, Duration::from_secs(300));
+        for (from, to, what) in [
+            ("library/redis", "Library", "repositories"),
+            (", every: 5m", ", every: 10ms", "at most"),
+            ("tags: [':7$'], ", "", "say which ones come"),
+            (":7$", "(", "tags"),
+            ("https", "ftp", "https://"),
         ] {
             let error = check(&one.replace(from, to)).unwrap_err();
             assert!(error.contains(what), "{to}: {error}");

@@ -9,8 +9,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::stream::{BoxStream, StreamExt as _};
 use kraken_core::net::http::ApiError;
 use kraken_core::net::origin::OriginCluster;
 use kraken_proto::{Digest, Namespace};
@@ -20,10 +18,9 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::SendError;
-use super::remote::Remote;
+use super::stock::Stock;
 use super::traffic::Traffic;
 use super::way::Way;
-use crate::source::BlobSource as _;
 use crate::tags::ring::TagRing;
 use crate::web::chain;
 
@@ -66,6 +63,9 @@ pub(super) struct Inner {
     remotes: HashMap<String, Way>,
     under_way: Mutex<UnderWay>,
 }
+
+/// The remote's name and traffic, and from where to where.
+type Course<'a> = (&'a str, &'a Arc<Traffic>, Stock<'a>, &'a OriginCluster);
 
 /// By the remote's name, and what a blob is called there.
 type UnderWay = HashMap<(String, String), Going>;
@@ -179,28 +179,7 @@ impl Blobs {
         let (inner, remote, ns, ended) =
             (self.inner.clone(), remote.clone(), ns.clone(), key.clone());
         let task = tokio::spawn(async move {
-            let sent = match &remote {
-                Way::Cluster(remote) => match remote.origins().await {
-                    Ok(there) => {
-                        inner
-                            .transfer(remote, (&inner.origins, &there), (&ns, digest))
-                            .await
-                    }
-                    Err(error) => Err(error),
-                },
-                Way::Source(remote) => match remote.origins().await {
-                    Ok(there) => {
-                        inner
-                            .transfer(remote, (&there, &inner.origins), (&ns, digest))
-                            .await
-                    }
-                    Err(error) => Err(error),
-                },
-                Way::Registry(registry) => inner.upload_to(registry, &ns, digest).await,
-                Way::Backend(_) | Way::Fetched(_) => {
-                    Err(SendError::Failed("it is sent no blobs".into()))
-                }
-            };
+            let sent = inner.go(&remote, &ns, digest).await;
             inner.under_way().remove(&ended);
             tell.send_replace(match sent {
                 Ok(()) => Carried::There,
@@ -233,61 +212,82 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings a blob from these origins to those, as fast as may go to or come from the remote.
+    async fn go(&self, way: &Way, ns: &Namespace, digest: Digest) -> Result<(), SendError> {
+        let (name, own) = (way.name(), &self.origins);
+        match way {
+            Way::Cluster(remote) => {
+                let there = remote.origins().await?;
+                let course = (name, &remote.traffic, Stock::Origins(own), &there);
+                self.transfer(course, (ns, digest)).await
+            }
+            Way::Source(remote) => {
+                let there = remote.origins().await?;
+                let course = (name, &remote.traffic, Stock::Origins(&there), own);
+                self.transfer(course, (ns, digest)).await
+            }
+            Way::Mirror(mirror) => {
+                let stock = Stock::Registry(&mirror.blobs);
+                let course = (name, &mirror.flow.traffic, stock, own);
+                self.transfer(course, (ns, digest)).await
+            }
+            Way::Registry(registry) => self.upload_to(registry, ns, digest).await,
+            Way::Backend(_) | Way::Fetched(_) => {
+                Err(SendError::Failed("it is sent no blobs".into()))
+            }
+        }
+    }
+
+    /// Brings a blob to these origins, as fast as may go to or come from the remote of that name.
     async fn transfer(
         &self,
-        remote: &Arc<Remote>,
-        (here, there): (&OriginCluster, &OriginCluster),
+        (name, traffic, from, there): Course<'_>,
         (ns, digest): (&Namespace, Digest),
     ) -> Result<(), SendError> {
-        let _turn = remote.traffic.turn().await?;
+        let _turn = traffic.turn().await?;
         // Somebody else may have sent it since.
         match there.stat(ns, digest).await {
-            Ok(_) => return self.keep_upload(remote.name(), &digest.hex(), None).await,
+            Ok(_) => return self.keep_upload(name, &digest.hex(), None).await,
             Err(ApiError::NotFound) => {}
             Err(error) => return Err(failed_there(&error)),
         }
-        let length = here
-            .stat(ns, digest)
-            .await
-            .map_err(|error| failed_here(&error))?;
-        let Some((upload, mut at)) = self.upload(remote, there, (ns, digest, length)).await? else {
+        let length = from.length(ns, digest).await?;
+        let Some((upload, mut at)) = self.upload(name, there, (ns, digest, length)).await? else {
             return Ok(());
         };
         let (origin, id) = upload.split_once(' ').unwrap_or_default();
         let mut breaks = 0;
         while at < length {
-            remote.traffic.check()?;
-            let body = body((here, &remote.traffic), (ns, digest), at..length).await?;
+            traffic.check()?;
+            let body = from.read(traffic, (ns, digest), at..length).await?;
             match there.upload_append(origin, id, at, body).await {
                 Ok(now) => at = now,
                 Err(error) if breaks == BREAKS => return Err(failed_there(&error)),
                 Err(_) => {
-                    remote.traffic.check()?;
+                    traffic.check()?;
                     breaks += 1;
                     at = match there.upload_len(origin, id).await {
                         Ok(at) => at,
-                        Err(error) => return self.gave_up(remote, digest, &error).await,
+                        Err(error) => return self.gave_up(name, digest, &error).await,
                     };
                 }
             }
         }
         if let Err(error) = there.upload_commit(origin, id, ns, digest).await {
-            return self.gave_up(remote, digest, &error).await;
+            return self.gave_up(name, digest, &error).await;
         }
-        self.keep_upload(remote.name(), &digest.hex(), None).await?;
-        remote.traffic.sent_blobs.fetch_add(1, Ordering::Relaxed);
+        self.keep_upload(name, &digest.hex(), None).await?;
+        traffic.sent_blobs.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
     /// The upload by which a blob goes, and how much of it is there; nothing when one there has the blob.
     async fn upload(
         &self,
-        remote: &Remote,
+        remote: &str,
         there: &OriginCluster,
         (ns, digest, length): (&Namespace, Digest, u64),
     ) -> Result<Option<(String, u64)>, SendError> {
-        if let Some(upload) = self.kept_upload(remote.name(), &digest.hex()).await? {
+        if let Some(upload) = self.kept_upload(remote, &digest.hex()).await? {
             let (origin, id) = upload.split_once(' ').unwrap_or_default();
             // An origin that restarts is waited for there; one that is gone for good has it no more.
             if let Ok(at) = there.upload_len(origin, id).await {
@@ -297,7 +297,7 @@ impl Inner {
         match there.upload_start_known(ns, digest, length).await {
             Ok((origin, id)) => {
                 let upload = format!("{origin} {id}");
-                self.keep_upload(remote.name(), &digest.hex(), Some(upload.clone()))
+                self.keep_upload(remote, &digest.hex(), Some(upload.clone()))
                     .await?;
                 Ok(Some((upload, 0)))
             }
@@ -329,40 +329,15 @@ impl Inner {
     /// An upload that is not known any more is begun anew the next time.
     async fn gave_up(
         &self,
-        remote: &Remote,
+        remote: &str,
         digest: Digest,
         error: &ApiError,
     ) -> Result<(), SendError> {
         if !error.is_retryable() {
-            self.keep_upload(remote.name(), &digest.hex(), None).await?;
+            self.keep_upload(remote, &digest.hex(), None).await?;
         }
         Err(failed_there(error))
     }
-}
-
-/// The bytes of a part of a blob from these origins, as fast as they may go.
-pub(super) async fn body(
-    (origins, traffic): (&OriginCluster, &Arc<Traffic>),
-    (ns, digest): (&Namespace, Digest),
-    part: std::ops::Range<u64>,
-) -> Result<BoxStream<'static, std::io::Result<Bytes>>, SendError> {
-    let body = origins.open(ns, digest, part).await;
-    let body = body.map_err(|error| SendError::Failed(format!("where it comes from: {error}")))?;
-    let traffic = traffic.clone();
-    let paced = body.stream.then(move |chunk| {
-        let traffic = traffic.clone();
-        async move {
-            let chunk = chunk.map_err(std::io::Error::other)?;
-            let passed = traffic.pass(chunk.len() as u64).await;
-            passed.map_err(std::io::Error::other)?;
-            Ok(chunk)
-        }
-    });
-    Ok(paced.boxed())
-}
-
-fn failed_here(error: &ApiError) -> SendError {
-    SendError::Failed(format!("where it comes from: {error}"))
 }
 
 fn failed_there(error: &ApiError) -> SendError {

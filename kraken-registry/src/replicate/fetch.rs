@@ -36,7 +36,7 @@ impl Inner {
             {
                 let remote = source.remote.name();
                 tracing::debug!(remote, %error, "a cluster that images come from does not say what waits");
-                source.told().last_error = Some(error.to_string());
+                source.flow.told().last_error = Some(error.to_string());
             }
             while source.regulate(self.now()) && under_way.len() < PARALLEL {
                 let Some(name) = list.outbox().next(self.now()) else {
@@ -56,7 +56,7 @@ impl Inner {
 
     async fn fetch_one(self: Arc<Self>, source: Arc<Source>, at: usize, name: String) {
         let result = self.fetch(&source, at, &name).await;
-        source.told().tell(&name, result.as_ref().err());
+        source.flow.told().tell(&name, result.as_ref().err());
         let remote = source.remote.name();
         let (sent, is_same) = match result {
             Ok(is_same) => (Sent::Done, is_same),
@@ -197,7 +197,7 @@ impl Inner {
 }
 
 /// Why a register was not taken here.
-fn refused(error: IndexError) -> SendError {
+pub(super) fn refused(error: IndexError) -> SendError {
     match error.is_conflict() {
         true => SendError::Refused(error.to_string()),
         false => SendError::Failed(format!("here: {error}")),

@@ -14,18 +14,21 @@
 //! | `blobs` | the way of one blob |
 //! | `registry` | another registry: its manifests, tags and lists of referrers |
 //! | `push` | what one register needs to be there |
+//! | `stock` | where a blob is taken from |
 //! | `upload` | the way of one blob there |
 //! | `traffic` | how fast bytes go to one remote |
 //! | `rules` | which images go where |
 //! | `status` | what operators are told |
 //! | `offer` | what waits here for a cluster that fetches it |
-//! | `source` | a cluster that images come from, and what waits there |
+//! | `source` | where images come from, and what waits there |
 //! | `fetch` | what one register needs to be here |
+//! | `mirror` | a registry that images come from |
 //! | `way` | where registers go: another cluster, another registry, or the backend of the tags |
 //! | [`server`] | what build-indexes say to each other and to operators |
 
 mod blobs;
 mod fetch;
+mod mirror;
 mod offer;
 mod push;
 mod registry;
@@ -35,6 +38,7 @@ mod send;
 pub mod server;
 mod source;
 mod status;
+mod stock;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -46,6 +50,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use futures::FutureExt as _;
 use kraken_core::net::http::HttpClient;
 use kraken_core::net::origin::OriginCluster;
 use kraken_proto::tags::hours::{Allowed, Plan};
@@ -59,8 +64,8 @@ use tokio::time::{Instant, timeout};
 use self::blobs::Blobs;
 use self::registry::Registry;
 use self::remote::Remote;
-pub use self::rules::{RemoteKind, RemoteRule, Rules, SourceRule};
-use self::source::Source;
+pub use self::rules::{MirrorRule, RemoteKind, RemoteRule, Rules, SourceKind, SourceRule};
+use self::source::{List, Supply};
 use self::status::Told;
 pub use self::status::{Direction, RefusedRegister, RemoteStatus, TagStatus};
 use self::way::Way;
@@ -99,7 +104,7 @@ struct Inner {
     policy: TagPolicy,
     wanted: Vec<Wanted>,
     remotes: BTreeMap<String, Arc<Line>>,
-    sources: BTreeMap<String, Arc<Source>>,
+    sources: BTreeMap<String, Supply>,
     blobs: Blobs,
     changed: Arc<Notify>,
     /// The number of the rules, once all is noted by them.
@@ -336,14 +341,12 @@ impl Inner {
         let ways = ways.chain(backend.map(|it| (Way::Backend(it), Plan::default())));
         let remotes: BTreeMap<_, _> = ways.map(line).collect();
         let sources = rules.sources.into_iter().map(|rule| {
-            let named = (rule.name, rule.build_indexes);
-            let remote = Remote::new(named, ring.cluster(), http);
-            let source = Source::new(remote, rule.plan);
-            (source.remote.name().to_owned(), Arc::new(source))
+            let source = Supply::new(rule, ring.cluster(), http);
+            (source.name().to_owned(), source)
         });
         let sources: BTreeMap<_, _> = sources.collect();
         let ways = remotes.values().map(|line| line.way.clone());
-        let from = sources.values().map(|it| Way::Source(it.remote.clone()));
+        let from = sources.values().map(Supply::way);
         let ways = ways.chain(from);
         let blobs = Blobs::new(ring.clone(), origins.clone(), ways);
         Self {
@@ -392,12 +395,14 @@ impl Inner {
         let sent = |line: &&Arc<Line>| !matches!(line.way, Way::Fetched(_));
         let lines = inner.remotes.values().filter(sent).cloned();
         let sending = lines.map(|line| inner.clone().keep_sending(line));
-        let lists = |source: &Arc<Source>| {
-            let lists = source.lists.iter().map(|list| list.at);
-            lists.map(|at| (source.clone(), at)).collect::<Vec<_>>()
-        };
-        let lists = inner.sources.values().flat_map(lists);
-        let fetching = lists.map(|(source, at)| inner.clone().keep_fetching(source, at));
+        let fetching = inner.sources.values().flat_map(|from| match from {
+            Supply::Cluster(source) => {
+                let lists = source.lists.iter();
+                let fetch = |list: &List| inner.clone().keep_fetching(source.clone(), list.at);
+                lists.map(|list| fetch(list).boxed()).collect()
+            }
+            Supply::Registry(mirror) => vec![inner.clone().keep_mirroring(mirror.clone()).boxed()],
+        });
         let sending = futures::future::join_all(sending);
         futures::future::join(sending, futures::future::join_all(fetching)).await;
     }
@@ -412,7 +417,7 @@ impl Inner {
     /// Sends and fetches nothing any more.
     fn stop(&self) {
         let sent = self.remotes.values().filter_map(|it| it.way.traffic());
-        let fetched = self.sources.values().map(|it| &it.remote.traffic);
+        let fetched = self.sources.values().map(|it| &it.flow().traffic);
         sent.chain(fetched).for_each(|traffic| traffic.close());
         self.blobs.stop();
     }
@@ -430,7 +435,7 @@ impl Inner {
         }
         for (name, source) in &self.sources {
             let is_paused = paused.contains(name);
-            source.is_paused.store(is_paused, Ordering::Relaxed);
+            source.flow().is_paused.store(is_paused, Ordering::Relaxed);
             source.regulate(self.now());
         }
     }
@@ -507,7 +512,7 @@ impl Inner {
             Way::Cluster(remote) => self.send(remote, &name).await,
             Way::Registry(registry) => self.push(registry, &name).await,
             Way::Backend(backend) => self.write(backend, &name).await,
-            Way::Fetched(_) | Way::Source(_) => Err(SendError::Held),
+            Way::Fetched(_) | Way::Source(_) | Way::Mirror(_) => Err(SendError::Held),
         };
         line.told().tell(&name, result.as_ref().err());
         let remote = line.way.name();

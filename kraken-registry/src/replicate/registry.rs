@@ -45,6 +45,14 @@ pub(super) enum Listed {
 }
 
 impl Listed {
+    /// All of them.
+    pub(super) fn digests(&self) -> BTreeSet<Digest> {
+        match self {
+            Self::Api(listed) => listed.clone(),
+            Self::Tag(listed) => listed.iter().filter_map(digest_of).collect(),
+        }
+    }
+
     pub(super) fn has(&self, digest: Digest) -> bool {
         match self {
             Self::Api(listed) => listed.contains(&digest),

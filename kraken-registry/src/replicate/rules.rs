@@ -1,9 +1,12 @@
 //! Which images go to other clusters and come from them.
 
-use kraken_core::storage::backend::web::RegistryWriter;
+use std::time::Duration;
+
+use kraken_core::storage::backend::web::{RegistryBackend, RegistryWriter};
 use kraken_proto::tags::hours::Plan;
 use regex::Regex;
 
+use crate::name::RepoName;
 use crate::platform::Platform;
 
 /// Where images go.
@@ -47,15 +50,42 @@ pub struct RemoteRule {
     pub plan: Plan,
 }
 
-/// A cluster that images come from: this one is among its remotes, and fetches.
+/// A cluster or registry that images come from.
 #[derive(Debug, Clone)]
 pub struct SourceRule {
     /// A name for it, which no remote has.
     pub name: String,
-    /// The base URLs of its build-indexes, all of them: each has a list of its own.
-    pub build_indexes: Vec<String>,
+    /// What it is.
+    pub kind: SourceKind,
     /// When something comes from there, and how many bytes a second to each build-index.
     pub plan: Plan,
+}
+
+/// Where images come from.
+#[derive(Debug, Clone)]
+pub enum SourceKind {
+    /// Another cluster, by the base URLs of all of its build-indexes: this one is among its remotes, and
+    /// fetches.
+    Cluster(Vec<String>),
+    /// Another registry.
+    Registry(Box<MirrorRule>),
+}
+
+/// What of a registry is to be here.
+#[derive(Debug, Clone)]
+pub struct MirrorRule {
+    /// Its tags, manifests and lists.
+    pub registry: RegistryWriter,
+    /// Its blobs.
+    pub blobs: RegistryBackend,
+    /// The repositories that are looked into, as they are called here.
+    pub repositories: Vec<RepoName>,
+    /// The tags of which one of these matches somewhere in `repository:tag`.
+    pub tags: Vec<Regex>,
+    /// Of indexes the manifests of these platforms come; all when there are none.
+    pub platforms: Vec<Platform>,
+    /// How often it is looked what its tags are.
+    pub every: Duration,
 }
 
 /// Where images go, and where they come from.
@@ -63,6 +93,6 @@ pub struct SourceRule {
 pub struct Rules {
     /// Clusters and registries that images go to.
     pub remotes: Vec<RemoteRule>,
-    /// Clusters that images come from.
+    /// Clusters and registries that images come from.
     pub sources: Vec<SourceRule>,
 }

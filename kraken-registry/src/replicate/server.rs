@@ -267,7 +267,7 @@ async fn check_link(
 }
 
 /// Remembers that manifests were left out of indexes: who sends them on cannot have them.
-async fn mark_sparse(
+pub(super) async fn mark_sparse(
     ring: &TagRing,
     repo: &RepoName,
     indexes: BTreeSet<Digest>,

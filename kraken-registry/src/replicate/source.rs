@@ -1,10 +1,12 @@
-//! A cluster that images come from: each of its build-indexes has a list of what this cluster lacks.
+//! Where images come from: a registry, or a cluster, each of whose build-indexes has a list of what this
+//! cluster lacks.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kraken_core::net::http::HttpClient;
 use kraken_proto::Timestamp;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
@@ -12,8 +14,12 @@ use kraken_proto::tags::hours::{Allowed, Plan};
 use kraken_proto::tags::outbox::{Outbox, Sent};
 use tokio::time::Instant;
 
+use super::mirror::Mirror;
 use super::offer::{AskWaiting, PAGE, Waiting};
 use super::remote::Remote;
+use super::rules::{SourceKind, SourceRule};
+use super::traffic::Traffic;
+use super::way::Way;
 use super::{READ, ROOM, SendError, Told};
 use crate::link::RegisterName;
 use crate::tags::chance;
@@ -25,15 +31,27 @@ const ASK: Duration = Duration::from_millis(500);
 /// The waits while it does not answer.
 const AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// A cluster that images come from.
-pub(super) struct Source {
-    pub(super) remote: Arc<Remote>,
-    /// When something comes from there.
+/// Where images come from.
+#[derive(Clone)]
+pub(super) enum Supply {
+    Cluster(Arc<Source>),
+    Registry(Arc<Mirror>),
+}
+
+/// What comes from there: when, how fast, and what operators are told.
+pub(super) struct Inflow {
+    pub(super) traffic: Arc<Traffic>,
     plan: Plan,
     pub(super) is_paused: AtomicBool,
+    told: Mutex<Told>,
+}
+
+/// A cluster that images come from.
+pub(super) struct Source {
+    pub(super) flow: Inflow,
+    pub(super) remote: Arc<Remote>,
     /// One list for each of its build-indexes.
     pub(super) lists: Vec<List>,
-    told: Mutex<Told>,
 }
 
 /// What waits at one of its build-indexes.
@@ -76,18 +94,64 @@ impl Default for Reading {
     }
 }
 
-impl Source {
-    pub(super) fn new(remote: Remote, plan: Plan) -> Self {
-        let lists = (0..remote.hosts()).map(|at| List {
-            at,
-            outbox: Mutex::new(Outbox::new(ROOM, chance())),
-            since: Mutex::default(),
-            is_held: AtomicBool::new(false),
-            is_stale: AtomicBool::new(true),
-        });
+impl Supply {
+    /// Where it comes from, by its rule.
+    pub(super) fn new(rule: SourceRule, own: &str, http: &HttpClient) -> Self {
+        match rule.kind {
+            SourceKind::Cluster(build_indexes) => {
+                let remote = Remote::new((rule.name, build_indexes), own, http);
+                Self::Cluster(Arc::new(Source::new(remote, rule.plan)))
+            }
+            SourceKind::Registry(mirror) => {
+                let mirror = Mirror::new(rule.name, *mirror, rule.plan);
+                Self::Registry(Arc::new(mirror))
+            }
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Cluster(source) => source.remote.name(),
+            Self::Registry(mirror) => mirror.there.name(),
+        }
+    }
+
+    pub(super) fn flow(&self) -> &Inflow {
+        match self {
+            Self::Cluster(source) => &source.flow,
+            Self::Registry(mirror) => &mirror.flow,
+        }
+    }
+
+    /// The way of a blob from there.
+    pub(super) fn way(&self) -> Way {
+        match self {
+            Self::Cluster(source) => Way::Source(source.remote.clone()),
+            Self::Registry(mirror) => Way::Mirror(mirror.clone()),
+        }
+    }
+
+    /// Lets come what may come now.
+    pub(super) fn regulate(&self, now: Timestamp) {
+        match self {
+            Self::Cluster(source) => source.regulate(now),
+            Self::Registry(mirror) => mirror.regulate(now),
+        };
+    }
+
+    /// All that waits is due.
+    pub(super) fn hurry(&self, now: Timestamp) {
+        match self {
+            Self::Cluster(source) => source.hurry(now),
+            Self::Registry(mirror) => mirror.hurry(now),
+        }
+    }
+}
+
+impl Inflow {
+    pub(super) fn new(traffic: Arc<Traffic>, plan: Plan) -> Self {
         Self {
-            lists: lists.collect(),
-            remote: Arc::new(remote),
+            traffic,
             plan,
             is_paused: AtomicBool::new(false),
             told: Mutex::default(),
@@ -99,7 +163,7 @@ impl Source {
     }
 
     /// What may come from there now, as this cluster has it.
-    pub(super) fn allowed(&self) -> Allowed {
+    fn allowed(&self) -> Allowed {
         match self.is_paused.load(Ordering::Relaxed) {
             true => Allowed::Nothing,
             false => self.plan.at(unix_ms()),
@@ -111,17 +175,42 @@ impl Source {
         self.plan.at(unix_ms()) == Allowed::Nothing
     }
 
-    /// Lets come what may come now. Whether that is anything: one that holds it back there does so for all.
-    pub(super) fn regulate(&self, now: Timestamp) -> bool {
-        let is_held = |list: &List| list.is_held.load(Ordering::Relaxed);
-        let allowed = match self.lists.iter().any(is_held) {
+    /// Lets come what may come now, which is nothing when it is held there. Whether that is anything, and
+    /// whether it was nothing before.
+    pub(super) fn regulate(&self, is_held: bool) -> (bool, bool) {
+        let allowed = match is_held {
             true => Allowed::Nothing,
             false => self.allowed(),
         };
-        if self.remote.traffic.allow(allowed) {
+        let is_new = self.traffic.allow(allowed);
+        (allowed != Allowed::Nothing, is_new)
+    }
+}
+
+impl Source {
+    pub(super) fn new(remote: Remote, plan: Plan) -> Self {
+        let lists = (0..remote.hosts()).map(|at| List {
+            at,
+            outbox: Mutex::new(Outbox::new(ROOM, chance())),
+            since: Mutex::default(),
+            is_held: AtomicBool::new(false),
+            is_stale: AtomicBool::new(true),
+        });
+        Self {
+            lists: lists.collect(),
+            flow: Inflow::new(remote.traffic.clone(), plan),
+            remote: Arc::new(remote),
+        }
+    }
+
+    /// Lets come what may come now. Whether that is anything: one that holds it back there does so for all.
+    pub(super) fn regulate(&self, now: Timestamp) -> bool {
+        let is_held = |list: &List| list.is_held.load(Ordering::Relaxed);
+        let (is_any, is_new) = self.flow.regulate(self.lists.iter().any(is_held));
+        if is_new {
             self.hurry(now);
         }
-        allowed != Allowed::Nothing
+        is_any
     }
 
     /// All that waits is due.
@@ -143,7 +232,7 @@ impl Source {
         (now, ring): (Timestamp, &TagRing),
     ) -> Result<(), SendError> {
         let is_early = reading.asked.is_some_and(|at| at.elapsed() < reading.wait);
-        if is_early || self.allowed() == Allowed::Nothing {
+        if is_early || self.flow.allowed() == Allowed::Nothing {
             return Ok(());
         }
         reading.asked = Some(Instant::now());

@@ -6,7 +6,7 @@ use kraken_proto::tags::hours::Allowed;
 use kraken_proto::tags::record::Version;
 use serde::{Deserialize, Serialize};
 
-use super::source::Source;
+use super::source::{List, Supply};
 use super::way::Way;
 use super::{Inner, Line, Replicator, SendError};
 use crate::link::RegisterName;
@@ -148,21 +148,31 @@ impl Line {
     }
 }
 
-impl Source {
+impl Supply {
     fn status(&self) -> RemoteStatus {
-        let waiting: usize = self.lists.iter().map(|it| it.outbox().len()).sum();
-        let under_way = self.lists.iter().map(|it| it.outbox().under_way()).sum();
-        let oldest = self.lists.iter().filter_map(|it| it.oldest()).min();
-        let (sent_blobs, sent_bytes) = self.remote.traffic.sent();
-        let told = self.told();
+        let (waiting, under_way, oldest) = match self {
+            Self::Cluster(source) => {
+                let lists = source.lists.iter();
+                let waiting: usize = lists.clone().map(|it| it.outbox().len()).sum();
+                let under_way = lists.clone().map(|it| it.outbox().under_way()).sum();
+                (waiting, under_way, lists.filter_map(List::oldest).min())
+            }
+            Self::Registry(mirror) => {
+                let outbox = mirror.outbox();
+                (outbox.len(), outbox.under_way(), None)
+            }
+        };
+        let flow = self.flow();
+        let (sent_blobs, sent_bytes) = flow.traffic.sent();
+        let told = flow.told();
         RemoteStatus {
-            name: self.remote.name().to_owned(),
+            name: self.name().to_owned(),
             direction: Direction::FetchedHere,
             waiting: waiting as u64,
             under_way,
             oldest_seconds: seconds_since(oldest),
             is_paused: false,
-            is_closed: self.is_closed(),
+            is_closed: flow.is_closed(),
             refused: told.refused(),
             sent_blobs,
             sent_bytes,
@@ -186,7 +196,7 @@ impl Replicator {
         for (name, line) in &inner.remotes {
             all.push(line.status(name, &inner).await?);
         }
-        all.extend(inner.sources.values().map(|it| it.status()));
+        all.extend(inner.sources.values().map(Supply::status));
         // Right after a change it may not be known yet by those that go by it.
         let paused = inner.ring.here().paused().await?;
         for status in &mut all {

@@ -11,8 +11,9 @@ use kraken_core::storage::backend::web::{PushError, Started, Upload};
 use kraken_proto::{Digest, Namespace};
 
 use super::SendError;
-use super::blobs::{BREAKS, Inner, body};
+use super::blobs::{BREAKS, Inner};
 use super::registry::Registry;
+use super::stock::Stock;
 
 /// The bytes of a chunk, at least: what is on its way when somebody dies is sent again, and cloud registries
 /// take no parts of less than 5 MiB and none of more than 10.
@@ -122,7 +123,8 @@ impl Inner {
             return Ok(());
         };
         let traffic = &it.registry.traffic;
-        let body = body((&self.origins, traffic), (it.ns, it.digest), 0..it.length).await?;
+        let from = Stock::Origins(&self.origins);
+        let body = from.read(traffic, (it.ns, it.digest), 0..it.length).await?;
         let blob = (it.repo.as_str(), it.digest);
         let sent = writer.finish_whole(blob, &upload, (body, it.length)).await;
         traffic.check()?;
@@ -148,7 +150,8 @@ impl Inner {
         let traffic = &it.registry.traffic;
         traffic.check()?;
         let wanted = part.end - part.start;
-        let body = body((&self.origins, traffic), (it.ns, it.digest), part).await?;
+        let from = Stock::Origins(&self.origins);
+        let body = from.read(traffic, (it.ns, it.digest), part).await?;
         let bytes = body.try_fold(BytesMut::new(), async |mut whole, chunk| {
             whole.extend_from_slice(&chunk);
             Ok(whole)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kraken_core::storage::BackendError;
 
+use super::mirror::Mirror;
 use super::registry::Registry;
 use super::remote::Remote;
 use super::traffic::Traffic;
@@ -22,8 +23,10 @@ pub(super) enum Way {
     Backend(TagBackend),
     /// A cluster of this name fetches what it lacks itself.
     Fetched(String),
-    /// Blobs come from there.
+    /// Blobs come from that cluster.
     Source(Arc<Remote>),
+    /// Blobs come from that registry.
+    Mirror(Arc<Mirror>),
 }
 
 impl Way {
@@ -33,6 +36,7 @@ impl Way {
             Self::Registry(registry) => registry.name(),
             Self::Backend(_) => BACKEND,
             Self::Fetched(name) => name,
+            Self::Mirror(mirror) => mirror.there.name(),
         }
     }
 
@@ -41,6 +45,7 @@ impl Way {
         match self {
             Self::Cluster(remote) | Self::Source(remote) => Some(&remote.traffic),
             Self::Registry(registry) => Some(&registry.traffic),
+            Self::Mirror(mirror) => Some(&mirror.flow.traffic),
             Self::Backend(_) | Self::Fetched(_) => None,
         }
     }

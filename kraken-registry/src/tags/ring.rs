@@ -183,7 +183,7 @@ impl TagRing {
     }
 
     /// The same of any register, which may have to stay what it is.
-    pub(super) async fn set_by(
+    pub(crate) async fn set_by(
         &self,
         name: &RegisterName,
         digest: Option<Digest>,

@@ -97,12 +97,12 @@ impl DockerRegistry {
     }
 
     /// SIGKILL.
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.process.kill();
         self.process.wait().unwrap();
     }
 
-    async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         self.process = Self::spawn(&self.program, &self.dir);
         self.answers().await;
     }
@@ -129,7 +129,7 @@ impl DockerRegistry {
         is_there.then_some((digest, bytes))
     }
 
-    async fn until_tag(&self, name: &str, digest: Option<Digest>) {
+    pub(crate) async fn until_tag(&self, name: &str, digest: Option<Digest>) {
         let (repo, tag) = name.split_once(':').unwrap();
         let what = format!("{repo}/manifests/{tag}");
         until(&format!("{name} is {digest:?}"), async || {
@@ -164,7 +164,10 @@ pub(crate) fn password(dir: &TempDir) -> Value {
 }
 
 /// A cluster that sends what begins with `team/` there.
-async fn sending_to(registry: &DockerRegistry, (user, limit): (&str, Option<&str>)) -> Lab {
+pub(crate) async fn sending_to(
+    registry: &DockerRegistry,
+    (user, limit): (&str, Option<&str>),
+) -> Lab {
     Lab::start_with(2, 0, |role, config| {
         if role == "build-index" {
             let login = json!({"username": user, "password": {"text": "bc"}});

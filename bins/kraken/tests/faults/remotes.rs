@@ -46,7 +46,11 @@ async fn clusters(
 }
 
 /// An index for amd64 and arm64, with what is about each of them: all manifests by their names.
-async fn push_platforms(proxy: &str, repo: &str, seed: u64) -> (Digest, BTreeMap<String, Digest>) {
+pub(crate) async fn push_platforms(
+    proxy: &str,
+    repo: &str,
+    seed: u64,
+) -> (Digest, BTreeMap<String, Digest>) {
     let (mut entries, mut all) = (Vec::new(), BTreeMap::new());
     for (number, arch) in (0..).zip(["amd64", "arm64"]) {
         for about in [false, true] {
@@ -75,7 +79,7 @@ async fn push_platforms(proxy: &str, repo: &str, seed: u64) -> (Digest, BTreeMap
     (push_manifest(proxy, repo, "v1", &index).await, all)
 }
 
-async fn pulls(proxy: &str, repo: &str, digest: Digest) -> StatusCode {
+pub(crate) async fn pulls(proxy: &str, repo: &str, digest: Digest) -> StatusCode {
     let url = format!("http://{proxy}/v2/{repo}/manifests/{digest}");
     ask(Method::GET, &url, HttpBody::Empty).await.status()
 }

@@ -97,7 +97,7 @@ pub(crate) async fn until_tag(proxy: &str, (repo, tag): (&str, &str), digest: Op
     .await;
 }
 
-async fn has_blob(proxy: &str, repo: &str, digest: Digest) -> bool {
+pub(crate) async fn has_blob(proxy: &str, repo: &str, digest: Digest) -> bool {
     let url = format!("http://{proxy}/v2/{repo}/blobs/{digest}");
     ask(Method::HEAD, &url, HttpBody::Empty).await.status() == StatusCode::OK
 }

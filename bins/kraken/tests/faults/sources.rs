@@ -1,14 +1,19 @@
-//! Images that a cluster fetches from another one.
+//! Images that a cluster fetches from another one, or from a registry.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use http::StatusCode;
+use kraken_core::Digest;
 use kraken_core::net::CertAuthority;
 use serde_json::{Value, json};
 
 use crate::common::{Lab, free_addr, until, within};
-use crate::registries::{push_large, status, until_sent};
-use crate::replicate::{push_index, tag_at, until_tag};
+use crate::registries::{DockerRegistry, password, push_large, sending_to, status, until_sent};
+use crate::remotes::{pulls, push_platforms};
+use crate::replicate::{
+    INDEX, has_blob, image, push_index, push_manifest, referrers_at, tag_at, until_tag,
+};
 
 /// West fetches what begins with `team/` from east, as fast as this.
 async fn west_fetches(limit: &str) -> BTreeMap<&'static str, Lab> {
@@ -127,6 +132,92 @@ async fn a_cluster_that_no_rule_names_fetches_nothing_and_is_told_why() {
         .await;
         let proxy = labs[1].host("proxy");
         assert_eq!(tag_at(&proxy, "team/app", "v1").await, None);
+    })
+    .await;
+}
+
+/// A cluster that looks every second what this registry has of two repositories, of one of them for one platform.
+async fn following(registry: &DockerRegistry) -> Lab {
+    Lab::start_with(2, 0, |role, config| {
+        if role != "build-index" {
+            return;
+        }
+        let login = json!({"username": "a", "password": {"text": "bc"}});
+        let source = |name: &str, repo: &str| {
+            json!({
+                "name": name, "repositories": [repo], "tags": [":v"], "every": "1s",
+                "registry": {
+                    "url": format!("http://{}", registry.addr),
+                    "repository": "mirror/{namespace}",
+                    "credentials": {"password": login},
+                },
+            })
+        };
+        let mut multi = source("multi", "team/multi");
+        multi["platforms"] = json!(["linux/amd64"]);
+        config["sources"] = json!([source("app", "team/app"), multi]);
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_of_another_registry_are_followed() {
+    within(240, "following a registry", async {
+        let Some(mut registry) = DockerRegistry::start(password).await else {
+            return;
+        };
+        let east = sending_to(&registry, ("a", None)).await;
+        let east = east.host("proxy").clone();
+        let (v1, needed) = push_index(&east, "team/app", "v1", 1).await;
+        let (x1, _) = push_index(&east, "team/app", "x1", 2).await;
+        registry.until_tag("team/app:v1", Some(v1)).await;
+        registry.until_tag("team/app:x1", Some(x1)).await;
+        let mut west = following(&registry).await;
+        let proxy = west.host("proxy").clone();
+        until_tag(&proxy, ("team/app", "v1"), Some(v1)).await;
+        for digest in needed {
+            assert!(has_blob(&proxy, "team/app", digest).await, "{digest}");
+        }
+        assert_eq!(tag_at(&proxy, "team/app", "x1").await, None);
+
+        // What comes to be about it, and what it is made.
+        let subject = json!({"mediaType": INDEX, "digest": v1, "size": 1});
+        let (signature, _) = image(&east, "team/app", 90, Some(subject)).await;
+        let about = Digest::of(signature.to_string().as_bytes()).to_string();
+        push_manifest(&east, "team/app", &about, &signature).await;
+        until("the signature is here", async || {
+            let listed = referrers_at(&proxy, "team/app", v1).await;
+            listed.contains(&about).then_some(())
+        })
+        .await;
+        let (v2, _) = push_index(&east, "team/app", "v1", 3).await;
+        until_tag(&proxy, ("team/app", "v1"), Some(v2)).await;
+
+        // Of one platform.
+        let (index, all) = push_platforms(&east, "team/multi", 1).await;
+        until_tag(&proxy, ("team/multi", "v1"), Some(index)).await;
+        for (name, digest) in &all {
+            let wanted = match name.ends_with("amd64") {
+                true => StatusCode::OK,
+                false => StatusCode::NOT_FOUND,
+            };
+            let answer = pulls(&proxy, "team/multi", *digest).await;
+            assert_eq!(answer, wanted, "{name}");
+        }
+
+        // Both die, and it goes on.
+        registry.kill();
+        until("it is told", async || {
+            let error = told(&west, "last_error").await;
+            error.as_str().map(drop)
+        })
+        .await;
+        registry.restart().await;
+        west.kill("build-index");
+        let (v3, _) = push_index(&east, "team/app", "v3", 4).await;
+        registry.until_tag("team/app:v3", Some(v3)).await;
+        west.restart("build-index").await;
+        until_tag(&proxy, ("team/app", "v3"), Some(v3)).await;
     })
     .await;
 }
