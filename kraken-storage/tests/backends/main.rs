@@ -2,7 +2,7 @@
 //!
 //! The servers are found under `KRAKEN_TEST_SERVERS`, or `target/servers` of the workspace, where
 //! `.ci/servers` puts them, and on the path. A test whose server is not there says so and passes;
-//! with `KRAKEN_REQUIRE_SERVERS=1` it fails instead.
+//! with `KRAKEN_REQUIRE_SERVERS=1` it fails instead, unless `.ci/servers` noted that it could not be fetched.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod object_stores;
