@@ -51,6 +51,7 @@ pub mod tcp;
 #[cfg(feature = "tls")]
 mod testing;
 pub mod throttle;
+pub mod trace;
 pub mod transport;
 #[cfg(feature = "tls")]
 mod verifier;

@@ -12,6 +12,7 @@ use kraken_proto::{
     AnnounceBlob, AnnounceReply, AnnounceRequest, Digest, Member, MetaInfo, Namespace, Ring,
 };
 use tokio::sync::Semaphore;
+use tracing::Instrument as _;
 
 use super::reports::{self, Deaf};
 use super::server::MetaInfoQuery;
@@ -22,6 +23,7 @@ use crate::http::health::Health;
 use crate::http::path::segment;
 use crate::http::{BaseUrl, BaseUrlError, HttpBody, HttpClient, HttpResponse};
 use crate::origin::client::FETCH_PATIENCE;
+use crate::trace_span;
 
 /// The longest reply to an announce: 256 handouts of 100 peers at 225 bytes make 6 MiB.
 const MAX_REPLY: usize = 8 << 20;
@@ -312,7 +314,8 @@ impl Inner {
             let body = answer.bytes(MetaInfo::MAX_ENCODED).await?;
             read_metainfo(&body, digest, asked.known())
         };
-        self.remember(tracker, answer.await)
+        let span = trace_span!("metainfo", otel.kind = "client", server.address = tracker);
+        self.remember(tracker, answer.instrument(span).await)
     }
 
     fn remember<T>(&self, tracker: &str, answer: Result<T, ApiError>) -> Result<T, ApiError> {

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use super::ByteStream;
 use super::error::ApiError;
 use super::idle::{Pulse, until_idle};
+use super::traced::inject;
 use super::trust::OutsideTrust;
 use crate::identity::{Identity, IdentityError, provider};
 use crate::roles::{Callers, Role};
@@ -31,7 +32,8 @@ const MAX_ERROR: usize = 16 << 10;
 /// An HTTP client. Clones share its connections.
 ///
 /// It speaks HTTP/1.1: blobs then travel on connections of their own and do not wait for each
-/// other in one window. It follows no redirects and knows no proxies.
+/// other in one window. It follows no redirects and knows no proxies. Other members of the cluster are told
+/// of the [trace](crate::trace) that a request belongs to, and nobody else.
 #[derive(Clone)]
 pub struct HttpClient {
     client: reqwest::Client,
@@ -125,7 +127,10 @@ impl HttpClient {
         request: Request<HttpBody>,
         patience: Duration,
     ) -> Result<HttpResponse, ApiError> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        if self.identity.is_some() {
+            inject(&mut head.headers);
+        }
         let from = origin_of(&head.uri);
         let outgoing = self
             .client

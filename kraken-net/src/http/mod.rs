@@ -10,6 +10,7 @@ pub(crate) mod path;
 mod plain;
 pub mod probe;
 pub mod server;
+mod traced;
 pub mod trust;
 
 use std::fmt;
@@ -25,6 +26,7 @@ pub use error::ApiError;
 pub use outside::{OutsideTls, TlsClient, serve_outside};
 pub use plain::FileBody;
 pub use server::{HttpServer, ServeError, serve, serve_on, with_health};
+pub use traced::{TracedFrom, trace_headers, traced};
 pub use trust::OutsideTrust;
 
 /// A body in pieces, as they come.
