@@ -17,12 +17,14 @@ mod uploads;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kraken_net::trace;
 use kraken_proto::history::{Neighbour, Transfer};
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Bitfield, Digest, Extent, Namespace, PeerInfo, SwarmStats};
 use kraken_storage::BlobStatus;
 use tokio::sync::{Mutex, RwLock, mpsc, oneshot};
+use tracing::Span;
 
 pub use self::builder::AgentBuilder;
 pub use self::limits::Limits;
@@ -202,6 +204,11 @@ impl Agent {
             have,
             ingest: false,
             extent,
+            request: if trace::is_within() {
+                Span::current()
+            } else {
+                Span::none()
+            },
             reply,
         };
         self.inner

@@ -11,6 +11,7 @@ use kraken_net::origin::{
 };
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 use kraken_storage::{Backend as _, BackendError, Need, StoreError};
+use tracing::Instrument as _;
 
 use super::Origin;
 use super::fetches::Asker;
@@ -202,11 +203,12 @@ impl OriginApi for Origin {
         // In a task of its own: a client that hangs up must not leave a blob with too few copies.
         let (inner, id, namespace) = (self.inner.clone(), id.to_string(), namespace.clone());
         let (send, receive) = tokio::sync::oneshot::channel();
-        self.inner.tasks.spawn(async move {
+        let commit = async move {
             // Whoever waited may be gone; the blob is not.
             let _ = send.send(inner.commit(&id, &namespace, digest).await);
             drop(committing);
-        });
+        };
+        self.inner.tasks.spawn(commit.in_current_span());
         let stopped = |_| ApiError::Unavailable("the origin stops".into());
         receive.await.map_err(stopped)?
     }

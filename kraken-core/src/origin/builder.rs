@@ -236,6 +236,7 @@ impl OriginBuilder {
             drained: Notify::new(),
             members,
             let_go: Default::default(),
+            pushed: Default::default(),
             condemned: Condemned::new(self.asked_file),
             lists: Default::default(),
             name: self.name,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use kraken_net::http::{ApiError, ByteStream};
+use kraken_net::trace_span;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Bitfield, Digest, Extent, MetaInfo, Namespace};
@@ -16,6 +17,7 @@ use kraken_storage::{BlobStatus, Need, StoreError};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::sleep;
+use tracing::{Instrument as _, Span};
 
 use super::Inner;
 use super::coming::{Coming, Said};
@@ -55,8 +57,11 @@ impl Inner {
             let (said, coming) = Coming::begin();
             self.fetches.begin(namespace, digest, asked_by);
             let (inner, namespace) = (self.clone(), namespace.clone());
+            let span =
+                trace_span!("take in", kraken.digest = %digest, kraken.namespace = %namespace);
             self.tasks.spawn(async move {
-                let end = inner.ingest(&namespace, digest, &said).await;
+                let ingest = inner.ingest(&namespace, digest, &said);
+                let end = ingest.instrument(span).await;
                 let failed = end.as_ref().err().map(ToString::to_string);
                 inner.fetches.end(digest, failed);
                 inner.ended(digest, end, &said).await;
@@ -224,6 +229,8 @@ impl<'a> Ingest<'a> {
             have,
             ingest: true,
             extent: Extent::Whole,
+            // Its way in is told by whatever takes it in.
+            request: Span::none(),
             reply,
         };
         let stopped = || ApiError::Unavailable("the origin stops".into());

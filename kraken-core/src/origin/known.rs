@@ -18,10 +18,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use kraken_net::http::{ApiError, ByteStream};
+use kraken_net::trace_span;
 use kraken_proto::{Digest, MetaInfo, Namespace};
 use kraken_storage::{Backend as _, BlobStatus};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, mpsc, watch};
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 use super::Inner;
 use super::coming::{Coming, Said};
@@ -275,11 +277,12 @@ impl Inner {
         }));
         self.known.lock().insert(id, feed.clone());
         let (inner, namespace) = (self.clone(), namespace.clone());
+        let span =
+            trace_span!("take in", kraken.digest = %id.digest, kraken.namespace = %namespace);
         self.tasks.spawn(async move {
             let body = portions(came);
-            let end = inner
-                .known_ingest(&namespace, id, (from, body), &said)
-                .await;
+            let ingest = inner.known_ingest(&namespace, id, (from, body), &said);
+            let end = ingest.instrument(span).await;
             // An upload that stood still goes on from what is kept.
             inner.known.forget(id);
             // Before anybody can begin to take the blob in anew.

@@ -16,6 +16,7 @@ mod ingest;
 mod known;
 mod letters;
 mod mend;
+mod pushed;
 mod rebalance;
 mod replicate;
 mod room;
@@ -48,6 +49,7 @@ use counts::Counts;
 use fetches::Fetches;
 use known::KnownUploads;
 pub use kraken_net::origin::RingMember;
+use pushed::Pushed;
 pub use rebalance::HealConfig;
 use rebalance::{LetGo, Lists};
 
@@ -84,6 +86,7 @@ struct Inner {
     drained: Notify,
     members: Members,
     let_go: LetGo,
+    pushed: Pushed,
     condemned: garbage::Condemned,
     lists: Lists,
     fetching: Mutex<HashMap<Digest, Coming>>,

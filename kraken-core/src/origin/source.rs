@@ -10,8 +10,11 @@ use futures::StreamExt as _;
 use futures::future::join_all;
 use kraken_net::http::{ApiError, ByteStream};
 use kraken_net::origin::OriginClient;
+use kraken_net::{trace, trace_span};
 use kraken_proto::{Digest, Namespace};
 use kraken_storage::{Backend as _, BackendError};
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use super::Inner;
 
@@ -90,16 +93,28 @@ impl Inner {
         step(format!(
             "no origin has it: the storage of namespace {namespace} is asked"
         ));
-        let length = self.backend.stat(namespace, digest).await;
+        let span = trace_span!(
+            "backend read",
+            otel.kind = "client",
+            kraken.digest = %digest,
+            kraken.namespace = %namespace,
+            kraken.bytes = Empty,
+        );
+        let length = self.backend.stat(namespace, digest);
+        let length = length.instrument(span.clone()).await;
         match length.map_err(unavailable)? {
             Some(length) => {
                 step(format!(
                     "the storage has it, {length} bytes: read from byte {from} on"
                 ));
-                let stream = self.backend.read(namespace, digest, from..u64::MAX).await;
+                let stream = self.backend.read(namespace, digest, from..u64::MAX);
+                let stream = stream.instrument(span.clone()).await;
                 let stream = stream.map_err(unavailable)?;
+                span.record("kraken.bytes", trace::number(length.saturating_sub(from)));
                 self.counts.backend_reads.inc();
-                let body = stream.map(|chunk| chunk.map_err(std::io::Error::other));
+                // It lasts until the last byte has come.
+                let body =
+                    stream.map(move |chunk| span.in_scope(|| chunk.map_err(std::io::Error::other)));
                 let body = body.boxed();
                 Ok(Source { length, body })
             }

@@ -24,6 +24,7 @@ use kraken_proto::rng::Rng;
 use kraken_proto::{Digest, MetaInfo, Namespace};
 use kraken_storage::queue::{DurableQueue, Priority, QueueError, Task};
 use kraken_storage::{Backend as _, StoreError};
+use tracing::Instrument as _;
 
 use super::Inner;
 use crate::clock::unix_ms;
@@ -64,6 +65,7 @@ impl Inner {
             return Ok(());
         }
         let key = format!("{digest} {namespace}");
+        self.pushed.note(digest);
         self.push((Priority::Normal, WRITE_BACK), key, delay)
             .await
             .map(drop)
@@ -274,7 +276,18 @@ impl Inner {
             return Ok(());
         };
         match (task.kind.as_str(), words.next()) {
-            (WRITE_BACK, None) => self.write_back(&namespace, digest, task.attempts).await,
+            (WRITE_BACK, None) => {
+                let span = self.pushed.attempt(&namespace, digest);
+                let write_back = self.write_back(&namespace, digest, task.attempts);
+                let done = write_back.instrument(span.clone()).await;
+                match &done {
+                    Ok(()) => span.record("kraken.outcome", "written"),
+                    Err(Unfinished::Early(reason)) => span.record("kraken.outcome", reason),
+                    Err(Unfinished::Failed(_)) => span.record("otel.status_code", "ERROR"),
+                };
+                self.pushed.attempted(digest, done.is_ok(), task.attempts);
+                done
+            }
             (REPLICATE, Some(origin)) => {
                 self.repair(origin, &namespace, digest, task.attempts).await
             }

@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use kraken_net::http::ApiError;
 use kraken_net::origin::OriginCluster;
+use kraken_net::trace_span;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
 use kraken_proto::{Digest, MetaInfo, Namespace};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tracing::{Instrument as _, Span};
 
 use super::service::lock;
 use crate::tasks::Tasks;
@@ -126,7 +128,9 @@ impl MetaInfos {
         }
         let followed = state.followed.entry(digest).or_insert_with(|| {
             let (said, followed) = watch::channel(None);
-            let following = self.clone().follow(namespace, digest, said);
+            // The first answer is of the trace of whoever asks first.
+            let first = trace_span!("metainfo from an origin", kraken.digest = %digest);
+            let following = self.clone().follow(namespace, digest, said, first);
             self.tasks.spawn(following);
             followed
         });
@@ -138,8 +142,9 @@ impl MetaInfos {
         namespace: Namespace,
         digest: Digest,
         said: watch::Sender<Followed>,
+        first: Span,
     ) {
-        let end = self.follow_to_end(&namespace, digest, &said).await;
+        let end = self.follow_to_end(&namespace, digest, &said, first).await;
         {
             let mut state = lock(&self.state);
             state.followed.remove(&digest);
@@ -155,6 +160,7 @@ impl MetaInfos {
         namespace: &Namespace,
         digest: Digest,
         said: &watch::Sender<Followed>,
+        mut span: Span,
     ) -> Result<MetaInfo, ApiError> {
         let mut backoff = Backoff::new(HOLD, Duration::from_secs(2), Jitter::Equal);
         let mut rng = Rng::seeded(0);
@@ -162,11 +168,9 @@ impl MetaInfos {
         // After an error everything is asked for anew: the next origin may know other states.
         let mut ask = None;
         loop {
-            match self
-                .origins
-                .open_metainfo(namespace, digest, ask.as_ref())
-                .await
-            {
+            let asked = self.origins.open_metainfo(namespace, digest, ask.as_ref());
+            let span = std::mem::replace(&mut span, Span::none());
+            match asked.instrument(span).await {
                 Ok(meta) if meta.is_whole() => return Ok(meta),
                 Ok(meta) => {
                     let more = known.as_ref().is_none_or(|known| !known.continues(&meta));

@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use http::{Method, StatusCode};
+use kraken_core::net::http::trace_headers;
+use kraken_core::net::trace_span;
 use kraken_proto::Digest;
 use kraken_proto::tags::record::{Refusal, TagState};
 use reqwest::{Client, RequestBuilder, Response};
 use serde::Deserialize;
 use tokio::time::timeout;
+use tracing::{Instrument as _, Span};
 
 use super::server::{
     LINK_REMOVED, Page, TAG_AT, TAG_CHANGED, TAG_IMMUTABLE, TAG_STALE, TAG_UNKNOWN, TAG_VERSION,
@@ -114,12 +117,17 @@ impl TagClient {
     }
 
     async fn ask_host(&self, host: &str, question: &Question<'_>) -> Result<Reply, String> {
-        let url = format!("{host}{}", question.path);
-        let mut request = self.http.request(question.method.clone(), url);
-        if let Some(version) = question.at {
-            request = request.header(TAG_AT, version);
-        }
-        reply(request.timeout(TIMEOUT)).await
+        let span = question.span(host);
+        let asking = async {
+            let url = format!("{host}{}", question.path);
+            let request = self.http.request(question.method.clone(), url);
+            let mut request = request.headers(trace_headers());
+            if let Some(version) = question.at {
+                request = request.header(TAG_AT, version);
+            }
+            reply(request.timeout(TIMEOUT)).await
+        };
+        asking.instrument(span).await
     }
 
     /// What a tag points to, and since which version; 0 when it was never set.
@@ -384,6 +392,14 @@ impl<'a> Question<'a> {
             method: Method::GET,
             path,
             at: None,
+        }
+    }
+
+    fn span(&self, host: &str) -> Span {
+        if self.method == Method::GET {
+            trace_span!("tag lookup", otel.kind = "client", server.address = host)
+        } else {
+            trace_span!("tag change", otel.kind = "client", server.address = host)
         }
     }
 

@@ -20,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
+use kraken_core::net::http::trace_headers;
 use kraken_proto::tags::list::ListId;
 use kraken_proto::tags::record::TagState;
 use kraken_proto::tags::register::{Ballot, Outbid, Register};
@@ -256,7 +257,8 @@ impl Remote {
         } else {
             TIMEOUT
         };
-        answer(self.http.post(url).timeout(patience).json(body)).await
+        let post = self.http.post(url).headers(trace_headers());
+        answer(post.timeout(patience).json(body)).await
     }
 
     /// A question that nobody can outbid.

@@ -17,6 +17,7 @@ use kraken_proto::tags::round::{Look, Round, Step};
 use reqwest::Client;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
+use tracing::Instrument as _;
 
 use super::backend::{self, TagBackend};
 use super::members::{self, IndexMember, RingError, View};
@@ -304,7 +305,8 @@ impl TagRing {
     ) -> Result<Option<TagState>, TagError> {
         let (inner, name) = (self.inner.clone(), name.clone());
         let (reply, answer) = oneshot::channel();
-        tokio::spawn(async move { inner.attempt(name, (change, look), reply).await });
+        let attempt = async move { inner.attempt(name, (change, look), reply).await };
+        tokio::spawn(attempt.in_current_span());
         answer
             .await
             .map_err(|_| TagError::Unavailable("the build-index stops".into()))?

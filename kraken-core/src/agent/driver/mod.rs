@@ -9,6 +9,7 @@ mod perform;
 mod progress;
 mod remember;
 mod tally;
+mod traced;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -25,6 +26,7 @@ use kraken_proto::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Span;
 
 use crate::agent::follow::{End, Follower};
 use crate::agent::hearsay::{Sources, Told};
@@ -62,6 +64,8 @@ pub(crate) enum Note {
         ingest: bool,
         /// How much of it is fetched.
         extent: Extent,
+        /// The span of the request that it is for, if that belongs to a trace.
+        request: Span,
         reply: oneshot::Sender<watch::Receiver<Progress>>,
     },
     /// More is known of an open metainfo, and the store has it.
@@ -163,6 +167,8 @@ struct Blob {
     /// Pieces that did not fit its metainfo while that was hearsay, and who sent the last of these.
     misfits: u32,
     misfit_from: Option<ConnId>,
+    /// The span of its way here, if a request that belongs to a trace waits for it.
+    trace: Span,
     /// Ends with the blob: what was proved for it is not written for another.
     life: CancellationToken,
     _ends: DropGuard,
@@ -329,10 +335,15 @@ impl Driver {
                 have,
                 ingest,
                 extent,
+                request,
                 reply,
             } => {
                 let is_partial = extent == Extent::Parts && !have.is_full();
-                let _ = reply.send(self.open((told, have), namespace, ingest, is_partial));
+                // Parts come as they are asked for, and need not end.
+                let will_come = !have.is_full() && !is_partial;
+                let trace = self.download(&request, (&told.meta, &namespace), will_come);
+                let how = (ingest, is_partial);
+                let _ = reply.send(self.open((told, have), namespace, how, trace));
             }
             Note::Continued { meta, is_hearsay } => self.continued(meta, is_hearsay),
             Note::Seek {
@@ -353,6 +364,7 @@ impl Driver {
             } => {
                 self.progress(digest, |progress| progress.sealed = true);
                 self.history.end(unix_ms(), digest, None);
+                self.downloaded(digest, None);
                 if let Some(blob) = self.blobs.get_mut(&digest) {
                     blob._confirming = None;
                 }
@@ -451,8 +463,8 @@ impl Driver {
         &mut self,
         (told, have): (Told, Bitfield),
         namespace: Namespace,
-        ingest: bool,
-        is_partial: bool,
+        (ingest, is_partial): (bool, bool),
+        trace: Span,
     ) -> watch::Receiver<Progress> {
         let Told { meta, is_hearsay } = told;
         let digest = meta.digest();
@@ -491,6 +503,7 @@ impl Driver {
                 _confirming,
                 misfits: 0,
                 misfit_from: None,
+                trace,
                 _ends: life.clone().drop_guard(),
                 life,
             },
@@ -618,6 +631,7 @@ impl Driver {
                 _confirming: None,
                 misfits: 0,
                 misfit_from: None,
+                trace: Span::none(),
                 _ends: life.clone().drop_guard(),
                 life,
             });
@@ -628,6 +642,7 @@ impl Driver {
     /// Leaves the blob's swarm: its readers get an error.
     fn give_up(&mut self, digest: Digest, reason: String) {
         self.history.end(unix_ms(), digest, Some(reason.clone()));
+        self.downloaded(digest, Some(&reason));
         self.progress(digest, |progress| progress.failed = Some(reason));
         self.blobs.remove(&digest);
         self.tally.forget(&digest);

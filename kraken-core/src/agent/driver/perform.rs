@@ -7,6 +7,7 @@ use kraken_proto::{
     Action, AnnounceRequest, CloseReason, ConnId, Digest, Event, Input, Message, PeerInfo,
 };
 use kraken_storage::BlobStatus;
+use tracing::{Instrument as _, Span};
 
 use super::{Driver, Note};
 use crate::agent::uploads::Upload;
@@ -165,16 +166,19 @@ impl Driver {
 
     fn announce(&self, request: AnnounceRequest) {
         let discovery = self.parts.discovery.clone();
-        self.task(async move {
+        let span = self.announcing(&request);
+        let announcing = async move {
             let digests = request.blobs.iter().map(|blob| blob.digest).collect();
             match discovery.announce(request).await {
                 Ok(reply) => Note::Input(Input::Announced { digests, reply }),
                 Err(error) => {
                     tracing::warn!(%error, "announce failed");
+                    Span::current().record("otel.status_code", "ERROR");
                     Note::Input(Input::AnnounceFailed { digests })
                 }
             }
-        });
+        };
+        self.task(announcing.instrument(span));
     }
 
     fn look_up(&self, digest: Digest) {
