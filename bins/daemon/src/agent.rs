@@ -13,7 +13,9 @@ use axum::routing::{get, post};
 use futures::future::OptionFuture;
 use http::StatusCode;
 use kraken_core::net::announce::TrackerClient;
-use kraken_core::net::http::{ApiError, HttpClient, HttpServer, Params, serve_on, with_health};
+use kraken_core::net::http::{
+    ApiError, HttpClient, HttpServer, Params, TracedFrom, serve_on, traced, with_health,
+};
 use kraken_core::net::{Identity, Role};
 use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
 use kraken_core::{Agent, Digest, Namespace, OpenError, Zone};
@@ -45,6 +47,7 @@ use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, Memory, ScrubRate, StoreLimit, VolumeConfig};
 use crate::tls;
+use crate::traces::TracingConfig;
 
 /// The configuration of an agent.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -141,15 +144,27 @@ pub struct AgentConfig {
     /// `RUST_LOG` has the last word.
     #[serde(default)]
     pub log: Option<LogFilter>,
+    /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
+    #[serde(default)]
+    pub tracing: Option<TracingConfig>,
     /// This host's certificate.
     pub tls: Tls,
 }
 
 impl ProcessConfig for AgentConfig {
+    const ROLE: Role = Role::Agent;
     const LIVE: &'static [&'static str] = &["access", "build_indexes", "limits", "log", "trackers"];
 
     fn log(&self) -> Option<&LogFilter> {
         self.log.as_ref()
+    }
+
+    fn tracing(&self) -> Option<&TracingConfig> {
+        self.tracing.as_ref()
+    }
+
+    fn instance(&self) -> Option<String> {
+        self.name.clone().or_else(|| Some(host_name()))
     }
 
     fn check(&self, found: &mut Problems) {
@@ -284,6 +299,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         let router = pull::router(mirror.usual_upstream(hub));
         let router = router.layer(middleware::from_fn(pages::refuse));
         let router = noted(router, &answers);
+        let router = traced(router, TracedFrom::Strangers);
         let socket = sockets::listen(addr)?;
         Ok::<_, StartError>(serve_on(socket, router, None, shutdown.clone())?)
     });
@@ -323,6 +339,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let router = with_explain(router, remembers, answers.clone(), Some(others));
     let router = noted(router, &answers);
     let router = with_preload(router, preloader.transpose()?).layer(guard);
+    let router = traced(router, TracedFrom::Strangers);
     let tls = config.client_tls.as_ref();
     let server = access::serve(socket, router, tls, shutdown.clone())?;
     let seeding = agent.clone();

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use axum::middleware;
 use axum::routing::get;
 use kraken_core::net::Role;
-use kraken_core::net::http::{BaseUrl, HttpClient, HttpServer, admit, serve_on, with_health};
+use kraken_core::net::http::{
+    BaseUrl, HttpClient, HttpServer, TracedFrom, admit, serve_on, traced, with_health,
+};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::garbage::Collector;
 use kraken_registry::replicate::{self, OwnCluster, Replicator, Rules};
@@ -31,6 +33,7 @@ use crate::reload::{self, Changed};
 use crate::remotes::{self, RemoteConfig, SourceConfig};
 use crate::sockets;
 use crate::tags_backend::{self, TagsBackendConfig};
+use crate::traces::TracingConfig;
 use crate::{tls, units};
 
 /// The configuration of a build-index.
@@ -89,11 +92,15 @@ pub struct BuildIndexConfig {
     /// `RUST_LOG` has the last word.
     #[serde(default)]
     pub log: Option<LogFilter>,
+    /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
+    #[serde(default)]
+    pub tracing: Option<TracingConfig>,
     /// This process's certificate.
     pub tls: Tls,
 }
 
 impl ProcessConfig for BuildIndexConfig {
+    const ROLE: Role = Role::BuildIndex;
     const LIVE: &'static [&'static str] = &[
         "immutable_tags",
         "log",
@@ -105,6 +112,14 @@ impl ProcessConfig for BuildIndexConfig {
 
     fn log(&self) -> Option<&LogFilter> {
         self.log.as_ref()
+    }
+
+    fn tracing(&self) -> Option<&TracingConfig> {
+        self.tracing.as_ref()
+    }
+
+    fn instance(&self) -> Option<String> {
+        self.name.clone()
     }
 
     fn check(&self, found: &mut Problems) {
@@ -280,7 +295,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     });
     let server = serve_on(
         sockets::listen(config.listen)?,
-        admit(router, Role::BuildIndex),
+        admit(traced(router, TracedFrom::Members), Role::BuildIndex),
         Some(&identity),
         shutdown.clone(),
     )?;

@@ -15,14 +15,26 @@ use crate::config::Tls;
 use crate::log::LogFilter;
 use crate::members::{self, Origins, Urls};
 use crate::store::{self, EvictionConfig, StoreLimit, VolumeConfig};
+use crate::traces::TracingConfig;
 
 /// The configuration of a process.
 pub trait ProcessConfig: DeserializeOwned + JsonSchema + Send + 'static {
     /// The keys that change while the process runs; all others need a restart.
     const LIVE: &'static [&'static str];
 
+    /// What the process is.
+    const ROLE: Role;
+
     /// How much is logged.
     fn log(&self) -> Option<&LogFilter>;
+
+    /// Where traces go.
+    fn tracing(&self) -> Option<&TracingConfig>;
+
+    /// What tells it from others of its role, if it has a name.
+    fn instance(&self) -> Option<String> {
+        None
+    }
 
     /// Looks for what would keep the process from starting: keys that contradict each other, files that
     /// cannot be read.

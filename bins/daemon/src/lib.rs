@@ -35,6 +35,7 @@ mod sockets;
 pub mod store;
 pub mod tags_backend;
 pub mod tls;
+pub mod traces;
 pub mod tracker;
 mod units;
 

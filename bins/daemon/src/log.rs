@@ -2,9 +2,13 @@
 
 use std::sync::OnceLock;
 
+use kraken_core::net::trace::TARGET;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing::Metadata;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
@@ -36,6 +40,11 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 type Handle = reload::Handle<EnvFilter, Registry>;
 
+/// Spans of traces go elsewhere, and would stand before every line.
+fn is_logged(metadata: &Metadata<'_>) -> bool {
+    metadata.target() != TARGET
+}
+
 /// How the log is changed, and how much of it there was at first.
 static FILTER: OnceLock<(Handle, String)> = OnceLock::new();
 
@@ -46,8 +55,12 @@ const VARIABLE: &str = "RUST_LOG";
 pub fn init_log(level: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let (filter, handle) = reload::Layer::new(filter);
+    let others = filter_fn(is_logged).with_max_level_hint(LevelFilter::TRACE);
     let lines = fmt::layer().with_writer(std::io::stderr);
-    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+    let lines = lines.with_filter(filter.and(others));
+    let subscriber = tracing_subscriber::registry().with(lines);
+    #[cfg(feature = "otel")]
+    let subscriber = subscriber.with(crate::traces::bridge::layer());
     // A second call finds the log set up already.
     if subscriber.try_init().is_ok() {
         let _ = FILTER.set((handle, level.to_owned()));

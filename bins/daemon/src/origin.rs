@@ -8,7 +8,9 @@ use std::time::Duration;
 use axum::middleware;
 use axum::routing::get;
 use kraken_core::net::Role;
-use kraken_core::net::http::{HttpClient, HttpServer, admit, serve_on, with_health};
+use kraken_core::net::http::{
+    HttpClient, HttpServer, TracedFrom, admit, serve_on, traced, with_health,
+};
 use kraken_core::net::origin::router;
 use kraken_core::origin::HealConfig;
 use kraken_core::proto::ring::health::HealthConfig;
@@ -35,6 +37,7 @@ use crate::reload::{self, Changed};
 use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, ScrubRate, StoreLimit, VolumeConfig};
+use crate::traces::TracingConfig;
 use crate::{tls, units};
 
 /// The configuration of an origin.
@@ -106,15 +109,27 @@ pub struct OriginConfig {
     /// `RUST_LOG` has the last word.
     #[serde(default)]
     pub log: Option<LogFilter>,
+    /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
+    #[serde(default)]
+    pub tracing: Option<TracingConfig>,
     /// This process's certificate.
     pub tls: Tls,
 }
 
 impl ProcessConfig for OriginConfig {
+    const ROLE: Role = Role::Origin;
     const LIVE: &'static [&'static str] = &["backend", "backends", "limits", "log", "origins"];
 
     fn log(&self) -> Option<&LogFilter> {
         self.log.as_ref()
+    }
+
+    fn tracing(&self) -> Option<&TracingConfig> {
+        self.tracing.as_ref()
+    }
+
+    fn instance(&self) -> Option<String> {
+        Some(self.name.clone())
     }
 
     fn check(&self, found: &mut Problems) {
@@ -269,7 +284,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     });
     let server = serve_on(
         sockets::listen(config.listen)?,
-        admit(router, Role::Origin),
+        admit(traced(router, TracedFrom::Members), Role::Origin),
         Some(&identity),
         shutdown.clone(),
     )?;

@@ -17,6 +17,7 @@ use crate::config::ConfigError;
 pub use crate::log::init_log;
 use crate::reload::{self, Asked, Changed};
 use crate::settings::{Schema, Sources};
+use crate::traces::Traces;
 use crate::{descriptors, log, sockets};
 
 /// Something that runs until it is stopped.
@@ -97,6 +98,9 @@ fn tell<C: ProcessConfig>(instead: Instead, sources: &Sources) -> Result<ExitCod
             let mut problems = Problems::default();
             if let Some(config) = problems.of(sources.load::<C>()) {
                 config.check(&mut problems);
+                if let Some(tracing) = config.tracing() {
+                    problems.of(tracing.check());
+                }
             }
             for problem in problems.all() {
                 say(&format!("{problem}\n"))?;
@@ -150,6 +154,10 @@ where
     if let Some(filter) = config.log() {
         log::set_filter(Some(filter));
     }
+    let name = format!("kraken-{}", C::ROLE);
+    let traces = config.tracing();
+    let traces = traces.map(|traces| Traces::start(traces, (&name, config.instance())));
+    let traces = traces.transpose()?;
     sockets::adopt();
     let service = start(config).await?;
 
@@ -162,6 +170,9 @@ where
     }
     tracing::info!("stopping");
     service.stop().await;
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     Ok(())
 }
 

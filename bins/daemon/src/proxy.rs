@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::middleware;
 use axum::routing::get;
 use kraken_core::net::Role;
-use kraken_core::net::http::{HttpClient, HttpServer, with_health};
+use kraken_core::net::http::{HttpClient, HttpServer, TracedFrom, traced, with_health};
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::access::Access;
 use kraken_registry::preheat;
@@ -27,6 +27,7 @@ use crate::members::{Origins, Urls};
 use crate::process::{Service, StartError};
 use crate::reload::{self, Changed};
 use crate::sockets;
+use crate::traces::TracingConfig;
 use crate::{guard, pages, tls};
 
 /// The configuration of a proxy.
@@ -66,15 +67,23 @@ pub struct ProxyConfig {
     /// `RUST_LOG` has the last word.
     #[serde(default)]
     pub log: Option<LogFilter>,
+    /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
+    #[serde(default)]
+    pub tracing: Option<TracingConfig>,
     /// This process's certificate, shown to origins and build-indexes.
     pub tls: Tls,
 }
 
 impl ProcessConfig for ProxyConfig {
+    const ROLE: Role = Role::Proxy;
     const LIVE: &'static [&'static str] = &["access", "build_indexes", "log", "origins"];
 
     fn log(&self) -> Option<&LogFilter> {
         self.log.as_ref()
+    }
+
+    fn tracing(&self) -> Option<&TracingConfig> {
+        self.tracing.as_ref()
     }
 
     fn check(&self, found: &mut Problems) {
@@ -160,6 +169,7 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
         .layer(middleware::from_fn(reload::add_metrics))
         .layer(middleware::from_fn(pages::refuse));
     let router = with_health(router, || async { Ok(()) });
+    let router = traced(router, TracedFrom::Strangers);
     let server = access::serve(
         sockets::listen(config.listen)?,
         router,

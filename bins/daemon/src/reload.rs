@@ -15,9 +15,9 @@ use kraken_core::net::http::ApiError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::check::ProcessConfig;
-use crate::log;
 use crate::process::{Service, StartError};
 use crate::settings::{Layers, Schema, Sources};
+use crate::{log, traces};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -246,7 +246,7 @@ fn with_metrics(text: &str) -> String {
              kraken_config_{name}{suffix} {value}\n"
         );
     }
-    text + end
+    text + &traces::metrics() + end
 }
 
 #[cfg(test)]

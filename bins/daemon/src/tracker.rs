@@ -10,7 +10,9 @@ use futures::future::OptionFuture;
 use kraken_core::Tracker;
 use kraken_core::net::Role;
 use kraken_core::net::announce::router;
-use kraken_core::net::http::{HttpClient, HttpServer, admit, serve_on, with_health};
+use kraken_core::net::http::{
+    HttpClient, HttpServer, TracedFrom, admit, serve_on, traced, with_health,
+};
 use kraken_core::net::origin::OriginCluster;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -24,6 +26,7 @@ use crate::log::LogFilter;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
 use crate::reload::{self, Changed};
+use crate::traces::TracingConfig;
 use crate::{sockets, tls};
 
 /// The configuration of a tracker.
@@ -51,15 +54,23 @@ pub struct TrackerConfig {
     /// `RUST_LOG` has the last word.
     #[serde(default)]
     pub log: Option<LogFilter>,
+    /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
+    #[serde(default)]
+    pub tracing: Option<TracingConfig>,
     /// This process's certificate.
     pub tls: Tls,
 }
 
 impl ProcessConfig for TrackerConfig {
+    const ROLE: Role = Role::Tracker;
     const LIVE: &'static [&'static str] = &["log", "origins"];
 
     fn log(&self) -> Option<&LogFilter> {
         self.log.as_ref()
+    }
+
+    fn tracing(&self) -> Option<&TracingConfig> {
+        self.tracing.as_ref()
     }
 
     fn check(&self, found: &mut Problems) {
@@ -146,7 +157,7 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     let router = router.layer(middleware::from_fn(reload::add_metrics));
     let server = serve_on(
         sockets::listen(config.listen)?,
-        admit(router, Role::Tracker),
+        admit(traced(router, TracedFrom::Members), Role::Tracker),
         Some(&identity),
         shutdown.clone(),
     )?;

@@ -105,6 +105,7 @@ impl Cluster {
                 heal: Default::default(),
                 limits: Default::default(),
                 log: None,
+                tracing: None,
                 tls: files.tls(&entry.name, "origin")?,
             };
             origins.push(kraken_daemon::origin::start(config).await?);
@@ -122,6 +123,7 @@ impl Cluster {
                 proxies: vec![format!("http://{}", ports.proxy)],
             }),
             log: None,
+            tracing: None,
             tls: files.tls("tracker-1", "tracker")?,
         })
         .await?;
@@ -143,6 +145,7 @@ impl Cluster {
             upstream_tags: Vec::new(),
             garbage: None,
             log: None,
+            tracing: None,
             tls: files.tls("build-index-1", "build-index")?,
         })
         .await?;
@@ -159,6 +162,7 @@ impl Cluster {
             access: None,
             client_tls: None,
             log: None,
+            tracing: None,
             tls: files.tls("proxy-1", "proxy")?,
         })
         .await?;
@@ -194,6 +198,7 @@ impl Cluster {
                 limits: Default::default(),
                 remember_peers: true,
                 log: None,
+                tracing: None,
                 tls: files.tls(&name, "agent")?,
             };
             agents.push(kraken_daemon::agent::start(config).await?);

@@ -53,5 +53,8 @@ mod simulate;
 mod sources;
 #[path = "faults/tags.rs"]
 mod tags;
+#[cfg(feature = "otel")]
+#[path = "faults/traces.rs"]
+mod traces;
 #[path = "faults/upstream.rs"]
 mod upstream;

@@ -308,6 +308,7 @@ impl Lab {
         let [tracker, proxy] = [(); 2].map(|()| free_addr());
         let mut config = ring.clone();
         config["listen"] = json!(tracker);
+        add("tracker", &mut config);
         lab.add("tracker", "tracker", tracker, config);
         let mut config = ring.clone();
         config["listen"] = json!(index);
