@@ -9,6 +9,9 @@ pub(crate) mod bridge;
 mod queue;
 #[cfg(feature = "otel")]
 mod start;
+#[cfg(not(feature = "otel"))]
+#[path = "without.rs"]
+mod start;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +20,8 @@ use kraken_core::net::http::BaseUrl;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub(crate) use self::start::Traces;
+#[cfg(any(feature = "otel", test))]
 use crate::process::StartError;
 use crate::units::{self, Written};
 
@@ -26,6 +31,7 @@ static DROPPED: AtomicU64 = AtomicU64::new(0);
 static FAILED: AtomicU64 = AtomicU64::new(0);
 
 /// The variable that names the collector where the configuration does not.
+#[cfg(any(feature = "otel", test))]
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// Where traces go, and of how many requests.
@@ -90,30 +96,11 @@ impl TryFrom<Written> for Sample {
 }
 
 impl TracingConfig {
-    /// What would keep traces from being sent.
-    ///
-    /// # Errors
-    /// [`StartError`] says what to mend.
-    #[cfg(feature = "otel")]
-    pub(crate) fn check(&self) -> Result<(), StartError> {
-        self.exporter().map(drop)
-    }
-
-    /// What would keep traces from being sent: this build cannot.
-    ///
-    /// # Errors
-    /// Always.
-    #[cfg(not(feature = "otel"))]
-    pub(crate) fn check(&self) -> Result<(), StartError> {
-        let what = "tracing: this program was built without the feature `otel`";
-        Err(StartError::Config(what.into()))
-    }
-
     /// Where spans are posted to.
     ///
     /// # Errors
     /// Neither the configuration nor the environment says.
-    #[cfg_attr(not(feature = "otel"), expect(dead_code, reason = "nothing is sent"))]
+    #[cfg(any(feature = "otel", test))]
     fn url(&self, variable: Option<String>) -> Result<String, StartError> {
         let wrong = |what: String| StartError::Config(format!("tracing: {what}"));
         let named = variable.filter(|it| !it.is_empty());
@@ -130,46 +117,6 @@ impl TracingConfig {
         const PATH: &str = "/v1/traces";
         let base = base.0.as_str().trim_end_matches(PATH);
         Ok(format!("{base}{PATH}"))
-    }
-}
-
-/// Traces that are being collected, until [`Traces::stop`].
-#[derive(Debug)]
-pub(crate) struct Traces {
-    #[cfg(feature = "otel")]
-    queue: queue::Sending,
-}
-
-impl Traces {
-    /// Lets spans be collected from now on, for a process of this name.
-    ///
-    /// # Errors
-    /// [`StartError`] says what to mend.
-    #[cfg(feature = "otel")]
-    pub(crate) fn start(
-        config: &TracingConfig,
-        (service, instance): (&str, Option<String>),
-    ) -> Result<Self, StartError> {
-        let queue = start::start(config, service, instance)?;
-        Ok(Self { queue })
-    }
-
-    /// Lets spans be collected from now on.
-    ///
-    /// # Errors
-    /// This build cannot.
-    #[cfg(not(feature = "otel"))]
-    pub(crate) fn start(
-        config: &TracingConfig,
-        _: (&str, Option<String>),
-    ) -> Result<Self, StartError> {
-        config.check().map(|()| Self {})
-    }
-
-    /// Sends what waits, if the collector takes it soon.
-    pub(crate) async fn stop(self) {
-        #[cfg(feature = "otel")]
-        self.queue.stop().await;
     }
 }
 

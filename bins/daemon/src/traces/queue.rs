@@ -129,6 +129,7 @@ fn count_as(what: &AtomicU64, spans: u64) {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::sync::{Arc, Mutex};
 
     use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
     use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -143,6 +144,33 @@ mod tests {
         async fn export(&self, _: Vec<SpanData>) -> OTelSdkResult {
             pending().await
         }
+    }
+
+    /// A collector that takes everything.
+    #[derive(Debug, Clone, Default)]
+    struct Open(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanExporter for Open {
+        async fn export(&self, mut batch: Vec<SpanData>) -> OTelSdkResult {
+            assert!(batch.len() <= BATCH);
+            self.0.lock().unwrap().append(&mut batch);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_sends_what_waits() {
+        let open = Open::default();
+        let (queue, sending) = Sending::start(open.clone());
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(queue)
+            .build();
+        let tracer = provider.tracer("test");
+        for _ in 0..2 * BATCH + 1 {
+            tracer.start("span").end();
+        }
+        sending.stop().await;
+        assert_eq!(open.0.lock().unwrap().len(), 2 * BATCH + 1);
     }
 
     #[tokio::test]

@@ -12,11 +12,19 @@ use super::{ENDPOINT, TracingConfig};
 use crate::process::StartError;
 
 impl TracingConfig {
+    /// What would keep traces from being sent.
+    ///
+    /// # Errors
+    /// [`StartError`] says what to mend.
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        self.exporter().map(drop)
+    }
+
     /// What sends spans to the collector.
     ///
     /// # Errors
     /// It is not said where to, or certificates cannot be used.
-    pub(super) fn exporter(&self) -> Result<SpanExporter, StartError> {
+    fn exporter(&self) -> Result<SpanExporter, StartError> {
         let url = self.url(std::env::var(ENDPOINT).ok())?;
         let wrong = |what: String| StartError::Config(format!("tracing: {what}"));
         let trust = OutsideTrust {
@@ -38,39 +46,49 @@ impl TracingConfig {
     }
 }
 
-/// Lets spans be collected from now on.
-///
-/// # Errors
-/// As of [`TracingConfig::exporter`]; or they are collected already, which only one configuration of a
-/// process can ask for.
-pub(super) fn start(
-    config: &TracingConfig,
-    service: &str,
-    instance: Option<String>,
-) -> Result<Sending, StartError> {
-    let mut exporter = config.exporter()?;
-    // OTEL_RESOURCE_ATTRIBUTES may say more.
-    let resource = Resource::builder()
-        .with_service_name(service.to_owned())
-        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-    let resource = match instance {
-        Some(name) => resource.with_attribute(KeyValue::new("service.instance.id", name)),
-        None => resource,
-    };
-    let resource = resource.build();
-    exporter.set_resource(&resource);
-    let (queue, sending) = Sending::start(exporter);
-    // Whether a trace begins has been decided where a request comes in.
-    let provider = SdkTracerProvider::builder()
-        .with_resource(resource)
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
-        .with_span_processor(queue)
-        .build();
-    if !kraken_core::net::trace::set_bridge(OtelBridge::sampling(config.sample.0)) {
-        let what = "tracing: traces of this process are collected already";
-        return Err(StartError::Config(what.into()));
+/// Traces that are being collected, until [`Traces::stop`].
+#[derive(Debug)]
+pub(crate) struct Traces(Sending);
+
+impl Traces {
+    /// Lets spans be collected from now on, for a process of this name.
+    ///
+    /// # Errors
+    /// It is not said where to, or certificates cannot be used; or they are collected already, which only
+    /// one configuration of a process can ask for.
+    pub(crate) fn start(
+        config: &TracingConfig,
+        (service, instance): (&str, Option<String>),
+    ) -> Result<Self, StartError> {
+        let mut exporter = config.exporter()?;
+        // OTEL_RESOURCE_ATTRIBUTES may say more.
+        let resource = Resource::builder()
+            .with_service_name(service.to_owned())
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+        let resource = match instance {
+            Some(name) => resource.with_attribute(KeyValue::new("service.instance.id", name)),
+            None => resource,
+        };
+        let resource = resource.build();
+        exporter.set_resource(&resource);
+        let (queue, sending) = Sending::start(exporter);
+        // Whether a trace begins has been decided where a request comes in.
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource)
+            .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
+            .with_span_processor(queue)
+            .build();
+        if !kraken_core::net::trace::set_bridge(OtelBridge::sampling(config.sample.0)) {
+            let what = "tracing: traces of this process are collected already";
+            return Err(StartError::Config(what.into()));
+        }
+        global::set_tracer_provider(provider);
+        bridge::switch_on();
+        Ok(Self(sending))
     }
-    global::set_tracer_provider(provider);
-    bridge::switch_on();
-    Ok(sending)
+
+    /// Sends what waits, if the collector takes it soon.
+    pub(crate) async fn stop(self) {
+        self.0.stop().await;
+    }
 }
