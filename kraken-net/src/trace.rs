@@ -2,7 +2,7 @@
 //!
 //! What is under way in a trace is told by spans of `tracing` whose target is [`TARGET`], which
 //! [`trace_span!`](crate::trace_span) makes. A trace begins with a request of a client, in
-//! [`http::traced`](crate::http::traced), and goes on in every process that this one asks, by the header
+//! [`http::traced`](fn@crate::http::traced), and goes on in every process that this one asks, by the header
 //! `traceparent` of W3C's Trace Context. Who collects spans is the program's affair: it sets a [`Bridge`].
 //! Without one no such span is ever made.
 
