@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::limits::Rate;
 use crate::process::StartError;
-use crate::store::Age;
+use crate::units;
 
 /// How long another registry may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -120,7 +120,7 @@ pub struct SourceConfig {
     pub platforms: Vec<String>,
     /// Of a registry: how often it is looked what its tags are; `10m` when absent.
     #[serde(default)]
-    pub every: Option<Age>,
+    pub every: Option<Interval>,
     /// How many bytes a second each build-index here fetches; no limit when absent.
     #[serde(default)]
     pub limit: Option<Rate>,
@@ -130,6 +130,25 @@ pub struct SourceConfig {
     /// How many bytes a second at all other hours; nothing when absent.
     #[serde(default)]
     pub limit_outside: Option<Rate>,
+}
+
+/// A time such as `30s` or `10m`, a second or more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(with = "String", title = "time")]
+pub struct Interval(Duration);
+
+units::serialize_as_text!(Interval, |every| units::time_text(every.0));
+
+impl TryFrom<String> for Interval {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match units::time(&text)? {
+            time if time < OFTEN => Err(format!("{text} is too often: every 1s at most")),
+            time => Ok(Self(time)),
+        }
+    }
 }
 
 impl SourceConfig {
@@ -171,11 +190,7 @@ impl SourceConfig {
         if self.repositories.is_empty() || self.tags.is_empty() {
             return Err("repositories, tags: say which ones come".into());
         }
-        let every = self.every.map_or(EVERY, |age| age.0);
-        if every < OFTEN {
-            let what = format!("every: its tags are looked at every {OFTEN:?} at most");
-            return Err(what);
-        }
+        let every = self.every.map_or(EVERY, |every| every.0);
         let registry = RegistryWriter::new(options.clone(), TIMEOUT);
         let blobs = RegistryBackend::new(options.clone(), TIMEOUT);
         let repositories = self.repositories.iter().map(|it| it.parse());

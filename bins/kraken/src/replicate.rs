@@ -5,7 +5,7 @@ use comfy_table::Table;
 use kraken_core::net::http::{ApiError, HttpResponse};
 use kraken_daemon::Tls;
 use kraken_registry::name::TagName;
-use kraken_registry::replicate::RemoteStatus;
+use kraken_registry::replicate::{Direction, RemoteStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
@@ -172,10 +172,20 @@ pub fn table(parts: &[Part]) -> Table {
         remote,
     } in parts
     {
+        let direction = match remote.direction {
+            Direction::FetchedThere => Some("it fetches"),
+            Direction::FetchedHere => Some("fetched from there"),
+            _ => None,
+        };
         let state = match (remote.is_paused, remote.is_closed) {
-            (true, _) => " (paused)",
-            (false, true) => " (outside its hours)",
-            (false, false) => "",
+            (true, _) => Some("paused"),
+            (false, true) => Some("outside its hours"),
+            (false, false) => None,
+        };
+        let notes: Vec<_> = direction.into_iter().chain(state).collect();
+        let notes = match notes.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", notes.join(", ")),
         };
         let refused = remote
             .refused
@@ -184,7 +194,7 @@ pub fn table(parts: &[Part]) -> Table {
         let errors = refused.chain(remote.last_error.clone());
         let errors: Vec<String> = errors.map(|it| it.chars().take(WIDTH).collect()).collect();
         table.add_row([
-            format!("{}{state}", remote.name),
+            format!("{}{notes}", remote.name),
             build_index.clone(),
             remote.waiting.to_string(),
             format!("{} s", remote.oldest_seconds),

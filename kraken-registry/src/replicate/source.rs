@@ -273,11 +273,16 @@ impl Source {
                 reading.mark = said.mark;
             }
             reading.after = said.names.last().map(|it| it.name.clone());
-            let is_last = said.names.len() < PAGE;
+            // One that does not go on would be asked for ever.
+            let is_last = said.names.len() < PAGE || reading.after <= asked.after;
             for waits in said.names {
                 let register = waits.name.parse::<RegisterName>();
                 let rank = register.map_or(0, |it| ring.rank(it.repo().as_str()));
-                list.add(now, waits.name, (waits.since_ms, waits.rank + rank));
+                list.add(
+                    now,
+                    waits.name,
+                    (waits.since_ms, waits.rank.saturating_add(rank)),
+                );
             }
             if is_last {
                 reading.after = None;

@@ -48,6 +48,7 @@ pub struct RemoteStatus {
 /// Which way images go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Direction {
     /// This cluster sends them there.
     #[default]
