@@ -89,8 +89,7 @@ impl TryFrom<Written> for Sample {
         };
         let part = number.parse::<f64>().ok().map(|it| it / whole);
         let fits = part.filter(|it| (0.0..=1.0).contains(it));
-        let wrong =
-            || format!("sample: a part such as 0.01 or 1% is expected, 1 at most, not {text}");
+        let wrong = || format!("a part such as 0.01 or 1% is expected, 1 at most, not {text}");
         fits.map(Self).ok_or_else(wrong)
     }
 }
