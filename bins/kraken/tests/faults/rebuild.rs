@@ -77,7 +77,7 @@ async fn rebuilt() {
     assert_eq!(removed.status(), StatusCode::ACCEPTED);
     let history = format!("/tags/{}/history", format!("{REPO}:v1").replace('/', "%2F"));
     let before = lab.get_json("build-index", &history).await.unwrap();
-    let waiting = "kraken_replicate_waiting{cluster=\"~backend\"}";
+    let waiting = "kraken_replicate_waiting{cluster=\"~backend\",direction=\"sent\"}";
     until("all is in the backend", async || {
         (lab.counter("build-index", waiting).await == Some(0)).then_some(())
     })
