@@ -214,6 +214,8 @@ impl Inner {
 
     async fn go(&self, way: &Way, ns: &Namespace, digest: Digest) -> Result<(), SendError> {
         let (name, own) = (way.name(), &self.origins);
+        // Before anybody is asked anything.
+        way.traffic().map_or(Ok(()), |traffic| traffic.check())?;
         match way {
             Way::Cluster(remote) => {
                 let there = remote.origins().await?;

@@ -194,7 +194,7 @@ async fn images_of_another_registry_are_followed() {
         until_tag(&proxy, ("team/app", "v1"), Some(v2)).await;
 
         // Of one platform.
-        let (index, all) = push_platforms(&east, "team/multi", 1).await;
+        let (index, all) = push_platforms(&east, "team/multi", 500).await;
         until_tag(&proxy, ("team/multi", "v1"), Some(index)).await;
         for (name, digest) in &all {
             let wanted = match name.ends_with("amd64") {
