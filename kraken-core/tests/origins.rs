@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use kraken_core::net::MemNetwork;
 use kraken_core::net::http::{ApiError, HttpClient, HttpServer, serve};
-use kraken_core::net::origin::{OriginApi as _, OriginClient, OriginCluster, router};
+use kraken_core::net::origin::{Copies, OriginApi as _, OriginClient, OriginCluster, router};
 use kraken_core::origin::RingMember;
 use kraken_core::storage::backend::{Route, RoutedBackend};
 use kraken_core::storage::testkit::{FlakyBackend, blob};
@@ -180,7 +180,11 @@ async fn a_commit_is_at_every_owner_and_reaches_the_backend_once() {
         meta
     );
     for node in &nodes {
-        let held = node.origin.stat(&ns, meta.digest(), true).await.unwrap();
+        let held = node
+            .origin
+            .stat(&ns, meta.digest(), Copies::Here)
+            .await
+            .unwrap();
         assert_eq!(held, Some(meta.length()));
     }
     eventually("written back", async || group.backend.writes() == 1).await;
@@ -221,7 +225,11 @@ async fn an_owner_that_was_away_gets_its_copy_and_two_are_too_many() {
         .await
         .unwrap();
     assert_eq!(
-        second.origin.stat(&ns, meta.digest(), true).await.unwrap(),
+        second
+            .origin
+            .stat(&ns, meta.digest(), Copies::Here)
+            .await
+            .unwrap(),
         Some(meta.length())
     );
     // With one of three silent, what does not exist is still known not to exist.
@@ -239,7 +247,7 @@ async fn an_owner_that_was_away_gets_its_copy_and_two_are_too_many() {
     eventually("a copy at the owner that was away", async || {
         third
             .origin
-            .stat(&ns, meta.digest(), true)
+            .stat(&ns, meta.digest(), Copies::Here)
             .await
             .unwrap()
             .is_some()
@@ -308,7 +316,7 @@ async fn a_backend_outage_and_a_restart_lose_nothing() {
         .unwrap();
     assert!(matches!(
         node.origin
-            .stat(&ns, kraken_core::Digest::of(b"?"), false)
+            .stat(&ns, kraken_core::Digest::of(b"?"), Copies::Coming)
             .await,
         Err(ApiError::Unavailable(_))
     ));
@@ -351,7 +359,10 @@ async fn wrong_uploads_leave_nothing() {
         Err(ApiError::NotFound)
     ));
     for digest in [other, meta.digest()] {
-        assert_eq!(node.origin.stat(&ns, digest, false).await.unwrap(), None);
+        assert_eq!(
+            node.origin.stat(&ns, digest, Copies::Coming).await.unwrap(),
+            None
+        );
     }
 }
 

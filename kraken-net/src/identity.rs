@@ -34,6 +34,15 @@ pub(crate) use files::Pem;
 ///
 /// Cheap to clone; all clones change when [`Identity::follow`] finds new files. Its `Debug` shows the
 /// [`PeerId`] and never the key.
+///
+/// ```
+/// use kraken_net::{CertAuthority, Identity};
+///
+/// let authority = CertAuthority::create()?;
+/// let (cert, key) = authority.issue("agent", &["host-7.internal".to_owned()])?;
+/// let identity = Identity::from_pem(&cert, &key, &authority.to_pem().0)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Identity {
     shared: Arc<Shared>,

@@ -168,13 +168,21 @@ fn open_error(error: OpenError) -> SourceError {
     }
 }
 
+fn known(length: Result<u64, ApiError>) -> Result<Option<u64>, SourceError> {
+    match length {
+        Ok(length) => Ok(Some(length)),
+        Err(ApiError::NotFound) => Ok(None),
+        Err(error) => Err(SourceError::Unavailable(error.to_string())),
+    }
+}
+
 impl BlobSource for OriginCluster {
     async fn stat(&self, ns: &Namespace, digest: Digest) -> Result<Option<u64>, SourceError> {
-        match Self::stat(self, ns, digest).await {
-            Ok(length) => Ok(Some(length)),
-            Err(ApiError::NotFound) => Ok(None),
-            Err(error) => Err(SourceError::Unavailable(error.to_string())),
-        }
+        known(Self::stat(self, ns, digest).await)
+    }
+
+    async fn stat_whole(&self, ns: &Namespace, digest: Digest) -> Result<Option<u64>, SourceError> {
+        known(Self::stat_whole(self, ns, digest).await)
     }
 
     async fn resolve(&self, ns: &Namespace, tag: &str) -> Result<Option<Digest>, ResolveError> {

@@ -13,7 +13,7 @@ use futures::future::join_all;
 use futures::stream::{self, StreamExt as _};
 use kraken_core::net::http::ApiError;
 use kraken_core::net::origin::{
-    GarbageAsked, GarbagePage, GarbageStep, MOST, OriginClient, OriginCluster,
+    Copies, GarbageAsked, GarbagePage, GarbageStep, MOST, OriginClient, OriginCluster,
 };
 use kraken_proto::garbage::Garbage;
 use kraken_proto::{Digest, Namespace};
@@ -278,7 +278,7 @@ async fn nobody_has(
     let ns = repo.namespace();
     let asked = members
         .iter()
-        .map(|(_, origin)| origin.stat(&ns, digest, true));
+        .map(|(_, origin)| origin.stat(&ns, digest, Copies::Here));
     for found in join_all(asked).await {
         if found?.is_some() {
             let reason = "an origin has it that could not be asked a moment ago".into();

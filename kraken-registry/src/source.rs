@@ -25,6 +25,18 @@ pub trait BlobSource: Send + Sync + 'static {
         digest: Digest,
     ) -> impl Future<Output = Result<Option<u64>, SourceError>> + Send;
 
+    /// The same of a blob that is there as a whole, and cannot break off while it comes.
+    ///
+    /// # Errors
+    /// As [`BlobSource::stat`].
+    fn stat_whole(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+    ) -> impl Future<Output = Result<Option<u64>, SourceError>> + Send {
+        self.stat(ns, digest)
+    }
+
     /// The digest that a tag points to in the registry that the namespace's blobs come from; `None` when
     /// there is no such tag.
     ///
@@ -133,6 +145,14 @@ impl<T: BlobSource> BlobSource for Arc<T> {
         digest: Digest,
     ) -> impl Future<Output = Result<Option<u64>, SourceError>> + Send {
         T::stat(self, ns, digest)
+    }
+
+    fn stat_whole(
+        &self,
+        ns: &Namespace,
+        digest: Digest,
+    ) -> impl Future<Output = Result<Option<u64>, SourceError>> + Send {
+        T::stat_whole(self, ns, digest)
     }
 
     fn open(

@@ -38,6 +38,27 @@ use hearsay::{Sources, Told};
 
 /// A host's part in all swarms. Cheap to clone; the last clone that is dropped ends it, and
 /// [`Agent::shutdown`] ends it in good order.
+///
+/// ```no_run
+/// # #[cfg(all(feature = "http", feature = "fs", feature = "quic"))]
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use kraken_core::net::{Identity, Quic, announce::TrackerClient, http::HttpClient};
+/// use kraken_core::storage::FsStore;
+/// use kraken_core::{Agent, Digest};
+///
+/// let identity = Identity::from_files("host.crt", "host.key", "ca.crt")?;
+/// let http = HttpClient::new(Some(&identity))?;
+/// let trackers = TrackerClient::new(["https://tracker.internal:7601"], http)?;
+/// let store = FsStore::open("/var/lib/deployd/blobs").await?;
+/// let quic = Quic::bind("0.0.0.0:7600".parse()?, &identity)?;
+/// let agent = Agent::builder(store, quic).discovery(trackers).spawn()?;
+///
+/// let weights: Digest = "sha256:…".parse()?;
+/// agent.fetch(&"models".parse()?, weights).await?; // whole, verified, and seeded from now on
+/// agent.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Agent {
     inner: Arc<Inner>,

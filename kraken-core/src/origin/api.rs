@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use kraken_net::http::ApiError;
 use kraken_net::origin::{
-    BlobRead, GarbageAsked, GarbagePage, Holdings, HoldingsAsked, OriginApi, Prefetch,
+    BlobRead, Copies, GarbageAsked, GarbagePage, Holdings, HoldingsAsked, OriginApi, Prefetch,
 };
 use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 use kraken_storage::{Backend as _, BackendError, Need, StoreError};
@@ -34,16 +34,18 @@ impl OriginApi for Origin {
         &self,
         namespace: &Namespace,
         digest: Digest,
-        local: bool,
+        copies: Copies,
     ) -> Result<Option<u64>, ApiError> {
-        if !local && !self.inner.condemned.ask(digest) {
+        let is_here = copies == Copies::Here;
+        if !is_here && !self.inner.condemned.ask(digest) {
             return Ok(None);
         }
         match self.inner.sealed(digest).await? {
             Some(meta) => Ok(Some(meta.length())),
-            None if local => Ok(None),
+            None if is_here => Ok(None),
             None => {
-                if let Some(length) = self.inner.coming_length(digest) {
+                let coming = self.inner.coming_length(digest);
+                if let Some(length) = coming.filter(|_| copies == Copies::Coming) {
                     return Ok(Some(length));
                 }
                 let length = self.inner.backend.stat(namespace, digest).await;

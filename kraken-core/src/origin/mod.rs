@@ -54,6 +54,30 @@ pub use rebalance::HealConfig;
 use rebalance::{LetGo, Lists};
 
 /// A seeder in front of the storage. Cheap to clone; [`Origin::shutdown`] ends it.
+///
+/// ```no_run
+/// # #[cfg(feature = "quic")]
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+///
+/// use kraken_core::Origin;
+/// use kraken_core::net::{Identity, Quic, http::serve, origin::router};
+/// use kraken_core::storage::{DurableQueue, FsStore, OpendalBackend};
+/// use tokio_util::sync::CancellationToken;
+///
+/// let identity = Identity::from_files("origin.crt", "origin.key", "ca.crt")?;
+/// let store = FsStore::open("/var/lib/kraken/blobs").await?;
+/// let queue = DurableQueue::open("/var/lib/kraken/queue.redb")?;
+/// let storage = OpendalBackend::local_disk("/mnt/storage")?;
+/// let quic = Quic::bind("0.0.0.0:7600".parse()?, &identity)?;
+/// let origin = Origin::builder("origin-1", store, quic, storage, queue).spawn()?;
+///
+/// let routes = router(Arc::new(origin.clone()));
+/// let server = serve("0.0.0.0:7605".parse()?, routes, Some(&identity), CancellationToken::new())?;
+/// println!("pushes go to https://{}", server.local_addr());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Origin {
     inner: Arc<Inner>,

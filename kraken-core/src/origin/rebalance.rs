@@ -18,7 +18,7 @@ use std::time::Duration;
 use kraken_net::http::ApiError;
 use kraken_net::origin::holdings::MOST;
 use kraken_net::origin::members::Shares;
-use kraken_net::origin::{Held, Holdings, HoldingsAsked, Listed, OriginClient};
+use kraken_net::origin::{Copies, Held, Holdings, HoldingsAsked, Listed, OriginClient};
 use kraken_proto::ring::compare::{Prints, bucket_of};
 use kraken_proto::{Digest, Namespace};
 use kraken_storage::pace::Pace;
@@ -258,7 +258,7 @@ impl Inner {
         }
         let length = lacking
             .from
-            .stat(&Namespace::default(), digest, true)
+            .stat(&Namespace::default(), digest, Copies::Here)
             .await?;
         let Some(length) = length else {
             return Ok(false);

@@ -9,7 +9,7 @@ use std::ops::Range;
 use futures::StreamExt as _;
 use futures::future::join_all;
 use kraken_net::http::{ApiError, ByteStream};
-use kraken_net::origin::OriginClient;
+use kraken_net::origin::{Copies, OriginClient};
 use kraken_net::{trace, trace_span};
 use kraken_proto::{Digest, Namespace};
 use kraken_storage::{Backend as _, BackendError};
@@ -144,7 +144,7 @@ impl Inner {
             others.partition(|(name, _)| self.members.is_up(name));
         let asks = there.into_iter().map(|(name, client)| async move {
             let length = tokio::select! {
-                length = client.stat(namespace, digest, true) => length,
+                length = client.stat(namespace, digest, Copies::Here) => length,
                 () = self.members.until_down(name) => {
                     Err(ApiError::Unavailable("it does not answer any more".into()))
                 }

@@ -20,6 +20,27 @@ use crate::clock::Clock;
 use crate::tasks::Tasks;
 
 /// A tracker. Cheap to clone; [`Tracker::shutdown`] ends it.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+///
+/// use kraken_core::Tracker;
+/// use kraken_core::net::http::{HttpClient, serve};
+/// use kraken_core::net::origin::OriginCluster;
+/// use kraken_core::net::{Identity, announce};
+/// use kraken_core::origin::RingMember;
+/// use tokio_util::sync::CancellationToken;
+///
+/// let identity = Identity::from_files("tracker.crt", "tracker.key", "ca.crt")?;
+/// let members = [RingMember::new("origin-1", "https://origin-1:7605".parse()?)];
+/// let origins = OriginCluster::new(members, HttpClient::new(Some(&identity))?, 3);
+/// let tracker = Tracker::builder(origins).spawn();
+/// let routes = announce::router(Arc::new(tracker.clone()));
+/// let server = serve("0.0.0.0:7601".parse()?, routes, Some(&identity), CancellationToken::new())?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Tracker {
     inner: Arc<Inner>,

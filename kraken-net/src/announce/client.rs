@@ -36,6 +36,19 @@ const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(5);
 /// the digest; when that one fails, the next in the blob's order is asked. That one is told of every
 /// announce, too, so that it knows the blob's peers before it is asked. Clones share the memory of who
 /// failed lately.
+///
+/// ```no_run
+/// # fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use kraken_net::Identity;
+/// use kraken_net::announce::TrackerClient;
+/// use kraken_net::http::HttpClient;
+///
+/// let identity = Identity::from_files("host.crt", "host.key", "ca.crt")?;
+/// let http = HttpClient::new(Some(&identity))?;
+/// let trackers = TrackerClient::new(["https://tracker-1:7601", "https://tracker-2:7601"], http)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct TrackerClient {
     current: Arc<RwLock<Arc<Inner>>>,

@@ -12,6 +12,17 @@ use super::garbage::{GarbageAsked, GarbagePage};
 use super::holdings::{Holdings, HoldingsAsked};
 use crate::http::{ApiError, ByteStream};
 
+/// Which copies of a blob count when it is asked whether it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copies {
+    /// Whole ones on the disk of the origin that is asked.
+    Here,
+    /// Whole ones there or in its backend.
+    Whole,
+    /// Also one that is on its way in, and may yet break off: it can be read while it comes.
+    Coming,
+}
+
 /// The calls behind an origin's HTTP face ([`super::router`]). Every call may also fail with
 /// [`ApiError::Unavailable`] or [`ApiError::Internal`].
 pub trait OriginApi: Send + Sync + 'static {
@@ -27,8 +38,7 @@ pub trait OriginApi: Send + Sync + 'static {
         digest: Digest,
     ) -> impl Future<Output = Result<Vec<String>, ApiError>> + Send;
 
-    /// A blob's length in bytes, or `None` when it is not there. With `local`, only this origin's
-    /// disk counts, and not its backend.
+    /// A blob's length in bytes, or `None` when there is none of these copies.
     ///
     /// # Errors
     /// The backend cannot be asked.
@@ -36,7 +46,7 @@ pub trait OriginApi: Send + Sync + 'static {
         &self,
         namespace: &Namespace,
         digest: Digest,
-        local: bool,
+        copies: Copies,
     ) -> impl Future<Output = Result<Option<u64>, ApiError>> + Send;
 
     /// A blob's metainfo; fetches the blob from the backend when it must.

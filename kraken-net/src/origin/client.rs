@@ -8,7 +8,7 @@ use kraken_proto::{Digest, MetaInfo, Namespace, PeerInfo};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::api::{BlobRead, Prefetch};
+use super::api::{BlobRead, Copies, Prefetch};
 use super::garbage::{GarbageAsked, GarbagePage, Places};
 use super::holdings::{Digests, Holdings, HoldingsAsked};
 use super::{LEAVING, LOCATIONS, UPLOAD_ID, UPLOAD_OFFSET};
@@ -154,9 +154,14 @@ impl OriginClient {
         &self,
         namespace: &Namespace,
         digest: Digest,
-        local: bool,
+        copies: Copies,
     ) -> Result<Option<u64>, ApiError> {
-        let path = format!("/internal{}?local={local}", blob(namespace, digest));
+        let copies = match copies {
+            Copies::Here => "?local=true",
+            Copies::Whole => "?whole=true",
+            Copies::Coming => "",
+        };
+        let path = format!("/internal{}{copies}", blob(namespace, digest));
         match self.ask(Method::HEAD, &path).await {
             Ok(answer) => self.number(&answer, header::CONTENT_LENGTH).map(Some),
             Err(ApiError::NotFound) => Ok(None),

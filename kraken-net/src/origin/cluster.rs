@@ -12,7 +12,7 @@ use futures::StreamExt;
 use kraken_proto::ring::health::HealthConfig;
 use kraken_proto::{Digest, MetaInfo, Namespace};
 
-use super::api::{BlobRead, Prefetch};
+use super::api::{BlobRead, Copies, Prefetch};
 use super::appending::{Patience, append};
 use super::client::OriginClient;
 use super::members::{Members, RingMember};
@@ -21,6 +21,23 @@ use crate::http::{ApiError, ByteStream, HttpClient};
 
 /// A client of all origins of a cluster. Questions about a blob go to its owners in ring order and
 /// fall through to the others. Clones share the memory of who failed lately.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use kraken_net::Identity;
+/// use kraken_net::http::HttpClient;
+/// use kraken_net::origin::{OriginCluster, RingMember};
+/// use kraken_proto::Digest;
+///
+/// let identity = Identity::from_files("proxy.crt", "proxy.key", "ca.crt")?;
+/// let members = [RingMember::new("origin-1", "https://origin-1:7605".parse()?)];
+/// let origins = OriginCluster::new(members, HttpClient::new(Some(&identity))?, 3);
+/// let release = &b"a release"[..];
+/// let digest = Digest::of(release);
+/// origins.put(&"releases".parse()?, digest, release.into()).await?; // on most of its owners' disks
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct OriginCluster {
     inner: Arc<Inner>,
@@ -84,8 +101,25 @@ impl OriginCluster {
     /// [`ApiError::NotFound`] when so many origins said so that a blob which exists would have been
     /// found; [`ApiError::Unavailable`] when none has it and a quorum could not be asked.
     pub async fn stat(&self, namespace: &Namespace, digest: Digest) -> Result<u64, ApiError> {
+        self.length(namespace, digest, Copies::Coming).await
+    }
+
+    /// The same of a blob that is there as a whole: one that is on its way in may yet break off.
+    ///
+    /// # Errors
+    /// As [`OriginCluster::stat`].
+    pub async fn stat_whole(&self, namespace: &Namespace, digest: Digest) -> Result<u64, ApiError> {
+        self.length(namespace, digest, Copies::Whole).await
+    }
+
+    async fn length(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+        copies: Copies,
+    ) -> Result<u64, ApiError> {
         let ask = |origin: OriginClient| async move {
-            let length = origin.stat(namespace, digest, false).await?;
+            let length = origin.stat(namespace, digest, copies).await?;
             length.ok_or(ApiError::NotFound)
         };
         Ok(self.inner.first(&digest, ask).await?.1)

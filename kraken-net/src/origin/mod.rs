@@ -12,7 +12,7 @@ mod range;
 pub mod server;
 mod uploads;
 
-pub use api::{BlobRead, OriginApi, Prefetch};
+pub use api::{BlobRead, Copies, OriginApi, Prefetch};
 pub use client::OriginClient;
 pub use cluster::OriginCluster;
 pub use garbage::{GarbageAsked, GarbagePage, GarbageStep, Places};

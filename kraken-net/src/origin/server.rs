@@ -14,7 +14,7 @@ use kraken_proto::{Digest, PeerInfo};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::api::{OriginApi, Prefetch};
+use super::api::{Copies, OriginApi, Prefetch};
 use super::garbage::{GarbageAsked, Places};
 use super::holdings::{Digests, Holdings, MOST};
 use super::range::Asked as AskedRange;
@@ -109,7 +109,7 @@ async fn read<O: OriginApi>(
     let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
     let range = match AskedRange::of(&head) {
         Some(asked) => {
-            let length = api.stat(&namespace, digest, false).await?;
+            let length = api.stat(&namespace, digest, Copies::Coming).await?;
             Some(asked.resolve(length.ok_or(ApiError::NotFound)?)?)
         }
         None => None,
@@ -136,15 +136,22 @@ async fn read<O: OriginApi>(
 struct Where {
     #[serde(default)]
     local: bool,
+    #[serde(default)]
+    whole: bool,
 }
 
 async fn stat<O: OriginApi>(
     State(api): State<Arc<O>>,
     Params((namespace, digest)): Params<(String, String)>,
-    Asked(Where { local }): Asked<Where>,
+    Asked(Where { local, whole }): Asked<Where>,
 ) -> Result<Response, ApiError> {
     let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
-    let length = api.stat(&namespace, digest, local).await?;
+    let copies = match (local, whole) {
+        (true, _) => Copies::Here,
+        (false, true) => Copies::Whole,
+        (false, false) => Copies::Coming,
+    };
+    let length = api.stat(&namespace, digest, copies).await?;
     let mut response = Response::new(Body::empty());
     describe(
         response.headers_mut(),

@@ -13,7 +13,7 @@ use futures::{StreamExt, TryStreamExt};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 
-use super::api::OriginApi;
+use super::api::{Copies, OriginApi};
 use super::body::Portions;
 use super::range::declared;
 use super::{UPLOAD_ID, UPLOAD_OFFSET};
@@ -75,7 +75,7 @@ async fn start_known<O: OriginApi>(
     Asked(Known { size }): Asked<Known>,
 ) -> Result<Response, ApiError> {
     let (namespace, digest) = (path::namespace(&namespace)?, path::digest(&digest)?);
-    if api.stat(&namespace, digest, true).await?.is_some() {
+    if api.stat(&namespace, digest, Copies::Here).await?.is_some() {
         return Err(ApiError::Conflict(format!("{digest} is here already")));
     }
     let id = match size {

@@ -247,7 +247,7 @@ impl Inner {
     ) -> Result<(), SendError> {
         let _turn = traffic.turn().await?;
         // Somebody else may have sent it since.
-        match there.stat(ns, digest).await {
+        match there.stat_whole(ns, digest).await {
             Ok(_) => return self.keep_upload(name, &digest.hex(), None).await,
             Err(ApiError::NotFound) => {}
             Err(error) => return Err(failed_there(&error)),

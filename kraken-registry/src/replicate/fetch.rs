@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use kraken_core::net::http::ApiError;
@@ -10,18 +9,14 @@ use kraken_proto::tags::outbox::Sent;
 use kraken_proto::tags::record::TagState;
 use kraken_proto::{Digest, Namespace};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 use super::offer::{AskImage, Fetched, Offered, Struck};
 use super::send::{BLOBS, absent};
 use super::server::Named;
 use super::source::{Reading, Source};
-use super::{Inner, Known, PARALLEL, SendError};
+use super::{Inner, Known, PARALLEL, SendError, one_ends};
 use crate::link::{Link, RegisterName};
 use crate::tags::server::IndexError;
-
-/// How often it is looked whether something is due.
-const LOOK: Duration = Duration::from_millis(250);
 
 impl Inner {
     /// Fetches what waits at one build-index of a source, for ever.
@@ -44,13 +39,7 @@ impl Inner {
                 };
                 under_way.spawn(self.clone().fetch_one(source.clone(), at, name));
             }
-            let _ = timeout(LOOK, async {
-                match under_way.is_empty() {
-                    true => std::future::pending().await,
-                    false => under_way.join_next().await,
-                }
-            })
-            .await;
+            one_ends(&mut under_way).await;
         }
     }
 
@@ -58,29 +47,17 @@ impl Inner {
         let result = self.fetch(&source, at, &name).await;
         source.flow.told().tell(&name, result.as_ref().err());
         let remote = source.remote.name();
-        let (sent, is_same) = match result {
+        let ended = match result {
             Ok(is_same) => (Sent::Done, is_same),
-            Err(SendError::Held) => (Sent::Away, true),
-            Err(SendError::Away(reason)) => {
-                tracing::debug!(
-                    remote,
-                    reason,
-                    "a cluster that images come from does not answer"
-                );
-                (Sent::Away, true)
-            }
-            Err(error) => {
-                tracing::warn!(remote, name, %error, "not fetched from another cluster yet");
-                (Sent::Failed, true)
-            }
+            Err(error) => (error.ended(remote, &name), true),
         };
-        source.lists[at].ended(self.now(), &name, (sent, is_same));
+        source.lists[at].ended(self.now(), &name, ended);
     }
 
     /// Makes sure that this cluster has a register as it is there, or something later, and says so there.
     /// Whether it is still that there.
     async fn fetch(&self, source: &Source, at: usize, name: &str) -> Result<bool, SendError> {
-        let mut taken = Vec::new();
+        let mut taken = None;
         loop {
             let asked = AskImage {
                 name: name.to_owned(),
@@ -103,14 +80,14 @@ impl Inner {
                 state: known.state,
             };
             let links: Vec<_> = offered.links.iter().map(|it| it.state.id()).collect();
+            let all = Some((known, links));
             // What came to be about it meanwhile was left to this: the image was not there yet.
-            let is_whole = !taken.is_empty() && links == taken;
-            if is_whole || !self.take(source, name, offered).await? || links.is_empty() {
+            if all == taken || !self.take(source, name, offered).await? {
                 // From then on it does not wait there any more.
                 let struck: Struck = source.remote.ask_one(at, "fetched", &fetched).await?;
                 return Ok(struck.is_same);
             }
-            taken = links;
+            taken = all;
         }
     }
 

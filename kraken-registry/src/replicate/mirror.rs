@@ -1,6 +1,6 @@
 //! A registry that images come from: its tags are looked at every so often, and are here what they are there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use kraken_core::net::http::ApiError;
 use kraken_core::storage::backend::web::RegistryBackend;
 use kraken_proto::tags::hours::Plan;
 use kraken_proto::tags::outbox::{Outbox, Sent};
-use kraken_proto::tags::record::Condition;
+use kraken_proto::tags::record::{Condition, Version};
 use kraken_proto::{Digest, Namespace, Timestamp};
 use serde::Deserialize;
 use tokio::sync::Notify;
@@ -21,10 +21,10 @@ use tokio::time::timeout;
 use super::fetch::refused;
 use super::registry::Registry;
 use super::rules::MirrorRule;
-use super::send::{BLOBS, absent};
+use super::send::{BLOBS, MANIFESTS, absent};
 use super::server::mark_sparse;
 use super::source::Inflow;
-use super::{Inner, LOOK, PARALLEL, ROOM, SendError};
+use super::{Inner, LOOK, PARALLEL, ROOM, SendError, one_ends};
 use crate::link::{Link, Linked, RegisterName};
 use crate::manifest::{Manifest, ManifestError};
 use crate::name::{RepoName, TagName};
@@ -33,10 +33,11 @@ use crate::reader::fetch;
 use crate::tags::chance;
 use crate::tags::ring::TagRing;
 
-/// Tags that are asked for at once.
+/// Tags that are asked for at once, and how often: for a million in one repository.
 const PAGE: usize = 1000;
-/// Manifests that one image has at most, its referrers among them.
-const MANIFESTS: usize = 10_000;
+const PAGES: usize = 1000;
+/// Bytes of the manifests of one image that are not here, at most.
+const BYTES: usize = 64 << 20;
 /// How long a registry is left alone that does not list its tags.
 const AWAY: Duration = Duration::from_secs(30);
 
@@ -49,6 +50,8 @@ pub(super) struct Mirror {
     outbox: Mutex<Outbox>,
     /// It is to be looked at now.
     hurry: Notify,
+    /// The tags whose images were walked since the rules are these.
+    walked: Mutex<HashSet<TagName>>,
 }
 
 /// What a registry says of the tags of a repository.
@@ -73,6 +76,17 @@ struct Image {
 }
 
 impl Image {
+    /// The bytes of a manifest that is not here.
+    fn keep(&mut self, manifest: Digest, bytes: Bytes) -> Result<(), SendError> {
+        self.bytes.insert(manifest, bytes);
+        let all: usize = self.bytes.values().map(Bytes::len).sum();
+        if all <= BYTES {
+            return Ok(());
+        }
+        let what = format!("an image whose manifests have more than {BYTES} bytes is not fetched");
+        Err(SendError::Refused(what))
+    }
+
     /// Something is not there that is about the image. Whether it is nothing else.
     fn forget(&mut self, manifest: Digest) -> bool {
         let before = self.referrers.len();
@@ -91,11 +105,16 @@ impl Mirror {
             rule,
             outbox: Mutex::new(Outbox::new(ROOM, chance())),
             hurry: Notify::new(),
+            walked: Mutex::default(),
         }
     }
 
     pub(super) fn outbox(&self) -> MutexGuard<'_, Outbox> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn walked(&self) -> MutexGuard<'_, HashSet<TagName>> {
+        self.walked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets come what may come now. Whether that is anything.
@@ -119,7 +138,8 @@ impl Mirror {
             let mut wait = LOOK;
             if self.regulate(inner.now()) {
                 wait = self.rule.every;
-                for repo in &self.rule.repositories {
+                let owned = |repo: &&RepoName| inner.ring.owns_repo(repo.as_str());
+                for repo in self.rule.repositories.iter().filter(owned) {
                     if let Err(error) = self.look(inner, repo).await {
                         let told = format!("{repo}: its tags: {error}");
                         tracing::warn!(registry = self.there.name(), told, "not listed");
@@ -135,33 +155,29 @@ impl Mirror {
     async fn look(&self, inner: &Inner, repo: &RepoName) -> Result<(), SendError> {
         let there = self.there.repository(repo);
         let rank = inner.ring.rank(repo.as_str());
-        let mut last = String::new();
-        loop {
-            let behind = match last.is_empty() {
-                true => String::new(),
-                false => format!("&last={last}"),
+        let mut query = format!("n={PAGE}");
+        for _ in 0..PAGES {
+            let what = format!("tags/list?{query}");
+            let page = self.there.writer.page(&there, &what).await?;
+            let Some((bytes, next)) = page else {
+                return Err(SendError::Failed("it has no such repository".into()));
             };
-            let page = format!("tags/list?n={PAGE}{behind}");
-            let page = self.there.writer.get(&there, &page).await?;
-            let page: TagList = match page.map(|bytes| serde_json::from_slice(&bytes)) {
-                Some(Ok(page)) => page,
-                Some(Err(error)) => return Err(SendError::Failed(format!("no list: {error}"))),
-                None => return Err(SendError::Failed("it has no such repository".into())),
-            };
-            let tags = page.tags.unwrap_or_default();
+            let list: TagList = serde_json::from_slice(&bytes)
+                .map_err(|error| SendError::Failed(format!("no list: {error}")))?;
+            let tags = list.tags.unwrap_or_default();
             // A list of referrers is none here.
-            let tags_here = tags.iter().filter(|tag| !is_list(tag));
-            for name in tags_here.map(|tag| format!("{repo}:{tag}")) {
+            for tag in tags.iter().filter(|tag| !is_list(tag)) {
+                let name = format!("{repo}:{tag}");
                 if self.rule.tags.iter().any(|it| it.is_match(&name)) {
                     self.add(inner, &name, rank).await;
                 }
             }
-            // One that knows no pages lists all again.
-            match tags.last() {
-                Some(tag) if tags.len() == PAGE && *tag > last => last.clone_from(tag),
+            match next {
+                Some(next) if next != query => query = next,
                 _ => return Ok(()),
             }
         }
+        Err(SendError::Failed(format!("more than {PAGES} pages")))
     }
 
     /// Waits until there is room.
@@ -197,13 +213,7 @@ impl Inner {
                     };
                     under_way.spawn(self.clone().mirror_one(mirror.clone(), name));
                 }
-                let ended = async {
-                    match under_way.is_empty() {
-                        true => std::future::pending().await,
-                        false => under_way.join_next().await,
-                    }
-                };
-                let _ = timeout(LOOK, ended).await;
+                one_ends(&mut under_way).await;
             }
         };
         futures::future::join(mirror.keep_looking(&self), fetching).await;
@@ -216,23 +226,10 @@ impl Inner {
             Err(error) => Err(SendError::Refused(format!("its name: {error}"))),
         };
         mirror.flow.told().tell(&name, result.as_ref().err());
-        let registry = mirror.there.name();
         let sent = match result {
             // What is refused is looked at again with all the others.
             Ok(()) | Err(SendError::Refused(_)) => Sent::Done,
-            Err(SendError::Held) => Sent::Away,
-            Err(SendError::Away(reason)) => {
-                tracing::debug!(
-                    registry,
-                    reason,
-                    "a registry that images come from does not answer"
-                );
-                Sent::Away
-            }
-            Err(error) => {
-                tracing::warn!(registry, name, %error, "not fetched from a registry yet");
-                Sent::Failed
-            }
+            Err(error) => error.ended(mirror.there.name(), &name),
         };
         mirror.outbox().ended(self.now(), &name, sent);
     }
@@ -245,8 +242,11 @@ impl Inner {
         };
         let register = RegisterName::from(tag.clone());
         let known = self.ring.register(&register).await?;
-        let known = known.and_then(|state| state.now.digest);
-        let image = match known == Some(digest) {
+        let version = known.as_ref().map_or(Version::ZERO, |it| it.now.version);
+        let is_known = known.and_then(|state| state.now.digest) == Some(digest);
+        // With other rules than before it may lack something.
+        let is_walked = is_known && mirror.walked().contains(tag);
+        let image = match is_walked {
             true => self.news_of(mirror, tag.repo(), digest).await?,
             false => {
                 self.image_at(mirror, tag.repo(), (vec![digest], Vec::new()))
@@ -254,13 +254,14 @@ impl Inner {
             }
         };
         self.take_image(mirror, tag.repo(), &image).await?;
-        if known == Some(digest) {
-            return Ok(());
+        if !is_known {
+            // Another build-index may have seen something later while this one was held up.
+            let asked = (Condition::At(version), self.policy.is_immutable(tag));
+            let set = self.ring.set_by(&register, Some(digest), asked).await;
+            set.map_err(|error| refused(error.into()))?;
+            tracing::info!(registry = mirror.there.name(), %tag, %digest, "fetched");
         }
-        let asked = (Condition::Any, self.policy.is_immutable(tag));
-        let set = self.ring.set_by(&register, Some(digest), asked).await;
-        set.map_err(|error| refused(error.into()))?;
-        tracing::info!(registry = mirror.there.name(), %tag, %digest, "fetched");
+        mirror.walked().insert(tag.clone());
         Ok(())
     }
 
@@ -303,7 +304,7 @@ impl Inner {
                 Err(_) => match mirror.manifest(repo, next).await? {
                     Some(bytes) => {
                         let manifest = Manifest::parse(&bytes).map_err(unfit)?;
-                        image.bytes.insert(next, bytes.clone());
+                        image.keep(next, bytes.clone())?;
                         (bytes, manifest)
                     }
                     // A list may tell of what was removed.

@@ -216,6 +216,11 @@ impl Replicator {
         })
     }
 
+    /// Whether images come from there.
+    pub(crate) fn is_source(&self, name: &str) -> bool {
+        self.inner().sources.contains_key(name)
+    }
+
     /// Sends all that a cluster is to have, though it may have it: one that was made anew under its name lacks
     /// what was sent before. Whether there is such a cluster.
     ///
@@ -309,6 +314,12 @@ impl Inner {
             at: vec![backend.place()],
             platforms: Vec::new(),
             what: What::All,
+        }));
+        wanted.extend(rules.sources.iter().map(|rule| Wanted {
+            remote: rule.name.clone(),
+            at: rule.kind.places(),
+            platforms: Vec::new(),
+            what: What::Nothing,
         }));
         let changed = ring.here().watch(wanted.clone());
         let clusters = rules.remotes.into_iter();
@@ -525,15 +536,7 @@ impl Inner {
                 }
                 Err(_) => Sent::Failed,
             },
-            Err(SendError::Held) => Sent::Away,
-            Err(SendError::Away(reason)) => {
-                tracing::debug!(remote, reason, "another cluster does not answer");
-                Sent::Away
-            }
-            Err(error) => {
-                tracing::warn!(remote, name, %error, "not sent to another cluster yet");
-                Sent::Failed
-            }
+            Err(error) => error.ended(remote, &name),
         };
         line.outbox().ended(self.now(), &name, sent);
         if !is_same {
@@ -572,6 +575,36 @@ pub(crate) enum SendError {
     /// Something failed, here or there.
     #[error("{0}")]
     Failed(String),
+}
+
+impl SendError {
+    /// What it means for all that waits; it is logged.
+    fn ended(&self, remote: &str, name: &str) -> Sent {
+        match self {
+            Self::Held => Sent::Away,
+            Self::Away(reason) => {
+                tracing::debug!(
+                    remote,
+                    reason,
+                    "another cluster or registry does not answer"
+                );
+                Sent::Away
+            }
+            error => {
+                tracing::warn!(remote, name, %error, "not there yet");
+                Sent::Failed
+            }
+        }
+    }
+}
+
+/// Waits until one of these ends, and not longer than until it is to be looked again.
+async fn one_ends(under_way: &mut JoinSet<()>) {
+    if under_way.is_empty() {
+        tokio::time::sleep(LOOK).await;
+    } else {
+        let _ = timeout(LOOK, under_way.join_next()).await;
+    }
 }
 
 impl From<TagError> for SendError {

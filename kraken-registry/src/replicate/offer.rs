@@ -116,7 +116,7 @@ pub(super) async fn waiting(
     let line = inner.fetching(&remote)?;
     let mut said = Waiting {
         cluster: inner.ring.cluster().to_owned(),
-        is_held: inner.is_holding(line),
+        is_held: !line.regulate(inner.now()),
         is_unchanged: false,
         mark: inner.mark(),
         names: Vec::new(),
@@ -150,9 +150,9 @@ pub(super) async fn image(
 ) -> Result<Json<Offered>, IndexError> {
     let inner = served.replicator.inner();
     let line = inner.fetching(&remote)?;
-    let offered = match inner.is_holding(line) {
-        true => Err(SendError::Held),
-        false => inner.offer(&remote, &asked.name).await,
+    let offered = match line.regulate(inner.now()) {
+        true => inner.offer(&remote, &asked.name).await,
+        false => Err(SendError::Held),
     };
     let failed = |error: SendError| {
         let (status, code) = match error {
@@ -182,9 +182,14 @@ pub(super) async fn fetched(
 }
 
 impl Inner {
-    /// The cluster of that name, if it fetches what it lacks.
+    /// The cluster of that name, if it fetches what it lacks, and that is known.
     fn fetching(&self, remote: &str) -> Result<&Arc<Line>, IndexError> {
         match self.remotes.get(remote) {
+            Some(_) if self.turn.load(Ordering::Relaxed) == 0 => {
+                let what = "it is not known yet what is paused, and what waits: ask again".into();
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                Err(IndexError::new(status, "UNAVAILABLE", what))
+            }
             Some(line) if matches!(line.way, Way::Fetched(_)) => Ok(line),
             Some(_) => {
                 let what = format!("{remote} is sent what it lacks: it `fetches` nothing here");
@@ -192,11 +197,6 @@ impl Inner {
             }
             None => Err(unknown_remote(remote)),
         }
-    }
-
-    /// Whether nothing goes there now: also as long as it is not known what is paused, and what it lacks.
-    fn is_holding(&self, line: &Line) -> bool {
-        self.turn.load(Ordering::Relaxed) == 0 || !line.regulate(self.now())
     }
 
     /// Names this process, and the rules that it goes by.

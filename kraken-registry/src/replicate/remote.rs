@@ -171,13 +171,20 @@ impl Remote {
     ) -> Result<T, SendError> {
         let url = format!("{}/replicate/{}/{what}", self.hosts[at], encode(&self.own));
         let asked = self.http.raw().post(url).json(body).timeout(TIMEOUT);
+        let host = &self.hosts[at];
         match asked.send().await {
-            Ok(answer) => said(answer).await,
-            Err(error) => Err(SendError::Away(format!(
-                "{}: {}",
-                self.hosts[at],
-                chain(&error)
-            ))),
+            Ok(answer) => match said(answer).await {
+                // It is there for other questions.
+                Err(SendError::Away(reason)) => Err(SendError::Failed(format!("{host}: {reason}"))),
+                said => said,
+            },
+            Err(error) => {
+                let reason = format!("{host}: {}", chain(&error));
+                Err(match error.is_connect() {
+                    true => SendError::Away(reason),
+                    false => SendError::Failed(reason),
+                })
+            }
         }
     }
 

@@ -24,11 +24,7 @@ impl RemoteKind {
     /// Where it is.
     pub(super) fn places(&self) -> Vec<String> {
         match self {
-            Self::Cluster(build_indexes) => {
-                let urls = build_indexes.iter();
-                urls.map(|url| url.trim_end_matches('/').to_owned())
-                    .collect()
-            }
+            Self::Cluster(build_indexes) => urls(build_indexes),
             Self::Registry(writer) => vec![format!("registry {}", writer.place())],
             Self::Fetches => vec!["fetches".to_owned()],
         }
@@ -69,6 +65,22 @@ pub enum SourceKind {
     Cluster(Vec<String>),
     /// Another registry.
     Registry(Box<MirrorRule>),
+}
+
+impl SourceKind {
+    /// Where it is.
+    pub(super) fn places(&self) -> Vec<String> {
+        match self {
+            Self::Cluster(build_indexes) => urls(build_indexes),
+            Self::Registry(mirror) => vec![format!("registry {}", mirror.registry.place())],
+        }
+    }
+}
+
+fn urls(build_indexes: &[String]) -> Vec<String> {
+    let urls = build_indexes.iter();
+    urls.map(|url| url.trim_end_matches('/').to_owned())
+        .collect()
 }
 
 /// What of a registry is to be here.

@@ -20,7 +20,7 @@ use crate::reader::{ReadError, fetch};
 pub(super) const BLOBS: usize = 4;
 const LOOKS: usize = 16;
 /// Manifests that one image has at most, its referrers among them.
-const MANIFESTS: usize = 10_000;
+pub(super) const MANIFESTS: usize = 10_000;
 /// Referrers in one page.
 const PAGE: usize = 1000;
 
@@ -189,21 +189,18 @@ impl Inner {
         let Some(digest) = state.now.digest else {
             return remote.merge(vec![own], &BTreeSet::new()).await;
         };
-        let mut sent = Vec::new();
+        let mut sent = None;
         loop {
             let image = self.image(remote.name(), repo, digest).await?;
             let mut registers = self.links_of(repo, &image).await?;
             // What came to be about it meanwhile was left to this: the image was not there yet.
-            if registers == sent && !sent.is_empty() {
+            if sent.as_ref() == Some(&registers) {
                 return Ok(());
             }
             self.send_blobs(remote, &repo.namespace(), &image).await?;
-            sent.clone_from(&registers);
+            sent = Some(registers.clone());
             registers.push(own.clone());
             remote.merge(registers, &image.absent).await?;
-            if sent.is_empty() {
-                return Ok(());
-            }
         }
     }
 
@@ -349,7 +346,8 @@ pub(super) async fn absent(
     let looked = blobs.iter().map(|digest| {
         let (origins, ns, digest) = (origins.clone(), ns.clone(), *digest);
         async move {
-            match origins.stat(&ns, digest).await {
+            // One that is on its way may have broken off.
+            match origins.stat_whole(&ns, digest).await {
                 Ok(_) => Ok(None),
                 Err(ApiError::NotFound) => Ok(Some(digest)),
                 Err(error) => Err(SendError::Failed(error.to_string())),

@@ -262,7 +262,7 @@ async fn check_link(
         let walked = check::complete_but(&inner.origins, (&ns, digest), absent).await?;
         return mark_sparse(&inner.ring, repo, walked.sparse).await;
     }
-    let found = BlobSource::stat(&inner.origins, &ns, digest);
+    let found = BlobSource::stat_whole(&inner.origins, &ns, digest);
     Ok(exists(found.await, digest)?)
 }
 
@@ -331,6 +331,10 @@ async fn again(
     State(served): State<Served>,
     Path(remote): Path<String>,
 ) -> Result<StatusCode, IndexError> {
+    if served.replicator.is_source(&remote) {
+        let what = format!("{remote} is fetched from: say it to the cluster that has the images");
+        return Err(IndexError::new(StatusCode::CONFLICT, "REMOTE_SOURCE", what));
+    }
     known(served.replicator.send_again(&remote).await?, &remote)
 }
 

@@ -15,7 +15,7 @@ use kraken_proto::tags::outbox::{Outbox, Sent};
 use tokio::time::Instant;
 
 use super::mirror::Mirror;
-use super::offer::{AskWaiting, PAGE, Waiting};
+use super::offer::{AskWaiting, PAGE, Waiting, Waits};
 use super::remote::Remote;
 use super::rules::{SourceKind, SourceRule};
 use super::traffic::Traffic;
@@ -242,7 +242,11 @@ impl Source {
                 reading.away.reset();
                 ASK
             }
-            Err(_) => reading.away.delay(&mut reading.rng),
+            Err(_) => {
+                // One that says nothing does not hold the others back.
+                list.is_held.store(false, Ordering::Relaxed);
+                reading.away.delay(&mut reading.rng)
+            }
         };
         said
     }
@@ -257,7 +261,7 @@ impl Source {
         if reading.after.is_none() && (list.is_stale.swap(false, Ordering::Relaxed) || is_old) {
             reading.mark = None;
         }
-        while list.outbox().room() >= PAGE {
+        while list.outbox().room() > 0 {
             let asked = AskWaiting {
                 after: reading.after.clone(),
                 mark: reading.mark.clone(),
@@ -268,23 +272,13 @@ impl Source {
             if said.is_held || said.is_unchanged {
                 return Ok(());
             }
-            let is_first = reading.after.is_none();
-            if is_first {
+            if reading.after.is_none() {
                 reading.mark = said.mark;
             }
-            reading.after = said.names.last().map(|it| it.name.clone());
+            let count = said.names.len();
+            let taken = list.take(said.names, reading, (now, ring));
             // One that does not go on would be asked for ever.
-            let is_last = said.names.len() < PAGE || reading.after <= asked.after;
-            for waits in said.names {
-                let register = waits.name.parse::<RegisterName>();
-                let rank = register.map_or(0, |it| ring.rank(it.repo().as_str()));
-                list.add(
-                    now,
-                    waits.name,
-                    (waits.since_ms, waits.rank.saturating_add(rank)),
-                );
-            }
-            if is_last {
+            if taken == count && (count < PAGE || reading.after <= asked.after) {
                 reading.after = None;
                 reading.ended = Some(Instant::now());
                 return Ok(());
@@ -308,10 +302,30 @@ impl List {
         self.since().values().min().copied()
     }
 
-    fn add(&self, now: Timestamp, name: String, (since, rank): (u64, usize)) {
-        if self.outbox().add(now, &name, rank) {
-            self.since().entry(name).or_insert(since);
+    /// Takes as many names as there is room for; how many. It is read on behind the last.
+    fn take(
+        &self,
+        names: Vec<Waits>,
+        reading: &mut Reading,
+        (now, ring): (Timestamp, &TagRing),
+    ) -> usize {
+        let mut taken = 0;
+        for Waits {
+            name,
+            since_ms,
+            rank,
+        } in names
+        {
+            let register = name.parse::<RegisterName>();
+            let own = register.map_or(0, |it| ring.rank(it.repo().as_str()));
+            if !self.outbox().add(now, &name, rank.saturating_add(own)) {
+                break;
+            }
+            self.since().entry(name.clone()).or_insert(since_ms);
+            reading.after = Some(name);
+            taken += 1;
         }
+        taken
     }
 
     /// How an attempt has ended; it waits there on when it is not the same any more.

@@ -146,15 +146,26 @@ async fn exist<B: BlobSource>(
         .await
 }
 
+/// Whether all of a blob is there.
 async fn is_there<B: BlobSource>(
     blobs: &B,
     ns: &Namespace,
     digest: Digest,
 ) -> Result<bool, CheckError> {
+    let unavailable = |error: SourceError| CheckError::Unavailable(error.to_string());
+    match blobs.stat_whole(ns, digest).await {
+        Ok(Some(_)) => return Ok(true),
+        Ok(None) | Err(SourceError::NotFound) => {}
+        Err(error) => return Err(unavailable(error)),
+    }
+    // One that comes may yet break off.
     match blobs.stat(ns, digest).await {
-        Ok(found) => Ok(found.is_some()),
-        Err(SourceError::NotFound) => Ok(false),
-        Err(error) => Err(CheckError::Unavailable(error.to_string())),
+        Ok(Some(_)) => {
+            let what = format!("{digest} is still on its way: try again when it is there");
+            Err(CheckError::Unavailable(what))
+        }
+        Ok(None) | Err(SourceError::NotFound) => Ok(false),
+        Err(error) => Err(unavailable(error)),
     }
 }
 

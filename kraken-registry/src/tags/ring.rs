@@ -264,6 +264,11 @@ impl TagRing {
         rank.unwrap_or(names.len())
     }
 
+    /// Whether this is an owner of a repository.
+    pub(crate) fn owns_repo(&self, repo: &str) -> bool {
+        self.view().owning(repo).names.contains(&self.inner.name)
+    }
+
     /// What the others are asked with.
     pub(crate) fn http(&self) -> &Client {
         &self.inner.http

@@ -42,6 +42,8 @@ pub(crate) enum What {
     Tags(Vec<Regex>),
     /// All of them.
     All,
+    /// None: images come from there. Uploads by which its blobs come are remembered.
+    Nothing,
 }
 
 /// A rule by which all was noted.
@@ -62,8 +64,10 @@ type Noted = BTreeMap<String, Rule>;
 
 impl Wanted {
     pub(crate) fn wants(&self, name: &RegisterName) -> bool {
-        let What::Tags(tags) = &self.what else {
-            return true;
+        let tags = match &self.what {
+            What::Tags(tags) => tags,
+            What::All => return true,
+            What::Nothing => return false,
         };
         match name {
             RegisterName::Tag(name) => {

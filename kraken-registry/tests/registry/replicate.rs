@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kraken_core::net::MemNetwork;
-use kraken_core::net::http::HttpClient;
+use kraken_core::net::http::{ApiError, HttpClient};
 use kraken_core::net::origin::{OriginCluster, router};
 use kraken_core::origin::RingMember;
 use kraken_core::storage::{BoxBackend, DurableQueue, MemStore, OpendalBackend};
@@ -356,4 +356,30 @@ async fn an_index_about_an_image_goes_on_without_what_was_left_out_of_it() {
         assert_eq!(side.linked(Link::Sparse(about)).await, Linked::Held);
         assert!(side.has(amd64).await && !side.has(arm64).await);
     }
+}
+
+/// What has begun to come somewhere can be read while it comes, and may break off: it is not there yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_broke_off_there_is_sent_before_its_tag_is_set() {
+    let (east, west) = (Side::start("east").await, Side::start("west").await);
+    let layer = bytes::Bytes::from(vec![7; 9 << 20]);
+    east.put("{}").await;
+    let digest = east.put(layer.clone()).await;
+    let image = image(MediaType::OciManifest, b"{}", &[layer.clone()]);
+    east.put(image.to_string()).await;
+    let (ns, length) = (repo().namespace(), layer.len() as u64);
+    let begun = west.origins.upload_start_known(&ns, digest, length);
+    let (origin, id) = begun.await.unwrap();
+    let part = layer.slice(..5 << 20);
+    let part = futures::stream::iter([Ok(part)]);
+    let appended = west.origins.upload_append(&origin, &id, 0, Box::pin(part));
+    assert_eq!(appended.await.unwrap(), 5 << 20);
+    assert_eq!(west.origins.stat(&ns, digest).await, Ok(length));
+    let whole = west.origins.stat_whole(&ns, digest).await;
+    assert_eq!(whole, Err(ApiError::NotFound));
+    east.send_to(&west, &[]);
+    east.set("team/app:v1", digest_of(&image)).await;
+    west.until_tag("team/app:v1", digest_of(&image)).await;
+    assert_eq!(west.origins.stat_whole(&ns, digest).await, Ok(length));
+    east.until_nothing_waits().await;
 }

@@ -63,6 +63,15 @@ use crate::store::{BlobStatus, Goal, Need, PieceStore, StoreError, Usage, Verdic
 /// every call under way are gone.
 ///
 /// Needs a tokio runtime, and a file system on which a rename is atomic.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use kraken_storage::FsStore;
+///
+/// let store = FsStore::open("/var/lib/kraken/blobs").await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct FsStore {
     shared: Arc<Shared>,

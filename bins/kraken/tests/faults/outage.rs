@@ -9,7 +9,7 @@ use kraken::client::Registry;
 use kraken::cluster::{Cluster, ClusterOptions};
 use kraken::image;
 use kraken_core::net::http::{ApiError, HttpClient, HttpServer, serve};
-use kraken_core::net::origin::{OriginClient, router};
+use kraken_core::net::origin::{Copies, OriginClient, router};
 use kraken_core::net::{CertAuthority, Identity, Quic};
 use kraken_core::storage::queue::DurableQueue;
 use kraken_core::storage::{Backend as _, OpendalBackend};
@@ -94,7 +94,7 @@ async fn a_commit_outlives_an_outage_of_the_backend_and_a_restart() {
 
         let running = Running::start(dir.path(), &backend, &identity).await;
         assert_eq!(running.origin.queued().unwrap(), 1);
-        let local = running.client.stat(&namespace, digest, true).await;
+        let local = running.client.stat(&namespace, digest, Copies::Here).await;
         assert_eq!(local.unwrap(), Some(length));
         assert_eq!((backend.writes(), backend.stats()), (0, 0));
         backend.set_down(false);

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use kraken_core::Digest;
 use kraken_core::net::CertAuthority;
+use kraken_core::net::http::HttpBody;
 use serde_json::{Value, json};
 
-use crate::common::{Lab, free_addr, until, within};
+use crate::common::{Lab, ask, free_addr, random, until, within};
 use crate::registries::{DockerRegistry, password, push_large, sending_to, status, until_sent};
 use crate::remotes::{pulls, push_platforms};
 use crate::replicate::{
@@ -74,6 +75,10 @@ async fn a_blob_that_is_fetched_stops_at_either_end_and_goes_on_where_it_was() {
             .post("build-index", "/replicate/west/resume", &json!({}))
             .await;
         until_tag(&west, ("team/large", "v1"), Some(digest)).await;
+        let layer = random(30 << 20, 1);
+        let url = format!("http://{west}/v2/team/large/blobs/{}", Digest::of(&layer));
+        let pulled = ask(Method::GET, &url, HttpBody::Empty).await;
+        assert!(pulled.bytes(64 << 20).await.unwrap() == layer, "all of it");
         let second = told(&labs["west"], "sent_bytes").await.as_u64().unwrap();
         let all = first + second;
         assert!(

@@ -11,7 +11,7 @@ use kraken_proto::{Digest, MetaInfo, PeerRole};
 use super::fake::{Fake, Origin, blob, collect, namespace};
 use crate::http::{ApiError, ByteStream, HttpBody, HttpClient, HttpResponse};
 use crate::origin::holdings::MOST;
-use crate::origin::{HoldingsAsked, Listed, Prefetch};
+use crate::origin::{Copies, HoldingsAsked, Listed, Prefetch};
 
 fn body(chunks: Vec<Vec<u8>>) -> ByteStream {
     futures::stream::iter(chunks.into_iter().map(|chunk| Ok(Bytes::from(chunk)))).boxed()
@@ -43,7 +43,7 @@ async fn a_blob_is_found_described_and_read() {
     let origin = Origin::start(fake);
     let (client, ns) = (&origin.client, namespace());
     assert_eq!(
-        client.stat(&ns, digest, false).await,
+        client.stat(&ns, digest, Copies::Coming).await,
         Ok(Some(bytes.len() as u64))
     );
     let meta = client.metainfo(&ns, digest).await.unwrap();
@@ -131,8 +131,8 @@ async fn errors_say_what_is_wrong_in_json() {
 async fn disk_and_backend_are_told_apart() {
     let origin = Origin::start(Fake::with(b"x").0);
     let (client, ns, there) = (&origin.client, namespace(), Digest::of(b"backend"));
-    assert_eq!(client.stat(&ns, there, true).await, Ok(None));
-    assert_eq!(client.stat(&ns, there, false).await, Ok(Some(7)));
+    assert_eq!(client.stat(&ns, there, Copies::Here).await, Ok(None));
+    assert_eq!(client.stat(&ns, there, Copies::Coming).await, Ok(Some(7)));
     assert_eq!(client.prefetch(&ns, there).await, Ok(Prefetch::Started));
     let here = Digest::of(b"x");
     assert_eq!(client.prefetch(&ns, here).await, Ok(Prefetch::Present));

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::{ApiError, BaseUrl, HttpClient, HttpServer, serve};
 use crate::origin::{
-    BlobRead, GarbageAsked, GarbagePage, GarbageStep, Holdings, HoldingsAsked, OriginApi,
+    BlobRead, Copies, GarbageAsked, GarbagePage, GarbageStep, Holdings, HoldingsAsked, OriginApi,
     OriginClient, Prefetch, router,
 };
 
@@ -129,12 +129,16 @@ impl OriginApi for Fake {
         &self,
         _namespace: &Namespace,
         digest: Digest,
-        local: bool,
+        copies: Copies,
     ) -> Result<Option<u64>, ApiError> {
         match self.blob(digest) {
             Ok(blob) => Ok(Some(blob.len() as u64)),
             // The "backend" holds one blob that the "disk" does not.
-            Err(ApiError::NotFound) if !local && digest == Digest::of(b"backend") => Ok(Some(7)),
+            Err(ApiError::NotFound)
+                if copies != Copies::Here && digest == Digest::of(b"backend") =>
+            {
+                Ok(Some(7))
+            }
             Err(ApiError::NotFound) => Ok(None),
             Err(error) => Err(error),
         }

@@ -36,6 +36,24 @@ const PAGE: usize = 1000;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A backend over one of OpenDAL's services. Clones share it.
+///
+/// ```
+/// use futures::stream;
+/// use kraken_proto::{Digest, Namespace};
+/// use kraken_storage::{Backend as _, OpendalBackend};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+/// let dir = tempfile::tempdir()?;
+/// let storage = OpendalBackend::local_disk(dir.path())?;
+/// let (namespace, blob) = (Namespace::default(), "a blob");
+/// let digest = Digest::of(blob.as_bytes());
+/// let bytes = stream::iter([Ok(blob.into())]);
+/// storage.write(&namespace, digest, blob.len() as u64, Box::pin(bytes)).await?;
+/// assert_eq!(storage.stat(&namespace, digest).await?, Some(6));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct OpendalBackend {
     /// Made when it is first needed: a storage that is away must not keep an origin from starting.

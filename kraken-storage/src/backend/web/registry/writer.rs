@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use http::header::{
-    ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE,
+    ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LINK, LOCATION, RANGE,
 };
 use http::{Method, StatusCode};
 use kraken_proto::{Digest, Namespace};
@@ -336,6 +336,25 @@ impl RegistryWriter {
         }
     }
 
+    /// A page of a list of a repository, such as `tags/list?n=100`, and the query of the next one as the registry
+    /// says it, such as `n=100&last=v7`; nothing when the list is not there.
+    ///
+    /// # Errors
+    /// [`PushError`].
+    pub async fn page(
+        &self,
+        repo: &str,
+        what: &str,
+    ) -> Result<Option<(Vec<u8>, Option<String>)>, PushError> {
+        let response = self.0.ask((repo, READ), (Method::GET, what)).await?;
+        let Some(response) = found(response).await? else {
+            return Ok(None);
+        };
+        let links = response.headers().get_all(LINK).into_iter();
+        let next = links.filter_map(|it| it.to_str().ok()).find_map(next_query);
+        Ok(Some((self.0.requests.bytes(response).await?, next)))
+    }
+
     /// The bytes of a manifest, `manifests/v1`, or of another list of a repository; nothing when it is not there.
     ///
     /// # Errors
@@ -472,6 +491,15 @@ fn ranged(headers: &HeaderMap) -> Option<u64> {
     }
 }
 
+/// The query of the next page out of a header `Link` (RFC 8288), as registries write it.
+fn next_query(link: &str) -> Option<String> {
+    let links = link.split(',').filter_map(|it| it.trim().strip_prefix('<'));
+    let mut links = links.filter_map(|it| it.split_once('>'));
+    let is_next = |it: &&str| it.trim() == "rel=\"next\"" || it.trim() == "rel=next";
+    let (url, _) = links.find(|(_, about)| about.split(';').any(|it| is_next(&it)))?;
+    url.split_once('?').map(|(_, query)| query.to_owned())
+}
+
 async fn found(response: Response) -> Result<Option<Response>, PushError> {
     match response.status() {
         StatusCode::NOT_FOUND => Ok(None),
@@ -527,6 +555,23 @@ impl Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_page_is_where_the_registry_says() {
+        for (link, query) in [
+            (
+                "</v2/a/tags/list?last=v7&n=100>; rel=\"next\"",
+                Some("last=v7&n=100"),
+            ),
+            ("<https://r.test/v2/a/tags/list?n=9>;rel=next", Some("n=9")),
+            ("<?a=1>; rel=\"prev\", <?b=2>; rel=\"next\"", Some("b=2")),
+            ("<?a=1>; rel=\"prev\"", None),
+            ("</v2/a/tags/list>; rel=\"next\"", None),
+            ("next", None),
+        ] {
+            assert_eq!(next_query(link).as_deref(), query, "{link}");
+        }
+    }
 
     #[test]
     fn what_registries_say_of_uploads_is_read() {
