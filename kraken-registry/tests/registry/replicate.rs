@@ -365,7 +365,7 @@ async fn a_layer_that_broke_off_there_is_sent_before_its_tag_is_set() {
     let layer = bytes::Bytes::from(vec![7; 9 << 20]);
     east.put("{}").await;
     let digest = east.put(layer.clone()).await;
-    let image = image(MediaType::OciManifest, b"{}", &[layer.clone()]);
+    let image = image(MediaType::OciManifest, b"{}", std::slice::from_ref(&layer));
     east.put(image.to_string()).await;
     let (ns, length) = (repo().namespace(), layer.len() as u64);
     let begun = west.origins.upload_start_known(&ns, digest, length);
