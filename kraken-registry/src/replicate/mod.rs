@@ -62,18 +62,15 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use self::blobs::Blobs;
-use self::registry::Registry;
-use self::remote::Remote;
 pub use self::rules::{MirrorRule, RemoteKind, RemoteRule, Rules, SourceKind, SourceRule};
 use self::source::{List, Supply};
 use self::status::Told;
 pub use self::status::{Direction, RefusedRegister, RemoteStatus, TagStatus};
 use self::way::Way;
 use crate::link::RegisterName;
-use crate::tags::backend::BACKEND;
 use crate::tags::ring::TagRing;
 use crate::tags::server::TagPolicy;
-use crate::tags::watch::{Wanted, What};
+use crate::tags::watch::Wanted;
 use crate::tags::{TagError, chance};
 
 /// Registers that are sent to one cluster at once.
@@ -271,6 +268,17 @@ impl std::fmt::Debug for Replicator {
 }
 
 impl Line {
+    fn new(way: Way, plan: Plan) -> Self {
+        Self {
+            way,
+            plan,
+            outbox: Mutex::new(Outbox::new(ROOM, chance())),
+            is_paused: AtomicBool::new(false),
+            is_stale: AtomicBool::new(true),
+            told: Mutex::default(),
+        }
+    }
+
     fn outbox(&self) -> MutexGuard<'_, Outbox> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -301,56 +309,17 @@ impl Inner {
             replicas,
             policy,
         } = own;
-        let wanted = rules.remotes.iter().map(|rule| Wanted {
-            remote: rule.name.clone(),
-            at: rule.kind.places(),
-            platforms: rule.platforms.clone(),
-            what: What::Tags(rule.tags.clone()),
-        });
-        let mut wanted: Vec<_> = wanted.collect();
         let backend = ring.backend().cloned();
-        wanted.extend(backend.iter().map(|backend| Wanted {
-            remote: BACKEND.to_owned(),
-            at: vec![backend.place()],
-            platforms: Vec::new(),
-            what: What::All,
-        }));
-        wanted.extend(rules.sources.iter().map(|rule| Wanted {
-            remote: rule.name.clone(),
-            at: rule.kind.places(),
-            platforms: Vec::new(),
-            what: What::Nothing,
-        }));
+        let wanted = rules.wanted(backend.as_ref());
         let changed = ring.here().watch(wanted.clone());
-        let clusters = rules.remotes.into_iter();
-        let ways = clusters.map(|rule| {
-            let way = match rule.kind {
-                RemoteKind::Cluster(build_indexes) => {
-                    let remote = Remote::new((rule.name, build_indexes), ring.cluster(), http);
-                    Way::Cluster(Arc::new(remote))
-                }
-                RemoteKind::Registry(writer) => {
-                    let registry = Registry::new((rule.name, writer));
-                    Way::Registry(Arc::new(registry))
-                }
-                RemoteKind::Fetches => Way::Fetched(rule.name),
-            };
-            (way, rule.plan)
+        let lines = rules.remotes.into_iter().map(|rule| {
+            let plan = rule.plan.clone();
+            Line::new(Way::new(rule, ring.cluster(), http), plan)
         });
-        let line = |(way, plan): (Way, Plan)| {
-            let name = way.name().to_owned();
-            let line = Line {
-                way,
-                plan,
-                outbox: Mutex::new(Outbox::new(ROOM, chance())),
-                is_paused: AtomicBool::new(false),
-                is_stale: AtomicBool::new(true),
-                told: Mutex::default(),
-            };
-            (name, Arc::new(line))
-        };
-        let ways = ways.chain(backend.map(|it| (Way::Backend(it), Plan::default())));
-        let remotes: BTreeMap<_, _> = ways.map(line).collect();
+        let backend = backend.map(|it| Line::new(Way::Backend(it), Plan::default()));
+        let remotes = lines.chain(backend);
+        let remotes = remotes.map(|line| (line.way.name().to_owned(), Arc::new(line)));
+        let remotes: BTreeMap<_, _> = remotes.collect();
         let sources = rules.sources.into_iter().map(|rule| {
             let source = Supply::new(rule, ring.cluster(), http);
             (source.name().to_owned(), source)

@@ -8,6 +8,8 @@ use regex::Regex;
 
 use crate::name::RepoName;
 use crate::platform::Platform;
+use crate::tags::backend::{BACKEND, TagBackend};
+use crate::tags::watch::{Wanted, What};
 
 /// Where images go.
 #[derive(Debug, Clone)]
@@ -107,4 +109,29 @@ pub struct Rules {
     pub remotes: Vec<RemoteRule>,
     /// Clusters and registries that images come from.
     pub sources: Vec<SourceRule>,
+}
+
+impl Rules {
+    /// Who is to have what, the backend of the tags among them.
+    pub(super) fn wanted(&self, backend: Option<&TagBackend>) -> Vec<Wanted> {
+        let sent = self.remotes.iter().map(|rule| Wanted {
+            remote: rule.name.clone(),
+            at: rule.kind.places(),
+            platforms: rule.platforms.clone(),
+            what: What::Tags(rule.tags.clone()),
+        });
+        let kept = backend.map(|backend| Wanted {
+            remote: BACKEND.to_owned(),
+            at: vec![backend.place()],
+            platforms: Vec::new(),
+            what: What::All,
+        });
+        let fetched = self.sources.iter().map(|rule| Wanted {
+            remote: rule.name.clone(),
+            at: rule.kind.places(),
+            platforms: Vec::new(),
+            what: What::Nothing,
+        });
+        sent.chain(kept).chain(fetched).collect()
+    }
 }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use kraken_core::net::http::HttpClient;
 use kraken_core::storage::BackendError;
 
 use super::mirror::Mirror;
 use super::registry::Registry;
 use super::remote::Remote;
+use super::rules::{RemoteKind, RemoteRule};
 use super::traffic::Traffic;
 use super::{Inner, Known, SendError};
 use crate::link::RegisterName;
@@ -30,6 +32,21 @@ pub(super) enum Way {
 }
 
 impl Way {
+    /// That of a rule, from the cluster of this name.
+    pub(super) fn new(rule: RemoteRule, own: &str, http: &HttpClient) -> Self {
+        match rule.kind {
+            RemoteKind::Cluster(build_indexes) => {
+                let remote = Remote::new((rule.name, build_indexes), own, http);
+                Self::Cluster(Arc::new(remote))
+            }
+            RemoteKind::Registry(writer) => {
+                let registry = Registry::new((rule.name, writer));
+                Self::Registry(Arc::new(registry))
+            }
+            RemoteKind::Fetches => Self::Fetched(rule.name),
+        }
+    }
+
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Cluster(remote) | Self::Source(remote) => remote.name(),
