@@ -152,7 +152,8 @@ impl Default for Pacer {
     }
 }
 
-/// Turns away a host that calls more often than [`Pace`] lets it, before anything of the call is read. Without TLS nobody is known, and nobody counted.
+/// Turns away a host that calls more often than [`Pace`] lets it, before anything of the call is read.
+/// Without TLS nobody is known, and nobody counted.
 async fn in_pace(State(pacer): State<Arc<Pacer>>, request: Request, next: Next) -> Response {
     let now = Timestamp::ZERO + pacer.started.elapsed();
     let is_in_pace = request.extensions().get::<Caller>().is_none_or(|caller| {

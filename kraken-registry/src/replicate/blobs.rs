@@ -229,7 +229,7 @@ impl Inner {
             }
             Way::Mirror(mirror) => {
                 let stock = Stock::Registry(&mirror.blobs);
-                let course = (name, &mirror.flow.traffic, stock, own);
+                let course = (name, &mirror.there.traffic, stock, own);
                 self.transfer(course, (ns, digest)).await
             }
             Way::Registry(registry) => self.upload_to(registry, ns, digest).await,

@@ -31,7 +31,7 @@ impl Inner {
             {
                 let remote = source.remote.name();
                 tracing::debug!(remote, %error, "a cluster that images come from does not say what waits");
-                source.flow.told().last_error = Some(error.to_string());
+                source.gate.told().last_error = Some(error.to_string());
             }
             while source.regulate(self.now()) && under_way.len() < PARALLEL {
                 let Some(name) = list.outbox().next(self.now()) else {
@@ -45,7 +45,7 @@ impl Inner {
 
     async fn fetch_one(self: Arc<Self>, source: Arc<Source>, at: usize, name: String) {
         let result = self.fetch(&source, at, &name).await;
-        source.flow.told().tell(&name, result.as_ref().err());
+        source.gate.told().tell(&name, result.as_ref().err());
         let remote = source.remote.name();
         let ended = match result {
             Ok(is_same) => (Sent::Done, is_same),

@@ -19,11 +19,11 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::fetch::refused;
+use super::gate::Gate;
 use super::registry::Registry;
 use super::rules::MirrorRule;
 use super::send::{BLOBS, MANIFESTS, absent};
 use super::server::mark_sparse;
-use super::source::Inflow;
 use super::{Inner, LOOK, PARALLEL, ROOM, SendError, one_ends};
 use crate::link::{Link, Linked, RegisterName};
 use crate::manifest::{Manifest, ManifestError};
@@ -43,7 +43,7 @@ const AWAY: Duration = Duration::from_secs(30);
 
 /// A registry that images come from.
 pub(super) struct Mirror {
-    pub(super) flow: Inflow,
+    pub(super) gate: Gate,
     pub(super) there: Registry,
     pub(super) blobs: RegistryBackend,
     rule: MirrorRule,
@@ -66,8 +66,9 @@ struct TagList {
 struct Image {
     /// Its manifests, and those about it, each before what lists it.
     manifests: Vec<Digest>,
-    /// The bytes of those that are not here.
+    /// The bytes of those that are not here, and how many that are.
     bytes: BTreeMap<Digest, Bytes>,
+    kept: usize,
     /// All other blobs.
     blobs: BTreeSet<Digest>,
     referrers: Vec<Link>,
@@ -78,9 +79,9 @@ struct Image {
 impl Image {
     /// The bytes of a manifest that is not here.
     fn keep(&mut self, manifest: Digest, bytes: Bytes) -> Result<(), SendError> {
+        self.kept += bytes.len();
         self.bytes.insert(manifest, bytes);
-        let all: usize = self.bytes.values().map(Bytes::len).sum();
-        if all <= BYTES {
+        if self.kept <= BYTES {
             return Ok(());
         }
         let what = format!("an image whose manifests have more than {BYTES} bytes is not fetched");
@@ -99,7 +100,7 @@ impl Mirror {
     pub(super) fn new(name: String, rule: MirrorRule, plan: Plan) -> Self {
         let there = Registry::new((name, rule.registry.clone()));
         Self {
-            flow: Inflow::new(there.traffic.clone(), plan),
+            gate: Gate::new(Some(there.traffic.clone()), plan),
             there,
             blobs: rule.blobs.clone(),
             rule,
@@ -119,7 +120,7 @@ impl Mirror {
 
     /// Lets come what may come now. Whether that is anything.
     pub(super) fn regulate(&self, now: Timestamp) -> bool {
-        let (is_any, is_new) = self.flow.regulate(false);
+        let (is_any, is_new) = self.gate.regulate(false);
         if is_new {
             self.outbox().hurry(now);
         }
@@ -143,7 +144,7 @@ impl Mirror {
                     if let Err(error) = self.look(inner, repo).await {
                         let told = format!("{repo}: its tags: {error}");
                         tracing::warn!(registry = self.there.name(), told, "not listed");
-                        self.flow.told().last_error = Some(told);
+                        self.gate.told().last_error = Some(told);
                         wait = self.rule.every.min(AWAY);
                     }
                 }
@@ -225,7 +226,7 @@ impl Inner {
             // What has such a name can be no tag here.
             Err(error) => Err(SendError::Refused(format!("its name: {error}"))),
         };
-        mirror.flow.told().tell(&name, result.as_ref().err());
+        mirror.gate.told().tell(&name, result.as_ref().err());
         let sent = match result {
             // What is refused is looked at again with all the others.
             Ok(()) | Err(SendError::Refused(_)) => Sent::Done,
@@ -298,7 +299,7 @@ impl Inner {
         };
         let mut seen: BTreeSet<_> = left.iter().copied().collect();
         while let Some(next) = left.pop() {
-            mirror.flow.traffic.check()?;
+            mirror.there.traffic.check()?;
             let (bytes, manifest) = match fetch(&self.origins, &ns, next).await {
                 Ok(known) => known,
                 Err(_) => match mirror.manifest(repo, next).await? {

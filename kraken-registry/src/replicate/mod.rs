@@ -16,7 +16,8 @@
 //! | `push` | what one register needs to be there |
 //! | `stock` | where a blob is taken from |
 //! | `upload` | the way of one blob there |
-//! | `traffic` | how fast bytes go to one remote |
+//! | `gate` | when and how fast something goes to one place or comes from there |
+//! | `traffic` | its bytes |
 //! | `rules` | which images go where |
 //! | `status` | what operators are told |
 //! | `offer` | what waits here for a cluster that fetches it |
@@ -28,6 +29,7 @@
 
 mod blobs;
 mod fetch;
+mod gate;
 mod mirror;
 mod offer;
 mod push;
@@ -53,7 +55,7 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt as _;
 use kraken_core::net::http::HttpClient;
 use kraken_core::net::origin::OriginCluster;
-use kraken_proto::tags::hours::{Allowed, Plan};
+use kraken_proto::tags::hours::Plan;
 use kraken_proto::tags::outbox::{Outbox, Sent};
 use kraken_proto::tags::record::Version;
 use kraken_proto::{Digest, Timestamp};
@@ -62,9 +64,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use self::blobs::Blobs;
+use self::gate::Gate;
 pub use self::rules::{MirrorRule, RemoteKind, RemoteRule, Rules, SourceKind, SourceRule};
 use self::source::{List, Supply};
-use self::status::Told;
 pub use self::status::{Direction, RefusedRegister, RemoteStatus, TagStatus};
 use self::way::Way;
 use crate::link::RegisterName;
@@ -114,13 +116,10 @@ struct Inner {
 /// What goes to one other cluster, or to the backend.
 struct Line {
     way: Way,
-    /// When something goes there.
-    plan: Plan,
+    gate: Gate,
     outbox: Mutex<Outbox>,
-    is_paused: AtomicBool,
     /// The list on the disk is to be read from its beginning.
     is_stale: AtomicBool,
-    told: Mutex<Told>,
 }
 
 /// The cluster that images are sent from, and fetched to.
@@ -270,12 +269,10 @@ impl std::fmt::Debug for Replicator {
 impl Line {
     fn new(way: Way, plan: Plan) -> Self {
         Self {
+            gate: Gate::new(way.traffic().cloned(), plan),
             way,
-            plan,
             outbox: Mutex::new(Outbox::new(ROOM, chance())),
-            is_paused: AtomicBool::new(false),
             is_stale: AtomicBool::new(true),
-            told: Mutex::default(),
         }
     }
 
@@ -283,21 +280,13 @@ impl Line {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Lets go there what may go now. Whether that is anything.
     fn regulate(&self, now: Timestamp) -> bool {
-        let allowed = match self.is_paused.load(Ordering::Relaxed) {
-            true => Allowed::Nothing,
-            false => self.plan.at(crate::tags::pending::unix_ms()),
-        };
-        let is_new = self.way.traffic().is_some_and(|it| it.allow(allowed));
+        let (is_any, is_new) = self.gate.regulate(false);
         if is_new {
             self.outbox().hurry(now);
         }
-        allowed != Allowed::Nothing
+        is_any
     }
 }
 
@@ -396,9 +385,7 @@ impl Inner {
 
     /// Sends and fetches nothing any more.
     fn stop(&self) {
-        let sent = self.remotes.values().filter_map(|it| it.way.traffic());
-        let fetched = self.sources.values().map(|it| &it.flow().traffic);
-        sent.chain(fetched).for_each(|traffic| traffic.close());
+        self.gates().for_each(|(_, gate)| gate.close());
         self.blobs.stop();
     }
 
@@ -408,16 +395,23 @@ impl Inner {
     }
 
     fn pause(&self, paused: &BTreeSet<String>) {
-        for (name, line) in &self.remotes {
-            let is_paused = paused.contains(name);
-            line.is_paused.store(is_paused, Ordering::Relaxed);
-            line.regulate(self.now());
+        for (name, gate) in self.gates() {
+            gate.pause(paused.contains(name));
         }
-        for (name, source) in &self.sources {
-            let is_paused = paused.contains(name);
-            source.flow().is_paused.store(is_paused, Ordering::Relaxed);
-            source.regulate(self.now());
+        let now = self.now();
+        for line in self.remotes.values() {
+            line.regulate(now);
         }
+        for source in self.sources.values() {
+            source.regulate(now);
+        }
+    }
+
+    /// All that something passes, by name.
+    fn gates(&self) -> impl Iterator<Item = (&String, &Gate)> {
+        let sent = self.remotes.iter().map(|(name, line)| (name, &line.gate));
+        let fetched = self.sources.iter();
+        sent.chain(fetched.map(|(name, source)| (name, source.gate())))
     }
 
     /// Sends to one cluster what is due, for ever.
@@ -494,7 +488,7 @@ impl Inner {
             Way::Backend(backend) => self.write(backend, &name).await,
             Way::Fetched(_) | Way::Source(_) | Way::Mirror(_) => Err(SendError::Held),
         };
-        line.told().tell(&name, result.as_ref().err());
+        line.gate.told().tell(&name, result.as_ref().err());
         let remote = line.way.name();
         let mut is_same = true;
         let sent = match result {

@@ -14,16 +14,15 @@ use kraken_proto::tags::hours::{Allowed, Plan};
 use kraken_proto::tags::outbox::{Outbox, Sent};
 use tokio::time::Instant;
 
+use super::gate::Gate;
 use super::mirror::Mirror;
 use super::offer::{AskWaiting, PAGE, Waiting, Waits};
 use super::remote::Remote;
 use super::rules::{SourceKind, SourceRule};
-use super::traffic::Traffic;
 use super::way::Way;
-use super::{READ, ROOM, SendError, Told};
+use super::{READ, ROOM, SendError};
 use crate::link::RegisterName;
 use crate::tags::chance;
-use crate::tags::pending::unix_ms;
 use crate::tags::ring::TagRing;
 
 /// How often a build-index there is asked what waits.
@@ -38,17 +37,9 @@ pub(super) enum Supply {
     Registry(Arc<Mirror>),
 }
 
-/// What comes from there: when, how fast, and what operators are told.
-pub(super) struct Inflow {
-    pub(super) traffic: Arc<Traffic>,
-    plan: Plan,
-    pub(super) is_paused: AtomicBool,
-    told: Mutex<Told>,
-}
-
 /// A cluster that images come from.
 pub(super) struct Source {
-    pub(super) flow: Inflow,
+    pub(super) gate: Gate,
     pub(super) remote: Arc<Remote>,
     /// One list for each of its build-indexes.
     pub(super) lists: Vec<List>,
@@ -116,10 +107,10 @@ impl Supply {
         }
     }
 
-    pub(super) fn flow(&self) -> &Inflow {
+    pub(super) fn gate(&self) -> &Gate {
         match self {
-            Self::Cluster(source) => &source.flow,
-            Self::Registry(mirror) => &mirror.flow,
+            Self::Cluster(source) => &source.gate,
+            Self::Registry(mirror) => &mirror.gate,
         }
     }
 
@@ -148,45 +139,6 @@ impl Supply {
     }
 }
 
-impl Inflow {
-    pub(super) fn new(traffic: Arc<Traffic>, plan: Plan) -> Self {
-        Self {
-            traffic,
-            plan,
-            is_paused: AtomicBool::new(false),
-            told: Mutex::default(),
-        }
-    }
-
-    pub(super) fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What may come from there now, as this cluster has it.
-    fn allowed(&self) -> Allowed {
-        match self.is_paused.load(Ordering::Relaxed) {
-            true => Allowed::Nothing,
-            false => self.plan.at(unix_ms()),
-        }
-    }
-
-    /// Whether nothing comes at this hour.
-    pub(super) fn is_closed(&self) -> bool {
-        self.plan.at(unix_ms()) == Allowed::Nothing
-    }
-
-    /// Lets come what may come now, which is nothing when it is held there. Whether that is anything, and
-    /// whether it was nothing before.
-    pub(super) fn regulate(&self, is_held: bool) -> (bool, bool) {
-        let allowed = match is_held {
-            true => Allowed::Nothing,
-            false => self.allowed(),
-        };
-        let is_new = self.traffic.allow(allowed);
-        (allowed != Allowed::Nothing, is_new)
-    }
-}
-
 impl Source {
     pub(super) fn new(remote: Remote, plan: Plan) -> Self {
         let lists = (0..remote.hosts()).map(|at| List {
@@ -198,7 +150,7 @@ impl Source {
         });
         Self {
             lists: lists.collect(),
-            flow: Inflow::new(remote.traffic.clone(), plan),
+            gate: Gate::new(Some(remote.traffic.clone()), plan),
             remote: Arc::new(remote),
         }
     }
@@ -206,7 +158,7 @@ impl Source {
     /// Lets come what may come now. Whether that is anything: one that holds it back there does so for all.
     pub(super) fn regulate(&self, now: Timestamp) -> bool {
         let is_held = |list: &List| list.is_held.load(Ordering::Relaxed);
-        let (is_any, is_new) = self.flow.regulate(self.lists.iter().any(is_held));
+        let (is_any, is_new) = self.gate.regulate(self.lists.iter().any(is_held));
         if is_new {
             self.hurry(now);
         }
@@ -232,7 +184,7 @@ impl Source {
         (now, ring): (Timestamp, &TagRing),
     ) -> Result<(), SendError> {
         let is_early = reading.asked.is_some_and(|at| at.elapsed() < reading.wait);
-        if is_early || self.flow.allowed() == Allowed::Nothing {
+        if is_early || self.gate.allowed() == Allowed::Nothing {
             return Ok(());
         }
         reading.asked = Some(Instant::now());
@@ -330,10 +282,13 @@ impl List {
 
     /// How an attempt has ended; it waits there on when it is not the same any more.
     pub(super) fn ended(&self, now: Timestamp, name: &str, (sent, is_same): (Sent, bool)) {
-        if sent == Sent::Done {
+        let mut outbox = self.outbox();
+        let before = outbox.len();
+        outbox.ended(now, name, sent);
+        // It was done, or others wait for its place.
+        if outbox.len() < before {
             self.since().remove(name);
         }
-        self.outbox().ended(now, name, sent);
         if !is_same {
             self.is_stale.store(true, Ordering::Relaxed);
         }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use kraken_proto::tags::hours::Allowed;
 use kraken_proto::tags::record::Version;
 use serde::{Deserialize, Serialize};
 
+use super::gate::Gate;
 use super::source::{List, Supply};
 use super::way::Way;
 use super::{Inner, Line, Replicator, SendError};
@@ -126,32 +126,49 @@ impl Told {
     }
 }
 
+/// What waits: how much, how much of it is under way, and since when the first, in milliseconds since 1970.
+type Waits = (u64, usize, Option<u64>);
+
+impl Gate {
+    fn status(
+        &self,
+        name: &str,
+        direction: Direction,
+        (waiting, under_way, since): Waits,
+    ) -> RemoteStatus {
+        let (sent_blobs, sent_bytes) = self.passed();
+        let told = self.told();
+        RemoteStatus {
+            name: name.to_owned(),
+            direction,
+            waiting,
+            under_way,
+            oldest_seconds: seconds_since(since),
+            is_paused: self.is_paused(),
+            is_closed: self.is_closed(),
+            refused: told.refused(),
+            sent_blobs,
+            sent_bytes,
+            last_error: told.last_error.clone(),
+        }
+    }
+}
+
 impl Line {
     async fn status(&self, name: &str, inner: &Inner) -> Result<RemoteStatus, TagError> {
         let (waiting, since) = inner.ring.here().count_pending(name).await?;
-        let told = self.told();
-        Ok(RemoteStatus {
-            name: name.to_owned(),
-            direction: match self.way {
-                Way::Fetched(_) => Direction::FetchedThere,
-                _ => Direction::Sent,
-            },
-            waiting,
-            under_way: self.outbox().under_way(),
-            oldest_seconds: seconds_since(since),
-            is_paused: false,
-            is_closed: self.plan.at(unix_ms()) == Allowed::Nothing,
-            refused: told.refused(),
-            sent_blobs: self.way.sent().0,
-            sent_bytes: self.way.sent().1,
-            last_error: told.last_error.clone(),
-        })
+        let direction = match self.way {
+            Way::Fetched(_) => Direction::FetchedThere,
+            _ => Direction::Sent,
+        };
+        let waits = (waiting, self.outbox().under_way(), since);
+        Ok(self.gate.status(name, direction, waits))
     }
 }
 
 impl Supply {
     fn status(&self) -> RemoteStatus {
-        let (waiting, under_way, oldest) = match self {
+        let (waiting, under_way, since) = match self {
             Self::Cluster(source) => {
                 let lists = source.lists.iter();
                 let waiting: usize = lists.clone().map(|it| it.outbox().len()).sum();
@@ -163,22 +180,9 @@ impl Supply {
                 (outbox.len(), outbox.under_way(), None)
             }
         };
-        let flow = self.flow();
-        let (sent_blobs, sent_bytes) = flow.traffic.sent();
-        let told = flow.told();
-        RemoteStatus {
-            name: self.name().to_owned(),
-            direction: Direction::FetchedHere,
-            waiting: waiting as u64,
-            under_way,
-            oldest_seconds: seconds_since(oldest),
-            is_paused: false,
-            is_closed: flow.is_closed(),
-            refused: told.refused(),
-            sent_blobs,
-            sent_bytes,
-            last_error: told.last_error.clone(),
-        }
+        let waits = (waiting as u64, under_way, since);
+        self.gate()
+            .status(self.name(), Direction::FetchedHere, waits)
     }
 }
 

@@ -62,14 +62,9 @@ impl Way {
         match self {
             Self::Cluster(remote) | Self::Source(remote) => Some(&remote.traffic),
             Self::Registry(registry) => Some(&registry.traffic),
-            Self::Mirror(mirror) => Some(&mirror.flow.traffic),
+            Self::Mirror(mirror) => Some(&mirror.there.traffic),
             Self::Backend(_) | Self::Fetched(_) => None,
         }
-    }
-
-    /// The blobs that were sent, and their bytes.
-    pub(super) fn sent(&self) -> (u64, u64) {
-        self.traffic().map_or((0, 0), |traffic| traffic.sent())
     }
 }
 
