@@ -332,7 +332,9 @@ async fn again(
     Path(remote): Path<String>,
 ) -> Result<StatusCode, IndexError> {
     if served.replicator.is_source(&remote) {
-        let what = format!("{remote} is fetched from: say it to the cluster that has the images");
+        let what = format!(
+            "{remote} is fetched from: `now` looks there at once; a cluster that is to offer all `again` is told so itself"
+        );
         return Err(IndexError::new(StatusCode::CONFLICT, "REMOTE_SOURCE", what));
     }
     known(served.replicator.send_again(&remote).await?, &remote)
