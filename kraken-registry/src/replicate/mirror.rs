@@ -187,19 +187,6 @@ impl Mirror {
             tokio::time::sleep(LOOK).await;
         }
     }
-
-    /// The bytes of a manifest there, if it is.
-    async fn manifest(&self, repo: &RepoName, digest: Digest) -> Result<Option<Bytes>, SendError> {
-        let there = self.there.repository(repo);
-        let what = format!("manifests/{digest}");
-        match self.there.writer.get(&there, &what).await? {
-            Some(bytes) if Digest::of(&bytes) == digest => Ok(Some(bytes.into())),
-            Some(_) => Err(SendError::Failed(format!(
-                "it has other bytes for {digest}"
-            ))),
-            None => Ok(None),
-        }
-    }
 }
 
 impl Inner {
@@ -292,7 +279,7 @@ impl Inner {
         repo: &RepoName,
         (mut left, referrers): (Vec<Digest>, Vec<Link>),
     ) -> Result<Image, SendError> {
-        let ns = repo.namespace();
+        let (ns, there) = (repo.namespace(), mirror.there.repository(repo));
         let mut image = Image {
             referrers,
             ..Image::default()
@@ -302,7 +289,7 @@ impl Inner {
             mirror.there.traffic.check()?;
             let (bytes, manifest) = match fetch(&self.origins, &ns, next).await {
                 Ok(known) => known,
-                Err(_) => match mirror.manifest(repo, next).await? {
+                Err(_) => match mirror.there.bytes(&there, next).await? {
                     Some(bytes) => {
                         let manifest = Manifest::parse(&bytes).map_err(unfit)?;
                         image.keep(next, bytes.clone())?;

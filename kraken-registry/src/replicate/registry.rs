@@ -141,14 +141,31 @@ impl Registry {
         removed.unwrap_or_else(|_| Err(SendError::Failed("the build-index stops".into())))
     }
 
+    /// The bytes of a manifest there, if it is.
+    pub(super) async fn bytes(
+        &self,
+        repo: &str,
+        digest: Digest,
+    ) -> Result<Option<Bytes>, SendError> {
+        let bytes = self
+            .writer
+            .get(repo, &format!("manifests/{digest}"))
+            .await?;
+        match bytes.map(Bytes::from) {
+            Some(bytes) if Digest::of(&bytes) != digest => {
+                let what = format!("it has other bytes for {digest}");
+                Err(SendError::Failed(what))
+            }
+            bytes => Ok(bytes),
+        }
+    }
+
     /// A manifest as it is there; nothing of what is none.
     async fn manifest(&self, repo: &str, digest: Digest) -> Result<Option<Stored>, SendError> {
-        let what = format!("manifests/{digest}");
-        let bytes = self.writer.get(repo, &what).await?;
+        let bytes = self.bytes(repo, digest).await?;
         Ok(bytes.and_then(|bytes| {
             let media_type = Manifest::parse(&bytes).ok()?.media_type();
-            let bytes = Bytes::from(bytes);
-            (Digest::of(&bytes) == digest).then_some(Stored { bytes, media_type })
+            Some(Stored { bytes, media_type })
         }))
     }
 
