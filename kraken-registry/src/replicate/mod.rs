@@ -48,6 +48,7 @@ mod upload;
 mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -166,7 +167,7 @@ impl Replicator {
     pub async fn run(&self) {
         loop {
             tokio::select! {
-                () = self.inner().run(&self.pausing) => {}
+                never = self.inner().run(&self.pausing) => match never {},
                 () = self.replaced.notified() => {}
             }
         }
@@ -345,7 +346,7 @@ impl Inner {
     }
 
     /// Sends and fetches, for ever.
-    async fn run(self: Arc<Self>, pausing: &tokio::sync::Mutex<()>) {
+    async fn run(self: Arc<Self>, pausing: &tokio::sync::Mutex<()>) -> Infallible {
         let inner = &self;
         // Before that nothing goes: blobs are also sent for others.
         while let Err(error) = inner.begin(pausing).await {
@@ -374,6 +375,8 @@ impl Inner {
         });
         let sending = futures::future::join_all(sending);
         futures::future::join(sending, futures::future::join_all(fetching)).await;
+        // Most clusters neither send nor fetch; to begin anew would write to the disk all the time.
+        std::future::pending().await
     }
 
     /// Lets go what is not paused.
