@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::relay::{Gate, Relay};
-use crate::topology::Rule;
+use crate::topology::{Direction, Rule};
 
 /// What a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -131,15 +131,20 @@ impl Cluster {
 
     /// Bytes that other clusters have sent to the origins.
     pub(crate) fn received(&self) -> u64 {
-        self.of(Role::Origin).map(|it| it.relay.sent()).sum()
+        self.of(Role::Origin).map(|it| it.relay.received()).sum()
     }
 
-    /// Writes the configurations. `remotes` are the clusters that this one copies to.
+    /// Bytes that other clusters have fetched from the origins.
+    pub(crate) fn given(&self) -> u64 {
+        self.of(Role::Origin).map(|it| it.relay.given()).sum()
+    }
+
+    /// Writes the configurations. `copies` are the keys of build-indexes that say what is copied.
     pub(crate) fn configure(
         &self,
         dir: &Path,
         authority: &CertAuthority,
-        remotes: &Value,
+        copies: &Value,
     ) -> Outcome<()> {
         let named = |it: &Member, url: String| json!({"name": it.name, "url": url});
         let origins = self.of(Role::Origin);
@@ -173,7 +178,9 @@ impl Cluster {
                     set("origins", json!(relayed));
                     set("build_indexes", json!(indexes));
                     set("cluster", json!(self.name));
-                    set("remotes", remotes.clone());
+                    for (key, clusters) in copies.as_object().into_iter().flatten() {
+                        set(key, clusters.clone());
+                    }
                 }
             }
             // JSON is YAML.
@@ -274,24 +281,61 @@ pub(crate) fn authority(dir: &Path) -> Outcome<(CertAuthority, HttpClient)> {
     Ok((authority, HttpClient::new(Some(&identity))?))
 }
 
-/// What a cluster is told of those that it copies to.
-pub(crate) fn remotes(
-    clusters: &[Cluster],
-    from: usize,
-    (rules, limit): (&[Rule], Option<&str>),
-) -> Value {
-    let rules = rules.iter().filter(|rule| rule.from == from);
-    let remotes = rules.map(|rule| {
-        let to = &clusters[rule.to];
-        let mut remote = json!({
-            "name": to.name,
-            "build_indexes": to.indexes_outside(),
-            "tags": [format!("^{}", rule.prefix)],
-        });
-        if let Some(limit) = limit {
-            remote["limit"] = json!(limit);
+/// How images get from one cluster to another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Copying<'a> {
+    pub(crate) rules: &'a [Rule],
+    pub(crate) direction: Direction,
+    /// Bytes a second, in the words of the configuration.
+    pub(crate) limit: Option<&'a str>,
+}
+
+impl Copying<'_> {
+    /// What a cluster's build-indexes are told of the others.
+    pub(crate) fn keys(&self, clusters: &[Cluster], at: usize) -> Value {
+        let tags = |rule: &Rule| json!([format!("^{}", rule.prefix)]);
+        let leaving = self.rules.iter().filter(|rule| rule.from == at);
+        let coming = self.rules.iter().filter(|rule| rule.to == at);
+        match self.direction {
+            Direction::Sent => {
+                let remotes = leaving.map(|rule| {
+                    let to = &clusters[rule.to];
+                    let indexes = to.indexes_outside();
+                    self.limited(
+                        json!({"name": to.name, "build_indexes": indexes, "tags": tags(rule)}),
+                    )
+                });
+                json!({"remotes": remotes.collect::<Value>()})
+            }
+            Direction::Fetched => {
+                let remotes = leaving.map(|rule| {
+                    let name = clusters[rule.to].name;
+                    json!({"name": name, "fetches": true, "tags": tags(rule)})
+                });
+                let sources = coming.map(|rule| {
+                    let from = &clusters[rule.from];
+                    let name = format!("from-{}", from.name);
+                    self.limited(json!({"name": name, "build_indexes": from.indexes_outside()}))
+                });
+                let (remotes, sources): (Value, Value) = (remotes.collect(), sources.collect());
+                json!({"remotes": remotes, "sources": sources})
+            }
         }
-        remote
-    });
-    remotes.collect()
+    }
+
+    /// Bytes that went from cluster to cluster so far, with TLS and HTTP around them.
+    pub(crate) fn copied(&self, clusters: &[Cluster]) -> u64 {
+        match self.direction {
+            // The first cluster has all from the start.
+            Direction::Sent => clusters.iter().skip(1).map(Cluster::received).sum(),
+            Direction::Fetched => clusters.iter().map(Cluster::given).sum(),
+        }
+    }
+
+    fn limited(&self, mut way: Value) -> Value {
+        if let Some(limit) = self.limit {
+            way["limit"] = json!(limit);
+        }
+        way
+    }
 }

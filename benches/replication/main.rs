@@ -1,7 +1,7 @@
 //! Several clusters that copy images to each other, whose processes are killed at random.
 //!
 //! `cargo run --release -p kraken-benches --bin replication -- --images 1000 [--clusters 3 [--loop]]
-//! [--json]`: every origin and build-index is a process of its own on this host; clusters reach each
+//! [--fetches] [--json]`: every origin and build-index is a process of its own on this host; clusters reach each
 //! other through relays, which count. Images are pushed to the first cluster while build-indexes of all
 //! clusters and origins of those that are copied to are killed and started again. Then all that is to be in
 //! the others is looked for, and what is not.
@@ -38,9 +38,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use check::Found;
-use cluster::{Client, Cluster, Ports, Role};
+use cluster::{Client, Cluster, Copying, Ports, Role};
 use faults::{Clusters, Kills, open};
-use topology::{EAST, NAMES, Rule};
+use topology::{Direction, EAST, NAMES, Rule};
 
 /// Clusters that copy to each other.
 #[derive(Debug, Parser)]
@@ -60,7 +60,10 @@ struct Options {
     /// Nothing goes wrong: what is sent beside the blobs themselves.
     #[arg(long, conflicts_with = "latest")]
     calm: bool,
-    /// How many bytes a second each build-index sends to another cluster, such as `1MB`.
+    /// The clusters that lack images fetch them; else those that have them send them.
+    #[arg(long)]
+    fetches: bool,
+    /// How many bytes a second each build-index sends to another cluster or fetches from it, such as `1MB`.
     #[arg(long)]
     limit: Option<String>,
     /// Seconds over which the images are pushed, at least.
@@ -94,7 +97,7 @@ struct Report {
     missing_referrers: usize,
     missing_blobs: usize,
     misplaced: usize,
-    /// What was sent to origins of other clusters, of what had to be.
+    /// What origins of other clusters were sent, or gave to those that fetch, of what had to be.
     resent_ratio: f64,
     sent_bytes: u64,
     needed_bytes: u64,
@@ -138,8 +141,16 @@ async fn run(options: &Options) -> Outcome<bool> {
         None => options.clusters.into(),
     };
     let rules = topology::rules(count, options.is_loop || options.latest.is_some());
-    let told = (&*rules, options.limit.as_deref());
-    let (clusters, http) = begin(dir, count, told).await?;
+    let copying = Copying {
+        rules: &rules,
+        direction: if options.fetches {
+            Direction::Fetched
+        } else {
+            Direction::Sent
+        },
+        limit: options.limit.as_deref(),
+    };
+    let (clusters, http) = begin(dir, count, copying).await?;
     let clients: Vec<_> = open(&clusters)
         .iter()
         .map(|it| it.client(&http))
@@ -156,16 +167,12 @@ async fn run(options: &Options) -> Outcome<bool> {
     };
     match options.latest {
         Some(puts) => push_latest(options, puts, &clients, kills).await,
-        None => copy_images(options, &rules, &clients, kills).await,
+        None => copy_images(options, copying, &clients, kills).await,
     }
 }
 
 /// Starts all clusters, and waits until they are ready.
-async fn begin(
-    dir: &Path,
-    count: usize,
-    rules: (&[Rule], Option<&str>),
-) -> Outcome<(Clusters, HttpClient)> {
+async fn begin(dir: &Path, count: usize, copying: Copying<'_>) -> Outcome<(Clusters, HttpClient)> {
     let (authority, http) = cluster::authority(dir)?;
     let mut ports = Ports::new();
     let mut clusters = Vec::new();
@@ -173,8 +180,8 @@ async fn begin(
         clusters.push(Cluster::new(name, dir, &mut ports).await?);
     }
     for (at, cluster) in clusters.iter().enumerate() {
-        let remotes = cluster::remotes(&clusters, at, rules);
-        cluster.configure(dir, &authority, &remotes)?;
+        let copies = copying.keys(&clusters, at);
+        cluster.configure(dir, &authority, &copies)?;
     }
     let mut starting = Vec::new();
     for cluster in &mut clusters {
@@ -200,7 +207,7 @@ fn groups(count: usize, rules: &[Rule]) -> Vec<faults::Group> {
 
 async fn copy_images(
     options: &Options,
-    rules: &[Rule],
+    copying: Copying<'_>,
     clients: &[Client],
     kills: Kills,
 ) -> Outcome<bool> {
@@ -219,11 +226,11 @@ async fn copy_images(
     }
     all.clear();
     for (at, client) in clients.iter().enumerate().skip(1) {
-        let is_wanted = |repo: &_| topology::reaches(rules, at, repo);
+        let is_wanted = |repo: &_| topology::reaches(copying.rules, at, repo);
         all.push(check::check(client, &book, is_wanted, end).await?);
     }
     let sum = |of: fn(&Found) -> usize| all.iter().map(of).sum::<usize>();
-    let received = open(&clusters).iter().skip(1).map(Cluster::received).sum();
+    let sent_bytes = copying.copied(&open(&clusters));
     let needed_bytes = all.iter().map(|found| found.needed_bytes).sum();
     let report = Report {
         clusters: clients.len(),
@@ -232,8 +239,8 @@ async fn copy_images(
         missing_referrers: sum(|found| found.missing_referrers),
         missing_blobs: sum(|found| found.missing_blobs),
         misplaced: sum(|found| found.misplaced),
-        resent_ratio: received as f64 / (needed_bytes as f64).max(1.0),
-        sent_bytes: received,
+        resent_ratio: sent_bytes as f64 / (needed_bytes as f64).max(1.0),
+        sent_bytes,
         needed_bytes,
         faults,
         seconds: began.elapsed().as_secs_f64(),

@@ -1,4 +1,4 @@
-//! The way into a cluster from the others: TCP relays that count, and that can be cut off.
+//! The way into a cluster from the others: TCP relays that count both ways, and that can be cut off.
 //!
 //! A build-index tells others the origins that it uses itself, so its own questions come through the
 //! same relays. They are told apart by the process that holds the other end of the connection, and
@@ -56,7 +56,8 @@ pub(crate) struct Relay {
     pub(crate) listens: SocketAddr,
     to: SocketAddr,
     gate: Gate,
-    sent: AtomicU64,
+    received: AtomicU64,
+    given: AtomicU64,
 }
 
 /// What is read at once.
@@ -70,7 +71,8 @@ impl Relay {
             listens: listener.local_addr()?,
             to,
             gate,
-            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            given: AtomicU64::new(0),
         });
         let accepting = relay.clone();
         tokio::spawn(async move {
@@ -83,8 +85,13 @@ impl Relay {
     }
 
     /// Bytes that other clusters have sent, with TLS and HTTP around them.
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that other clusters were answered with, counted alike.
+    pub(crate) fn given(&self) -> u64 {
+        self.given.load(Ordering::Relaxed)
     }
 
     async fn pass(self: Arc<Self>, from: TcpStream, peer: SocketAddr) {
@@ -102,13 +109,14 @@ impl Relay {
         // Small requests are not to wait for one another.
         let _ = (from.set_nodelay(true), to.set_nodelay(true));
         let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
-        let sent = (!is_own).then_some(&self.sent);
+        let received = (!is_own).then_some(&self.received);
+        let given = (!is_own).then_some(&self.given);
         let way_in = (!is_own).then(|| way.clone());
         let way_out = (!is_own).then(|| way.clone());
         let both = async {
             tokio::join!(
-                copy(from_read, to_write, way_in, sent),
-                copy(to_read, from_write, way_out, None),
+                copy(from_read, to_write, way_in, received),
+                copy(to_read, from_write, way_out, given),
             )
         };
         tokio::select! {
@@ -130,21 +138,21 @@ async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut way: Option<watch::Receiver<Way>>,
-    sent: Option<&AtomicU64>,
+    count: Option<&AtomicU64>,
 ) -> Outcome<()> {
     let mut chunk = vec![0; CHUNK];
     loop {
-        let count = from.read(&mut chunk).await?;
+        let length = from.read(&mut chunk).await?;
         if let Some(way) = &mut way {
             way.wait_for(|way| *way == Way::Open).await?;
         }
-        if count == 0 {
+        if length == 0 {
             return Ok(to.shutdown().await?);
         }
-        if let Some(sent) = sent {
-            sent.fetch_add(count as u64, Ordering::Relaxed);
+        if let Some(count) = count {
+            count.fetch_add(length as u64, Ordering::Relaxed);
         }
-        to.write_all(&chunk[..count]).await?;
+        to.write_all(&chunk[..length]).await?;
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which cluster copies what to which.
+//! Which cluster copies what to which, and who does the asking.
 
 use kraken_registry::RepoName;
 
@@ -8,6 +8,15 @@ pub(crate) const WEST: usize = 1;
 pub(crate) const SOUTH: usize = 2;
 /// The names of the clusters.
 pub(crate) const NAMES: [&str; 3] = ["east", "west", "south"];
+
+/// Who connects to whom where something is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The cluster with the images sends them.
+    Sent,
+    /// The cluster that lacks them fetches them.
+    Fetched,
+}
 
 /// Tags of repositories that begin with a prefix go from one cluster to another.
 #[derive(Debug, Clone, Copy)]
