@@ -96,11 +96,14 @@ fn tell<C: ProcessConfig>(instead: Instead, sources: &Sources) -> Result<ExitCod
         }
         Instead::Check => {
             let mut problems = Problems::default();
-            if let Some(config) = problems.of(sources.load::<C>()) {
-                config.check(&mut problems);
-                if let Some(tracing) = config.tracing() {
-                    problems.of(tracing.check());
+            match sources.check::<C>() {
+                Ok(config) => {
+                    config.check(&mut problems);
+                    if let Some(tracing) = config.tracing() {
+                        problems.of(tracing.check());
+                    }
                 }
+                Err(wrong) => wrong.iter().for_each(|wrong| problems.add(wrong)),
             }
             for problem in problems.all() {
                 say(&format!("{problem}\n"))?;

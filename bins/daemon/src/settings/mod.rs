@@ -79,6 +79,20 @@ impl Sources {
         layers.typed()
     }
 
+    /// The same, or all that is wrong with the keys.
+    ///
+    /// # Errors
+    /// One [`ConfigError`] at least.
+    pub fn check<T: DeserializeOwned + JsonSchema>(&self) -> Result<T, Vec<ConfigError>> {
+        let layers = self.layers(&Schema::of::<T>()).map_err(|it| vec![it])?;
+        layers
+            .typed()
+            .map_err(|first| match layers.all_wrong::<T>() {
+                all if all.is_empty() => vec![first],
+                all => all,
+            })
+    }
+
     /// All layers on top of each other.
     pub(crate) fn layers(&self, schema: &Schema) -> Result<Layers, ConfigError> {
         let shape = Some(schema.shape());
@@ -199,6 +213,12 @@ impl Layers {
 
     pub(crate) fn typed<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
         Ok(problem::typed(&self.node)?)
+    }
+
+    /// All that keeps it from having types.
+    fn all_wrong<T: DeserializeOwned>(&self) -> Vec<ConfigError> {
+        let all = problem::all_wrong::<T>(&self.node).into_iter();
+        all.map(ConfigError::from).collect()
     }
 }
 

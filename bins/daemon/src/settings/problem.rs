@@ -15,6 +15,41 @@ use super::write::write;
 /// The first thing that is wrong, with its place, and the key that may be meant. Values are not repeated,
 /// as a secret may be among them, except by types that check their own text.
 pub(super) fn typed<T: DeserializeOwned>(node: &Node) -> Result<T, Wrong> {
+    attempt(node, |found, error| found.told(error))
+}
+
+/// All that is wrong, in the order in which it is found: what is wrong is left out, and the rest looked at
+/// again. At most [`MOST`] of it.
+pub(super) fn all_wrong<T: DeserializeOwned>(node: &Node) -> Vec<Wrong> {
+    let (mut node, mut wrong) = (node.clone(), Vec::new());
+    let mut gaps: Vec<Vec<Step>> = Vec::new();
+    while wrong.len() < MOST {
+        let tried = attempt::<T, _>(&node, |mut found, error| {
+            found.steps = before(&gaps, &found.steps);
+            let culprit = found.culprit(error);
+            let follows = gaps.iter().any(|gap| found.follows_from(error, gap));
+            let told = (!follows).then(|| found.told(error));
+            (told, culprit)
+        });
+        let Err((told, culprit)) = tried else {
+            break;
+        };
+        wrong.extend(told);
+        if culprit.is_empty() || !node.leave_out(&after(&gaps, &culprit)) {
+            break;
+        }
+        gaps.push(culprit);
+    }
+    wrong
+}
+
+/// Problems that are told at once.
+const MOST: usize = 100;
+
+fn attempt<T: DeserializeOwned, E>(
+    node: &Node,
+    told: impl FnOnce(Found<'_>, &Error) -> E,
+) -> Result<T, E> {
     let text = write(node, &|_| None);
     let options = serde_saphyr::options! { with_snippet: false };
     let path = RefCell::new(None);
@@ -27,8 +62,84 @@ pub(super) fn typed<T: DeserializeOwned>(node: &Node) -> Result<T, Wrong> {
     read.map_err(|error| {
         let found = path.take().map(|path| Found::at(node, &path));
         let found = found.unwrap_or_else(|| Found::root(node));
-        found.told(error.without_snippet())
+        told(found, error.without_snippet())
     })
+}
+
+/// One step down into a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    Key(String),
+    Item(usize),
+}
+
+/// Steps as they were before something was left out: items behind that have moved up.
+fn before(gaps: &[Vec<Step>], steps: &[Step]) -> Vec<Step> {
+    let mut whole: Vec<Step> = Vec::new();
+    for step in steps {
+        let mut step = step.clone();
+        if let Step::Item(index) = &mut step {
+            let mut gone: Vec<_> = gaps_in(gaps, &whole).collect();
+            gone.sort_unstable();
+            *index = gone
+                .iter()
+                .fold(*index, |at, gap| at + usize::from(*gap <= at));
+        }
+        whole.push(step);
+    }
+    whole
+}
+
+/// The opposite: where something is now.
+fn after(gaps: &[Vec<Step>], whole: &[Step]) -> Vec<Step> {
+    let steps = whole.iter().enumerate().map(|(depth, step)| match step {
+        Step::Item(index) => {
+            let gone = gaps_in(gaps, &whole[..depth]).filter(|gap| gap < index);
+            Step::Item(index - gone.count())
+        }
+        key @ Step::Key(_) => key.clone(),
+    });
+    steps.collect()
+}
+
+/// The items of one list that were left out.
+fn gaps_in<'g>(gaps: &'g [Vec<Step>], list: &'g [Step]) -> impl Iterator<Item = usize> + 'g {
+    gaps.iter().filter_map(move |gap| match gap.split_last()? {
+        (Step::Item(index), rest) if rest == list => Some(*index),
+        _ => None,
+    })
+}
+
+impl Node {
+    /// Takes out what is there; says whether something was.
+    fn leave_out(&mut self, steps: &[Step]) -> bool {
+        let Some((last, rest)) = steps.split_last() else {
+            return false;
+        };
+        let mut node = self;
+        for step in rest {
+            let next = match (step, &mut node.value) {
+                (Step::Key(key), Value::Map(entries)) => {
+                    let entry = entries.iter_mut().find(|entry| entry.key == *key);
+                    entry.map(|entry| &mut entry.node)
+                }
+                (Step::Item(index), Value::List(items)) => items.get_mut(*index),
+                _ => None,
+            };
+            let Some(next) = next else {
+                return false;
+            };
+            node = next;
+        }
+        match (last, &mut node.value) {
+            (Step::Key(key), _) => node.take(key).is_some(),
+            (Step::Item(index), Value::List(items)) if *index < items.len() => {
+                items.remove(*index);
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A place in a configuration by the keys that lead there.
@@ -36,7 +147,7 @@ struct Found<'n> {
     node: &'n Node,
     /// What leads to the node; nothing leads to the root and to items of lists.
     entry: Option<&'n Entry>,
-    path: String,
+    steps: Vec<Step>,
 }
 
 impl<'n> Found<'n> {
@@ -44,7 +155,7 @@ impl<'n> Found<'n> {
         Self {
             node,
             entry: None,
-            path: String::new(),
+            steps: Vec::new(),
         }
     }
 
@@ -54,15 +165,14 @@ impl<'n> Found<'n> {
         for segment in path {
             match (segment, &found.node.value) {
                 (Segment::Seq { index }, Value::List(items)) if *index < items.len() => {
-                    found.path += &format!("[{index}]");
+                    found.steps.push(Step::Item(*index));
                     (found.node, found.entry) = (&items[*index], None);
                 }
                 (Segment::Map { key } | Segment::Enum { variant: key }, _) => {
                     let Some(entry) = found.node.entry(key) else {
                         break;
                     };
-                    let dot = if found.path.is_empty() { "" } else { "." };
-                    found.path += &format!("{dot}{key}");
+                    found.steps.push(Step::Key(key.clone()));
                     (found.node, found.entry) = (&entry.node, Some(entry));
                 }
                 _ => break,
@@ -71,10 +181,47 @@ impl<'n> Found<'n> {
         found
     }
 
+    /// What to leave out so that the rest can be looked at.
+    fn culprit(&self, error: &Error) -> Vec<Step> {
+        let word = match error {
+            Error::SerdeUnknownField { field, .. } => Some(field),
+            Error::SerdeUnknownVariant { variant, .. } => Some(variant),
+            _ => None,
+        };
+        let inside = word.filter(|word| self.node.entry(word).is_some());
+        let inside = inside.map(|word| Step::Key(word.to_owned()));
+        self.steps.iter().cloned().chain(inside).collect()
+    }
+
+    /// Whether it is only wrong because something in it was left out.
+    fn follows_from(&self, error: &Error, gap: &[Step]) -> bool {
+        let Some([Step::Key(gone), ..]) = gap.strip_prefix(&self.steps[..]) else {
+            return false;
+        };
+        match error {
+            Error::SerdeUnknownField { .. } => false,
+            Error::SerdeMissingField { field, .. } => nearest(gone, &[field]).is_some(),
+            _ => true,
+        }
+    }
+
+    /// The keys, as they are told.
+    fn path(&self) -> String {
+        let mut path = String::new();
+        for step in &self.steps {
+            match step {
+                Step::Item(index) => path += &format!("[{index}]"),
+                Step::Key(key) if path.is_empty() => path.clone_from(key),
+                Step::Key(key) => path += &format!(".{key}"),
+            }
+        }
+        path
+    }
+
     /// What the error says, at the key or value that it is about.
     fn told(self, error: &Error) -> Wrong {
         let mut place = self.node.place.clone();
-        let mut path = self.path;
+        let mut path = self.path();
         let what = match error {
             Error::SerdeUnknownField {
                 field, expected, ..

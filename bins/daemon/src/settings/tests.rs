@@ -182,6 +182,80 @@ fn mistakes_are_told_with_their_place_and_what_may_be_meant() {
     );
 }
 
+/// All that `--check-config` says of the keys of an origin's file.
+fn all_wrong(text: &str) -> Vec<String> {
+    use crate::origin::OriginConfig;
+    let dir = Dir::new();
+    let file = dir.write("origin.yaml", text);
+    let wrong = Sources::files(vec![file]).check::<OriginConfig>();
+    let wrong = wrong.err().unwrap_or_default();
+    let told = wrong.iter().map(ToString::to_string);
+    // Without the directory.
+    let told = told.map(|it| it.split_once("origin.yaml").unwrap().1.to_owned());
+    told.collect()
+}
+
+const ORIGIN: &str = "
+name: origin-1
+store: /var/lib/kraken
+backend: {local_disk: /b}
+peer_listen: 10.0.0.1:1
+listen: 10.0.0.1:2
+origins: [{name: origin-1, url: 'https://a:1'}]
+tls: {cert: a, key: b, ca: c}
+";
+
+#[test]
+fn all_that_is_wrong_is_told_at_once() {
+    assert_eq!(all_wrong(ORIGIN), [""; 0]);
+    let text = "
+name: origin-1
+stroe: /var/lib/kraken
+backend: {local_dsik: /b}
+peer_listen: 10.0.0.1
+listen: 10.0.0.1:2
+limits: {uplaod: 1MB, download: soon}
+origins:
+  - {name: origin-1, url: 'https://a:1', wieght: 2}
+  - {name: origin-2}
+  - {name: origin-3, url: 'https://c:1', weight: heavy, zone: 'a b'}
+tls: {crt: a, key: b, ca: c}
+";
+    let told = all_wrong(text);
+    let expected = [
+        ":3:1: unknown key `stroe`, did you mean `store`?",
+        ":4:11: backend: unknown key `local_dsik`, did you mean `local_disk`?",
+        ":5:14: peer_listen: ",
+        ":7:10: limits: unknown key `uplaod`, did you mean `upload`?",
+        ":7:33: limits.download: ",
+        ":9:42: origins[0]: unknown key `wieght`, did you mean `weight`?",
+        ":10:5: origins[1]: the key `url` is missing",
+        ":11:50: origins[2].weight: ",
+        ":11:63: origins[2].zone: ",
+        ":12:7: tls: unknown key `crt`, did you mean `cert`?",
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    for (told, expected) in told.iter().zip(expected) {
+        assert!(told.starts_with(expected), "{told}, not {expected}");
+    }
+}
+
+#[test]
+fn what_follows_from_something_wrong_is_not_told_as_well() {
+    // Neither that there is no backend, nor that there is no key `tls`.
+    let wrong = ORIGIN.replace("local_disk", "disk").replace("ca: c", "");
+    let told = all_wrong(&wrong);
+    assert_eq!(told.len(), 2, "{told:#?}");
+    // Items behind one that was left out keep their numbers.
+    let wrong = ORIGIN.replace(
+        "origins: [",
+        "origins: [{nam: a}, {name: 'b', url: 'https://b:1', x: 1}, 3, ",
+    );
+    let told = all_wrong(&wrong);
+    let lists = |at: usize| told.iter().any(|it| it.contains(&format!("origins[{at}]")));
+    assert!(lists(0) && lists(1) && lists(2) && !lists(3), "{told:#?}");
+}
+
 #[test]
 fn another_kind_of_storage_replaces_the_one_below() {
     use crate::backends::BackendConfig;
