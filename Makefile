@@ -53,7 +53,7 @@ bench: ## the data path beside its peers
 	cargo run --release -p kraken-benches --bin datapath
 
 docs: ## the reference of all crates, in target/doc
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --all-features
 
 fmt: ## formats
 	cargo fmt --all
