@@ -42,6 +42,7 @@ use crate::members::Urls;
 use crate::pages;
 use crate::preload::{self, PreloadConfig, Preloader, with_preload};
 use crate::process::{Service, StartError};
+use crate::profile::with_profile;
 use crate::reload::{self, Changed};
 use crate::sockets;
 use crate::store::http::with_store;
@@ -334,7 +335,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     });
     let explained = disks.clone();
     let router = router((agent.clone(), stale, identity), disks, mirror);
-    let router = with_doctor(router, doctor);
+    let router = with_profile(with_doctor(router, doctor));
     let remembers = (agent.clone(), explained);
     let router = with_explain(router, remembers, answers.clone(), Some(others));
     let router = noted(router, &answers);

@@ -29,6 +29,7 @@ use crate::garbage::{GarbageConfig, with_garbage};
 use crate::log::LogFilter;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
+use crate::profile::with_profile;
 use crate::reload::{self, Changed};
 use crate::remotes::{self, RemoteConfig, SourceConfig};
 use crate::sockets;
@@ -288,7 +289,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     let router = router.route("/metrics", metrics);
     let (router, collecting) = with_garbage(router, collector, config.garbage);
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(collecting));
-    let router = router.layer(middleware::from_fn(reload::add_metrics));
+    let router = with_profile(router).layer(middleware::from_fn(reload::add_metrics));
     let router = with_health(router, move || {
         let reason = ready.why_not_ready();
         async move { reason.map_or(Ok(()), |reason| Err(reason.to_owned())) }

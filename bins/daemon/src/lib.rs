@@ -26,6 +26,7 @@ pub mod origin;
 mod pages;
 pub mod preload;
 pub mod process;
+mod profile;
 pub mod proxy;
 pub mod queue;
 pub mod reload;

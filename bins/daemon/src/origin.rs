@@ -32,6 +32,7 @@ use crate::limits::{LimitsConfig, Rate, with_live_limits};
 use crate::log::LogFilter;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
+use crate::profile::with_profile;
 use crate::queue::with_queue;
 use crate::reload::{self, Changed};
 use crate::sockets;
@@ -272,7 +273,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let remembers = (origin.clone(), disks.clone());
     let router = with_explain(router, remembers, Answers::default(), None);
     let router = with_store(router, disks, origin.clone());
-    let router = router.layer(middleware::from_fn(reload::add_metrics));
+    let router = with_profile(router).layer(middleware::from_fn(reload::add_metrics));
     let queue = origin.clone();
     let router = with_health(router, move || {
         let readable = queue.queued().map(drop).map_err(|error| error.to_string());

@@ -25,6 +25,7 @@ use crate::dns::DnsName;
 use crate::log::LogFilter;
 use crate::members::{Origins, Urls};
 use crate::process::{Service, StartError};
+use crate::profile::with_profile;
 use crate::reload::{self, Changed};
 use crate::sockets;
 use crate::traces::TracingConfig;
@@ -161,11 +162,10 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
         get(async move || tls::with_metrics(&identity, &stale.added_to(""))),
     );
     let guarded = access.clone();
-    let preheating = preheating.layer(middleware::from_fn(move |request, next| {
-        guard::refuse(guarded.clone(), request, next)
-    }));
+    let guard =
+        middleware::from_fn(move |request, next| guard::refuse(guarded.clone(), request, next));
     let router = router
-        .merge(preheating)
+        .merge(with_profile(preheating).layer(guard))
         .layer(middleware::from_fn(reload::add_metrics))
         .layer(middleware::from_fn(pages::refuse));
     let router = with_health(router, || async { Ok(()) });

@@ -25,6 +25,7 @@ use crate::dns::DnsName;
 use crate::log::LogFilter;
 use crate::members::Origins;
 use crate::process::{Service, StartError};
+use crate::profile::with_profile;
 use crate::reload::{self, Changed};
 use crate::traces::TracingConfig;
 use crate::{sockets, tls};
@@ -154,7 +155,7 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     let pages = config.console.zip(shown);
     let pages = pages.map(|(config, shown)| console::start(config, shown, shutdown.clone()));
     let pages = pages.transpose()?;
-    let router = router.layer(middleware::from_fn(reload::add_metrics));
+    let router = with_profile(router).layer(middleware::from_fn(reload::add_metrics));
     let server = serve_on(
         sockets::listen(config.listen)?,
         admit(traced(router, TracedFrom::Members), Role::Tracker),

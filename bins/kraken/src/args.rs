@@ -6,6 +6,7 @@ pub(crate) mod health;
 pub(crate) mod indexes;
 pub(crate) mod outside;
 pub(crate) mod preload;
+pub(crate) mod profile;
 pub(crate) mod replicate;
 pub(crate) mod tag;
 
@@ -20,6 +21,7 @@ use kraken_core::Digest;
 use kraken_daemon::ConfigArgs;
 use kraken_daemon::Tls;
 use kraken_daemon::tls::KeyPassword;
+use kraken_daemon::traces::CollectorUrl;
 use kraken_registry::name::Host;
 use kraken_sim::PlotFile;
 
@@ -49,6 +51,10 @@ pub(crate) enum Command {
         /// The first of the ports on 127.0.0.1.
         #[arg(long, default_value_t = 7600)]
         base_port: u16,
+        /// A collector of OpenTelemetry that takes the traces of all requests, such as
+        /// http://127.0.0.1:4318.
+        #[arg(long)]
+        traces: Option<CollectorUrl>,
     },
     /// Shows the console with hosts that are not there: a real tracker, and made-up transfers.
     Console {
@@ -172,6 +178,8 @@ pub(crate) enum Command {
     Tag(tag::TagArgs),
     /// Asks a process whether it is ready, or only whether it answers. Exits with 1 when not: for probes.
     Health(health::HealthArgs),
+    /// Samples what the processors are busy with in a process, as folded stacks for flame graphs.
+    Profile(profile::ProfileArgs),
     /// Shows how far images are on their way to other clusters, pauses that, and tries it at once.
     Replicate(replicate::ReplicateArgs),
     /// Makes the cluster's authority, and its certificates.

@@ -5,6 +5,7 @@ pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod health;
 pub(crate) mod preload;
+pub(crate) mod profile;
 pub(crate) mod replicate;
 pub(crate) mod runtime;
 pub(crate) mod tag;

@@ -25,6 +25,7 @@ use kraken::simulate::Simulation;
 use kraken::store::{self, Collect, Store};
 use kraken_core::Digest;
 use kraken_daemon::store::http::VerdictInfo;
+use kraken_daemon::traces::{CollectorUrl, Traces, TracingConfig};
 use kraken_daemon::{ConfigArgs, process};
 use kraken_registry::name::split_tag;
 use kraken_sim::PlotFile;
@@ -62,14 +63,15 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             origins,
             dir,
             base_port,
+            traces,
         } => {
-            dev(ClusterOptions {
+            let options = ClusterOptions {
                 agents,
                 origins,
                 dir,
                 base_port: Some(base_port),
-            })
-            .await?;
+            };
+            dev(options, traces).await?;
         }
         Command::Console { simulate, listen } => show_crowd(simulate, listen).await?,
         Command::Demo {
@@ -154,6 +156,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Runtime { command } => return commands::runtime::runtimes(command).await,
         Command::Gc(args) => commands::collect_garbage(args).await?,
         Command::Health(args) => commands::health::look(args).await?,
+        Command::Profile(args) => commands::profile::take(args).await?,
         Command::Tag(args) => commands::tag::work_on_tags(args).await?,
         Command::Ca { command } => commands::ca::work_on_certificates(command)?,
         Command::Replicate(args) => commands::replicate::work_on_replication(args).await?,
@@ -329,9 +332,14 @@ fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn dev(options: ClusterOptions) -> Result<(), Failure> {
+async fn dev(options: ClusterOptions, collector: Option<CollectorUrl>) -> Result<(), Failure> {
     std::fs::create_dir_all(&options.dir)
         .map_err(Failure::io(format!("make {}", options.dir.display())))?;
+    let traces = collector.map(|collector| {
+        let all = TracingConfig::of_all(collector);
+        Traces::start(&all, ("kraken-dev", None))
+    });
+    let traces = traces.transpose()?;
     let cluster = Cluster::start(&options).await?;
     say(&welcome(&cluster, &options.dir))?;
     process::stop_signal().await;
@@ -340,6 +348,9 @@ async fn dev(options: ClusterOptions) -> Result<(), Failure> {
         options.dir.display()
     ))?;
     cluster.stop().await;
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     Ok(())
 }
 

@@ -14,13 +14,14 @@ mod start;
 mod start;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kraken_core::net::http::BaseUrl;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub(crate) use self::start::Traces;
+pub use self::start::Traces;
 #[cfg(any(feature = "otel", test))]
 use crate::process::StartError;
 use crate::units::{self, Written};
@@ -60,6 +61,14 @@ impl TryFrom<String> for CollectorUrl {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for CollectorUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?} is not the URL of a collector, http://collector:4318");
         text.parse().map(Self).map_err(|_| wrong())
     }
@@ -95,6 +104,15 @@ impl TryFrom<Written> for Sample {
 }
 
 impl TracingConfig {
+    /// Traces of every request.
+    pub fn of_all(endpoint: CollectorUrl) -> Self {
+        Self {
+            endpoint: Some(endpoint),
+            sample: Sample(1.0),
+            ca: None,
+        }
+    }
+
     /// Where spans are posted to.
     ///
     /// # Errors

@@ -48,7 +48,7 @@ impl TracingConfig {
 
 /// Traces that are being collected, until [`Traces::stop`].
 #[derive(Debug)]
-pub(crate) struct Traces(Sending);
+pub struct Traces(Sending);
 
 impl Traces {
     /// Lets spans be collected from now on, for a process of this name.
@@ -56,7 +56,7 @@ impl Traces {
     /// # Errors
     /// It is not said where to, or certificates cannot be used; or they are collected already, which only
     /// one configuration of a process can ask for.
-    pub(crate) fn start(
+    pub fn start(
         config: &TracingConfig,
         (service, instance): (&str, Option<String>),
     ) -> Result<Self, StartError> {
@@ -88,7 +88,7 @@ impl Traces {
     }
 
     /// Sends what waits, if the collector takes it soon.
-    pub(crate) async fn stop(self) {
+    pub async fn stop(self) {
         self.0.stop().await;
     }
 }

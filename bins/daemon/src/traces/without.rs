@@ -17,20 +17,20 @@ impl TracingConfig {
 
 /// Traces that are being collected: none ever are.
 #[derive(Debug)]
-pub(crate) struct Traces(Infallible);
+pub struct Traces(Infallible);
 
 impl Traces {
     /// Says that this build cannot collect spans.
     ///
     /// # Errors
     /// Always.
-    pub(crate) fn start(_: &TracingConfig, _: (&str, Option<String>)) -> Result<Self, StartError> {
+    pub fn start(_: &TracingConfig, _: (&str, Option<String>)) -> Result<Self, StartError> {
         let what = "tracing: this program was built without the feature `otel`";
         Err(StartError::Config(what.into()))
     }
 
     /// Nothing waits to be sent.
-    pub(crate) fn stop(self) -> std::future::Ready<()> {
+    pub fn stop(self) -> std::future::Ready<()> {
         match self.0 {}
     }
 }

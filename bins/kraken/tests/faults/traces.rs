@@ -331,3 +331,52 @@ async fn pulls_do_not_wait_for_a_collector_that_is_away_or_silent() {
     })
     .await;
 }
+
+/// A first port such that those which `kraken dev` takes for one agent and one origin are free, below all
+/// that other tests look for.
+fn free_base() -> u16 {
+    let is_free = |port: u16| {
+        let addr = ("127.0.0.1", port);
+        std::net::TcpListener::bind(addr).is_ok() && std::net::UdpSocket::bind(addr).is_ok()
+    };
+    let offsets = [0, 1, 2, 6, 10, 11, 300, 301];
+    let bases = (8000..9600).step_by(20);
+    let mut fit = bases.filter(|base| offsets.iter().all(|offset| is_free(base + offset)));
+    fit.next().expect("ports between 8000 and 9901 are free")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_to_try_tells_all_as_one_service() {
+    within(120, "the trace", async {
+        let (collector, url) = Collector::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let base = free_base();
+        let _dev = tokio::process::Command::new(env!("CARGO_BIN_EXE_kraken"))
+            .args(["dev", "--agents", "1", "--origins", "1", "--traces", &url])
+            .args(["--base-port", &base.to_string(), "--dir"])
+            .arg(dir.path())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let host = |offset: u16| format!("127.0.0.1:{}", base + offset);
+        let (proxy, agent) = (host(2), host(10));
+        until("it is up", async || {
+            let answer = reqwest::get(format!("http://{agent}/readiness")).await;
+            answer.ok().filter(|it| it.status().is_success())
+        })
+        .await;
+        let digest = push(&proxy, &random(1 << 20, 4)).await;
+        assert_eq!(pull(&agent, digest).await, 1 << 20);
+        let name = digest.to_string();
+        let of = |span| ("kraken-dev", span);
+        let download = until("the download is told", async || {
+            let mut spans = collector.spans().into_iter();
+            spans.find(|it| it.span.name == "download" && it.text("kraken.digest") == name)
+        })
+        .await;
+        assert_eq!(download.service, "kraken-dev");
+        let announce = collector.child(&download, of("announce")).await;
+        collector.child(&announce, of("POST announce")).await;
+    })
+    .await;
+}
