@@ -25,6 +25,8 @@ mod explain;
 mod garbage;
 #[path = "faults/health.rs"]
 mod health;
+#[path = "faults/idle.rs"]
+mod idle;
 #[path = "faults/input.rs"]
 mod input;
 #[path = "faults/kill.rs"]

@@ -376,6 +376,15 @@ impl Lab {
         kib << 10
     }
 
+    /// Bytes that a member has written since its start, to files and elsewhere.
+    pub(crate) fn written(&self, name: &str) -> u64 {
+        let process = self.running[name].0.id();
+        let counts = fs::read_to_string(format!("/proc/{process}/io")).unwrap();
+        let mut counts = counts.lines();
+        let written = counts.find_map(|line| line.strip_prefix("wchar: "));
+        written.unwrap().parse().unwrap()
+    }
+
     /// The authority of its certificates.
     pub(crate) fn authority(&self) -> &CertAuthority {
         &self.authority
