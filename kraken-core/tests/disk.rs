@@ -15,10 +15,11 @@ use kraken_core::net::origin::OriginApi as _;
 use kraken_core::net::{MemNetwork, MemTransport};
 use kraken_core::origin::RingMember;
 use kraken_core::proto::cache::ledger::{Ceiling, Lifetimes};
+use kraken_core::storage::backend::NoopBackend;
 use kraken_core::storage::testkit::blob;
 use kraken_core::storage::{
-    BlobStatus, DurableQueue, FsOptions, FsStore, Goal, MemStore, OpendalBackend, PieceStore as _,
-    StoreError, UploadStore as _,
+    Backend, BlobStatus, DurableQueue, FsOptions, FsStore, Goal, MemStore, OpendalBackend,
+    PieceStore as _, StoreError, UploadStore as _,
 };
 use kraken_core::{Agent, Digest, MetaInfo, Namespace, OpenError, Origin, PeerId};
 use tokio::io::AsyncReadExt as _;
@@ -251,8 +252,13 @@ async fn an_agent_lets_go_of_what_is_old_or_above_the_mark_but_not_of_what_is_re
 
 /// One origin whose disk is for four and a half blobs, over a directory that can be away.
 async fn origin(dir: &Path) -> (Origin, FsStore) {
-    let store = within(&dir.join("store")).await;
     let backend = OpendalBackend::local_disk(dir.join("backend")).unwrap();
+    origin_over(dir, backend).await
+}
+
+/// The same over any backend.
+async fn origin_over(dir: &Path, backend: impl Backend) -> (Origin, FsStore) {
+    let store = within(&dir.join("store")).await;
     let queue = DurableQueue::open(dir.join("queue.redb")).unwrap();
     let network = transport(&MemNetwork::new(), 1);
     let url = "http://127.0.0.1:1".parse().unwrap();
@@ -339,4 +345,28 @@ async fn an_origin_lets_go_only_of_what_its_backend_has() {
         assert!(read == *bytes);
         assert!(used(&store) <= (4 * MIB + MIB / 2) as u64);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_storage_behind_it_an_origin_lets_nothing_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (origin, store) = origin_over(dir.path(), NoopBackend).await;
+    let blobs: Vec<_> = (0..5).map(|seed| blob(MIB, seed)).collect();
+    for (bytes, meta) in &blobs[..4] {
+        push(&origin, bytes, meta).await.unwrap();
+    }
+    // That the backend has taken them all means nothing.
+    written_back(&origin).await;
+    let refused = push(&origin, &blobs[4].0, &blobs[4].1).await;
+    assert!(matches!(refused, Err(ApiError::Full(_))), "{refused:?}");
+    let swept = origin.sweep(Goal::Percent(0)).await.unwrap();
+    assert_eq!(swept.blobs.len(), 0, "they are nowhere else");
+    for (_, meta) in &blobs[..4] {
+        let status = store.status(meta.digest()).await.unwrap();
+        let is_there = matches!(status, BlobStatus::Sealed { .. });
+        assert!(is_there, "nothing is lost");
+    }
+    // One that somebody removes makes room.
+    origin.remove(blobs[0].1.digest()).await.unwrap();
+    push(&origin, &blobs[4].0, &blobs[4].1).await.unwrap();
 }

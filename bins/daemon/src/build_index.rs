@@ -7,7 +7,7 @@ use axum::middleware;
 use axum::routing::get;
 use kraken_core::net::Role;
 use kraken_core::net::http::{
-    BaseUrl, HttpClient, HttpServer, TracedFrom, admit, serve_on, traced, with_health,
+    HttpClient, HttpServer, TracedFrom, admit, serve_on, traced, with_health,
 };
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::garbage::Collector;
@@ -27,7 +27,7 @@ use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::garbage::{GarbageConfig, with_garbage};
 use crate::log::LogFilter;
-use crate::members::Origins;
+use crate::members::{Origins, member_url};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::reload::{self, Changed};
@@ -342,9 +342,7 @@ fn upstreams(config: &[UpstreamTags]) -> Result<Vec<UpstreamRule>, StartError> {
 fn members(config: &BuildIndexConfig) -> Result<(Vec<IndexMember>, &str), StartError> {
     let mut members = Vec::new();
     for entry in &config.build_indexes {
-        let url: BaseUrl = entry
-            .url
-            .parse()
+        let url = member_url(&entry.url)
             .map_err(|error| StartError::Config(format!("build_indexes: {error}")))?;
         members.push(IndexMember {
             name: entry.name.clone(),

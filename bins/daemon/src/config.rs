@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use kraken_core::Zone;
-use kraken_core::net::http::BaseUrl;
 use kraken_core::net::origin::OriginCluster;
 use kraken_core::net::{Dual, Identity, NetError, PathChoice, QuicOptions};
 use kraken_core::origin::RingMember;
@@ -14,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::members::member_url;
 use crate::process::StartError;
 #[cfg(test)]
 use crate::settings::Layers;
@@ -77,9 +77,7 @@ pub fn ring(origins: &[OriginEntry]) -> Result<Vec<RingMember>, StartError> {
                 "origins: the name {name:?} may hold lower-case letters, digits and hyphens only"
             )));
         }
-        let url: BaseUrl = origin
-            .url
-            .parse()
+        let url = member_url(&origin.url)
             .map_err(|error| StartError::Config(format!("origins: {error}")))?;
         Ok(RingMember {
             name: origin.name.clone(),
@@ -312,6 +310,7 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
             vec![],
             vec![entry("Origin.1", "https://a:1")],
             vec![entry("a", "a:1")],
+            vec![entry("a", "http://a:1")],
         ] {
             assert!(ring(&wrong).is_err(), "{wrong:?}");
         }

@@ -14,6 +14,20 @@ use crate::config::{self, OriginEntry};
 use crate::dns::{DnsName, Found};
 use crate::process::StartError;
 
+/// The URL of a member of a cluster, which nobody talks to but over mutual TLS.
+///
+/// # Errors
+/// It is none, in words.
+pub(crate) fn member_url(text: &str) -> Result<BaseUrl, String> {
+    let url: BaseUrl = text.parse().map_err(|error| format!("{error}"))?;
+    match url.as_str().starts_with("https://") {
+        true => Ok(url),
+        false => Err(format!(
+            "{text}: members of a cluster speak mutual TLS only, so this begins with https://"
+        )),
+    }
+}
+
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -209,7 +223,7 @@ impl Urls {
         match self {
             Self::Listed(urls) => urls.iter().try_for_each(|url| {
                 let wrong = |error| StartError::Config(format!("{key}: {error}"));
-                url.parse::<BaseUrl>().map(drop).map_err(wrong)
+                member_url(url).map(drop).map_err(wrong)
             }),
             Self::File(file) => read_urls(file).map(drop),
             Self::Dns(_) => Ok(()),
@@ -270,8 +284,7 @@ fn read_urls(file: &Path) -> Result<Vec<String>, StartError> {
         return Err(wrong("name at least one".into()));
     }
     for url in &urls {
-        let checked = url.parse::<BaseUrl>();
-        checked.map_err(|error| wrong(error.to_string()))?;
+        member_url(url).map_err(wrong)?;
     }
     Ok(urls)
 }

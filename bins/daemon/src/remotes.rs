@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use kraken_core::net::http::BaseUrl;
 use kraken_core::proto::tags::hours::{Hours, Plan, WindowError};
 use kraken_core::storage::backend::web::{RegistryBackend, RegistryOptions, RegistryWriter};
 use kraken_registry::name::NameError;
@@ -17,6 +16,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::limits::Rate;
+use crate::members::member_url;
 use crate::process::StartError;
 use crate::units;
 
@@ -235,8 +235,7 @@ fn check_name(name: &str, cluster: &str) -> Result<(), String> {
 
 fn check_urls(build_indexes: &[String]) -> Result<(), String> {
     for url in build_indexes {
-        let parsed = url.parse::<BaseUrl>();
-        parsed.map_err(|error| format!("build_indexes: {error}"))?;
+        member_url(url).map_err(|error| format!("build_indexes: {error}"))?;
     }
     Ok(())
 }

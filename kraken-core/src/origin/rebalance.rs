@@ -381,8 +381,8 @@ impl Inner {
         }
         for strays in self.strays().await?.chunks(MOST) {
             for digest in self.held_by_owners(strays).await? {
-                let needed = self.needed(&[digest]).await.map_err(store_error)?;
-                if needed.is_empty() && self.evict(digest).await.map_err(store_error)? {
+                let left = self.unfinished(vec![digest]).await.map_err(store_error)?;
+                if left.is_empty() && self.evict(digest).await.map_err(store_error)? {
                     // Not for lack of room: should it come to own the blob, it takes it back.
                     self.let_go.forget(digest);
                     self.counts.handed_over();

@@ -1,11 +1,11 @@
 //! Room for what comes in: what has its place in the backend, or with other origins that bring it
-//! there, goes in the store's order.
+//! there, goes in the store's order. Where no backend keeps anything, nothing goes.
 
 use std::collections::HashSet;
 use std::collections::hash_map::Entry;
 
 use kraken_proto::Digest;
-use kraken_storage::{Goal, Need, StoreError};
+use kraken_storage::{Backend as _, Goal, Need, StoreError};
 use tokio::sync::{oneshot, watch};
 
 use super::coming::{Coming, Said};
@@ -62,6 +62,10 @@ impl Keeper for Inner {
     }
 
     async fn needed(&self, blobs: &[Digest]) -> Result<HashSet<Digest>, StoreError> {
+        if !self.backend.keeps() {
+            // The origins' disks are the storage. What other owners hold instead goes by `let_strays_go` alone.
+            return Ok(blobs.iter().copied().collect());
+        }
         self.unfinished(blobs.to_vec()).await
     }
 

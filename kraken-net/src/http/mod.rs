@@ -7,6 +7,7 @@ pub(crate) mod health;
 pub(crate) mod idle;
 pub mod outside;
 pub(crate) mod path;
+mod patience;
 mod plain;
 pub mod probe;
 pub mod server;

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use super::caller::Members;
 use super::error::shaped;
+use super::patience;
 use super::plain::run as run_plain;
 use crate::gate::Gate;
 use crate::identity::{Identity, IdentityError};
@@ -123,7 +124,7 @@ pub fn serve_on(
         source,
     };
     listener.set_nonblocking(true).map_err(cannot)?;
-
+    let router = patience::bound(router);
     let (open, task) = match identity {
         None => plain(listener, router, shutdown).map_err(cannot)?,
         Some(identity) => {
@@ -159,6 +160,7 @@ where
     let addr = addr.map_err(|source| ServeError::Socket { source })?;
     let cannot = |source| ServeError::Bind { addr, source };
     listener.set_nonblocking(true).map_err(cannot)?;
+    let router = patience::bound(router);
     let (open, task) = tls(listener, router, acceptor, shutdown).map_err(cannot)?;
     Ok(HttpServer { addr, open, task })
 }

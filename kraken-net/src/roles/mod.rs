@@ -287,8 +287,9 @@ fn at_tracker(path: &[&str], is_read: bool) -> &'static [Role] {
 fn at_origin(path: &[&str], method: &str, is_read: bool) -> &'static [Role] {
     match path {
         ["blobs", _, "locations"] | ["namespace", _, "blobs", _] if is_read => EVERY,
-        ["namespace", _, "uploads", ..]
-        | ["namespace", _, "blobs", _, "uploads" | "prefetch", ..] => WRITERS,
+        // A tracker wakes the owners of a blob that hosts want.
+        ["namespace", _, "blobs", _, "prefetch"] => SERVICES,
+        ["namespace", _, "uploads", ..] | ["namespace", _, "blobs", _, "uploads", ..] => WRITERS,
         ["internal", "peercontext"] if is_read => SERVICES,
         ["internal", "namespace", _, "blobs", _, "write-back"] => &[Role::Origin],
         ["internal", "namespace", ..] if is_read => SERVICES,

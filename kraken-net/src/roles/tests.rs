@@ -115,7 +115,7 @@ fn who_may_call_what() {
         (Origin, "POST", "/namespace/a/uploads", WRITERS),
         (Origin, "PATCH", "/namespace/a/uploads/1", WRITERS),
         (Origin, "PUT", "/namespace/a/blobs/d/uploads/1", WRITERS),
-        (Origin, "POST", "/namespace/a/blobs/d/prefetch", WRITERS),
+        (Origin, "POST", "/namespace/a/blobs/d/prefetch", SERVICES),
         (Origin, "GET", "/internal/peercontext", SERVICES),
         (
             Origin,

@@ -15,6 +15,7 @@ use http::{HeaderValue, Method, Uri};
 use jiff::Timestamp;
 use kraken_proto::Digest;
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::challenge::{basic_please, check_realm, quotable};
 use super::keys::{self, OwnKeys};
@@ -52,6 +53,8 @@ pub(super) struct Tokens {
 
 /// Bytes of a request's form or query.
 const LONGEST: usize = 16 << 10;
+/// How long a form may take.
+const TIME: Duration = Duration::from_secs(10);
 
 /// Who gets a token, and whether it was by a password, which may get him one to refresh it with.
 struct Holder {
@@ -130,7 +133,9 @@ impl Asked {
                     return Err(bad("send a form: application/x-www-form-urlencoded"));
                 }
                 let long = |_| bad(format!("a form of {LONGEST} bytes at most"));
-                let bytes = to_bytes(body, LONGEST).await.map_err(long)?;
+                let read = timeout(TIME, to_bytes(body, LONGEST)).await;
+                let late = |_| bad(format!("the form did not come within {} s", TIME.as_secs()));
+                let bytes = read.map_err(late)?.map_err(long)?;
                 String::from_utf8(bytes.to_vec()).map_err(|_| bad("the form is no UTF-8"))?
             }
             _ => {

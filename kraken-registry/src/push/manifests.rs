@@ -1,6 +1,7 @@
 //! Manifests: checked, stored as blobs, then named by tags.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -12,6 +13,7 @@ use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use kraken_proto::{Digest, Namespace};
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{PushState, drain, hold};
 use crate::error::{Code, RegistryError};
@@ -89,6 +91,9 @@ impl From<ManifestError> for RegistryError {
     }
 }
 
+/// How long a manifest may take: it is held in memory, and the longest has 4 MiB.
+const TIME: Duration = Duration::from_secs(120);
+
 /// The body, held in memory up to the limit.
 async fn collect(parts: &Parts, body: Body) -> Result<Bytes, RegistryError> {
     let announced =
@@ -97,7 +102,12 @@ async fn collect(parts: &Parts, body: Body) -> Result<Bytes, RegistryError> {
         drain(body).await;
         return Err(ManifestError::TooLarge.into());
     }
-    match Limited::new(body, Manifest::MAX_LEN).collect().await {
+    let whole = timeout(TIME, Limited::new(body, Manifest::MAX_LEN).collect()).await;
+    let late = || {
+        let message = format!("the manifest did not come within {} s", TIME.as_secs());
+        RegistryError::new(Code::ManifestInvalid, message).with_status(StatusCode::REQUEST_TIMEOUT)
+    };
+    match whole.map_err(|_| late())? {
         Ok(whole) => Ok(whole.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ManifestError::TooLarge.into()),
         Err(error) => Err(RegistryError::new(

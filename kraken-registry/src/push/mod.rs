@@ -8,6 +8,7 @@ mod session;
 mod uploads;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -16,6 +17,7 @@ use futures::StreamExt;
 use http::request::Parts;
 use http::{Method, StatusCode};
 use kraken_proto::Digest;
+use tokio::time::timeout;
 
 use crate::error::{Code, RegistryError};
 use crate::link::{Link, Linked};
@@ -167,16 +169,21 @@ const KEEP: &str = "kraken-keep";
 async fn drain(body: Body) {
     let mut left = DRAIN;
     let mut stream = body.into_data_stream();
-    while let Some(Ok(chunk)) = stream.next().await {
-        left = left.saturating_sub(chunk.len());
-        if left == 0 {
-            return;
+    let draining = async {
+        while let Some(Ok(chunk)) = stream.next().await {
+            left = left.saturating_sub(chunk.len());
+            if left == 0 {
+                return;
+            }
         }
-    }
+    };
+    let _ = timeout(DRAIN_TIME, draining).await;
 }
 
 /// Bytes, twice the longest manifest: who sends more may lose the answer.
 const DRAIN: usize = 8 << 20;
+/// Who takes longer may lose it, too: it may be a stranger who wants to hold the connection.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 impl From<SinkError> for RegistryError {
     fn from(error: SinkError) -> Self {

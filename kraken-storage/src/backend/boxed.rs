@@ -55,6 +55,7 @@ trait DynBackend: Send + Sync + 'static {
     fn resolve<'a>(&'a self, namespace: &'a Namespace, tag: &'a str) -> Answer<'a, Option<Digest>>;
     fn place(&self, namespace: &Namespace) -> Result<usize, BackendError>;
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError>;
+    fn keeps(&self) -> bool;
     fn ready(&self) -> Answer<'_, ()>;
 }
 
@@ -98,6 +99,9 @@ impl<B: Backend> DynBackend for B {
     }
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         Backend::check_writable(self, namespace)
+    }
+    fn keeps(&self) -> bool {
+        Backend::keeps(self)
     }
     fn ready(&self) -> Answer<'_, ()> {
         Backend::ready(self).boxed()
@@ -152,6 +156,9 @@ impl Backend for BoxBackend {
     }
     fn check_writable(&self, namespace: &Namespace) -> Result<(), BackendError> {
         self.0.check_writable(namespace)
+    }
+    fn keeps(&self) -> bool {
+        self.0.keeps()
     }
     async fn ready(&self) -> Result<(), BackendError> {
         self.0.ready().await

@@ -138,6 +138,10 @@ impl<B: Backend> Backend for LimitedBackend<B> {
         self.backend.check_writable(namespace)
     }
 
+    fn keeps(&self) -> bool {
+        self.backend.keeps()
+    }
+
     async fn ready(&self) -> Result<(), BackendError> {
         self.backend.ready().await
     }

@@ -152,6 +152,12 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether what is written can be read back. Otherwise the origins' disks are all there is, and nothing
+    /// may leave them for want of room.
+    fn keeps(&self) -> bool {
+        true
+    }
+
     /// Whether the backend can be reached, if it is one that a host is of no use without.
     ///
     /// # Errors

@@ -7,7 +7,8 @@ use kraken_proto::{Digest, Namespace};
 
 use super::{Backend, BackendError, ByteStream};
 
-/// Takes every blob and keeps none: for namespaces whose blobs need not outlive the origins' disks.
+/// Takes every blob and keeps none: the origins' disks are the storage, which nothing leaves for want of room;
+/// or, as one of several backends, for namespaces whose blobs may go when there is no room.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoopBackend;
 
@@ -43,6 +44,10 @@ impl Backend for NoopBackend {
             expected,
             found,
         })
+    }
+
+    fn keeps(&self) -> bool {
+        false
     }
 
     async fn delete(&self, _: &Namespace, _: Digest) -> Result<(), BackendError> {

@@ -112,6 +112,12 @@ impl Backend for RoutedBackend {
         self.of(namespace)?.check_writable(namespace)
     }
 
+    /// Where one of several keeps nothing, that is wanted for its namespaces: they may lose blobs. Where none
+    /// does, there is no storage.
+    fn keeps(&self) -> bool {
+        self.routes().iter().any(|route| route.backend.keeps())
+    }
+
     /// Asks all that must be ready.
     async fn ready(&self) -> Result<(), BackendError> {
         let routes = self.routes();

@@ -129,6 +129,11 @@ impl<A: Backend, B: Backend> Backend for ShadowBackend<A, B> {
         self.second.check_writable(namespace)
     }
 
+    /// The first is the one that is read.
+    fn keeps(&self) -> bool {
+        self.first.keeps()
+    }
+
     async fn ready(&self) -> Result<(), BackendError> {
         let (first, second) = futures::join!(self.first.ready(), self.second.ready());
         first.and(second)

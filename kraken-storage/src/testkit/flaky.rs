@@ -165,6 +165,10 @@ impl<B: Backend> Backend for FlakyBackend<B> {
         self.inner().check_writable(namespace)
     }
 
+    fn keeps(&self) -> bool {
+        self.inner().keeps()
+    }
+
     async fn ready(&self) -> Result<(), BackendError> {
         self.shared.counts.check()?;
         self.inner().ready().await

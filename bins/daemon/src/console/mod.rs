@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use self::images::Images;
 use self::memory::Memory;
 use self::nodes::Nodes;
+use crate::members::member_url;
 use crate::process::StartError;
 use crate::sockets;
 
@@ -71,9 +72,13 @@ impl ConsoleConfig {
                 port = listen.port()
             )));
         }
-        let urls = [&self.trackers, &self.build_indexes, &self.proxies];
-        for url in urls.into_iter().flatten() {
-            let checked: Result<BaseUrl, _> = url.parse();
+        let members = self.trackers.iter().chain(&self.build_indexes);
+        let members = members.map(|url| member_url(url).map(drop));
+        let proxies = self.proxies.iter().map(|url| {
+            let checked = url.parse::<BaseUrl>();
+            checked.map(drop).map_err(|error| error.to_string())
+        });
+        for checked in members.chain(proxies) {
             checked.map_err(|error| StartError::Config(format!("console: {error}")))?;
         }
         Ok(())

@@ -140,6 +140,10 @@ impl<B: Backend> Backend for WithTestBlob<B> {
         self.0.check_writable(namespace)
     }
 
+    fn keeps(&self) -> bool {
+        self.0.keeps()
+    }
+
     async fn ready(&self) -> Result<(), BackendError> {
         self.0.ready().await
     }

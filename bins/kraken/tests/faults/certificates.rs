@@ -95,6 +95,13 @@ fn hops() -> Vec<Hop> {
             "agent",
         ),
         hop(
+            "tracker",
+            "origin-1",
+            "POST",
+            &format!("/namespace/a/blobs/{digest}/prefetch"),
+            "agent",
+        ),
+        hop(
             "origin",
             "origin-1",
             "POST",

@@ -1,4 +1,4 @@
-//! What a cluster does that nobody asks for anything.
+//! What a cluster does that is well, and that nobody asks for anything.
 
 use std::time::Duration;
 
@@ -14,7 +14,11 @@ async fn who_has_nothing_to_do_writes_nothing() {
         let lab = Lab::start(2, 1).await;
         let digest = push(&lab.host("proxy"), &random(1 << 20, 4)).await;
         assert_eq!(pull(&lab.host("agent-1"), digest).await, 1 << 20);
+        let refused = "kraken_certificate_refusals_total{reason=\"role\"}";
         for name in lab.names() {
+            // Members ask each other only for what they may have.
+            let refused = lab.counter(&name, refused).await;
+            assert!(matches!(refused, None | Some(0)), "{name}: {refused:?}");
             until(&format!("{name} rests"), async || {
                 let before = lab.written(&name);
                 tokio::time::sleep(INTERVAL).await;
