@@ -168,6 +168,15 @@ impl Identity {
         self.now().bearer.role
     }
 
+    /// The role that another's certificate is for; none where roles are not checked.
+    pub fn role_of(&self, certificate: &CertInfo) -> Option<Role> {
+        let roles = &self.shared.roles;
+        roles
+            .are_checked()
+            .then(|| certificate.bearer(roles).role)
+            .flatten()
+    }
+
     /// The zone of this process: that of its certificate, if that names one.
     ///
     /// # Errors

@@ -69,7 +69,7 @@ pub use mem::{MemNetwork, MemTransport};
 #[cfg(feature = "quic")]
 pub use quic::{Quic, QuicOptions};
 #[cfg(feature = "tls")]
-pub use roles::Role;
+pub use roles::{Role, RoleError};
 #[cfg(any(feature = "quic", feature = "tcp"))]
 pub use stats::TransportStats;
 #[cfg(feature = "tcp")]

@@ -1,12 +1,17 @@
 //! What beside the registry's own paths strangers must not use.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use http::header::HOST;
+use http::request::Parts;
+use http::uri::Authority;
 use kraken_registry::RepoName;
 use kraken_registry::access::Access;
+use kraken_registry::error::{Code, RegistryError};
 
 /// Lets through what a registry decides about itself and what anybody may ask; of the rest, blobs of a
 /// namespace as a pull from a repository of that name, and all else from this host only.
@@ -25,12 +30,38 @@ pub(crate) async fn refuse(access: Arc<Access>, request: Request, next: Next) ->
         None if path.starts_with("/proxy/") || path.starts_with("/registry/") => {
             access.check_pull_all(&parts).await
         }
-        None => Access::check_this_host(&parts),
+        None => Access::check_this_host(&parts).and_then(|()| check_name(&parts)),
     };
     match checked {
         Ok(()) => next.run(Request::from_parts(parts, body)).await,
         Err(refused) => refused.into_response(),
     }
+}
+
+/// What is for this host only is called by an address or as `localhost`. A web page can make a name of its own
+/// lead to this host, and would be told what a browser takes for that page's.
+fn check_name(parts: &Parts) -> Result<(), RegistryError> {
+    let named = parts
+        .headers
+        .get(HOST)
+        .map(|host| host.to_str().unwrap_or_default());
+    let host = named.or_else(|| parts.uri.authority().map(|it| it.as_str()));
+    let is_plain = host.is_none_or(|host| {
+        let name = host.parse::<Authority>();
+        name.is_ok_and(|it| it.host() == "localhost" || is_address(it.host()))
+    });
+    match is_plain {
+        true => Ok(()),
+        false => {
+            let what = "this is asked at an address or at localhost, as in http://127.0.0.1:7610";
+            Err(RegistryError::new(Code::Denied, what))
+        }
+    }
+}
+
+fn is_address(host: &str) -> bool {
+    let bare = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+    bare.unwrap_or(host).parse::<IpAddr>().is_ok()
 }
 
 #[cfg(test)]
@@ -47,12 +78,17 @@ mod tests {
     use super::*;
 
     async fn status(access: Access, from: &str, path: &str) -> u16 {
+        status_at(access, (from, "127.0.0.1"), path).await
+    }
+
+    async fn status_at(access: Access, (from, host): (&str, &str), path: &str) -> u16 {
         let access = Arc::new(access);
         let app = Router::new().route("/{*all}", any(async || "done"));
         let app = app.layer(from_fn(move |request, next| {
             refuse(access.clone(), request, next)
         }));
-        let mut request = Request::get(path).body(Body::empty()).unwrap();
+        let request = Request::get(path).header(HOST, host).body(Body::empty());
+        let mut request = request.unwrap();
         let addr: SocketAddr = from.parse().unwrap();
         request.extensions_mut().insert(ConnectInfo(addr));
         app.oneshot(request).await.unwrap().status().as_u16()
@@ -76,6 +112,20 @@ mod tests {
             let told = status(Access::this_host(), stranger, path).await;
             assert_eq!(told, wanted, "{path}");
         }
+        for (host, wanted) in [
+            ("127.0.0.1:7610", 200),
+            ("[::1]:7610", 200),
+            ("localhost", 200),
+            ("evil.example.com:7610", 403),
+            ("localhost.example.com", 403),
+            ("", 403),
+        ] {
+            let told = status_at(Access::this_host(), (here, host), "/x/store").await;
+            assert_eq!(told, wanted, "{host}");
+        }
+        // Pulls have names of their own.
+        let pulled = status_at(Access::this_host(), (here, "hub.example.com"), "/v2/");
+        assert_eq!(pulled.await, 200);
         // Whoever may pull may fetch.
         let everybody = status(Access::everybody(), stranger, "/namespace/a%2Fb/blobs/x");
         assert_eq!(everybody.await, 200);

@@ -8,6 +8,7 @@ pub(crate) mod certificates;
 pub(crate) mod disk;
 pub(crate) mod host;
 pub(crate) mod origins;
+pub(crate) mod reach;
 pub mod services;
 
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ use http::StatusCode;
 use kraken_core::Agent;
 use kraken_core::net::announce::TrackerClient;
 use kraken_core::net::http::{ApiError, HttpClient};
-use kraken_core::net::{Dual, Identity};
+use kraken_core::net::{Dual, Identity, Role};
 use kraken_registry::tags::client::TagClient;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -187,14 +188,15 @@ async fn tidy(Shared((doctor, turn)): Shared<Turn>) -> Result<StatusCode, ApiErr
 
 impl Doctor {
     async fn report(&self) -> Report {
-        let (certificates, disks, host, services, origins) = tokio::join!(
+        let (certificates, disks, host, services, origins, way_in) = tokio::join!(
             within("certificates", GROUP, certificates::look(&self.facts)),
             within("disk", GROUP, disk::look(&self.facts.dirs, &self.disks)),
             within("host", GROUP, host::look()),
             within("trackers and build-indexes", GROUP, self.services()),
             within("origins", GROUP, origins::look(self)),
+            within("way in", GROUP, reach::look(self)),
         );
-        let mut findings = [certificates, disks, host, services, origins].concat();
+        let mut findings = [certificates, disks, host, services, origins, way_in].concat();
         let (finding, blob) = blob::pull(&self.agent).await;
         findings.push(finding);
         Report { findings, blob }
@@ -202,13 +204,13 @@ impl Doctor {
 
     async fn services(&self) -> Vec<Finding> {
         let trackers = self.trackers.urls();
-        let trackers = trackers.iter().map(|url| ("tracker", url.to_string()));
+        let trackers = trackers.iter().map(|url| (Role::Tracker, url.to_string()));
         let indexes = self.tags.urls().into_iter();
-        let all = trackers.chain(indexes.map(|url| ("build-index", url)));
+        let all = trackers.chain(indexes.map(|url| (Role::BuildIndex, url)));
         let by = (&self.identity, &self.http);
-        let looks = all.take(2 * MOST).map(async |(kind, url)| {
-            let check = format!("{kind} {url}");
-            let look = services::look_at(&check, &url, by);
+        let looks = all.take(2 * MOST).map(async |(role, url)| {
+            let check = format!("{role} {url}");
+            let look = services::look_at(&check, (&url, role), by);
             within(&check, EACH, look).await
         });
         futures::future::join_all(looks).await.concat()

@@ -5,7 +5,7 @@ use http::Request;
 use jiff::fmt::rfc2822;
 use kraken_core::net::http::probe::{ProbeError, STEP, probe};
 use kraken_core::net::http::{ApiError, BaseUrl, HttpBody, HttpClient, HttpResponse};
-use kraken_core::net::{Identity, certificate::CertInfo};
+use kraken_core::net::{Identity, Role, certificate::CertInfo};
 
 use super::certificates;
 use super::{Finding, unix_ms};
@@ -17,9 +17,13 @@ const CLOCK_FAILED_MS: i64 = 60_000;
 /// The longest answer about readiness that is read.
 const ANSWER: usize = 4096;
 
-/// Looks at the service at `url`, which `check` names: one finding about it, and one about its clock
-/// when it answers.
-pub async fn look_at(check: &str, url: &str, by: (&Identity, &HttpClient)) -> Vec<Finding> {
+/// Looks at the service of this role at `url`, which `check` names: one finding about it, and one about its
+/// clock when it answers.
+pub async fn look_at(
+    check: &str,
+    (url, role): (&str, Role),
+    by: (&Identity, &HttpClient),
+) -> Vec<Finding> {
     let base: BaseUrl = match url.parse() {
         Ok(base) => base,
         Err(error) => {
@@ -36,6 +40,9 @@ pub async fn look_at(check: &str, url: &str, by: (&Identity, &HttpClient)) -> Ve
         Ok(probe) => probe,
         Err(error) => return vec![unreachable(check, &error)],
     };
+    if let Some(other) = another_role(check, role, probe.certificate.as_ref(), identity) {
+        return vec![other];
+    }
     let asked = unix_ms();
     let answer = ask(http, &base).await;
     let (taken, middle) = (unix_ms() - asked, i64::midpoint(asked, unix_ms()));
@@ -53,6 +60,22 @@ pub async fn look_at(check: &str, url: &str, by: (&Identity, &HttpClient)) -> Ve
     let mut found = vec![ready, clock];
     found.extend(expiring(check, probe.certificate.as_ref()));
     found
+}
+
+/// Another service than is looked for.
+fn another_role(
+    check: &str,
+    role: Role,
+    certificate: Option<&CertInfo>,
+    identity: &Identity,
+) -> Option<Finding> {
+    let found = identity.role_of(certificate?)?;
+    (found != role).then(|| {
+        let what = format!("a process of role {found} answers there");
+        let advice =
+            format!("correct the URL in the configuration: this one is to be of role {role}");
+        Finding::failed(check, what, advice)
+    })
 }
 
 async fn ask(http: &HttpClient, base: &BaseUrl) -> Result<HttpResponse, ApiError> {

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use kraken_core::net::Identity;
 use kraken_core::net::http::HttpClient;
+use kraken_core::net::{Identity, Role, RoleError};
 use kraken_daemon::doctor::{Finding, services};
 
 use super::{Diagnosis, examine_agent, of};
@@ -25,13 +25,17 @@ pub async fn examine_cluster(dir: &Path) -> Result<Diagnosis, Failure> {
     for process in &cluster.processes {
         let found = match process.role.as_str() {
             "agent" => examine_agent(&Operator::new(&process.url, &tls)?).await,
-            role => service(role, &process.url, (&identity, &http)).await,
+            role => {
+                let wrong = |error: RoleError| Failure::Argument(error.to_string());
+                let role = role.parse().map_err(wrong)?;
+                service(role, &process.url, (&identity, &http)).await
+            }
         };
         checks.extend(of(&process.name, found));
     }
     Ok(Diagnosis::of(checks))
 }
 
-async fn service(role: &str, url: &str, by: (&Identity, &HttpClient)) -> Vec<Finding> {
-    services::look_at(&format!("{role} {url}"), url, by).await
+async fn service(role: Role, url: &str, by: (&Identity, &HttpClient)) -> Vec<Finding> {
+    services::look_at(&format!("{role} {url}"), (url, role), by).await
 }

@@ -13,7 +13,7 @@ use kraken_daemon::doctor::blob::test_blob;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::common::{Lab, Ran, identity, kraken, until, within};
+use crate::common::{Lab, Ran, free_addr, identity, kraken, until, within};
 use crate::namespace;
 
 /// A finding as the doctor prints it.
@@ -47,6 +47,32 @@ async fn examine(agent: &str, root: &Path) -> (Ran, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_leads_nowhere_and_a_url_of_something_else_are_named() {
+    within(120, "doctor", async {
+        let nowhere = free_addr();
+        let lab = Lab::start_with(1, 1, |role, config| {
+            if role == "agent" {
+                config["advertise"] = json!(nowhere);
+                config["build_indexes"] = config["trackers"].clone();
+            }
+        })
+        .await;
+        let root = tempfile::tempdir().unwrap();
+        let told = examine(&lab.host("agent-1"), root.path()).await.1;
+        let way_in = finding(&told, "way in");
+        assert_eq!(way_in["state"], "warning", "{told:#}");
+        let text = format!("{} {}", way_in["what"], way_in["advice"]);
+        assert!(
+            text.contains(&nowhere.to_string()) && text.contains("advertise"),
+            "{text}"
+        );
+        let words = ["of role tracker", "of role build-index", "correct the URL"];
+        says(&told, "build-index", "failed", &words);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_process_that_is_away_is_named_by_the_doctor() {
     within(150, "doctor", async {
         let mut lab = Lab::start(2, 1).await;
@@ -61,6 +87,7 @@ async fn each_process_that_is_away_is_named_by_the_doctor() {
             "clock of tracker",
             "origin origin-1",
             "path MTU",
+            "way in",
             "test blob",
             "pull by a client",
             "certificate",
