@@ -37,7 +37,7 @@ use crate::doctor::{Doctor, Facts, with_doctor};
 use crate::explain::{Others, with_explain};
 use crate::guard;
 use crate::limits::{LimitsConfig, with_live_limits};
-use crate::log::LogFilter;
+use crate::log::{LogFilter, LogFormat};
 use crate::members::Urls;
 use crate::pages;
 use crate::preload::{self, PreloadConfig, Preloader, with_preload};
@@ -145,6 +145,9 @@ pub struct AgentConfig {
     /// `RUST_LOG` has the last word.
     #[serde(default)]
     pub log: Option<LogFilter>,
+    /// How a line of the log is written: `text`, or `json`, an object in each line.
+    #[serde(default)]
+    pub log_format: LogFormat,
     /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
     #[serde(default)]
     pub tracing: Option<TracingConfig>,
@@ -154,10 +157,21 @@ pub struct AgentConfig {
 
 impl ProcessConfig for AgentConfig {
     const ROLE: Role = Role::Agent;
-    const LIVE: &'static [&'static str] = &["access", "build_indexes", "limits", "log", "trackers"];
+    const LIVE: &'static [&'static str] = &[
+        "access",
+        "build_indexes",
+        "limits",
+        "log",
+        "log_format",
+        "trackers",
+    ];
 
     fn log(&self) -> Option<&LogFilter> {
         self.log.as_ref()
+    }
+
+    fn log_format(&self) -> LogFormat {
+        self.log_format
     }
 
     fn tracing(&self) -> Option<&TracingConfig> {

@@ -26,7 +26,7 @@ use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::garbage::{GarbageConfig, with_garbage};
-use crate::log::LogFilter;
+use crate::log::{LogFilter, LogFormat};
 use crate::members::{Origins, member_url};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
@@ -93,6 +93,9 @@ pub struct BuildIndexConfig {
     /// `RUST_LOG` has the last word.
     #[serde(default)]
     pub log: Option<LogFilter>,
+    /// How a line of the log is written: `text`, or `json`, an object in each line.
+    #[serde(default)]
+    pub log_format: LogFormat,
     /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
     #[serde(default)]
     pub tracing: Option<TracingConfig>,
@@ -105,6 +108,7 @@ impl ProcessConfig for BuildIndexConfig {
     const LIVE: &'static [&'static str] = &[
         "immutable_tags",
         "log",
+        "log_format",
         "origins",
         "remotes",
         "sources",
@@ -113,6 +117,10 @@ impl ProcessConfig for BuildIndexConfig {
 
     fn log(&self) -> Option<&LogFilter> {
         self.log.as_ref()
+    }
+
+    fn log_format(&self) -> LogFormat {
+        self.log_format
     }
 
     fn tracing(&self) -> Option<&TracingConfig> {

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::access::{self, AccessConfig, ClientTls};
 use crate::config::Tls;
-use crate::log::LogFilter;
+use crate::log::{LogFilter, LogFormat};
 use crate::members::{self, Origins, Urls};
 use crate::store::{self, EvictionConfig, StoreLimit, VolumeConfig};
 use crate::traces::TracingConfig;
@@ -27,6 +27,9 @@ pub trait ProcessConfig: DeserializeOwned + JsonSchema + Send + 'static {
 
     /// How much is logged.
     fn log(&self) -> Option<&LogFilter>;
+
+    /// How a line of the log is written.
+    fn log_format(&self) -> LogFormat;
 
     /// Where traces go.
     fn tracing(&self) -> Option<&TracingConfig>;

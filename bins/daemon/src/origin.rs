@@ -29,7 +29,7 @@ use crate::dns::DnsName;
 use crate::explain::with_explain;
 use crate::leave::with_leave;
 use crate::limits::{LimitsConfig, Rate, with_live_limits};
-use crate::log::LogFilter;
+use crate::log::{LogFilter, LogFormat};
 use crate::members::Origins;
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
@@ -110,6 +110,9 @@ pub struct OriginConfig {
     /// `RUST_LOG` has the last word.
     #[serde(default)]
     pub log: Option<LogFilter>,
+    /// How a line of the log is written: `text`, or `json`, an object in each line.
+    #[serde(default)]
+    pub log_format: LogFormat,
     /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
     #[serde(default)]
     pub tracing: Option<TracingConfig>,
@@ -119,10 +122,21 @@ pub struct OriginConfig {
 
 impl ProcessConfig for OriginConfig {
     const ROLE: Role = Role::Origin;
-    const LIVE: &'static [&'static str] = &["backend", "backends", "limits", "log", "origins"];
+    const LIVE: &'static [&'static str] = &[
+        "backend",
+        "backends",
+        "limits",
+        "log",
+        "log_format",
+        "origins",
+    ];
 
     fn log(&self) -> Option<&LogFilter> {
         self.log.as_ref()
+    }
+
+    fn log_format(&self) -> LogFormat {
+        self.log_format
     }
 
     fn tracing(&self) -> Option<&TracingConfig> {

@@ -76,7 +76,6 @@ where
     let sources = arguments.sources();
     match instead {
         None => {
-            descriptors::raise();
             serve(&sources, start).await?;
             Ok(ExitCode::SUCCESS)
         }
@@ -154,9 +153,11 @@ where
     let asked = Asked::watch();
     let layers = sources.layers(&Schema::of::<C>())?;
     let config = layers.typed::<C>()?;
+    log::set_format(config.log_format());
     if let Some(filter) = config.log() {
         log::set_filter(Some(filter));
     }
+    descriptors::raise();
     let name = format!("kraken-{}", C::ROLE);
     let traces = config.tracing();
     let traces = traces.map(|traces| Traces::start(traces, (&name, config.instance())));

@@ -22,7 +22,7 @@ use crate::access::{self, AccessConfig, ClientTls};
 use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
-use crate::log::LogFilter;
+use crate::log::{LogFilter, LogFormat};
 use crate::members::{Origins, Urls};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
@@ -68,6 +68,9 @@ pub struct ProxyConfig {
     /// `RUST_LOG` has the last word.
     #[serde(default)]
     pub log: Option<LogFilter>,
+    /// How a line of the log is written: `text`, or `json`, an object in each line.
+    #[serde(default)]
+    pub log_format: LogFormat,
     /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
     #[serde(default)]
     pub tracing: Option<TracingConfig>,
@@ -77,10 +80,15 @@ pub struct ProxyConfig {
 
 impl ProcessConfig for ProxyConfig {
     const ROLE: Role = Role::Proxy;
-    const LIVE: &'static [&'static str] = &["access", "build_indexes", "log", "origins"];
+    const LIVE: &'static [&'static str] =
+        &["access", "build_indexes", "log", "log_format", "origins"];
 
     fn log(&self) -> Option<&LogFilter> {
         self.log.as_ref()
+    }
+
+    fn log_format(&self) -> LogFormat {
+        self.log_format
     }
 
     fn tracing(&self) -> Option<&TracingConfig> {

@@ -140,13 +140,14 @@ impl<S: Service> Following<'_, S> {
             return Ok(());
         }
         let told = live.join(", ");
-        let filter = config.log().cloned();
+        let (filter, format) = (config.log().cloned(), config.log_format());
         let changed = Changed(live);
         let is_logged_otherwise = changed.has("log");
         self.service.reload(config, &changed)?;
         if is_logged_otherwise {
             log::set_filter(filter.as_ref());
         }
+        log::set_format(format);
         let taken: Vec<_> = changed.0.iter().map(String::as_str).collect();
         self.running.take_over(&taken, &layers);
         TAKEN.fetch_add(1, Ordering::Relaxed);

@@ -22,7 +22,7 @@ use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, OriginEntry, Tls};
 use crate::console::{self, ConsoleConfig, Shown};
 use crate::dns::DnsName;
-use crate::log::LogFilter;
+use crate::log::{LogFilter, LogFormat};
 use crate::members::Origins;
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
@@ -55,6 +55,9 @@ pub struct TrackerConfig {
     /// `RUST_LOG` has the last word.
     #[serde(default)]
     pub log: Option<LogFilter>,
+    /// How a line of the log is written: `text`, or `json`, an object in each line.
+    #[serde(default)]
+    pub log_format: LogFormat,
     /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
     #[serde(default)]
     pub tracing: Option<TracingConfig>,
@@ -64,10 +67,14 @@ pub struct TrackerConfig {
 
 impl ProcessConfig for TrackerConfig {
     const ROLE: Role = Role::Tracker;
-    const LIVE: &'static [&'static str] = &["log", "origins"];
+    const LIVE: &'static [&'static str] = &["log", "log_format", "origins"];
 
     fn log(&self) -> Option<&LogFilter> {
         self.log.as_ref()
+    }
+
+    fn log_format(&self) -> LogFormat {
+        self.log_format
     }
 
     fn tracing(&self) -> Option<&TracingConfig> {

@@ -105,6 +105,7 @@ impl Cluster {
                 heal: Default::default(),
                 limits: Default::default(),
                 log: None,
+                log_format: Default::default(),
                 tracing: None,
                 tls: files.tls(&entry.name, "origin")?,
             };
@@ -123,6 +124,7 @@ impl Cluster {
                 proxies: vec![format!("http://{}", ports.proxy)],
             }),
             log: None,
+            log_format: Default::default(),
             tracing: None,
             tls: files.tls("tracker-1", "tracker")?,
         })
@@ -145,6 +147,7 @@ impl Cluster {
             upstream_tags: Vec::new(),
             garbage: None,
             log: None,
+            log_format: Default::default(),
             tracing: None,
             tls: files.tls("build-index-1", "build-index")?,
         })
@@ -162,6 +165,7 @@ impl Cluster {
             access: None,
             client_tls: None,
             log: None,
+            log_format: Default::default(),
             tracing: None,
             tls: files.tls("proxy-1", "proxy")?,
         })
@@ -198,6 +202,7 @@ impl Cluster {
                 limits: Default::default(),
                 remember_peers: true,
                 log: None,
+                log_format: Default::default(),
                 tracing: None,
                 tls: files.tls(&name, "agent")?,
             };

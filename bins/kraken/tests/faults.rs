@@ -33,6 +33,8 @@ mod input;
 mod kill;
 #[path = "faults/login.rs"]
 mod login;
+#[path = "faults/logs.rs"]
+mod logs;
 #[path = "faults/outage.rs"]
 mod outage;
 #[path = "faults/rebuild.rs"]
