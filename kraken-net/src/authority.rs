@@ -10,7 +10,9 @@ use rcgen::{
     PublicKeyData, RevokedCertParams, SanType, SerialNumber, SignatureAlgorithm,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, DnsName, ServerName, UnixTime,
+};
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
@@ -164,7 +166,7 @@ impl CertAuthority {
     /// The same with more in it.
     ///
     /// # Errors
-    /// As of [`CertAuthority::issue`], or a name is too long or odd.
+    /// As of [`CertAuthority::issue`], or the process's name is too long or odd.
     pub fn issue_as(&self, wanted: &CertRequest<'_>) -> Result<(String, String), IdentityError> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if wanted.role.is_empty() || !wanted.role.chars().all(plain) {
@@ -174,6 +176,7 @@ impl CertAuthority {
             )));
         }
         check_name("process", wanted.name)?;
+        wanted.hosts.iter().try_for_each(|host| check_host(host))?;
         let key = KeyPair::generate().map_err(issue)?;
         let mut uris = vec![format!("{ROLE_PREFIX}{}", wanted.role)];
         uris.extend(wanted.zone.map(|zone| format!("{ZONE_PREFIX}{zone}")));
@@ -255,20 +258,12 @@ impl CertAuthority {
 
     /// What is on a list of this authority, and since when.
     fn revoked(&self, list: &str) -> Result<Vec<(Vec<u8>, SystemTime)>, IdentityError> {
-        let der = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).map_err(issue)?;
-        let (_, list) = CertificateRevocationList::from_der(&der).map_err(issue)?;
-        if list.issuer().as_raw() != Parts::of(&self.cert_pem)?.subject {
+        let (issuer, revoked) = entries(list)?;
+        if issuer != Parts::of(&self.cert_pem)?.subject {
             let what = "the list of revoked certificates is another authority's";
             return Err(IdentityError::Issue(what.into()));
         }
-        let revoked = list.iter_revoked_certificates();
-        let entry = |it: &x509_parser::revocation_list::RevokedCertificate<'_>| {
-            (
-                it.raw_serial().to_vec(),
-                certificate::time(it.revocation_date),
-            )
-        };
-        Ok(revoked.map(entry).collect())
+        Ok(revoked)
     }
 
     /// A certificate that this authority has issued.
@@ -342,6 +337,33 @@ impl PublicKeyData for Point<'_> {
     }
 }
 
+/// Whether a list of revoked certificates names a certificate; both are PEM. One of another authority names
+/// none.
+///
+/// # Errors
+/// One of them is not PEM.
+pub fn is_revoked(cert: &str, list: &str) -> Result<bool, IdentityError> {
+    let parts = Parts::of(cert)?;
+    let (issuer, revoked) = entries(list)?;
+    let is_named = revoked.iter().any(|(serial, _)| *serial == parts.serial);
+    Ok(issuer == parts.issuer && is_named)
+}
+
+/// Who made a list, and the serials on it with since when.
+fn entries(list: &str) -> Result<(Vec<u8>, Vec<(Vec<u8>, SystemTime)>), IdentityError> {
+    let der = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).map_err(issue)?;
+    let (_, list) = CertificateRevocationList::from_der(&der).map_err(issue)?;
+    let revoked = list.iter_revoked_certificates();
+    let entry = |it: &x509_parser::revocation_list::RevokedCertificate<'_>| {
+        let since = certificate::time(it.revocation_date);
+        (it.raw_serial().to_vec(), since)
+    };
+    Ok((
+        list.issuer().as_raw().to_vec(),
+        revoked.map(entry).collect(),
+    ))
+}
+
 /// Encrypts a private key with a passphrase, as [`CertAuthority::to_sealed_pem`] does.
 ///
 /// # Errors
@@ -394,6 +416,22 @@ fn check_name(whose: &str, name: &str) -> Result<(), IdentityError> {
         )));
     }
     Ok(())
+}
+
+/// A DNS name, also one whose first label is `*`, or an address.
+fn check_host(host: &str) -> Result<(), IdentityError> {
+    let name = host.strip_prefix("*.");
+    let is_host = match name {
+        Some(name) => DnsName::try_from(name).is_ok(),
+        None => ServerName::try_from(host).is_ok(),
+    };
+    // Names in certificates are absolute without a dot at their end.
+    if is_host && !host.ends_with('.') {
+        return Ok(());
+    }
+    Err(IdentityError::Issue(format!(
+        "host {host:?} is neither a DNS name, such as origin-1.example.com, nor an IP address"
+    )))
 }
 
 /// Valid from an hour ago, because clocks differ.

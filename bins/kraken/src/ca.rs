@@ -155,9 +155,12 @@ impl Authority {
     /// one of another authority when that one's certificate is given.
     ///
     /// # Errors
-    /// It is not of that authority, or cannot be written.
+    /// It is revoked, not of that authority, or cannot be written.
     pub fn renew(&self, cert: &Path, (former, days): (Option<&Path>, Days)) -> Result<(), Failure> {
         let (old, validity) = (read(cert)?, days.duration());
+        // A former authority keeps its list beside its certificate, as this one does.
+        let authority = former.map(|former| former.with_file_name("ca.crl"));
+        not_revoked((cert, &old), &authority.unwrap_or_else(|| self.list()))?;
         let renewed = match former {
             None => self.ca.renew(&old, validity),
             Some(former) => self.ca.adopt(&old, &read(former)?, validity),
@@ -170,7 +173,7 @@ impl Authority {
     /// # Errors
     /// It is not of this authority, or the list cannot be written.
     pub fn revoke(&self, cert: &Path) -> Result<PathBuf, Failure> {
-        let file = self.dir.join("ca.crl");
+        let file = self.list();
         let list = if file.exists() {
             Some(read(&file)?)
         } else {
@@ -180,6 +183,27 @@ impl Authority {
         replace(&file, &list.map_err(|error| at(cert, error))?)?;
         Ok(file)
     }
+
+    /// The file of revoked certificates, if there are any.
+    fn list(&self) -> PathBuf {
+        self.dir.join("ca.crl")
+    }
+}
+
+/// Refuses a certificate, a file and its text, that a list names.
+fn not_revoked((cert, text): (&Path, &str), list: &Path) -> Result<(), Failure> {
+    if !list.exists() {
+        return Ok(());
+    }
+    let is_revoked = kraken_core::net::authority::is_revoked(text, &read(list)?);
+    if !is_revoked.map_err(|error| at(cert, error))? {
+        return Ok(());
+    }
+    let what = format!(
+        "{} names it: a revoked certificate is not renewed, as its key stays what it was; issue another one",
+        list.display()
+    );
+    Err(at(cert, what))
 }
 
 /// What the certificates in a file say, in words.
@@ -399,6 +423,66 @@ mod tests {
         assert!(own.renew(&out.join("a.crt"), (None, Days(1))).is_err());
         for name in ["../a", "", "a b", ".hidden"] {
             assert!(own.issue(&wanted(name), &out).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_revoked_is_not_renewed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ca_dir, out) = (dir.path().join("ca"), dir.path().join("out"));
+        let own = authority(&ca_dir);
+        let revoked = own.issue(&wanted("a"), &out).unwrap();
+        let other = own.issue(&wanted("b"), &out).unwrap();
+        own.revoke(&revoked).unwrap();
+        let text = fs::read(&revoked).unwrap();
+        let next = authority(&dir.path().join("next"));
+        let former = ca_dir.join("ca.crt");
+        for (by, former) in [(&own, None), (&next, Some(&*former))] {
+            let error = by.renew(&revoked, (former, Days(1))).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains("ca.crl names it"), "{error}");
+            assert_eq!(fs::read(&revoked).unwrap(), text);
+            by.renew(&other, (former, Days(1))).unwrap();
+        }
+    }
+
+    #[test]
+    fn hosts_are_names_or_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = authority(&dir.path().join("ca"));
+        let issue = |host: &str, name: &str| {
+            let mut wanted = wanted(name);
+            wanted.hosts = vec![host.to_owned()];
+            own.issue(&wanted, &dir.path().join("out"))
+        };
+        for (number, host) in [
+            "origin-9",
+            "a.example.com",
+            "*.example.com",
+            "10.0.0.9",
+            "::1",
+        ]
+        .iter()
+        .enumerate()
+        {
+            let cert = issue(host, &format!("fine-{number}")).unwrap();
+            assert!(told(&cert).unwrap().contains(host), "{host}");
+        }
+        for host in [
+            "bad host",
+            "https://origin-9:7605",
+            "origin-9:7605",
+            "10.0.0.9/8",
+            "300.0.0.1",
+            "a.*.example.com",
+            "*",
+            "a..b",
+            "a.example.com.",
+            "",
+        ] {
+            let error = issue(host, "wrong").unwrap_err().to_string();
+            assert!(error.contains("neither a DNS name"), "{host:?}: {error}");
+            assert!(!dir.path().join("out/wrong.key").exists(), "{host:?}");
         }
     }
 
