@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, UNIX_EPOCH};
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody as _, to_bytes};
 use axum::extract::{ConnectInfo, Request};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
@@ -13,6 +14,7 @@ use http::header::{CONTENT_LENGTH, RANGE, USER_AGENT};
 use http::{HeaderMap, HeaderName, Uri};
 use kraken_core::Digest;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Answers that are remembered: some 1 MB.
 const MOST: usize = 2048;
@@ -20,6 +22,8 @@ const MOST: usize = 2048;
 const MOST_TOLD: usize = 64;
 /// The longest text out of a request that is remembered, in bytes.
 const LONGEST: usize = 200;
+/// The longest error document that is read, in bytes.
+const LONGEST_ERROR: u64 = 16 << 10;
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// One answer of a registry about a blob or a manifest.
@@ -49,6 +53,9 @@ pub struct Answer {
     pub bytes: Option<u64>,
     /// How long the client waited for the head of the answer, in milliseconds.
     pub waited_ms: u64,
+    /// Why the client did not get what it wanted, as the answer told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// Lets a registry remember what it answers.
@@ -76,6 +83,8 @@ impl Answers {
         let head = response.headers();
         answer.digest = text(head, &CONTENT_DIGEST).and_then(|it| it.parse().ok());
         answer.bytes = text(head, &CONTENT_LENGTH).and_then(|it| it.parse().ok());
+        let (response, why) = reason(response).await;
+        answer.why = why;
         self.push(answer);
         response
     }
@@ -112,6 +121,34 @@ impl Answers {
     }
 }
 
+/// The same answer, and what its error document says if it has one.
+async fn reason(response: Response) -> (Response, Option<String>) {
+    let (status, size) = (response.status(), response.body().size_hint().upper());
+    let is_error = status.is_client_error() || status.is_server_error();
+    if !is_error || size.is_none_or(|size| size > LONGEST_ERROR) {
+        return (response, None);
+    }
+    let (head, body) = response.into_parts();
+    match to_bytes(body, usize::MAX).await {
+        Ok(bytes) => {
+            let why = message(&bytes);
+            (Response::from_parts(head, Body::from(bytes)), why)
+        }
+        Err(error) => {
+            let broken = futures::stream::iter([Err::<Bytes, _>(error)]);
+            (Response::from_parts(head, Body::from_stream(broken)), None)
+        }
+    }
+}
+
+/// What an error document says, a registry's or one of ours.
+fn message(document: &[u8]) -> Option<String> {
+    let document: Value = serde_json::from_slice(document).ok()?;
+    let error = document.pointer("/errors/0");
+    let error = error.or_else(|| document.get("error"))?;
+    error["message"].as_str().map(cut)
+}
+
 /// What a request asks for, if it is a blob or a manifest.
 fn asked(request: &Request) -> Option<Answer> {
     let (repository, kind, reference) = named(request.uri())?;
@@ -131,6 +168,7 @@ fn asked(request: &Request) -> Option<Answer> {
         digest: None,
         bytes: None,
         waited_ms: 0,
+        why: None,
     })
 }
 
@@ -165,7 +203,6 @@ fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
     use axum::routing::any;
     use http::StatusCode;
     use tower::ServiceExt as _;
@@ -219,5 +256,30 @@ mod tests {
         }
         assert_eq!(answers.lock().len(), MOST);
         assert_eq!(answers.of_tag("a/b", "v1").len(), MOST_TOLD);
+    }
+
+    #[tokio::test]
+    async fn why_a_client_got_nothing_is_remembered_and_it_is_told_as_before() {
+        for (document, why) in [
+            (
+                r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no such tag"}]}"#,
+                Some("no such tag"),
+            ),
+            (
+                r#"{"error":{"code":"FULL","message":"no room"}}"#,
+                Some("no room"),
+            ),
+            ("gone", None),
+            ("", None),
+        ] {
+            let answers = Answers::default();
+            let answer = move || async move { (StatusCode::NOT_FOUND, document) };
+            let app = noted(Router::new().route("/v2/{*rest}", any(answer)), &answers);
+            let request = Request::get("/v2/a/manifests/v1").body(Body::empty());
+            let told = app.oneshot(request.unwrap()).await.unwrap();
+            let told = to_bytes(told.into_body(), 1 << 10).await.unwrap();
+            assert_eq!(told, document.as_bytes());
+            assert_eq!(answers.of_tag("a", "v1")[0].why.as_deref(), why);
+        }
     }
 }

@@ -65,8 +65,8 @@ pub async fn of_tag(
 /// An image, and what is remembered of all its blobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ImageExplained {
-    /// Its manifest or index.
-    pub digest: Digest,
+    /// Its manifest or index; nothing when no client was told it.
+    pub digest: Option<Digest>,
     /// What clients were told about the tag.
     pub answers: Vec<Answer>,
     /// The manifest and all that it names, as far as it is here.
@@ -81,25 +81,42 @@ const MANIFEST: usize = 4 << 20;
 /// What the agent remembers of an image. Nothing is fetched for it.
 ///
 /// # Errors
-/// The agent does not answer, or knows nothing of the tag.
+/// The agent does not answer, or no client asked for the tag.
 pub async fn of_image(
     process: &Operator,
     (repository, reference): (&str, &str),
 ) -> Result<ImageExplained, Failure> {
     let (digest, answers) = match reference.parse::<Digest>() {
-        Ok(digest) => (digest, Vec::new()),
+        Ok(digest) => (Some(digest), Vec::new()),
         Err(_) => {
             let answers = of_tag(process, (repository, reference)).await?;
             let told = answers.iter().rev().find_map(|answer| answer.digest);
-            let unknown = || {
-                Failure::Registry(format!(
-                    "no client was told lately what {repository}:{reference} is: name the image by its digest, \
-                     {repository}@sha256:…"
-                ))
-            };
-            (told.ok_or_else(unknown)?, answers)
+            (told, answers)
         }
     };
+    if digest.is_none() && answers.is_empty() {
+        return Err(Failure::Registry(format!(
+            "no client asked lately what {repository}:{reference} is: name the image by its digest, \
+             {repository}@sha256:…"
+        )));
+    }
+    let blobs = match digest {
+        Some(digest) => blobs_of(process, repository, digest).await?,
+        None => Vec::new(),
+    };
+    Ok(ImageExplained {
+        digest,
+        answers,
+        blobs,
+    })
+}
+
+/// A manifest and all that it names, as far as it is here.
+async fn blobs_of(
+    process: &Operator,
+    repository: &str,
+    digest: Digest,
+) -> Result<Vec<Explained>, Failure> {
     let mut blobs = Vec::<Explained>::new();
     let mut next = vec![(digest, "manifest")];
     while let Some((digest, part)) = next.pop() {
@@ -116,11 +133,7 @@ pub async fn of_image(
             explanation,
         });
     }
-    Ok(ImageExplained {
-        digest,
-        answers,
-        blobs,
-    })
+    Ok(blobs)
 }
 
 /// What a manifest that is here names, the last first.
@@ -142,7 +155,15 @@ async fn named_by(
     Ok(named)
 }
 
-/// The same in words and tables; `now_ms` is the time in milliseconds since 1970.
+/// In words what an image is, which was asked for by a name.
+pub fn is(name: &str, image: &ImageExplained) -> String {
+    match image.digest {
+        Some(digest) => format!("{name} is {digest}"),
+        None => format!("What {name} is was told to no client lately."),
+    }
+}
+
+/// A blob in words and tables; `now_ms` is the time in milliseconds since 1970.
 pub fn text(explained: &Explained, now_ms: u64) -> String {
     let Explained {
         digest,
@@ -335,22 +356,19 @@ pub fn told(answers: &[Answer]) -> Vec<String> {
         return vec!["  No client asked for it lately.".into()];
     }
     let mut table = Table::new();
-    table.set_header(["when", "client", "asked", "told", "bytes", "waited", "who"]);
+    table.set_header([
+        "when", "client", "asked", "told", "why", "bytes", "waited", "who",
+    ]);
     for answer in answers {
         let client = answer
             .client
             .map_or_else(|| "?".into(), |it| it.to_string());
-        let range = answer.range.as_ref().map(|range| format!(" {range}"));
         table.add_row([
             time(answer.at_ms),
             client,
-            format!(
-                "{} {}{}",
-                answer.method,
-                answer.repository,
-                range.unwrap_or_default()
-            ),
+            asked(answer),
             answer.status.to_string(),
+            why(answer),
             answer
                 .bytes
                 .map_or_else(String::new, |it| ByteSize(it).to_string()),
@@ -361,6 +379,32 @@ pub fn told(answers: &[Answer]) -> Vec<String> {
     let mut lines = vec!["  Clients were told:".to_string()];
     lines.extend(indented(&table.to_string()));
     lines
+}
+
+/// The method, the thing and the part of it that a client wanted.
+fn asked(answer: &Answer) -> String {
+    let name = match answer.reference.parse::<Digest>() {
+        Ok(_) => {
+            let end = answer.reference.len().min(DIGITS);
+            format!("@{}…", &answer.reference[..end])
+        }
+        Err(_) => format!(":{}", answer.reference),
+    };
+    let range = answer.range.as_ref().map(|range| format!(" {range}"));
+    let range = range.unwrap_or_default();
+    format!("{} {}{name}{range}", answer.method, answer.repository)
+}
+
+/// As much of a digest as fits into a table: its algorithm and twelve digits.
+const DIGITS: usize = "sha256:".len() + 12;
+
+/// Why a client did not get what it wanted, as far as that is known.
+fn why(answer: &Answer) -> String {
+    let status = http::StatusCode::from_u16(answer.status).ok();
+    let status = status.filter(|it| !it.is_success() && !it.is_redirection());
+    let known = answer.why.clone();
+    let known = known.or_else(|| Some(status?.canonical_reason()?.to_owned()));
+    known.unwrap_or_default()
 }
 
 fn indented(text: &str) -> Vec<String> {
@@ -449,6 +493,47 @@ mod tests {
             others: 0,
             ingested: 0,
         }
+    }
+
+    #[test]
+    fn what_failed_is_told_with_the_name_and_the_reason() {
+        let answer = |reference: &str, status, why: Option<&str>| Answer {
+            at_ms: 1_700_000_000_000,
+            client: None,
+            user_agent: None,
+            method: "GET".into(),
+            repository: "team/app".into(),
+            kind: "manifests".into(),
+            reference: reference.into(),
+            range: None,
+            status,
+            digest: None,
+            bytes: None,
+            waited_ms: 5,
+            why: why.map(str::to_owned),
+        };
+        let digest = Digest::of(b"a").to_string();
+        let answers = vec![
+            answer("v1", 404, Some("no such tag")),
+            answer("v2", 503, None),
+            answer(&digest, 200, None),
+        ];
+        let text = told(&answers).join("\n");
+        for says in [
+            "GET team/app:v1 ",
+            "404",
+            "no such tag",
+            "Service Unavailable",
+            "GET team/app@sha256:ca978112ca1b… ",
+        ] {
+            assert!(text.contains(says), "{says:?} is not in\n{text}");
+        }
+        let image = ImageExplained {
+            digest: None,
+            answers,
+            blobs: Vec::new(),
+        };
+        assert!(is("team/app:v1", &image).contains("to no client"));
     }
 
     #[test]

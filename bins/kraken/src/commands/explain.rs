@@ -22,7 +22,7 @@ fn agent(face: AgentFace) -> Result<Operator, Failure> {
 /// Tells what is remembered of a blob, or of an image with all its blobs.
 pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
     let process = agent(args.face)?;
-    if let Ok(digest) = args.what.parse::<Digest>() {
+    if let Some(digest) = blob(&args.what)? {
         let explained = Explained {
             digest,
             part: None,
@@ -38,7 +38,7 @@ pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
     if args.json {
         return say(&serde_json::json!(image).to_string());
     }
-    say(&format!("{} is {}", args.what, image.digest))?;
+    say(&explain::is(&args.what, &image))?;
     explain::told(&image.answers)
         .iter()
         .try_for_each(|line| say(line))?;
@@ -47,6 +47,20 @@ pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
         say(&explain::text(blob, unix_ms()))?;
     }
     Ok(())
+}
+
+/// The digest that is meant by itself; nothing for an image, whose digest is looked at as well if it is named
+/// by one.
+fn blob(what: &str) -> Result<Option<Digest>, Failure> {
+    let named = what.split_once('@');
+    let text = named.map_or(what, |(_, digest)| digest);
+    if named.is_none() && !["sha256:", "sha512:"].iter().any(|it| text.starts_with(it)) {
+        return Ok(None);
+    }
+    let digest = text.parse::<Digest>();
+    let wrong = |error| Failure::Argument(format!("{text:?} is no digest: {error}"));
+    let digest = digest.map_err(wrong)?;
+    Ok(named.is_none().then_some(digest))
 }
 
 /// Shows what processes are doing, again and again.
@@ -88,4 +102,27 @@ pub(crate) async fn top(args: TopArgs) -> Result<(), Failure> {
 fn unix_ms() -> u64 {
     let since = UNIX_EPOCH.elapsed().unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_begins_like_a_digest_is_one_or_wrong() {
+        let digest = Digest::of(b"a");
+        assert_eq!(blob(&digest.to_string()).unwrap(), Some(digest));
+        for image in ["team/app:v1".to_owned(), format!("team/app@{digest}")] {
+            assert_eq!(blob(&image).unwrap(), None);
+        }
+        for wrong in [
+            "sha256:00",
+            "sha512:00",
+            "team/app@sha256:00",
+            "team/app@v1",
+        ] {
+            let error = blob(wrong).unwrap_err().to_string();
+            assert!(error.contains("is no digest"), "{wrong}: {error}");
+        }
+    }
 }

@@ -210,6 +210,14 @@ async fn why_the_storage_was_read_is_explained() {
             "{}",
             words.stdout
         );
+        assert!(client.manifest("explained/gone", "v1").await.is_err());
+        let gone = explained(&agent, "explained/gone:v1").await;
+        assert_eq!(gone["answers"][0]["status"], 404, "{gone:#}");
+        assert!(gone["answers"][0]["why"].is_string() && gone["digest"].is_null());
+        let words = kraken(&["explain", "explained/gone:v1", "--agent", &agent]).await;
+        for says in ["to no client", "explained/gone:v1", "404"] {
+            assert!(words.stdout.contains(says), "{says}: {words:?}");
+        }
         let unknown = kraken(&["explain", "explained/none:v1", "--agent", &agent]).await;
         assert!(
             !unknown.status.success() && unknown.stderr.contains("by its digest"),
