@@ -3,10 +3,9 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
-use axum::body::Bytes;
 use axum::routing::patch;
 use axum::{Json, Router};
-use kraken_core::net::http::ApiError;
+use kraken_core::net::http::{ApiError, SentBytes};
 use kraken_core::{Agent, Limits, Origin};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -92,14 +91,15 @@ impl Limited for Origin {
 
 /// Adds `PATCH /x/config/scheduler`: changes the limits that its body names, and answers with all.
 pub(crate) fn with_live_limits(router: Router, of: impl Limited) -> Router {
-    let change = async move |body: Bytes| -> Result<Json<Live<LimitsConfig>>, ApiError> {
-        let Json(Live { limits }) = Json::<Live<Change>>::from_bytes(&body)
-            .map_err(|error| ApiError::BadRequest(error.body_text()))?;
-        let limits = limits.applied_to(of.limits().into());
-        of.set_limits(limits.into());
-        tracing::info!(%limits, "limits changed");
-        Ok(Json(Live { limits }))
-    };
+    let change =
+        async move |SentBytes(body): SentBytes| -> Result<Json<Live<LimitsConfig>>, ApiError> {
+            let Json(Live { limits }) = Json::<Live<Change>>::from_bytes(&body)
+                .map_err(|error| ApiError::BadRequest(error.body_text()))?;
+            let limits = limits.applied_to(of.limits().into());
+            of.set_limits(limits.into());
+            tracing::info!(%limits, "limits changed");
+            Ok(Json(Live { limits }))
+        };
     router.route("/x/config/scheduler", patch(change))
 }
 
@@ -225,6 +225,12 @@ mod tests {
             assert_eq!(status, StatusCode::BAD_REQUEST, "{wrong}");
             assert!(body.contains(says), "{body}");
         }
+        let (status, body) = call(" ".repeat(3 << 20).leak()).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert!(
+            body.starts_with(r#"{"error":{"code":"TOO_LARGE""#),
+            "{body}"
+        );
         assert_eq!(handle.limits(), limits(20_000_000, 1000));
         call(r#"{"limits": {"upload": null}}"#).await;
         assert_eq!(handle.limits(), limits(0, 1000));

@@ -17,6 +17,7 @@ use std::time::UNIX_EPOCH;
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
+use kraken_core::net::http::Sent;
 use kraken_proto::Digest;
 use kraken_proto::tags::record::{TagState, Version};
 use serde::{Deserialize, Serialize};
@@ -110,7 +111,7 @@ pub(super) struct Struck {
 pub(super) async fn waiting(
     State(served): State<Served>,
     Path(remote): Path<String>,
-    Json(asked): Json<AskWaiting>,
+    Sent(asked): Sent<AskWaiting>,
 ) -> Result<Json<Waiting>, IndexError> {
     let inner = served.replicator.inner();
     let line = inner.fetching(&remote)?;
@@ -146,7 +147,7 @@ pub(super) async fn waiting(
 pub(super) async fn image(
     State(served): State<Served>,
     Path(remote): Path<String>,
-    Json(asked): Json<AskImage>,
+    Sent(asked): Sent<AskImage>,
 ) -> Result<Json<Offered>, IndexError> {
     let inner = served.replicator.inner();
     let line = inner.fetching(&remote)?;
@@ -167,7 +168,7 @@ pub(super) async fn image(
 pub(super) async fn fetched(
     State(served): State<Served>,
     Path(remote): Path<String>,
-    Json(fetched): Json<Fetched>,
+    Sent(fetched): Sent<Fetched>,
 ) -> Result<Json<Struck>, IndexError> {
     let inner = served.replicator.inner();
     inner.fetching(&remote)?;

@@ -20,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
+use kraken_core::net::http::Sent;
 use kraken_proto::Digest;
 use kraken_proto::tags::record::{Condition, TagState, Version};
 use serde::{Deserialize, Serialize};
@@ -133,7 +134,7 @@ async fn origins(State(served): State<Served>) -> Json<OriginList> {
 
 async fn look(
     State(served): State<Served>,
-    Json(asked): Json<Look>,
+    Sent(asked): Sent<Look>,
 ) -> Result<Json<Vec<Looked>>, IndexError> {
     bounded(asked.names.len())?;
     let mut looked = Vec::new();
@@ -166,7 +167,7 @@ fn wrong(message: String) -> IndexError {
 
 async fn merge(
     State(served): State<Served>,
-    Json(Registers { registers, absent }): Json<Registers>,
+    Sent(Registers { registers, absent }): Sent<Registers>,
 ) -> Result<Json<()>, IndexError> {
     bounded(registers.len())?;
     if absent.len() > Registers::ABSENT {
@@ -364,7 +365,7 @@ async fn send_now(
 
 async fn carry(
     State(served): State<Served>,
-    Json(carry): Json<Carry>,
+    Sent(carry): Sent<Carry>,
 ) -> Result<Json<Carried>, IndexError> {
     let wrong = |error: kraken_proto::NamespaceError| wrong(error.to_string());
     let ns = carry.namespace.parse().map_err(wrong)?;

@@ -20,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
-use kraken_core::net::http::trace_headers;
+use kraken_core::net::http::{Sent, trace_headers};
 use kraken_proto::tags::list::ListId;
 use kraken_proto::tags::record::TagState;
 use kraken_proto::tags::register::{Ballot, Outbid, Register};
@@ -321,7 +321,7 @@ fn said(error: TagStoreError) -> String {
 pub(super) fn router(tags: &TagRing) -> Router {
     let store = tags.here().clone();
     let tags = tags.clone();
-    let hand_over = move |owner: State<Owner>, request: Json<HandOver>| {
+    let hand_over = move |owner: State<Owner>, request: Sent<HandOver>| {
         let is_known = tags.others().iter().any(|(name, _)| *name == request.0.to);
         hand_over(owner, request, is_known)
     };
@@ -379,18 +379,18 @@ async fn standing(State(owner): State<Owner>) -> Result<Response, Failed> {
     Ok(Json(owner.standing().await?).into_response())
 }
 
-async fn look(State(owner): State<Owner>, Json(it): Json<Look>) -> Result<Response, Failed> {
+async fn look(State(owner): State<Owner>, Sent(it): Sent<Look>) -> Result<Response, Failed> {
     let held = owner.look(&it.name.parse()?, &it.lists).await?;
     Ok(Json(held).into_response())
 }
 
-async fn prepare(State(owner): State<Owner>, Json(it): Json<Prepare>) -> Result<Response, Failed> {
+async fn prepare(State(owner): State<Owner>, Sent(it): Sent<Prepare>) -> Result<Response, Failed> {
     let name = it.name.parse()?;
     let promised = owner.prepare(&name, bounded(it.ballot)?, it.lists).await?;
     Ok(outcome(promised))
 }
 
-async fn accept(State(owner): State<Owner>, Json(it): Json<Accept>) -> Result<Response, Failed> {
+async fn accept(State(owner): State<Owner>, Sent(it): Sent<Accept>) -> Result<Response, Failed> {
     let name = it.name.parse()?;
     bounded(it.attempt.ballot)?;
     Ok(outcome(owner.accept(&name, it.attempt, it.state).await?))
@@ -398,7 +398,7 @@ async fn accept(State(owner): State<Owner>, Json(it): Json<Accept>) -> Result<Re
 
 async fn hand_over(
     State(owner): State<Owner>,
-    Json(it): Json<HandOver>,
+    Sent(it): Sent<HandOver>,
     is_known: bool,
 ) -> Result<Response, Failed> {
     if !is_known {
@@ -412,7 +412,7 @@ async fn hand_over(
     Ok(Json(page).into_response())
 }
 
-async fn page(State(owner): State<Owner>, Json(it): Json<Window>) -> Result<Response, Failed> {
+async fn page(State(owner): State<Owner>, Sent(it): Sent<Window>) -> Result<Response, Failed> {
     let limit = it.limit.min(PAGE);
     let asked = (it.prefix.as_str(), it.lists.as_slice());
     let page = owner.page(asked, limit, it.after.as_deref()).await?;
@@ -421,7 +421,7 @@ async fn page(State(owner): State<Owner>, Json(it): Json<Window>) -> Result<Resp
 
 async fn repositories(
     State(owner): State<Owner>,
-    Json(it): Json<Window>,
+    Sent(it): Sent<Window>,
 ) -> Result<Response, Failed> {
     let limit = it.limit.min(PAGE);
     let page = owner.repositories(&it.lists, limit, it.after.as_deref());
