@@ -7,19 +7,23 @@ use super::read::read;
 const PREFIX: &str = "KRAKEN_";
 
 /// Variables that mean something to the programs and their tests, but are no keys.
-const OTHERS: [&str; 22] = [
+const OTHERS: [&str; 26] = [
     "KRAKEN_AGENT",
+    "KRAKEN_BIN",
     "KRAKEN_BUILD_INDEX",
     "KRAKEN_CA",
+    "KRAKEN_CA_DIR",
     "KRAKEN_CERT",
     "KRAKEN_CHART_CONFIGS",
     "KRAKEN_CHROMIUM",
     "KRAKEN_CLIENTS_INSIDE",
     "KRAKEN_GARBAGE_SECONDS",
+    "KRAKEN_IMAGE",
     "KRAKEN_KEY",
     "KRAKEN_KEY_PASSWORD_FILE",
     "KRAKEN_LOGIN",
     "KRAKEN_ORIGIN",
+    "KRAKEN_OUT",
     "KRAKEN_PROCESS",
     "KRAKEN_PROXY",
     "KRAKEN_REGISTRY_CA",
@@ -113,6 +117,9 @@ fn nested(place: &Place, keys: &[&str], value: &str) -> Result<Node, Wrong> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -137,6 +144,38 @@ mod tests {
         ] {
             assert!(names_key(name, "1"), "{name}");
         }
+    }
+
+    /// The names of variables in a text.
+    fn names(text: &str) -> impl Iterator<Item = &str> {
+        let starts = text.match_indices(PREFIX);
+        starts.map(|(start, _)| {
+            let rest = &text[start..];
+            let end = rest.find(|c: char| !(c.is_ascii_uppercase() || c == '_'));
+            &rest[..end.unwrap_or(rest.len())]
+        })
+    }
+
+    #[test]
+    fn variables_of_the_scripts_are_left_alone() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut next = ["deploy", ".ci", "Makefile"]
+            .map(|it| root.join(it))
+            .to_vec();
+        let mut seen = 0;
+        while let Some(path) = next.pop() {
+            if path.is_dir() {
+                let entries = fs::read_dir(path).unwrap();
+                next.extend(entries.map(|entry| entry.unwrap().path()));
+                continue;
+            }
+            let text = fs::read(&path).unwrap();
+            for name in names(&String::from_utf8_lossy(&text)) {
+                assert!(!names_key(name, "1"), "{name} in {}", path.display());
+                seen += 1;
+            }
+        }
+        assert!(seen > 20, "{seen}");
     }
 
     #[test]
