@@ -31,6 +31,7 @@ impl Operator {
         let wrong = |error: &dyn std::fmt::Display| Failure::Argument(error.to_string());
         let base: BaseUrl = url.parse().map_err(|error| wrong(&error))?;
         let identity = if url.starts_with("https://") {
+            there(tls)?;
             Some(tls.identity()?)
         } else {
             None
@@ -139,9 +140,45 @@ impl Operator {
     }
 }
 
+/// Refuses files that do not exist, as those of the defaults where no `kraken dev` was.
+fn there(tls: &Tls) -> Result<(), Failure> {
+    let files = [&tls.cert, &tls.key, &tls.ca];
+    match files.into_iter().find(|file| !file.exists()) {
+        None => Ok(()),
+        Some(file) => Err(Failure::Argument(format!(
+            "{} is not there: name a certificate of the cluster, its key and its authority by --cert, --key and \
+             --ca, or by KRAKEN_CERT, KRAKEN_KEY and KRAKEN_CA",
+            file.display()
+        ))),
+    }
+}
+
 /// What the process said, or that it did not.
 pub fn failed(error: ApiError) -> Failure {
     let error = error.to_string();
     let advice = tls_advice(&error);
     Failure::Argument(format!("the process: {error}{advice}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_are_missing_are_told_with_how_to_name_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let tls = Tls::new(path("operator.crt"), path("operator.key"), path("ca.crt"));
+        let error = Operator::new("https://origin-1:7605", &tls).unwrap_err();
+        let error = error.to_string();
+        for says in [
+            "operator.crt is not there",
+            "--cert",
+            "KRAKEN_KEY",
+            "KRAKEN_CA",
+        ] {
+            assert!(error.contains(says), "{says}: {error}");
+        }
+        assert!(Operator::new("http://127.0.0.1:7610", &tls).is_ok());
+    }
 }
