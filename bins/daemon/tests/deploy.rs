@@ -303,6 +303,8 @@ fn keys_are_in_archives_only_and_the_operators_in_one_of_its_own() {
     ] {
         let key = root.path().join("etc/kraken/tls").join(key);
         assert_eq!(key.metadata().unwrap().permissions().mode() & 0o077, 0);
+        let ca = key.with_file_name("ca.crt");
+        assert_eq!(ca.metadata().unwrap().permissions().mode() & 0o444, 0o444);
     }
 }
 
