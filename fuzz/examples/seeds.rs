@@ -26,12 +26,98 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, text) in requests() {
         seed("registry", name, &text)?;
     }
+    seed(
+        "config",
+        "extends",
+        b"extends: [base.yaml]\nzone: rack-17\n",
+    )?;
+    for (name, bytes) in headers() {
+        seed("range", name, &bytes)?;
+    }
+    seed("record", "piece", &records())?;
+    for (name, bytes) in registers() {
+        seed("register", name, &bytes)?;
+    }
+    for (name, text) in CHALLENGES {
+        seed("challenge", name, text.as_bytes())?;
+    }
+    for (name, text) in SCOPES {
+        seed("scope", name, text.as_bytes())?;
+    }
     for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config"))? {
         let path = file?.path();
         let name = path.file_stem().expect("it has a name").to_string_lossy();
         seed("config", &name, &fs::read(&path)?)?;
     }
     Ok(())
+}
+
+const CHALLENGES: [(&str, &str); 2] = [
+    (
+        "hub",
+        "Bearer realm=\"https://auth.docker.io/token\",service=\"registry.docker.io\",scope=\"repository:library/a:pull,push\"",
+    ),
+    (
+        "both",
+        "Basic realm=\"a\"\nbearer Realm=https://a/t , service=b",
+    ),
+];
+
+const SCOPES: [(&str, &str); 2] = [
+    (
+        "repositories",
+        "repository:team/app:pull,push repository(plugin):a:*",
+    ),
+    ("catalog", "registry:catalog:*"),
+];
+
+/// Headers about bytes of a blob of ten bytes, in the form of the target `range`.
+fn headers() -> Vec<(&'static str, Vec<u8>)> {
+    let values = [
+        ("from", "bytes=3-"),
+        ("some", "bytes=0-4"),
+        ("last", "bytes=-4"),
+        ("content", "bytes 5-9"),
+        ("offset", "7"),
+    ];
+    let length = 10_u64.to_be_bytes();
+    let with_length = |value: &str| [&length[..], value.as_bytes()].concat();
+    values
+        .map(|(name, value)| (name, with_length(value)))
+        .into()
+}
+
+/// A record over TCP.
+fn record(kind: u8, stream: u32, number: u32, body: &[u8]) -> Vec<u8> {
+    let (stream, number) = (stream.to_be_bytes(), number.to_be_bytes());
+    [&[kind][..], &stream, &number, body].concat()
+}
+
+/// One of each kind.
+fn records() -> Vec<u8> {
+    [
+        record(0, 0, 0, b""),
+        record(1, 0, 2, b"hi"),
+        record(2, 0, 2, b"hi"),
+        record(3, 0, 4, b"some"),
+        record(4, 1, 0, b""),
+        record(5, 1, 1 << 17, b""),
+        record(6, 0, 1, b""),
+        record(7, 0, 9, b""),
+        record(8, 0, 3, b"bye"),
+    ]
+    .concat()
+}
+
+/// Registers with no record, and with two.
+fn registers() -> Vec<(&'static str, Vec<u8>)> {
+    let head = [&[1][..], &[1; 32], &[1]].concat();
+    let set = [&[2; 8][..], b"\x04east\x01", wanted().as_bytes()].concat();
+    let removed = [&[1; 8][..], b"\x04west\x00"].concat();
+    vec![
+        ("empty", [&head[..], &[0]].concat()),
+        ("two", [&head[..], &[2], &set, &removed].concat()),
+    ]
 }
 
 fn seed(target: &str, name: &str, bytes: &[u8]) -> Result<(), Box<dyn Error>> {

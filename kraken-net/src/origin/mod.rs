@@ -18,6 +18,9 @@ pub use cluster::OriginCluster;
 pub use garbage::{GarbageAsked, GarbagePage, GarbageStep, Places};
 pub use holdings::{Digests, Held, Holdings, HoldingsAsked, Listed, MOST};
 pub use members::RingMember;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use range::fuzz as fuzz_ranges;
 pub use server::router;
 
 /// The header with an upload's id.

@@ -73,6 +73,27 @@ pub(super) fn declared(head: &HeaderMap) -> Result<Option<(u64, Option<u64>)>, A
     Ok(Some((start, None)))
 }
 
+/// Takes bytes for the headers of a request about a blob of `length`.
+///
+/// # Panics
+/// They mean bytes that the blob does not have, or an end before the beginning.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(value: &[u8], length: u64) {
+    let Ok(value) = http::HeaderValue::from_bytes(value) else {
+        return;
+    };
+    let offset = http::HeaderName::from_static(super::UPLOAD_OFFSET);
+    for name in [header::RANGE, header::CONTENT_RANGE, offset] {
+        let head = [(name, value.clone())].into_iter().collect();
+        if let Some(Ok(range)) = Asked::of(&head).map(|asked| asked.resolve(length)) {
+            assert!(range.start < range.end && range.end <= length);
+        }
+        if let Ok(Some((start, Some(end)))) = declared(&head) {
+            assert!(start <= end);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use http::{HeaderName, HeaderValue};

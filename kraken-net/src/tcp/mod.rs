@@ -23,6 +23,9 @@ mod writer;
 
 pub use conn::TcpConn;
 pub use endpoint::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE, Tcp};
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use record::fuzz as fuzz_records;
 
 pub use crate::stats::TransportStats as TcpStats;
 

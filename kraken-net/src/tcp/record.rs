@@ -108,6 +108,30 @@ fn at_most(len: usize, most: usize) -> Result<usize, String> {
     }
 }
 
+/// Takes bytes for what a connection sends: heads, each with the body that it announces behind it.
+///
+/// # Panics
+/// A head is taken that is not written the same again, or whose body has no bound.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(bytes: &[u8]) {
+    let mut rest = bytes;
+    while let Some((head, after)) = rest.split_first_chunk() {
+        let Ok(record) = Record::decode(*head) else {
+            return;
+        };
+        assert_eq!(record.encode(), *head);
+        let len = match record {
+            Record::Message { len }
+            | Record::Piece { len, .. }
+            | Record::Chunk { len, .. }
+            | Record::Close { len } => len,
+            _ => 0,
+        };
+        assert!(len <= codec::MAX_FRAME.max(MAX_CHUNK));
+        rest = after.get(len..).unwrap_or_default();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

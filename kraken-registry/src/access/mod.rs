@@ -41,6 +41,9 @@ use users::{LoginError, Users};
 
 pub use error::AccessError;
 pub use issue::TokenConfig;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use scope::fuzz as fuzz_scopes;
 pub use server::TokenServerConfig;
 
 /// What can be done with a repository.

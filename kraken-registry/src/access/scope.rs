@@ -167,6 +167,23 @@ fn scope(text: &str) -> Result<Option<Scope>, RegistryError> {
     }
 }
 
+/// Takes a text for scopes of a request for a token.
+///
+/// # Panics
+/// A grant of all that is wanted does not cover it, or is read as another scope.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(text: &str) {
+    for scope in parse([text].into_iter()).into_iter().flatten() {
+        let Some(grant) = Grant::new(&scope, |_| true) else {
+            assert!(scope.may.is_empty());
+            continue;
+        };
+        assert!(scope.may.iter().all(|may| grant.covers(&scope.name, *may)));
+        let again = parse([grant.text().as_str()].into_iter());
+        assert_eq!(again.ok(), Some(vec![scope]));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -99,6 +99,17 @@ impl Rest<'_> {
     }
 }
 
+/// Takes bytes for a register on the disk.
+///
+/// # Panics
+/// What was read is written as another one.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(bytes: &[u8]) {
+    if let Some(register) = decode(bytes) {
+        assert_eq!(decode(&encode(&register)), Some(register));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use kraken_proto::tags::record::{Change, Condition};

@@ -19,6 +19,10 @@ pub mod upstream;
 pub(crate) mod watch;
 mod writer;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use encoding::fuzz as fuzz_register;
+
 use std::sync::Arc;
 
 use kraken_proto::Digest;

@@ -19,6 +19,9 @@ use rustls_platform_verifier::BuilderVerifierExt as _;
 
 pub use self::hdfs::{WebHdfsBackend, WebHdfsOptions};
 pub use self::http::{HttpBackend, HttpOptions};
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use self::registry::fuzz_challenges;
 pub use self::registry::{
     Credentials, PushError, Pushed, RegistryBackend, RegistryLogin, RegistryOptions,
     RegistryWriter, Right, Started, Upload,

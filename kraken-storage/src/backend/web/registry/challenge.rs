@@ -69,6 +69,25 @@ fn parameters(mut text: &str) -> Option<HashMap<String, String>> {
     }
 }
 
+/// Takes the lines of a text for what a registry answers.
+///
+/// # Panics
+/// A challenge says what is in none of them.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(text: &str) {
+    let values = text.lines().filter_map(|line| line.parse().ok());
+    let headers = values.map(|value| (WWW_AUTHENTICATE, value)).collect();
+    if let Some(Challenge::Bearer {
+        realm,
+        service,
+        scope,
+    }) = Challenge::of(&headers)
+    {
+        let mut said = [Some(realm), service, scope].into_iter().flatten();
+        assert!(said.all(|it| text.contains(&it)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

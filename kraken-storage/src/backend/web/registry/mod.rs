@@ -18,6 +18,9 @@ use kraken_proto::{Digest, Namespace};
 use reqwest::{Method, Response, Url};
 use serde::Deserialize;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use self::challenge::fuzz as fuzz_challenges;
 pub use self::client::RegistryLogin;
 use self::login::Logins;
 pub use self::login::{Credentials, Right};
