@@ -39,15 +39,15 @@ use crate::guard;
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::log::{LogFilter, LogFormat};
 use crate::members::Urls;
+use crate::metrics::{self, with_metrics};
 use crate::pages;
 use crate::preload::{self, PreloadConfig, Preloader, with_preload};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
-use crate::reload::{self, Changed};
+use crate::reload::Changed;
 use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, Memory, ScrubRate, StoreLimit, VolumeConfig};
-use crate::tls;
 use crate::traces::TracingConfig;
 
 /// The configuration of an agent.
@@ -444,17 +444,14 @@ fn router(
     mirror: PullState<Agent, TagClient>,
 ) -> Router {
     let registry = pull::router(mirror);
-    let metrics = agent.clone();
+    let counted = agent.clone();
     let blobs = registry.clone();
     let blob = move |request: Request| blob_by_namespace(blobs.clone(), request);
-    let router = registry
-        .route(
-            "/metrics",
-            get(async move || {
-                let others = stale.added_to(&metrics.metrics().text());
-                tls::with_metrics(&identity, &others)
-            }),
-        )
+    let own = move || {
+        let text = metrics::stale(&stale) + &counted.metrics().text();
+        async move { text }
+    };
+    let router = with_metrics(registry, identity, own)
         .route("/namespace/{namespace}/blobs/{digest}", get(blob))
         .route(
             "/namespace/{namespace}/blobs/{digest}/prefetch",
@@ -462,9 +459,7 @@ fn router(
         );
     let router = with_live_limits(router, agent.clone());
     let router = with_store(router, disks, agent.clone());
-    let router = router
-        .layer(middleware::from_fn(reload::add_metrics))
-        .layer(middleware::from_fn(pages::refuse));
+    let router = router.layer(middleware::from_fn(pages::refuse));
     let agent = Arc::new(agent);
     with_health(router, move || {
         let agent = agent.clone();

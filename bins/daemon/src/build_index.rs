@@ -3,8 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use axum::middleware;
-use axum::routing::get;
 use kraken_core::net::Role;
 use kraken_core::net::http::{
     HttpClient, HttpServer, TracedFrom, admit, serve_on, traced, with_health,
@@ -28,14 +26,15 @@ use crate::dns::DnsName;
 use crate::garbage::{GarbageConfig, with_garbage};
 use crate::log::{LogFilter, LogFormat};
 use crate::members::{Origins, member_url};
+use crate::metrics::with_metrics;
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
-use crate::reload::{self, Changed};
+use crate::reload::Changed;
 use crate::remotes::{self, RemoteConfig, SourceConfig};
 use crate::sockets;
 use crate::tags_backend::{self, TagsBackendConfig};
 use crate::traces::TracingConfig;
-use crate::{tls, units};
+use crate::units;
 
 /// The configuration of a build-index.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -288,16 +287,16 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     }
     let collector = Collector::new(tags.clone(), origins.clone());
     let replicating = replicate::server::router(replicator.clone());
-    let (kept, sent, known) = (tags.clone(), replicator.clone(), identity.clone());
-    let metrics = get(async move || {
-        let kept = tags_backend::metrics(&kept).await;
-        tls::with_metrics(&known, &(remotes::metrics(&sent).await + &kept))
-    });
+    let (kept, sent) = (tags.clone(), replicator.clone());
+    let own = move || {
+        let (kept, sent) = (kept.clone(), sent.clone());
+        async move { remotes::metrics(&sent).await + &tags_backend::metrics(&kept).await }
+    };
     let router = router(tags, policy.clone(), origins.clone()).merge(replicating);
-    let router = router.route("/metrics", metrics);
+    let router = with_metrics(router, identity.clone(), own);
     let (router, collecting) = with_garbage(router, collector, config.garbage);
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(collecting));
-    let router = with_profile(router).layer(middleware::from_fn(reload::add_metrics));
+    let router = with_profile(router);
     let router = with_health(router, move || {
         let reason = ready.why_not_ready();
         async move { reason.map_or(Ok(()), |reason| Err(reason.to_owned())) }

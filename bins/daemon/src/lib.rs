@@ -22,6 +22,7 @@ pub mod leave;
 pub mod limits;
 pub mod log;
 mod members;
+mod metrics;
 pub mod origin;
 mod pages;
 pub mod preload;

@@ -1,12 +1,11 @@
 //! The origin as a process: peers on one port, its HTTP face on another.
 
+use std::future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::middleware;
-use axum::routing::get;
 use kraken_core::net::Role;
 use kraken_core::net::http::{
     HttpClient, HttpServer, TracedFrom, admit, serve_on, traced, with_health,
@@ -31,15 +30,16 @@ use crate::leave::with_leave;
 use crate::limits::{LimitsConfig, Rate, with_live_limits};
 use crate::log::{LogFilter, LogFormat};
 use crate::members::Origins;
+use crate::metrics::with_metrics;
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::queue::with_queue;
-use crate::reload::{self, Changed};
+use crate::reload::Changed;
 use crate::sockets;
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, ScrubRate, StoreLimit, VolumeConfig};
 use crate::traces::TracingConfig;
-use crate::{tls, units};
+use crate::units;
 
 /// The configuration of an origin.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -278,16 +278,16 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
             .set_ring(members)
             .map_err(|error| error.to_string())
     });
-    let (metrics, known) = (origin.clone(), identity.clone());
-    let shown = async move || tls::with_metrics(&known, &metrics.metrics().text());
-    let router = router(Arc::new(origin.clone())).route("/metrics", get(shown));
+    let counted = origin.clone();
+    let own = move || future::ready(counted.metrics().text());
+    let router = with_metrics(router(Arc::new(origin.clone())), identity.clone(), own);
     let router = with_live_limits(router, origin.clone());
     let router = with_queue(router, origin.clone());
     let router = with_leave(router, origin.clone());
     let remembers = (origin.clone(), disks.clone());
     let router = with_explain(router, remembers, Answers::default(), None);
     let router = with_store(router, disks, origin.clone());
-    let router = with_profile(router).layer(middleware::from_fn(reload::add_metrics));
+    let router = with_profile(router);
     let queue = origin.clone();
     let router = with_health(router, move || {
         let readable = queue.queued().map(drop).map_err(|error| error.to_string());

@@ -1,11 +1,11 @@
 //! The proxy as a process: a registry to push to, and to pull from without an agent.
 
+use std::future::ready;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::middleware;
-use axum::routing::get;
 use kraken_core::net::Role;
 use kraken_core::net::http::{HttpClient, HttpServer, TracedFrom, traced, with_health};
 use kraken_core::net::origin::OriginCluster;
@@ -24,12 +24,13 @@ use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::log::{LogFilter, LogFormat};
 use crate::members::{Origins, Urls};
+use crate::metrics::{self, with_metrics};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
-use crate::reload::{self, Changed};
+use crate::reload::Changed;
 use crate::sockets;
 use crate::traces::TracingConfig;
-use crate::{guard, pages, tls};
+use crate::{guard, pages};
 
 /// The configuration of a proxy.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -165,16 +166,13 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let pull = PullState::new(origins.clone(), tags.clone()).access(access.clone());
     let pull = pull.count_stale(stale.clone());
     let router = push::router(PushState::new(pull, origins.clone()));
-    let router = router.route(
-        "/metrics",
-        get(async move || tls::with_metrics(&identity, &stale.added_to(""))),
-    );
+    let own = move || ready(metrics::stale(&stale));
+    let router = with_metrics(router, identity, own);
     let guarded = access.clone();
     let guard =
         middleware::from_fn(move |request, next| guard::refuse(guarded.clone(), request, next));
     let router = router
         .merge(with_profile(preheating).layer(guard))
-        .layer(middleware::from_fn(reload::add_metrics))
         .layer(middleware::from_fn(pages::refuse));
     let router = with_health(router, || async { Ok(()) });
     let router = traced(router, TracedFrom::Strangers);

@@ -1,23 +1,16 @@
 //! A configuration that changes while its process runs: on SIGHUP, and when a file of it changes.
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use axum::body::{Body, to_bytes};
-use axum::extract::Request;
-use axum::middleware::Next;
-use axum::response::Response;
-use http::StatusCode;
-use http::header::CONTENT_LENGTH;
-use kraken_core::net::http::ApiError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::check::ProcessConfig;
+use crate::log;
+use crate::metrics::Family;
 use crate::process::{Service, StartError};
 use crate::settings::{Layers, Schema, Sources};
-use crate::{log, traces};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -189,65 +182,26 @@ fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
     files.iter().map(stamp).collect()
 }
 
-/// The longest answer of `/metrics`.
-const LONGEST: usize = 64 << 20;
-/// What ends metrics in the OpenMetrics format.
-const END: &str = "# EOF\n";
-
-/// Adds to `/metrics` how often the configuration has changed.
-pub(crate) async fn add_metrics(request: Request, next: Next) -> Response {
-    let is_metrics = request.uri().path() == "/metrics";
-    let response = next.run(request).await;
-    if !is_metrics || response.status() != StatusCode::OK {
-        return response;
-    }
-    let (mut parts, body) = response.into_parts();
-    let Ok(text) = to_bytes(body, LONGEST).await else {
-        let what = "the metrics are too long".into();
-        return axum::response::IntoResponse::into_response(ApiError::Unavailable(what));
-    };
-    let text = String::from_utf8_lossy(&text);
-    parts.headers.remove(CONTENT_LENGTH);
-    Response::from_parts(parts, Body::from(with_metrics(&text)))
-}
-
-fn with_metrics(text: &str) -> String {
-    let (others, end) = match text.strip_suffix(END) {
-        Some(others) => (others, END),
-        None => (text, ""),
-    };
-    let mut text = others.to_owned();
-    for (name, suffix, kind, help, value) in [
-        (
-            "reloads",
-            "_total",
-            "counter",
+/// How often the configuration has changed, as metrics.
+pub(crate) fn metrics() -> String {
+    let families = [
+        Family::counter(
+            "kraken_config_reloads",
             "New configurations that were taken over.",
-            &TAKEN,
-        ),
-        (
-            "refused",
-            "_total",
-            "counter",
+        )
+        .sample(&[], TAKEN.load(Ordering::Relaxed)),
+        Family::counter(
+            "kraken_config_refused",
             "New configurations that were wrong.",
-            &REFUSED,
-        ),
-        (
-            "waiting",
-            "",
-            "gauge",
+        )
+        .sample(&[], REFUSED.load(Ordering::Relaxed)),
+        Family::gauge(
+            "kraken_config_waiting",
             "Keys that need a restart to change.",
-            &WAITING,
-        ),
-    ] {
-        let value = value.load(Ordering::Relaxed);
-        let _ = write!(
-            text,
-            "# HELP kraken_config_{name} {help}\n# TYPE kraken_config_{name} {kind}\n\
-             kraken_config_{name}{suffix} {value}\n"
-        );
-    }
-    text + &traces::metrics() + end
+        )
+        .sample(&[], WAITING.load(Ordering::Relaxed)),
+    ];
+    families.map(Family::text).concat()
 }
 
 #[cfg(test)]
@@ -262,19 +216,5 @@ mod tests {
         let (live, waiting) = live_of(&can, differs);
         assert_eq!(live, keys(&["log", "trackers"]));
         assert_eq!(waiting, keys(&["listen", "origins", "origins_file"]));
-    }
-
-    #[test]
-    fn metrics_are_added_before_the_end() {
-        let text = with_metrics("a_total 1\n# EOF\n");
-        assert!(
-            text.starts_with("a_total 1\n# HELP kraken_config_reloads "),
-            "{text}"
-        );
-        assert!(
-            text.ends_with("\n# EOF\n") && text.matches("# EOF").count() == 1,
-            "{text}"
-        );
-        assert!(with_metrics("").ends_with('\n'));
     }
 }

@@ -1,7 +1,6 @@
 //! Other clusters and registries that images go to, and those that they come from.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use kraken_core::proto::tags::hours::{Hours, Plan, WindowError};
@@ -17,6 +16,7 @@ use serde::Deserialize;
 
 use crate::limits::Rate;
 use crate::members::member_url;
+use crate::metrics::Family;
 use crate::process::StartError;
 use crate::units;
 
@@ -282,56 +282,48 @@ pub(crate) fn rules(
 
 /// How far images are on their way, for Prometheus.
 pub(crate) async fn metrics(replicator: &Replicator) -> String {
-    type Read = fn(&RemoteStatus) -> u64;
-    let kinds: [(&str, &str, &str, Read); 6] = [
-        (
-            "waiting",
-            "gauge",
-            "Tags and links that another cluster may lack, or this one.",
-            |it| it.waiting,
-        ),
-        (
-            "lag_seconds",
-            "gauge",
-            "How long the first of them has waited.",
-            |it| it.oldest_seconds,
-        ),
-        ("refused", "gauge", "Those that it did not take.", |it| {
-            it.refused.len() as u64
-        }),
-        ("paused", "gauge", "1 while nothing is sent there.", |it| {
-            it.is_paused.into()
-        }),
-        (
-            "sent_blobs_total",
-            "counter",
-            "Blobs that were sent or fetched.",
-            |it| it.sent_blobs,
-        ),
-        (
-            "sent_bytes_total",
-            "counter",
-            "Bytes of blobs that were sent or fetched.",
-            |it| it.sent_bytes,
-        ),
-    ];
-    let mut text = String::new();
     let Ok(remotes) = replicator.status().await else {
-        return text;
+        return String::new();
     };
-    for (name, kind, help, read) in kinds {
-        let _ = writeln!(text, "# HELP kraken_replicate_{name} {help}");
-        let _ = writeln!(text, "# TYPE kraken_replicate_{name} {kind}");
-        for remote in &remotes {
-            let (cluster, value) = (&remote.name, read(remote));
+    families(&remotes)
+}
+
+fn families(remotes: &[RemoteStatus]) -> String {
+    let all = |family: Family, read: fn(&RemoteStatus) -> u64| {
+        let with = |family: Family, remote: &RemoteStatus| {
             let direction = remote.direction.as_str();
-            let _ = writeln!(
-                text,
-                "kraken_replicate_{name}{{cluster=\"{cluster}\",direction=\"{direction}\"}} {value}"
-            );
-        }
-    }
-    text
+            let labels = [("cluster", remote.name.as_str()), ("direction", direction)];
+            family.sample(&labels, read(remote))
+        };
+        remotes.iter().fold(family, with).text()
+    };
+    let waiting = Family::gauge(
+        "kraken_replicate_waiting",
+        "Tags and links that another cluster may lack, or this one.",
+    );
+    let lag = Family::gauge(
+        "kraken_replicate_lag_seconds",
+        "How long the first of them has waited.",
+    );
+    let refused = Family::gauge("kraken_replicate_refused", "Those that it did not take.");
+    let paused = Family::gauge("kraken_replicate_paused", "1 while nothing is sent there.");
+    let blobs = Family::counter(
+        "kraken_replicate_sent_blobs",
+        "Blobs that were sent or fetched.",
+    );
+    let bytes = Family::counter(
+        "kraken_replicate_sent_bytes",
+        "Bytes of blobs that were sent or fetched.",
+    );
+    let texts = [
+        all(waiting, |it| it.waiting),
+        all(lag, |it| it.oldest_seconds),
+        all(refused, |it| it.refused.len() as u64),
+        all(paused, |it| it.is_paused.into()),
+        all(blobs, |it| it.sent_blobs),
+        all(bytes, |it| it.sent_bytes),
+    ];
+    texts.concat()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::backends::{BackendConfig, Timeout, objects};
+use crate::metrics::Family;
 use crate::process::StartError;
 
 /// Where tags are kept besides the disks of the build-indexes.
@@ -63,15 +64,15 @@ pub(crate) async fn metrics(tags: &TagRing) -> String {
     let (Some(backend), Ok(Some(unreadable))) = (tags.backend(), tags.unreadable().await) else {
         return String::new();
     };
-    let restored = backend.read();
-    format!(
-        "# HELP kraken_tags_backend_read_total Tags and links that were read from the backend since the start.\n\
-         # TYPE kraken_tags_backend_read_total counter\n\
-         kraken_tags_backend_read_total {restored}\n\
-         # HELP kraken_tags_backend_unreadable Objects that could not be read when the cluster began.\n\
-         # TYPE kraken_tags_backend_unreadable gauge\n\
-         kraken_tags_backend_unreadable {unreadable}\n"
-    )
+    let read = Family::counter(
+        "kraken_tags_backend_read",
+        "Tags and links that were read from the backend since the start.",
+    );
+    let wrong = Family::gauge(
+        "kraken_tags_backend_unreadable",
+        "Objects that could not be read when the cluster began.",
+    );
+    read.sample(&[], backend.read()).text() + &wrong.sample(&[], unreadable).text()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::Family;
 use crate::process::StartError;
 
 /// The certificate, the key and the cluster's authority: paths of PEM files, which are read again when
@@ -151,39 +152,33 @@ impl Tls {
     }
 }
 
-/// What metrics in the OpenMetrics format end with.
-const END: &str = "# EOF\n";
-
-/// Metrics in the OpenMetrics format with those of an identity added.
-pub(crate) fn with_metrics(identity: &Identity, others: &str) -> String {
-    let others = others.strip_suffix(END).unwrap_or(others);
+/// When the files of an identity end, how often they changed, and who was refused, as metrics.
+pub(crate) fn metrics(identity: &Identity) -> String {
     let status = identity.status();
     let seconds = |time: SystemTime| {
         time.duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs()
     };
-    let (cert, ca) = (status.certificate_expiry, status.authority_expiry);
-    format!(
-        "{others}# HELP kraken_certificate_expiry_timestamp_seconds When the certificate, or the first of its authorities, ends.\n\
-         # TYPE kraken_certificate_expiry_timestamp_seconds gauge\n\
-         kraken_certificate_expiry_timestamp_seconds{{file=\"cert\"}} {}\n\
-         kraken_certificate_expiry_timestamp_seconds{{file=\"ca\"}} {}\n\
-         # HELP kraken_certificate_reloads Changed files of certificates, by whether they were taken.\n\
-         # TYPE kraken_certificate_reloads counter\n\
-         kraken_certificate_reloads_total{{result=\"taken\"}} {}\n\
-         kraken_certificate_reloads_total{{result=\"refused\"}} {}\n\
-         # HELP kraken_certificate_refusals Requests and connections of members that were refused.\n\
-         # TYPE kraken_certificate_refusals counter\n\
-         kraken_certificate_refusals_total{{reason=\"role\"}} {}\n\
-         kraken_certificate_refusals_total{{reason=\"revoked\"}} {}\n{END}",
-        seconds(cert),
-        seconds(ca),
-        status.reloads,
-        status.failed_reloads,
-        status.wrong_roles,
-        status.revoked,
+    let ends = Family::gauge(
+        "kraken_certificate_expiry_timestamp_seconds",
+        "When the certificate, or the first of its authorities, ends.",
     )
+    .sample(&[("file", "cert")], seconds(status.certificate_expiry))
+    .sample(&[("file", "ca")], seconds(status.authority_expiry));
+    let reloads = Family::counter(
+        "kraken_certificate_reloads",
+        "Changed files of certificates, by whether they were taken.",
+    )
+    .sample(&[("result", "taken")], status.reloads)
+    .sample(&[("result", "refused")], status.failed_reloads);
+    let refusals = Family::counter(
+        "kraken_certificate_refusals",
+        "Requests and connections of members that were refused.",
+    )
+    .sample(&[("reason", "role")], status.wrong_roles)
+    .sample(&[("reason", "revoked")], status.revoked);
+    [ends, reloads, refusals].map(Family::text).concat()
 }
 
 #[cfg(test)]
@@ -257,15 +252,11 @@ mod tests {
         tls.identity_of(Role::Origin, &until).unwrap();
         until.cancel();
 
-        let text = with_metrics(&identity, "a_total 1\n# EOF\n");
+        let text = metrics(&identity);
         let ends = identity.status().certificate_expiry;
         let ends = ends.duration_since(UNIX_EPOCH).unwrap().as_secs();
         let line =
             format!("\nkraken_certificate_expiry_timestamp_seconds{{file=\"cert\"}} {ends}\n");
-        assert!(
-            text.starts_with("a_total 1\n") && text.contains(&line),
-            "{text}"
-        );
-        assert!(text.ends_with("\n# EOF\n") && text.matches("EOF").count() == 1);
+        assert!(text.contains(&line), "{text}");
     }
 }

@@ -1,11 +1,12 @@
 //! The tracker as a process.
 
+use std::future::ready;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::routing::get;
-use axum::{Json, middleware};
 use futures::future::OptionFuture;
 use kraken_core::Tracker;
 use kraken_core::net::Role;
@@ -24,11 +25,12 @@ use crate::console::{self, ConsoleConfig, Shown};
 use crate::dns::DnsName;
 use crate::log::{LogFilter, LogFormat};
 use crate::members::Origins;
+use crate::metrics::{Family, with_metrics};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
-use crate::reload::{self, Changed};
+use crate::reload::Changed;
+use crate::sockets;
 use crate::traces::TracingConfig;
-use crate::{sockets, tls};
 
 /// The configuration of a tracker.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -135,11 +137,10 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     let tracker = Tracker::builder(origins.clone())
         .takes_reports(config.console.is_some())
         .spawn();
-    let (stats, live, known) = (tracker.clone(), tracker.clone(), identity.clone());
+    let (counted, live) = (tracker.clone(), tracker.clone());
     let seen = tracker.clone();
-    let shown = async move || tls::with_metrics(&known, &metrics(&stats));
-    let router = router(Arc::new(tracker.clone()))
-        .route("/metrics", get(shown))
+    let own = move || ready(metrics(&counted));
+    let router = with_metrics(router(Arc::new(tracker.clone())), identity.clone(), own)
         .route("/x/origins", get(async move || Json(seen.origins())));
     let router = with_health(router, move || {
         let origins = live.live_origins();
@@ -162,7 +163,7 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     let pages = config.console.zip(shown);
     let pages = pages.map(|(config, shown)| console::start(config, shown, shutdown.clone()));
     let pages = pages.transpose()?;
-    let router = with_profile(router).layer(middleware::from_fn(reload::add_metrics));
+    let router = with_profile(router);
     let server = serve_on(
         sockets::listen(config.listen)?,
         admit(traced(router, TracedFrom::Members), Role::Tracker),
@@ -181,16 +182,15 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
 
 fn metrics(tracker: &Tracker) -> String {
     let stats = tracker.stats();
-    format!(
-        "# TYPE kraken_tracker_swarms gauge\nkraken_tracker_swarms {}\n\
-         # TYPE kraken_tracker_peers gauge\nkraken_tracker_peers {}\n\
-         # TYPE kraken_tracker_announces counter\nkraken_tracker_announces_total {}\n\
-         # TYPE kraken_tracker_live_origins gauge\nkraken_tracker_live_origins {}\n# EOF\n",
-        stats.swarms,
-        stats.peers,
-        stats.announces,
-        tracker.live_origins()
-    )
+    let families = [
+        Family::gauge("kraken_tracker_swarms", "Blobs that it knows of.").sample(&[], stats.swarms),
+        Family::gauge("kraken_tracker_peers", "Members of swarms.").sample(&[], stats.peers),
+        Family::counter("kraken_tracker_announces", "Announces of hosts.")
+            .sample(&[], stats.announces),
+        Family::gauge("kraken_tracker_live_origins", "Origins that answer.")
+            .sample(&[], tracker.live_origins()),
+    ];
+    families.map(Family::text).concat()
 }
 
 impl Service for TrackerService {

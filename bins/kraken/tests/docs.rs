@@ -11,6 +11,8 @@ mod commands;
 mod endpoints;
 #[path = "docs/metrics.rs"]
 mod metrics;
+#[path = "docs/openmetrics.rs"]
+mod openmetrics;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -22,6 +22,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub use self::start::Traces;
+use crate::metrics::Family;
 #[cfg(any(feature = "otel", test))]
 use crate::process::StartError;
 use crate::units::{self, Written};
@@ -139,16 +140,15 @@ impl TracingConfig {
 
 /// What became of the spans of this process, as metrics.
 pub(crate) fn metrics() -> String {
-    let line = |result: &str, count: &AtomicU64| {
-        let count = count.load(Ordering::Relaxed);
-        format!("kraken_trace_spans_total{{result=\"{result}\"}} {count}\n")
-    };
-    let lines = [("sent", &SENT), ("dropped", &DROPPED), ("failed", &FAILED)];
-    let lines = lines.map(|(result, count)| line(result, count)).concat();
-    format!(
-        "# HELP kraken_trace_spans Spans of traces, by what became of them.\n\
-         # TYPE kraken_trace_spans counter\n{lines}"
-    )
+    let family = Family::counter(
+        "kraken_trace_spans",
+        "Spans of traces, by what became of them.",
+    );
+    let counts = [("sent", &SENT), ("dropped", &DROPPED), ("failed", &FAILED)];
+    let family = counts.into_iter().fold(family, |family, (result, count)| {
+        family.sample(&[("result", result)], count.load(Ordering::Relaxed))
+    });
+    family.text()
 }
 
 #[cfg(test)]

@@ -12,13 +12,18 @@ use kraken_daemon::process::Service as _;
 use kraken_daemon::{build_index, config};
 use regex::Regex;
 
+use crate::openmetrics::{self, CONTENT_TYPE};
 use crate::{files, pages, read};
 
-async fn told(http: &HttpClient, base: &str) -> String {
+/// What a process tells, read strictly.
+async fn told(http: &HttpClient, base: &str) -> BTreeMap<String, String> {
     let request = Request::get(format!("{base}/metrics"));
     let answer = http.send(request.body(HttpBody::Empty).unwrap()).await;
-    let bytes = answer.unwrap().bytes(1 << 20).await.unwrap();
-    String::from_utf8(bytes.to_vec()).unwrap()
+    let answer = answer.unwrap();
+    assert_eq!(answer.header("content-type"), Some(CONTENT_TYPE), "{base}");
+    let bytes = answer.bytes(1 << 20).await.unwrap();
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    openmetrics::read(&text).unwrap_or_else(|error| panic!("{base}: {error}\n{text}"))
 }
 
 /// A build-index that keeps tags in a backend too, beside the cluster in `dir`.
@@ -55,9 +60,9 @@ async fn live() -> BTreeMap<String, String> {
     let identity = Identity::from_files(file("origin-1.crt"), file("origin-1.key"), file("ca.crt"));
     let secure = HttpClient::new(Some(&identity.unwrap())).unwrap();
     let plain = HttpClient::new(None).unwrap();
-    let mut text = String::new();
+    let mut names = BTreeMap::new();
     for addr in [cluster.agents[0].registry, cluster.proxy.addr] {
-        text += &told(&plain, &format!("http://{addr}")).await;
+        names.extend(told(&plain, &format!("http://{addr}")).await);
     }
     for addr in [
         cluster.origins[0].addr,
@@ -65,27 +70,11 @@ async fn live() -> BTreeMap<String, String> {
         cluster.build_index.addr,
         index.addr,
     ] {
-        text += &told(&secure, &format!("https://{addr}")).await;
+        names.extend(told(&secure, &format!("https://{addr}")).await);
     }
     index.stop().await;
     cluster.stop().await;
-    types(&text)
-}
-
-fn types(text: &str) -> BTreeMap<String, String> {
-    let mut types = BTreeMap::new();
-    for line in text.lines() {
-        if let ["#", "TYPE", name, kind] = line.split(' ').collect::<Vec<_>>()[..] {
-            // OpenMetrics names a counter without the ending of its samples.
-            let ending = if kind == "counter" && !name.ends_with("_total") {
-                "_total"
-            } else {
-                ""
-            };
-            types.insert(format!("{name}{ending}"), kind.to_string());
-        }
-    }
-    types
+    names
 }
 
 /// The metrics that a text names: not the crates, which begin alike.
