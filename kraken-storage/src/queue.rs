@@ -48,6 +48,10 @@ impl Priority {
 /// One in so many tasks is taken for its age, not its priority.
 const FOR_ITS_AGE: u64 = 4;
 
+/// So many of the first tasks may hold the oldest one: a dead letter that is revived keeps its id, and is
+/// born anew.
+const LOOKED_AT: usize = 1000;
+
 /// A piece of work to do at or after a time, until it is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
@@ -375,6 +379,15 @@ impl DurableQueue {
     /// The file cannot be read.
     pub fn is_empty(&self) -> Result<bool, QueueError> {
         Ok(self.len()? == 0)
+    }
+
+    /// When the oldest task, waiting or taken, was to be done first, in milliseconds; `None` when there is
+    /// none. Of very many tasks it looks at those that were pushed first, to take no longer for a million.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn first_born(&self) -> Result<Option<u64>, QueueError> {
+        self.inner.look(|tables| tables.first_born(LOOKED_AT))
     }
 
     /// Up to `max` tasks in the order of (priority, due, id), waiting and taken, from the one after `after`

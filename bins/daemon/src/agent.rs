@@ -1,5 +1,6 @@
 //! The agent as a process: peers on one port, a read-only registry on another.
 
+use std::future::ready;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -444,12 +445,16 @@ fn router(
     mirror: PullState<Agent, TagClient>,
 ) -> Router {
     let registry = pull::router(mirror);
-    let counted = agent.clone();
+    let (counted, held) = (agent.clone(), disks.clone());
     let blobs = registry.clone();
     let blob = move |request: Request| blob_by_namespace(blobs.clone(), request);
     let own = move || {
-        let text = metrics::stale(&stale) + &counted.metrics().text();
-        async move { text }
+        let parts = [
+            metrics::stale(&stale),
+            store::metrics(&held),
+            counted.metrics().text(),
+        ];
+        ready(parts.concat())
     };
     let router = with_metrics(registry, identity, own)
         .route("/namespace/{namespace}/blobs/{digest}", get(blob))

@@ -32,8 +32,20 @@ where
 
 fn whole(own: &str, identity: &Identity) -> String {
     let own = own.strip_suffix(END).unwrap_or(own);
-    let parts = [tls::metrics(identity), reload::metrics(), traces::metrics()];
+    let parts = [
+        build(),
+        tls::metrics(identity),
+        reload::metrics(),
+        traces::metrics(),
+    ];
     format!("{own}{}{END}", parts.concat())
+}
+
+/// Which version answers.
+fn build() -> String {
+    let family = Family::gauge("kraken_build_info", "The version of the process, always 1.");
+    let version = env!("CARGO_PKG_VERSION");
+    family.sample(&[("version", version)], 1).text()
 }
 
 /// How often a tag was told that may be out of date, as metrics.

@@ -1,6 +1,5 @@
 //! The origin as a process: peers on one port, its HTTP face on another.
 
-use std::future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,7 +32,7 @@ use crate::members::Origins;
 use crate::metrics::with_metrics;
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
-use crate::queue::with_queue;
+use crate::queue::{self, with_queue};
 use crate::reload::Changed;
 use crate::sockets;
 use crate::store::http::with_store;
@@ -278,8 +277,8 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
             .set_ring(members)
             .map_err(|error| error.to_string())
     });
-    let counted = origin.clone();
-    let own = move || future::ready(counted.metrics().text());
+    let told = (origin.clone(), disks.clone());
+    let own = move || metrics(told.clone());
     let router = with_metrics(router(Arc::new(origin.clone())), identity.clone(), own);
     let router = with_live_limits(router, origin.clone());
     let router = with_queue(router, origin.clone());
@@ -310,6 +309,11 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         server,
         shutdown,
     })
+}
+
+async fn metrics((origin, disks): (Origin, Disks)) -> String {
+    let (stored, queued) = (store::metrics(&disks), queue::metrics(&origin).await);
+    stored + &queued + &origin.metrics().text()
 }
 
 /// Removes uploads that nobody went on with for a day.

@@ -9,6 +9,8 @@ use kraken_core::net::http::{ApiError, Asked, Params};
 use kraken_core::storage::{QueueError, Task};
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::Family;
+
 /// Which tasks are asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,6 +87,24 @@ pub(crate) fn with_queue(router: Router, origin: Origin) -> Router {
         .route("/x/queue/{id}", delete(give_up))
         .with_state(origin);
     router.merge(queue)
+}
+
+/// How many tasks wait and for how long, as metrics; nothing when the queue cannot be read.
+pub(crate) async fn metrics(origin: &Origin) -> String {
+    let (Ok((waiting, _)), Ok(oldest)) = (origin.task_counts().await, origin.oldest_task().await)
+    else {
+        return String::new();
+    };
+    let tasks = Family::gauge(
+        "kraken_queue_tasks",
+        "Write-backs and copies that wait or are under way.",
+    );
+    let age = Family::gauge(
+        "kraken_queue_oldest_seconds",
+        "For how long the oldest of them has been due; 0 without any.",
+    );
+    let oldest = oldest.unwrap_or_default().as_secs();
+    tasks.sample(&[], waiting).text() + &age.sample(&[], oldest).text()
 }
 
 async fn list(

@@ -46,6 +46,16 @@ impl Origin {
             .await
     }
 
+    /// For how long the oldest of the tasks that wait or are under way has been due; `None` when there
+    /// is none.
+    ///
+    /// # Errors
+    /// The queue cannot be read.
+    pub async fn oldest_task(&self) -> Result<Option<Duration>, QueueError> {
+        let born = self.inner.on_queue(DurableQueue::first_born).await?;
+        Ok(born.map(|born| Duration::from_millis(unix_ms().saturating_sub(born))))
+    }
+
     /// Tries a dead letter again, from now on, and says whether there was one.
     ///
     /// # Errors

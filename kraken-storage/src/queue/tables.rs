@@ -84,6 +84,16 @@ impl Reading {
             .transpose()
     }
 
+    /// The earliest birth among the `most` tasks that were pushed first.
+    pub(super) fn first_born(&self, most: usize) -> Result<Option<u64>, QueueError> {
+        let mut first = None;
+        for entry in self.due.range(0..)?.take(most) {
+            let born = self.task(entry?.0.value())?.map(|task| task.born_ms);
+            first = first.into_iter().chain(born).min();
+        }
+        Ok(first)
+    }
+
     pub(super) fn is_current(&self, task: &Task) -> Result<bool, QueueError> {
         let current = self.current.get(&*name_of(&task.kind, &task.key))?;
         Ok(current.is_some_and(|id| id.value() == task.id))

@@ -79,6 +79,29 @@ fn what_matters_goes_first_and_nothing_waits_for_ever() {
 }
 
 #[test]
+fn the_oldest_task_is_known_whatever_was_tried_or_revived() {
+    let (queue, _, _dir) = queue();
+    assert_eq!(queue.first_born(), Ok(None));
+    let letter = queue.push("a", "letter", b"", 5).unwrap();
+    let old = queue.push("a", "old", b"", 20).unwrap();
+    queue.push("a", "new", b"", 30).unwrap();
+    queue
+        .push_ranked(Priority::High, "a", "newer", b"", 40)
+        .unwrap();
+    assert_eq!(queue.first_born(), Ok(Some(5)));
+    queue.bury(letter).unwrap();
+    assert_eq!(queue.first_born(), Ok(Some(20)));
+    queue.revive(letter, 50).unwrap();
+    assert_eq!(queue.first_born(), Ok(Some(20)), "one that is born anew");
+    assert_eq!(queue.take_due(25, 1).unwrap().len(), 1);
+    assert_eq!(queue.first_born(), Ok(Some(20)), "it is under way");
+    queue.retry(old, 900).unwrap();
+    assert_eq!(queue.first_born(), Ok(Some(20)), "it was in vain");
+    queue.done(old).unwrap();
+    assert_eq!(queue.first_born(), Ok(Some(30)));
+}
+
+#[test]
 fn what_is_known_of_a_beginning_is_known_of_all_its_tasks() {
     let (queue, _, _dir) = queue();
     let id = queue.push("copy", "blob-1 there", b"", 1).unwrap();

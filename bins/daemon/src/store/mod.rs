@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::config::{
     Age, EvictionConfig, Memory, OrderConfig, Percent, ScrubRate, StoreLimit, VolumeConfig, Weight,
 };
+use crate::metrics::Family;
 use crate::process::StartError;
 
 /// The blobs of a process, on one disk or several.
@@ -110,6 +111,22 @@ pub(crate) fn ceiling(
         StartError::Config(what)
     };
     marked.map(Some).ok_or_else(wrong)
+}
+
+/// What the blobs take and may take, as metrics.
+pub(crate) fn metrics(disks: &Disks) -> String {
+    let usage = disks.usage();
+    let taken = Family::gauge("kraken_store_bytes", "What blobs and uploads take.");
+    let limit = Family::gauge(
+        "kraken_store_limit_bytes",
+        "What they may take; not there without a limit.",
+    );
+    let most = usage.and_then(|it| it.ceiling).map(|it| it.most());
+    let with = |family: Family, value: Option<u64>| match value {
+        Some(value) => family.sample(&[], value).text(),
+        None => family.text(),
+    };
+    with(taken, usage.map(|it| it.bytes)) + &with(limit, most)
 }
 
 /// Reads the store's blobs back until the token says otherwise.
