@@ -136,3 +136,24 @@ pub(crate) fn scrub(disks: Disks, ScrubRate(rate): ScrubRate, until: &Cancellati
         tokio::spawn(until.clone().run_until_cancelled_owned(scrubbing));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn metrics_tell_the_limit_where_there_is_one() {
+        let lines = async |limit| {
+            let dir = tempfile::tempdir().unwrap();
+            let store = dir.path().join("store");
+            let disks = open(store, &[], limit, &EvictionConfig::default()).await;
+            let text = metrics(&disks.unwrap());
+            let samples = text.lines().filter(|it| !it.starts_with('#'));
+            samples.map(ToOwned::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(lines(None).await, ["kraken_store_bytes 0"]);
+        let limit = Some(StoreLimit::Bytes(1 << 20));
+        let both = ["kraken_store_bytes 0", "kraken_store_limit_bytes 1048576"];
+        assert_eq!(lines(limit).await, both);
+    }
+}

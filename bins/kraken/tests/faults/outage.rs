@@ -88,6 +88,7 @@ async fn a_commit_outlives_an_outage_of_the_backend_and_a_restart() {
         let meta = client.upload_commit(&upload, &namespace, digest).await;
         assert_eq!(meta.unwrap().length(), length);
         assert_eq!(running.origin.queued().unwrap(), 1);
+        assert!(running.origin.oldest_task().await.unwrap().is_some());
         let refused = client.remove(digest).await.unwrap_err();
         assert!(matches!(refused, ApiError::Conflict(_)), "{refused}");
         running.stop().await;
@@ -107,6 +108,7 @@ async fn a_commit_outlives_an_outage_of_the_backend_and_a_restart() {
             (running.origin.queued().unwrap() == 0).then_some(())
         })
         .await;
+        assert_eq!(running.origin.oldest_task().await.unwrap(), None);
         assert_eq!((backend.writes(), backend.bytes_written()), (1, length));
         running.client.remove(digest).await.unwrap();
         running.stop().await;
