@@ -13,11 +13,11 @@ use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use futures::future::OptionFuture;
 use http::StatusCode;
+use kraken_core::net::Role;
 use kraken_core::net::announce::TrackerClient;
 use kraken_core::net::http::{
     ApiError, HttpClient, HttpServer, Params, TracedFrom, serve_on, traced, with_health,
 };
-use kraken_core::net::{Identity, Role};
 use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
 use kraken_core::{Agent, Digest, Namespace, OpenError, Zone};
 use kraken_registry::access::Access;
@@ -40,7 +40,7 @@ use crate::guard;
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::log::{LogFilter, LogFormat};
 use crate::members::Urls;
-use crate::metrics::{self, with_metrics};
+use crate::metrics::{self, Every, with_metrics};
 use crate::pages;
 use crate::preload::{self, PreloadConfig, Preloader, with_preload};
 use crate::process::{Service, StartError};
@@ -308,6 +308,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let hub: Host = DOCKER_HUB.parse().expect("a host");
     let access = access::access(config.access.as_ref(), config.client_tls.as_ref())?;
     let answers = Answers::default();
+    let every = Every::of(&identity);
     let docker = config.docker_listen.map(|addr| {
         let mirror = PullState::mirror(agent.clone(), tags.clone());
         let mirror = mirror.access(access.clone());
@@ -315,7 +316,9 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         let router = pull::router(mirror.usual_upstream(hub));
         let router = router.layer(middleware::from_fn(pages::refuse));
         let router = noted(router, &answers);
-        let router = traced(router, TracedFrom::Strangers);
+        let router = every
+            .requests
+            .counted(traced(router, TracedFrom::Strangers));
         let socket = sockets::listen(addr)?;
         Ok::<_, StartError>(serve_on(socket, router, None, shutdown.clone())?)
     });
@@ -349,13 +352,15 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
         preloader.map_err(|error| StartError::Config(format!("preload: {error}")))
     });
     let explained = disks.clone();
-    let router = router((agent.clone(), stale, identity), disks, mirror);
+    let router = router((agent.clone(), stale, every.clone()), disks, mirror);
     let router = with_profile(with_doctor(router, doctor));
     let remembers = (agent.clone(), explained);
     let router = with_explain(router, remembers, answers.clone(), Some(others));
     let router = noted(router, &answers);
     let router = with_preload(router, preloader.transpose()?).layer(guard);
-    let router = traced(router, TracedFrom::Strangers);
+    let router = every
+        .requests
+        .counted(traced(router, TracedFrom::Strangers));
     let tls = config.client_tls.as_ref();
     let server = access::serve(socket, router, tls, shutdown.clone())?;
     let seeding = agent.clone();
@@ -440,7 +445,7 @@ impl Service for AgentService {
 }
 
 fn router(
-    (agent, stale, identity): (Agent, StaleTags, Identity),
+    (agent, stale, every): (Agent, StaleTags, Every),
     disks: Disks,
     mirror: PullState<Agent, TagClient>,
 ) -> Router {
@@ -456,7 +461,7 @@ fn router(
         ];
         ready(parts.concat())
     };
-    let router = with_metrics(registry, identity, own)
+    let router = with_metrics(registry, every, own)
         .route("/namespace/{namespace}/blobs/{digest}", get(blob))
         .route(
             "/namespace/{namespace}/blobs/{digest}/prefetch",

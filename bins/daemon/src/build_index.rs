@@ -26,7 +26,7 @@ use crate::dns::DnsName;
 use crate::garbage::{GarbageConfig, with_garbage};
 use crate::log::{LogFilter, LogFormat};
 use crate::members::{Origins, member_url};
-use crate::metrics::with_metrics;
+use crate::metrics::{Every, with_metrics};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::reload::Changed;
@@ -246,6 +246,7 @@ pub struct BuildIndexService {
 pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartError> {
     let shutdown = CancellationToken::new();
     let identity = config.tls.identity_of(Role::BuildIndex, &shutdown)?;
+    let every = Every::of(&identity);
     let http = HttpClient::new(Some(&identity))?;
     let listed = Origins::of(
         &config.origins,
@@ -293,7 +294,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
         async move { remotes::metrics(&sent).await + &tags_backend::metrics(&kept).await }
     };
     let router = router(tags, policy.clone(), origins.clone()).merge(replicating);
-    let router = with_metrics(router, identity.clone(), own);
+    let router = with_metrics(router, every.clone(), own);
     let (router, collecting) = with_garbage(router, collector, config.garbage);
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(collecting));
     let router = with_profile(router);
@@ -303,7 +304,9 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     });
     let server = serve_on(
         sockets::listen(config.listen)?,
-        admit(traced(router, TracedFrom::Members), Role::BuildIndex),
+        every
+            .requests
+            .counted(admit(traced(router, TracedFrom::Members), Role::BuildIndex)),
         Some(&identity),
         shutdown.clone(),
     )?;

@@ -6,6 +6,7 @@ use axum::Router;
 use axum::routing::get;
 use http::header::CONTENT_TYPE;
 use kraken_core::net::Identity;
+use kraken_core::net::http::Requests;
 use kraken_registry::pull::StaleTags;
 
 use crate::{reload, tls, traces};
@@ -16,25 +17,44 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// What such a text ends with.
 const END: &str = "# EOF\n";
 
+/// What every process tells of.
+#[derive(Debug, Clone)]
+pub(crate) struct Every {
+    /// Who it is.
+    pub(crate) identity: Identity,
+    /// What it is asked.
+    pub(crate) requests: Requests,
+}
+
+impl Every {
+    pub(crate) fn of(identity: &Identity) -> Self {
+        Self {
+            identity: identity.clone(),
+            requests: Requests::default(),
+        }
+    }
+}
+
 /// Adds `GET /metrics` to a router: the families that `own` tells, with or without the end of a text, and
 /// those of every process.
-pub(crate) fn with_metrics<F, R>(router: Router, identity: Identity, own: F) -> Router
+pub(crate) fn with_metrics<F, R>(router: Router, every: Every, own: F) -> Router
 where
     F: Fn() -> R + Clone + Send + Sync + 'static,
     R: Future<Output = String> + Send + 'static,
 {
     let answer = async move || {
         let own = own().await;
-        ([(CONTENT_TYPE, OPEN_METRICS)], whole(&own, &identity))
+        ([(CONTENT_TYPE, OPEN_METRICS)], whole(&own, &every))
     };
     router.route("/metrics", get(answer))
 }
 
-fn whole(own: &str, identity: &Identity) -> String {
+fn whole(own: &str, every: &Every) -> String {
     let own = own.strip_suffix(END).unwrap_or(own);
     let parts = [
         build(),
-        tls::metrics(identity),
+        every.requests.text(),
+        tls::metrics(&every.identity),
         reload::metrics(),
         traces::metrics(),
     ];
@@ -135,8 +155,9 @@ mod tests {
         let (cert, key) = authority.issue("origin", &[]).unwrap();
         let identity = Identity::from_pem(&cert, &key, &authority.to_pem().0).unwrap();
         for own in ["a 1\n# EOF\n", "a 1\n"] {
-            let identity = identity.clone();
-            let router = with_metrics(Router::new(), identity, move || ready(own.to_owned()));
+            let router = with_metrics(Router::new(), Every::of(&identity), move || {
+                ready(own.to_owned())
+            });
             let request = Request::get("/metrics").body(Body::empty()).unwrap();
             let answer = router.oneshot(request).await.unwrap();
             assert_eq!(answer.headers()[CONTENT_TYPE], OPEN_METRICS);

@@ -29,7 +29,7 @@ use crate::leave::with_leave;
 use crate::limits::{LimitsConfig, Rate, with_live_limits};
 use crate::log::{LogFilter, LogFormat};
 use crate::members::Origins;
-use crate::metrics::with_metrics;
+use crate::metrics::{Every, with_metrics};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::queue::{self, with_queue};
@@ -226,6 +226,7 @@ pub struct OriginService {
 pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let shutdown = CancellationToken::new();
     let identity = config.tls.identity_of(Role::Origin, &shutdown)?;
+    let every = Every::of(&identity);
     let http = HttpClient::new(Some(&identity))?;
     let listed = Origins::of(
         &config.origins,
@@ -279,7 +280,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     });
     let told = (origin.clone(), disks.clone());
     let own = move || metrics(told.clone());
-    let router = with_metrics(router(Arc::new(origin.clone())), identity.clone(), own);
+    let router = with_metrics(router(Arc::new(origin.clone())), every.clone(), own);
     let router = with_live_limits(router, origin.clone());
     let router = with_queue(router, origin.clone());
     let router = with_leave(router, origin.clone());
@@ -298,7 +299,9 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     });
     let server = serve_on(
         sockets::listen(config.listen)?,
-        admit(traced(router, TracedFrom::Members), Role::Origin),
+        every
+            .requests
+            .counted(admit(traced(router, TracedFrom::Members), Role::Origin)),
         Some(&identity),
         shutdown.clone(),
     )?;

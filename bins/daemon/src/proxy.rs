@@ -24,7 +24,7 @@ use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::log::{LogFilter, LogFormat};
 use crate::members::{Origins, Urls};
-use crate::metrics::{self, with_metrics};
+use crate::metrics::{self, Every, with_metrics};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::reload::Changed;
@@ -136,6 +136,7 @@ pub struct ProxyService {
 pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let shutdown = CancellationToken::new();
     let identity = config.tls.identity_of(Role::Proxy, &shutdown)?;
+    let every = Every::of(&identity);
     let http = HttpClient::new(Some(&identity))?;
     let listed = Origins::of(
         &config.origins,
@@ -167,7 +168,7 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let pull = pull.count_stale(stale.clone());
     let router = push::router(PushState::new(pull, origins.clone()));
     let own = move || ready(metrics::stale(&stale));
-    let router = with_metrics(router, identity, own);
+    let router = with_metrics(router, every.clone(), own);
     let guarded = access.clone();
     let guard =
         middleware::from_fn(move |request, next| guard::refuse(guarded.clone(), request, next));
@@ -175,7 +176,9 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
         .merge(with_profile(preheating).layer(guard))
         .layer(middleware::from_fn(pages::refuse));
     let router = with_health(router, || async { Ok(()) });
-    let router = traced(router, TracedFrom::Strangers);
+    let router = every
+        .requests
+        .counted(traced(router, TracedFrom::Strangers));
     let server = access::serve(
         sockets::listen(config.listen)?,
         router,

@@ -25,7 +25,7 @@ use crate::console::{self, ConsoleConfig, Shown};
 use crate::dns::DnsName;
 use crate::log::{LogFilter, LogFormat};
 use crate::members::Origins;
-use crate::metrics::{Family, with_metrics};
+use crate::metrics::{Every, Family, with_metrics};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::reload::Changed;
@@ -123,6 +123,7 @@ pub struct TrackerService {
 pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> {
     let shutdown = CancellationToken::new();
     let identity = config.tls.identity_of(Role::Tracker, &shutdown)?;
+    let every = Every::of(&identity);
     let http = HttpClient::new(Some(&identity))?;
     let listed = Origins::of(
         &config.origins,
@@ -140,7 +141,7 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     let (counted, live) = (tracker.clone(), tracker.clone());
     let seen = tracker.clone();
     let own = move || ready(metrics(&counted));
-    let router = with_metrics(router(Arc::new(tracker.clone())), identity.clone(), own)
+    let router = with_metrics(router(Arc::new(tracker.clone())), every.clone(), own)
         .route("/x/origins", get(async move || Json(seen.origins())));
     let router = with_health(router, move || {
         let origins = live.live_origins();
@@ -166,7 +167,9 @@ pub async fn start(config: TrackerConfig) -> Result<TrackerService, StartError> 
     let router = with_profile(router);
     let server = serve_on(
         sockets::listen(config.listen)?,
-        admit(traced(router, TracedFrom::Members), Role::Tracker),
+        every
+            .requests
+            .counted(admit(traced(router, TracedFrom::Members), Role::Tracker)),
         Some(&identity),
         shutdown.clone(),
     )?;

@@ -146,23 +146,48 @@ fn span_of(request: &Request) -> Span {
 }
 
 /// A method by its name; what is none of HTTP's is not told.
-fn known(method: &Method) -> &str {
+pub(super) fn known(method: &Method) -> &'static str {
     match *method {
-        Method::GET
-        | Method::HEAD
-        | Method::PUT
-        | Method::POST
-        | Method::PATCH
-        | Method::DELETE
-        | Method::OPTIONS => method.as_str(),
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::POST => "POST",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
         _ => "OTHER",
     }
+}
+
+/// A word for what a request asks, `manifests`, `metainfo`, `announce`: out of its path or the route that
+/// it matched, and never the client's.
+pub(super) fn kind_of<'a>(path: &str, route: Option<&'a str>) -> &'a str {
+    if let Some(rest) = path.strip_prefix("/v2/") {
+        return in_registry(rest).map_or("registry", |(_, kind, _)| kind);
+    }
+    let words = route.unwrap_or_default().split('/');
+    let mut fixed = words.filter(|it| !it.is_empty() && !it.starts_with('{'));
+    fixed.next_back().unwrap_or("other")
+}
+
+/// The parts of `REPOSITORY/manifests/REFERENCE` and its like.
+fn in_registry(rest: &str) -> Option<(&str, &'static str, &str)> {
+    const KINDS: [&str; 4] = ["manifests", "blobs", "referrers", "tags"];
+    let found = KINDS.into_iter().filter_map(|kind| {
+        let at = rest.rfind(&format!("/{kind}/"))?;
+        Some((at, kind))
+    });
+    let (at, kind) = found.max()?;
+    let reference = &rest[at + kind.len() + 2..];
+    let is_upload = kind == "blobs" && reference.starts_with("uploads");
+    let kind = if is_upload { "uploads" } else { kind };
+    Some((&rest[..at], kind, reference))
 }
 
 /// What a request is about, as far as its path says. Queries are not told: they may hold secrets.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Asked {
-    /// `manifests`, `metainfo`, `announce`: a word out of the path that is not the client's.
+    /// As of [`kind_of`].
     kind: String,
     namespace: Option<String>,
     repository: Option<String>,
@@ -173,12 +198,10 @@ struct Asked {
 impl Asked {
     fn of(uri: &Uri, route: Option<&str>) -> Self {
         let path = uri.path();
+        let kind = kind_of(path, route).to_owned();
         if let Some(rest) = path.strip_prefix("/v2/") {
-            return Self::of_registry(rest);
+            return Self::of_registry(kind, rest);
         }
-        let words = route.unwrap_or_default().split('/');
-        let mut fixed = words.filter(|it| !it.is_empty() && !it.starts_with('{'));
-        let kind = fixed.next_back().unwrap_or("other").to_owned();
         let mut words = path.split('/').skip(1);
         let (place, name) = (words.next(), words.next());
         let mut asked = Self {
@@ -198,29 +221,18 @@ impl Asked {
         asked
     }
 
-    /// `REPOSITORY/manifests/REFERENCE` and its like.
-    fn of_registry(rest: &str) -> Self {
-        const KINDS: [&str; 4] = ["manifests", "blobs", "referrers", "tags"];
-        let found = KINDS.into_iter().filter_map(|kind| {
-            let at = rest.rfind(&format!("/{kind}/"))?;
-            Some((at, kind))
-        });
-        let Some((at, kind)) = found.max() else {
-            let kind = "registry".to_owned();
-            return Self {
-                kind,
-                ..Self::default()
-            };
+    fn of_registry(kind: String, rest: &str) -> Self {
+        let mut asked = Self {
+            kind,
+            ..Self::default()
         };
-        let reference = &rest[at + kind.len() + 2..];
-        let is_upload = kind == "blobs" && reference.starts_with("uploads");
-        Self {
-            kind: if is_upload { "uploads" } else { kind }.to_owned(),
-            namespace: None,
-            repository: Some(cut(&rest[..at])),
+        if let Some((repository, kind, reference)) = in_registry(rest) {
+            asked.repository = Some(cut(repository));
             // What names an upload is what it may be gone on with.
-            reference: (!is_upload && kind != "tags").then(|| cut(reference)),
+            let is_told = !["uploads", "tags"].contains(&kind);
+            asked.reference = is_told.then(|| cut(reference));
         }
+        asked
     }
 }
 

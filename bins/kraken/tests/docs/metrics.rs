@@ -7,7 +7,7 @@ use std::path::Path;
 use http::Request;
 use kraken::cluster::{Cluster, ClusterOptions};
 use kraken_core::net::Identity;
-use kraken_core::net::http::{HttpBody, HttpClient};
+use kraken_core::net::http::{HttpBody, HttpClient, HttpResponse};
 use kraken_daemon::process::Service as _;
 use kraken_daemon::{build_index, config};
 use regex::Regex;
@@ -15,14 +15,25 @@ use regex::Regex;
 use crate::openmetrics::{self, CONTENT_TYPE};
 use crate::{files, pages, read};
 
+async fn ask(http: &HttpClient, url: String) -> HttpResponse {
+    let request = Request::get(url).body(HttpBody::Empty).unwrap();
+    http.send(request).await.unwrap()
+}
+
 /// What a process tells, read strictly.
 async fn told(http: &HttpClient, base: &str) -> BTreeMap<String, String> {
-    let request = Request::get(format!("{base}/metrics"));
-    let answer = http.send(request.body(HttpBody::Empty).unwrap()).await;
-    let answer = answer.unwrap();
+    // Before the first answer there are none to be told.
+    ask(http, format!("{base}/health")).await;
+    let answer = ask(http, format!("{base}/metrics")).await;
     assert_eq!(answer.header("content-type"), Some(CONTENT_TYPE), "{base}");
     let bytes = answer.bytes(1 << 20).await.unwrap();
     let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let asked = "kraken_http_requests_total{method=\"GET\",route=\"health\",status=\"200\"}";
+    assert!(text.contains(asked), "{base}: {text}");
+    assert!(
+        text.contains("kraken_build_info{version="),
+        "{base}: {text}"
+    );
     openmetrics::read(&text).unwrap_or_else(|error| panic!("{base}: {error}\n{text}"))
 }
 
