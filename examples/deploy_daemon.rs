@@ -163,3 +163,11 @@ impl DeployDaemon {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_comes_to_its_end() {
+        super::main().unwrap();
+    }
+}

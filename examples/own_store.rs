@@ -94,7 +94,7 @@ impl PieceStore for Pieces {
     async fn read(&self, digest: Digest, offset: u64, len: u32) -> Result<Bytes, StoreError> {
         let blobs = self.blobs();
         let blob = blobs.get(&digest).ok_or(StoreError::Absent(digest))?;
-        let end = blob.meta.length().min(offset + u64::from(len));
+        let end = blob.meta.length().min(offset.saturating_add(len.into()));
         let mut bytes = BytesMut::new();
         for piece in blob.meta.pieces_of(offset..end) {
             let stored = blob.pieces.get(&piece);
@@ -174,4 +174,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     leecher.shutdown().await;
     seeder.shutdown().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_comes_to_its_end() {
+        super::main().unwrap();
+    }
 }

@@ -267,3 +267,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     seeder.shutdown().await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_comes_to_its_end() {
+        super::main().unwrap();
+    }
+}

@@ -26,7 +26,11 @@ killed_origins = [{ origin = 0, at_seconds = 0.5 }]
 "#;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let plan = Plan::from_toml(CLUSTER)?;
+    simulate(CLUSTER)
+}
+
+fn simulate(cluster: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let plan = Plan::from_toml(cluster)?;
     let report = run(&plan);
     assert!(
         report.finished() && report.violations.is_empty(),
@@ -42,4 +46,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         report.origin_bytes_ratio, report.hosts
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CLUSTER, simulate};
+
+    #[test]
+    fn a_smaller_one_comes_to_its_end() {
+        let smaller = CLUSTER
+            .replace("hosts = 300", "hosts = 60")
+            .replace("256MiB", "32MiB");
+        assert_ne!(smaller, CLUSTER);
+        simulate(&smaller).unwrap();
+    }
 }
