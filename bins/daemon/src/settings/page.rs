@@ -1,8 +1,12 @@
 //! The page about configurations says what the types say.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
+use super::Sources;
 use super::node::{Node, Source, Value};
 use super::read::read;
 use super::reference::{all_keys, tables};
@@ -27,9 +31,12 @@ fn processes() -> Vec<(&'static str, Schema)> {
     ]
 }
 
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
 fn path() -> PathBuf {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    root.join("../../docs/configuration.md")
+    root().join("docs/configuration.md")
 }
 
 /// The page, around the reference in it.
@@ -89,6 +96,58 @@ fn every_key_on_the_page_exists() {
         }
     }
     assert!(unknown.is_empty(), "no such keys: {unknown:?}");
+}
+
+/// The blocks of a page that are configurations, with their lines: those in "```yaml". Behind that word stands
+/// whose a block is that another program reads, such as "```yaml collector".
+fn configurations(page: &str) -> Vec<(usize, String)> {
+    let mut blocks = Vec::new();
+    let mut lines = page.lines().enumerate();
+    while let Some((number, line)) = lines.next() {
+        if line.trim() == "```yaml" {
+            let block = lines.by_ref().map(|(_, line)| line);
+            let block: Vec<_> = block.take_while(|line| line.trim() != "```").collect();
+            blocks.push((number + 1, block.join("\n")));
+        }
+    }
+    blocks
+}
+
+/// Reads a part of a configuration over the one that ships for a process.
+fn taken_by<T: DeserializeOwned + JsonSchema>(role: &str, part: &Path) -> Result<(), String> {
+    let whole = root().join(format!("deploy/config/{role}.yaml"));
+    let sources = Sources::files(vec![whole, part.to_path_buf()]);
+    let taken = sources.load::<T>().map(drop);
+    taken.map_err(|error| format!("{role}: {error}"))
+}
+
+#[test]
+fn every_configuration_in_the_pages_is_taken_by_a_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let part = dir.path().join("part.yaml");
+    let mut count = 0;
+    for page in std::fs::read_dir(root().join("docs")).unwrap() {
+        let page = page.unwrap().path();
+        if page.extension() != Some("md".as_ref()) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&page).unwrap();
+        for (line, block) in configurations(&text) {
+            count += 1;
+            std::fs::write(&part, &block).unwrap();
+            let answers = [
+                taken_by::<crate::agent::AgentConfig>("agent", &part),
+                taken_by::<crate::origin::OriginConfig>("origin", &part),
+                taken_by::<crate::tracker::TrackerConfig>("tracker", &part),
+                taken_by::<crate::proxy::ProxyConfig>("proxy", &part),
+                taken_by::<crate::build_index::BuildIndexConfig>("build-index", &part),
+            ];
+            let is_taken = answers.iter().any(Result::is_ok);
+            let page = page.display();
+            assert!(is_taken, "{page}:{line}: nobody takes it: {answers:#?}");
+        }
+    }
+    assert!(count >= 20, "only {count} blocks were found");
 }
 
 fn keys(node: &Node, told: &mut impl FnMut(&str)) {
