@@ -70,8 +70,11 @@ impl PieceStore for Pieces {
             pieces: BTreeMap::new(),
             sealed: false,
         });
-        if !blob.sealed {
-            // What is known by now may contradict what was known before.
+        if blob.sealed {
+            return Ok(Bitfield::full(meta.piece_count()));
+        }
+        // Somebody who knows less than what is known takes nothing away; what contradicts it may.
+        if !blob.meta.continues(&meta) {
             blob.pieces
                 .retain(|piece, bytes| meta.verify(*piece, bytes).is_ok());
             blob.meta = meta;
