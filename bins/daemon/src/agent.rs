@@ -36,7 +36,7 @@ use crate::config::{self, HostConfig, QuicMtu, Tls, TransportConfig};
 use crate::dns::DnsName;
 use crate::doctor::{Doctor, Facts, with_doctor};
 use crate::explain::{Others, with_explain};
-use crate::guard;
+use crate::guard::{self, Guard};
 use crate::limits::{LimitsConfig, with_live_limits};
 use crate::log::{LogFilter, LogFormat};
 use crate::members::Urls;
@@ -342,9 +342,12 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let upstreams = config.upstreams.into_iter().map(|host| host.0);
     let mirror = mirror.own_names(own).upstreams(upstreams);
     let mirror = mirror.count_stale(stale.clone());
-    let guarded = access.clone();
+    let guard = Guard {
+        access: access.clone(),
+        is_tls: config.client_tls.is_some(),
+    };
     let guard =
-        middleware::from_fn(move |request, next| guard::refuse(guarded.clone(), request, next));
+        middleware::from_fn(move |request, next| guard::refuse(guard.clone(), request, next));
     let socket = sockets::listen(config.registry_listen)?;
     let listening = socket.local_addr().unwrap_or(config.registry_listen);
     let preloader = config.preload.map(|config| {

@@ -15,7 +15,8 @@ use kraken_registry::error::{Code, RegistryError};
 
 /// Lets through what a registry decides about itself and what anybody may ask; of the rest, blobs of a
 /// namespace as a pull from a repository of that name, and all else from this host only.
-pub(crate) async fn refuse(access: Arc<Access>, request: Request, next: Next) -> Response {
+pub(crate) async fn refuse(guard: Guard, request: Request, next: Next) -> Response {
+    let access = &guard.access;
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
     let open = ["/health", "/readiness", "/metrics", "/v2"];
@@ -30,7 +31,7 @@ pub(crate) async fn refuse(access: Arc<Access>, request: Request, next: Next) ->
         None if path.starts_with("/proxy/") || path.starts_with("/registry/") => {
             access.check_pull_all(&parts).await
         }
-        None => Access::check_this_host(&parts).and_then(|()| check_name(&parts)),
+        None => Access::check_this_host(&parts).and_then(|()| guard.check_name(&parts)),
     };
     match checked {
         Ok(()) => next.run(Request::from_parts(parts, body)).await,
@@ -38,25 +39,37 @@ pub(crate) async fn refuse(access: Arc<Access>, request: Request, next: Next) ->
     }
 }
 
-/// What is for this host only is called by an address or as `localhost`. A web page can make a name of its own
-/// lead to this host, and would be told what a browser takes for that page's.
-fn check_name(parts: &Parts) -> Result<(), RegistryError> {
+/// Who guards.
+#[derive(Debug, Clone)]
+pub(crate) struct Guard {
+    /// Who may do what.
+    pub(crate) access: Arc<Access>,
+    /// Names are proven by TLS.
+    pub(crate) is_tls: bool,
+}
+
+impl Guard {
+    /// Without TLS, what is for this host only is called by an address or as `localhost`. A web page can make a
+    /// name of its own lead to this host, and would be told what a browser takes for that page's.
+    fn check_name(&self, parts: &Parts) -> Result<(), RegistryError> {
+        if self.is_tls || is_called_plainly(parts) {
+            return Ok(());
+        }
+        let what = "this is asked at an address or at localhost, as in http://127.0.0.1:7610";
+        Err(RegistryError::new(Code::Denied, what))
+    }
+}
+
+fn is_called_plainly(parts: &Parts) -> bool {
     let named = parts
         .headers
         .get(HOST)
         .map(|host| host.to_str().unwrap_or_default());
     let host = named.or_else(|| parts.uri.authority().map(|it| it.as_str()));
-    let is_plain = host.is_none_or(|host| {
+    host.is_none_or(|host| {
         let name = host.parse::<Authority>();
         name.is_ok_and(|it| it.host() == "localhost" || is_address(it.host()))
-    });
-    match is_plain {
-        true => Ok(()),
-        false => {
-            let what = "this is asked at an address or at localhost, as in http://127.0.0.1:7610";
-            Err(RegistryError::new(Code::Denied, what))
-        }
-    }
+    })
 }
 
 fn is_address(host: &str) -> bool {
@@ -81,11 +94,16 @@ mod tests {
         status_at(access, (from, "127.0.0.1"), path).await
     }
 
-    async fn status_at(access: Access, (from, host): (&str, &str), path: &str) -> u16 {
+    async fn status_at(access: Access, from: (&str, &str), path: &str) -> u16 {
         let access = Arc::new(access);
+        let is_tls = false;
+        status_by(Guard { access, is_tls }, from, path).await
+    }
+
+    async fn status_by(guard: Guard, (from, host): (&str, &str), path: &str) -> u16 {
         let app = Router::new().route("/{*all}", any(async || "done"));
         let app = app.layer(from_fn(move |request, next| {
-            refuse(access.clone(), request, next)
+            refuse(guard.clone(), request, next)
         }));
         let request = Request::get(path).header(HOST, host).body(Body::empty());
         let mut request = request.unwrap();
@@ -123,6 +141,13 @@ mod tests {
             let told = status_at(Access::this_host(), (here, host), "/x/store").await;
             assert_eq!(told, wanted, "{host}");
         }
+        let access = Arc::new(Access::this_host());
+        let guard = Guard {
+            access,
+            is_tls: true,
+        };
+        let proven = status_by(guard, (here, "host-1.example.com"), "/x/store").await;
+        assert_eq!(proven, 200);
         // Pulls have names of their own.
         let pulled = status_at(Access::this_host(), (here, "hub.example.com"), "/v2/");
         assert_eq!(pulled.await, 200);

@@ -22,15 +22,16 @@ use crate::access::{self, AccessConfig, ClientTls};
 use crate::check::{Problems, ProcessConfig};
 use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
+use crate::guard::{self, Guard};
 use crate::log::{LogFilter, LogFormat};
 use crate::members::{Origins, Urls};
 use crate::metrics::{self, Every, with_metrics};
+use crate::pages;
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::reload::Changed;
 use crate::sockets;
 use crate::traces::TracingConfig;
-use crate::{guard, pages};
 
 /// The configuration of a proxy.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -169,9 +170,12 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let router = push::router(PushState::new(pull, origins.clone()));
     let own = move || ready(metrics::stale(&stale));
     let router = with_metrics(router, every.clone(), own);
-    let guarded = access.clone();
+    let guard = Guard {
+        access: access.clone(),
+        is_tls: config.client_tls.is_some(),
+    };
     let guard =
-        middleware::from_fn(move |request, next| guard::refuse(guarded.clone(), request, next));
+        middleware::from_fn(move |request, next| guard::refuse(guard.clone(), request, next));
     let router = router
         .merge(with_profile(preheating).layer(guard))
         .layer(middleware::from_fn(pages::refuse));

@@ -30,7 +30,8 @@ pub(super) fn bound(router: Router) -> Router {
 
 /// A body that ends with an error when nothing comes of it for too long.
 struct Awaited {
-    body: Body,
+    /// Nothing once it has ended with that error.
+    body: Option<Body>,
     patience: Duration,
     /// Made when there is something to wait for.
     end: Option<Pin<Box<Sleep>>>,
@@ -39,7 +40,7 @@ struct Awaited {
 impl Awaited {
     fn new(body: Body, patience: Duration) -> Self {
         Self {
-            body,
+            body: Some(body),
             patience,
             end: None,
         }
@@ -60,24 +61,31 @@ impl hyper::body::Body for Awaited {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+        let Some(body) = &mut this.body else {
+            return Poll::Ready(None);
+        };
+        if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
             this.end = None;
             return Poll::Ready(frame);
         }
         let patience = this.patience;
         let end = this.end.get_or_insert_with(|| Box::pin(sleep(patience)));
         match end.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Some(Err(this.over()))),
+            Poll::Ready(()) => {
+                this.body = None;
+                Poll::Ready(Some(Err(this.over())))
+            }
             Poll::Pending => Poll::Pending,
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let rest = self.body.as_ref().map(Body::size_hint);
+        rest.unwrap_or_else(|| SizeHint::with_exact(0))
     }
 }
 
