@@ -517,9 +517,19 @@ async fn look_at(view: &View, name: &RegisterName) -> End {
     let mut look = Look::new(owning.majorities);
     let mut reasons = Vec::new();
     let asked = owning.owners.iter().enumerate();
-    let asked = asked.map(async |(at, owner)| (at, owner.look(name, &lists).await));
-    let mut asked: FuturesUnordered<_> = asked.collect();
-    while let Some((at, held)) = asked.next().await {
+    let mut asked: FuturesUnordered<_> = asked
+        .map(|(at, owner)| {
+            let (owner, name, lists) = (owner.clone(), name.clone(), lists.clone());
+            let look = async move { (at, owner.look(&name, &lists).await) };
+            // Who is not waited for is heard all the same: to break a request off closes its connection, and the
+            // next question would have to shake hands first.
+            tokio::spawn(look.in_current_span())
+        })
+        .collect();
+    while let Some(looked) = asked.next().await {
+        let Ok((at, held)) = looked else {
+            break;
+        };
         let step = match held {
             Ok(register) => look.heard(at, &register),
             Err(reason) => {

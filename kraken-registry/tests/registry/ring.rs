@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::serve::ListenerExt as _;
 use futures::StreamExt as _;
 use kraken_core::net::http::HttpClient;
 use kraken_core::net::origin::OriginCluster;
@@ -40,6 +43,8 @@ pub(crate) struct Cluster {
     running: Vec<Option<(TagRing, Vec<JoinHandle<()>>)>>,
     /// A directory that is the backend of what starts from now on.
     pub(crate) backend: Option<PathBuf>,
+    /// Connections to any of them.
+    connections: Arc<AtomicUsize>,
 }
 
 impl Cluster {
@@ -51,6 +56,7 @@ impl Cluster {
             addrs: Vec::new(),
             running: Vec::new(),
             backend: None,
+            connections: Arc::default(),
         };
         for number in 0..count {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -117,6 +123,10 @@ impl Cluster {
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
+        let connections = self.connections.clone();
+        let listener = listener.tap_io(move |_| {
+            connections.fetch_add(1, Ordering::Relaxed);
+        });
         tasks.push(tokio::spawn(async move {
             axum::serve(listener, app).await.unwrap();
         }));
@@ -184,6 +194,18 @@ async fn get(ring: &TagRing, tag: &str) -> Option<Digest> {
 
 fn is_unavailable<T: std::fmt::Debug>(result: Result<T, TagError>) -> bool {
     matches!(result, Err(TagError::Unavailable(_)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_share_connections_though_not_all_owners_are_waited_for() {
+    let cluster = Cluster::started(3).await;
+    put(cluster.ring(0), "a/b:v1", "one").await.unwrap();
+    let before = cluster.connections.load(Ordering::Relaxed);
+    for _ in 0..100 {
+        assert!(get(cluster.ring(0), "a/b:v1").await.is_some());
+    }
+    let made = cluster.connections.load(Ordering::Relaxed) - before;
+    assert!(made < 25, "{made} connections for 100 reads");
 }
 
 #[tokio::test(flavor = "multi_thread")]
