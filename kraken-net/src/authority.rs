@@ -349,8 +349,11 @@ pub fn is_revoked(cert: &str, list: &str) -> Result<bool, IdentityError> {
     Ok(issuer == parts.issuer && is_named)
 }
 
-/// Who made a list, and the serials on it with since when.
-fn entries(list: &str) -> Result<(Vec<u8>, Vec<(Vec<u8>, SystemTime)>), IdentityError> {
+/// A certificate by its serial number, and since when it is revoked.
+type Revoked = (Vec<u8>, SystemTime);
+
+/// Who made a list, and who is on it.
+fn entries(list: &str) -> Result<(Vec<u8>, Vec<Revoked>), IdentityError> {
     let der = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).map_err(issue)?;
     let (_, list) = CertificateRevocationList::from_der(&der).map_err(issue)?;
     let revoked = list.iter_revoked_certificates();
