@@ -16,7 +16,7 @@ use kraken_proto::tags::register::Ballot;
 use kraken_proto::tags::round::{Look, Round, Step};
 use reqwest::Client;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument as _;
 
 use super::backend::{self, TagBackend};
@@ -516,20 +516,17 @@ async fn look_at(view: &View, name: &RegisterName) -> End {
     let (lists, owning) = (view.asked(), view.owning(name.repo().as_str()));
     let mut look = Look::new(owning.majorities);
     let mut reasons = Vec::new();
-    let asked = owning.owners.iter().enumerate();
-    let mut asked: FuturesUnordered<_> = asked
+    let asked = owning
+        .owners
+        .iter()
+        .cloned()
+        .enumerate()
         .map(|(at, owner)| {
-            let (owner, name, lists) = (owner.clone(), name.clone(), lists.clone());
-            let look = async move { (at, owner.look(&name, &lists).await) };
-            // Who is not waited for is heard all the same: to break a request off closes its connection, and the
-            // next question would have to shake hands first.
-            tokio::spawn(look.in_current_span())
-        })
-        .collect();
-    while let Some(looked) = asked.next().await {
-        let Ok((at, held)) = looked else {
-            break;
-        };
+            let (name, lists) = (name.clone(), lists.clone());
+            async move { (at, owner.look(&name, &lists).await) }
+        });
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    while let Some((at, held)) = asked.next().await {
         let step = match held {
             Ok(register) => look.heard(at, &register),
             Err(reason) => {
@@ -538,13 +535,32 @@ async fn look_at(view: &View, name: &RegisterName) -> End {
             }
         };
         match step {
-            Step::Done(state) => return End::Done(state),
-            Step::Again(ballot) => return End::Again(ballot),
+            Step::Done(state) => {
+                hear_out(asked);
+                return End::Done(state);
+            }
+            Step::Again(ballot) => {
+                hear_out(asked);
+                return End::Again(ballot);
+            }
             Step::Unreachable => break,
             _ => {}
         }
     }
     End::Unreachable(reasons.join("; "))
+}
+
+/// How long those are heard that are not waited for: longer than one that is well takes, and so short that one
+/// that hangs does not hold a connection for each of many reads.
+const LINGER: Duration = Duration::from_millis(250);
+
+/// Lets the others end. To break their requests off would close connections, and the next question would have
+/// to shake hands first.
+fn hear_out(others: FuturesUnordered<impl Future<Output: Send> + Send + 'static>) {
+    if !others.is_empty() {
+        let rest = others.for_each(|_| std::future::ready(()));
+        tokio::spawn(timeout(LINGER, rest).in_current_span());
+    }
 }
 
 impl TagService for TagRing {
