@@ -28,7 +28,8 @@ pub(super) fn bound(router: Router) -> Router {
     }))
 }
 
-/// A body that ends with an error when nothing comes of it for too long.
+/// A body that ends with an error when nothing comes of it for too long. Unlike a stream ([`super::idle`]) it still
+/// tells its length, by which uploads are told apart.
 struct Awaited {
     /// Nothing once it has ended with that error.
     body: Option<Body>,
