@@ -1,5 +1,6 @@
 //! HTTP inside a cluster: one client, one way to serve, one shape of errors.
 
+mod bounded;
 pub mod caller;
 pub mod client;
 pub mod error;

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::bounded::{Bounded, room};
 use super::caller::Members;
 use super::error::shaped;
 use super::patience;
@@ -42,6 +43,8 @@ const MAX_HANDSHAKES: usize = 1024;
 pub(super) const HEAD: Duration = Duration::from_secs(30);
 /// Bytes of one HTTP/2 request's body on their way; HTTP/2's own 64 KiB throttle an upload.
 const HTTP2_WINDOW: u32 = 4 << 20;
+/// Bytes of an answer that wait for the client, of each of a connection's requests.
+const HTTP2_WAITING: usize = 128 << 10;
 
 /// A server that runs.
 #[derive(Debug)]
@@ -117,6 +120,17 @@ pub fn serve_on(
     identity: Option<&Identity>,
     shutdown: CancellationToken,
 ) -> Result<HttpServer, ServeError> {
+    serve_at_most(room(), listener, router, identity, shutdown)
+}
+
+/// The same with at most so many connections at once: one more ends the oldest of the address that has the most.
+pub(super) fn serve_at_most(
+    room: usize,
+    listener: TcpListener,
+    router: Router,
+    identity: Option<&Identity>,
+    shutdown: CancellationToken,
+) -> Result<HttpServer, ServeError> {
     let bound = listener.local_addr();
     let bound = bound.map_err(|source| ServeError::Socket { source })?;
     let cannot = |source| ServeError::Bind {
@@ -125,15 +139,16 @@ pub fn serve_on(
     };
     listener.set_nonblocking(true).map_err(cannot)?;
     let router = patience::bound(router);
+    let places = Gate::new(room);
     let (open, task) = match identity {
-        None => plain(listener, router, shutdown).map_err(cannot)?,
+        None => plain(listener, router, places, shutdown).map_err(cannot)?,
         Some(identity) => {
             let config = identity.server_config(&[b"h2", b"http/1.1"])?;
             let members = Members {
                 tls: acceptor(RustlsConfig::from_config(Arc::new(config))),
                 identity: identity.clone(),
             };
-            tls(listener, router, members, shutdown).map_err(cannot)?
+            tls(listener, router, members, places, shutdown).map_err(cannot)?
         }
     };
     Ok(HttpServer {
@@ -161,7 +176,8 @@ where
     let cannot = |source| ServeError::Bind { addr, source };
     listener.set_nonblocking(true).map_err(cannot)?;
     let router = patience::bound(router);
-    let (open, task) = tls(listener, router, acceptor, shutdown).map_err(cannot)?;
+    let places = Gate::new(room());
+    let (open, task) = tls(listener, router, acceptor, places, shutdown).map_err(cannot)?;
     Ok(HttpServer { addr, open, task })
 }
 
@@ -170,13 +186,14 @@ type Running = (Open, JoinHandle<std::io::Result<()>>);
 fn plain(
     listener: TcpListener,
     router: Router,
+    places: Gate,
     shutdown: CancellationToken,
 ) -> std::io::Result<Running> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let connections = TaskTracker::new();
     let open = Open::Plain(connections.clone());
     let task = tokio::spawn(async move {
-        run_plain(listener, router, connections, shutdown).await;
+        run_plain(listener, router, places, connections, shutdown).await;
         Ok(())
     });
     Ok((open, task))
@@ -206,6 +223,7 @@ fn tls<A>(
     listener: TcpListener,
     router: Router,
     acceptor: A,
+    places: Gate,
     shutdown: CancellationToken,
 ) -> std::io::Result<Running>
 where
@@ -222,7 +240,8 @@ where
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let acceptor = Gated {
         acceptor,
-        gate: Gate::new(MAX_HANDSHAKES),
+        handshakes: Gate::new(MAX_HANDSHAKES),
+        places,
     };
     let task = tokio::spawn(server.acceptor(acceptor).serve(service));
     let drain = handle.clone();
@@ -233,15 +252,16 @@ where
     Ok((Open::Tls(handle), task))
 }
 
-/// Lets so many clients shake hands at a time.
+/// Lets so many clients in, and fewer shake hands at a time.
 #[derive(Clone)]
 struct Gated<A> {
     acceptor: A,
-    gate: Gate,
+    handshakes: Gate,
+    places: Gate,
 }
 
 type Accepted<A, S> = std::io::Result<(
-    <A as Accept<TcpStream, S>>::Stream,
+    Bounded<<A as Accept<TcpStream, S>>::Stream>,
     <A as Accept<TcpStream, S>>::Service,
 )>;
 
@@ -250,16 +270,23 @@ where
     A: Accept<TcpStream, S>,
     A::Future: Send + 'static,
 {
-    type Stream = A::Stream;
+    type Stream = Bounded<A::Stream>;
     type Service = A::Service;
     type Future = Pin<Box<dyn Future<Output = Accepted<A, S>> + Send>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let pass = stream.peer_addr().map(|addr| self.gate.enter(addr.ip()));
+        let enter = |addr: SocketAddr| {
+            let place = self.places.enter(addr.ip());
+            (self.handshakes.enter(addr.ip()), place)
+        };
+        let passes = stream.peer_addr().map(enter);
         let accepting = self.acceptor.accept(stream, service);
         Box::pin(async move {
-            let accepted = pass?.hold(accepting).await;
-            accepted.unwrap_or_else(|| Err(std::io::ErrorKind::ConnectionAborted.into()))
+            let (handshake, place) = passes?;
+            let accepted = handshake.hold(accepting).await;
+            let gone = std::io::ErrorKind::ConnectionAborted;
+            let (stream, service) = accepted.ok_or(gone)??;
+            Ok((Bounded::new(stream, Some(place)), service))
         })
     }
 }
@@ -274,6 +301,7 @@ pub(super) fn tune(http: &mut Builder<TokioExecutor>) {
         .keep_alive_interval(Duration::from_secs(20))
         .initial_stream_window_size(HTTP2_WINDOW)
         .initial_connection_window_size(4 * HTTP2_WINDOW)
+        .max_send_buf_size(HTTP2_WAITING)
         .max_concurrent_streams(256);
 }
 

@@ -5,6 +5,7 @@ use axum::routing::get;
 use http::{Request, StatusCode};
 use tokio_util::sync::CancellationToken;
 
+use super::server::serve_at_most;
 use super::{ApiError, HttpBody, HttpClient, admit, serve, with_health};
 use crate::Identity;
 use crate::roles::{Role, RoleNames};
@@ -194,4 +195,32 @@ async fn who_is_revoked_is_refused_on_the_connection_it_has() {
     assert_eq!(identity.status().revoked, 1);
     let other = HttpClient::new(Some(&issuer.identity("agent"))).unwrap();
     assert_eq!(hop.ask(&other, META).await, Ok(StatusCode::OK));
+}
+
+/// Clients come with a connection each, five more than there is room; the first of them goes on, by another connection.
+async fn a_crowd(identity: Option<&Identity>) {
+    const ROOM: usize = 3;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stop = CancellationToken::new();
+    let server = serve_at_most(ROOM, listener, open(), identity, stop).unwrap();
+    let scheme = identity.map_or("http", |_| "https");
+    let url = format!("{scheme}://{}/health", server.local_addr());
+    let ask = async |client: &HttpClient| {
+        let request = Request::get(&url).body(HttpBody::Empty).unwrap();
+        client.ask(request).await.unwrap().status()
+    };
+    let clients = [(); ROOM + 5].map(|()| HttpClient::new(identity).unwrap());
+    for client in &clients {
+        assert_eq!(ask(client).await, StatusCode::OK);
+    }
+    while server.connections() > ROOM {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(ask(&clients[0]).await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_port_holds_so_many_connections() {
+    a_crowd(None).await;
+    a_crowd(Some(&Issuer::new().identity("tracker"))).await;
 }

@@ -21,6 +21,7 @@ use super::file::{self, FileBody};
 use super::head::{self, Framing, Head};
 use super::rewound::Rewound;
 use crate::gate::Gate;
+use crate::http::bounded::patiently;
 use crate::http::server::HEAD;
 
 /// Bytes of a body that go out with the head in one write: more would be copied for nothing.
@@ -149,12 +150,12 @@ impl Connection {
         let framing = Framing::choose(&mut parts, method, body.size_hint().exact());
         let head = head::write(&parts, keep, SystemTime::now());
         match (framing, parts.extensions.remove::<FileBody>()) {
-            (Framing::None, _) => self.stream.write_all(&head).await,
+            (Framing::None, _) => self.write(&head).await,
             (Framing::Length(length), Some(file))
                 if length == file.range.end.saturating_sub(file.range.start) =>
             {
                 drop(body);
-                self.stream.write_all(&head).await?;
+                self.write(&head).await?;
                 file::send(&mut self.stream, &file).await
             }
             (framing, _) => self.send_body(head, body, framing).await,
@@ -174,7 +175,7 @@ impl Connection {
                 Some(chunk) => chunk,
                 None => {
                     // What there is goes out before what may take long.
-                    self.stream.write_all(&head).await?;
+                    self.write(&head).await?;
                     head.clear();
                     self.unless_gone(body.next()).await?
                 }
@@ -195,7 +196,11 @@ impl Connection {
             Framing::Chunks => head.extend_from_slice(b"0\r\n\r\n"),
             _ => {}
         }
-        self.stream.write_all(&head).await
+        self.write(&head).await
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        patiently(self.stream.write_all(bytes)).await
     }
 
     /// Waits for `work`, which an error ends when the client has closed its side. What the client
@@ -225,9 +230,9 @@ impl Connection {
         if before.len() + chunk.len() <= TOGETHER {
             before.extend_from_slice(&chunk);
         } else {
-            self.stream.write_all(before).await?;
+            self.write(before).await?;
             before.clear();
-            self.stream.write_all(&chunk).await?;
+            self.write(&chunk).await?;
         }
         if chunks {
             before.extend_from_slice(b"\r\n");

@@ -12,6 +12,7 @@ use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 
 use crate::http::ByteStream;
+use crate::http::bounded::patiently;
 
 /// Where a response's body lies, as an extension of the response: it goes straight from there, when
 /// the connection can. The response has its body as well, for a connection that cannot.
@@ -50,7 +51,8 @@ const PROBE: usize = 64 << 10;
 pub(super) async fn send(stream: &mut TcpStream, body: &FileBody) -> io::Result<()> {
     let Range { mut start, end } = body.range;
     while start < end {
-        let sent = match send_cached(stream, body, start..end.min(start + STEP)).await? {
+        let part = start..end.min(start + STEP);
+        let sent = match patiently(send_cached(stream, body, part)).await? {
             Cached::Sent(sent) => sent,
             Cached::Cold => {
                 let stop = end.min(start + COLD);
@@ -118,7 +120,7 @@ async fn send_read(stream: &mut TcpStream, mut bytes: ByteStream, want: u64) -> 
         if sent > want {
             break;
         }
-        stream.write_all(&chunk).await?;
+        patiently(stream.write_all(&chunk)).await?;
     }
     if sent == want {
         return Ok(sent);

@@ -31,6 +31,7 @@ use tower::ServiceExt as _;
 use self::connection::Connection;
 pub use self::file::FileBody;
 use self::rewound::Rewound;
+use super::bounded::Bounded;
 use super::server::{DRAIN, tune};
 use crate::gate::{Gate, Pass};
 
@@ -45,14 +46,16 @@ const MAX_WAITING: usize = 4096;
 pub(super) async fn run(
     listener: TcpListener,
     router: Router,
+    places: Gate,
     connections: TaskTracker,
     shutdown: CancellationToken,
 ) {
     let cut = CancellationToken::new();
     let waiting = Gate::new(MAX_WAITING);
-    let begin = |stream, client| {
+    let begin = |stream, client: SocketAddr| {
         let waiting = waiting.clone();
         let served = serve(stream, client, router.clone(), waiting, shutdown.clone());
+        let served = places.enter(client.ip()).hold(served);
         connections.spawn(cut.clone().run_until_cancelled_owned(served));
     };
     loop {
@@ -144,7 +147,8 @@ async fn by_hyper(
     });
     let mut builder = Builder::new(TokioExecutor::new());
     tune(&mut builder);
-    let served = builder.serve_connection(TokioIo::new(stream), service);
+    let stream = TokioIo::new(Bounded::new(stream, None));
+    let served = builder.serve_connection(stream, service);
     let mut served = std::pin::pin!(served);
     tokio::select! {
         // What has been read of a request is to be answered before it is asked to end.
