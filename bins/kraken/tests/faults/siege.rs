@@ -1,14 +1,20 @@
-//! An agent that is attacked on every port, by strangers and by a member of its cluster: its runtime
-//! gets its blobs all the while, and it does not grow.
+//! An agent that is attacked on every port, by strangers and by a member of its cluster, which floods its tracker with
+//! announces as well: its runtime gets its blobs all the while, and neither grows.
 
 use std::fs;
+use std::future::ready;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
+use http::{Request, StatusCode};
+use kraken_core::net::http::{HttpBody, HttpClient};
 use kraken_core::net::{CertAuthority, Frame, PeerConn, Quic, Transport as _};
-use kraken_core::proto::{Bitfield, Message, PeerRole, PieceLength};
+use kraken_core::proto::{
+    AnnounceBlob, AnnounceRequest, AnnounceState, Bitfield, Message, PeerRole, PieceLength,
+};
 use kraken_core::{Digest, PeerId, PeerInfo};
 use kraken_daemon::descriptors;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,6 +28,11 @@ use crate::common::{Lab, identity, pull, push, random, within};
 const HALF_OPEN: usize = 10_000;
 /// Messages of the hostile member.
 const MESSAGES: u32 = 100_000;
+/// Announces of a hostile member, one blob each that does not exist, and how many of them are on their way at a time.
+const ANNOUNCES: usize = 100_000;
+const AT_ONCE: usize = 64;
+/// Connections that ask for a blob and do not read it.
+const UNREAD: usize = 500;
 /// How often the hostile member may fail to get in: the agent has to bear strangers at the same ports meanwhile.
 const REFUSALS: u32 = 20;
 /// What an agent may need more than in peace: what ten thousand sockets and the reading of
@@ -43,14 +54,17 @@ async fn an_agent_under_attack_serves_its_runtime_and_does_not_grow() {
         let target = Target::of(&lab, "agent-1");
         let first = push(&proxy, &random(8 << 20, 1)).await;
         pull(&agent, first).await;
-        let before = lab.memory("agent-1");
+        let memory = || ["agent-1", "tracker"].map(|name| lab.memory(name));
+        let before = memory();
 
         let over = CancellationToken::new();
         let mut attacks = JoinSet::new();
         let strangers = half_open_connections(&target, half_open).await;
+        let unread = unread_answers(&target, first).await;
         attacks.spawn(garbage(target.clone(), over.clone()));
         attacks.spawn(huge_lengths(target.clone(), over.clone()));
         let flood = tokio::spawn(hostile_member(target.clone()));
+        let announces = tokio::spawn(announces(lab.host("tracker"), target.clone()));
         for seed in 2..10 {
             let bytes = random(8 << 20, seed);
             let digest = push(&proxy, &bytes).await;
@@ -58,17 +72,27 @@ async fn an_agent_under_attack_serves_its_runtime_and_does_not_grow() {
             assert_eq!(pull(&agent, first).await, bytes.len() as u64);
         }
         let (sent, refused) = flood.await.unwrap();
+        let (taken, rate) = announces.await.unwrap();
+        println!("{taken} of {ANNOUNCES} announces were taken, of {rate:.0} per second");
         over.cancel();
         attacks.join_all().await;
         // A neighbour is served by it as well.
         pull(&lab.host("agent-2"), first).await;
-        let after = lab.memory("agent-1");
-        println!("{} MiB before, {} MiB after {sent} messages", before >> 20, after >> 20);
+        let after = memory();
+        println!("agent and tracker: {:?} MiB before, {:?} MiB after {sent} messages", before.map(mib), after.map(mib));
         assert!(sent >= MESSAGES, "the member sent {sent} messages, and did not get in {refused} times");
-        assert!(after < before + CEILING, "it grew from {before} to {after} bytes");
-        drop(strangers);
+        // It may announce as others do, and no more than that.
+        assert!((1..ANNOUNCES / 2).contains(&taken), "{taken} of {ANNOUNCES} announces were taken");
+        for (before, after) in before.into_iter().zip(after) {
+            assert!(after < before + CEILING, "it grew from {before} to {after} bytes");
+        }
+        drop((strangers, unread));
     })
     .await;
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes >> 20
 }
 
 /// Where an agent is attacked.
@@ -133,7 +157,67 @@ async fn half_open_connections(target: &Target, count: usize) -> Vec<TcpStream> 
     };
     let open = futures::stream::iter(0..count).map(open);
     let opened = open.buffer_unordered(64);
-    opened.filter_map(std::future::ready).collect().await
+    opened.filter_map(ready).collect().await
+}
+
+/// Connections that ask for a blob which is there and read nothing of it; they stand while this is held.
+async fn unread_answers(target: &Target, digest: Digest) -> Vec<TcpStream> {
+    let request = format!("GET /v2/a/b/blobs/{digest} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut open = Vec::new();
+    for _ in 0..UNREAD {
+        let mut stream = TcpStream::connect(target.registry).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        open.push(stream);
+    }
+    open
+}
+
+/// A member with a good certificate that announces as fast as it can; how many announces the tracker took, and how many
+/// came per second.
+async fn announces(tracker: String, target: Target) -> (usize, f64) {
+    let identity = identity(&target.authority, "agent");
+    let http = HttpClient::new(Some(&identity)).unwrap();
+    let peer = PeerInfo {
+        id: identity.peer_id(),
+        addr: (Ipv4Addr::LOCALHOST, 9).into(),
+        role: PeerRole::Agent,
+        zone: None,
+    };
+    let began = Instant::now();
+    let answers = futures::stream::iter(0..ANNOUNCES).map(|number| {
+        let announce = announce(&peer, number);
+        let request = Request::post(format!("https://{tracker}/announce"))
+            .header("content-type", "application/json")
+            .body(HttpBody::Bytes(
+                serde_json::to_vec(&announce).unwrap().into(),
+            ));
+        http.send(request.unwrap())
+    });
+    let mut answers = answers.buffer_unordered(AT_ONCE);
+    let (mut taken, mut refused) = (0, 0);
+    while let Some(answer) = answers.next().await {
+        match answer.unwrap().status() {
+            StatusCode::OK => taken += 1,
+            StatusCode::TOO_MANY_REQUESTS => refused += 1,
+            other => panic!("an announce was answered with {other}"),
+        }
+    }
+    assert_eq!(taken + refused, ANNOUNCES);
+    (taken, ANNOUNCES as f64 / began.elapsed().as_secs_f64())
+}
+
+fn announce(peer: &PeerInfo, number: usize) -> AnnounceRequest {
+    AnnounceRequest {
+        peer: peer.clone(),
+        blobs: vec![AnnounceBlob {
+            namespace: "siege".parse().unwrap(),
+            digest: Digest::of(&number.to_be_bytes()),
+            state: AnnounceState::Seeding,
+            links: 0,
+            progress: None,
+            needy: false,
+        }],
+    }
 }
 
 /// Random bytes to every port, until it is over.
