@@ -16,7 +16,7 @@ use super::server::Named;
 use super::source::{Reading, Source};
 use super::{Inner, Known, PARALLEL, SendError, one_ends};
 use crate::link::{Link, RegisterName};
-use crate::tags::server::IndexError;
+use crate::tags::error::IndexError;
 
 impl Inner {
     /// Fetches what waits at one build-index of a source, for ever.

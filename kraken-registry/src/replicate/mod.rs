@@ -71,8 +71,8 @@ use self::source::{List, Supply};
 pub use self::status::{Direction, RefusedRegister, RemoteStatus, TagStatus};
 use self::way::Way;
 use crate::link::RegisterName;
+use crate::tags::policy::TagPolicy;
 use crate::tags::ring::TagRing;
-use crate::tags::server::TagPolicy;
 use crate::tags::watch::Wanted;
 use crate::tags::{TagError, chance};
 

@@ -28,7 +28,7 @@ use super::{Inner, Known, Line, SETTLES, SendError};
 use crate::link::{Link, RegisterName};
 use crate::name::TagName;
 use crate::tags::TagError;
-use crate::tags::server::IndexError;
+use crate::tags::error::IndexError;
 
 /// Names in one page.
 pub(super) const PAGE: usize = 1000;

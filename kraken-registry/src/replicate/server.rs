@@ -31,9 +31,9 @@ use crate::link::{Link, Linked, RegisterName};
 use crate::name::{RepoName, TagName};
 use crate::source::{BlobSource, SourceError};
 use crate::tags::check::{self, CheckError};
+use crate::tags::error::IndexError;
 use crate::tags::pending::unix_ms;
 use crate::tags::ring::TagRing;
-use crate::tags::server::IndexError;
 
 /// Versions may be so far ahead of this clock, in milliseconds: a day. One that is further ahead would hold up all changes
 /// after it.

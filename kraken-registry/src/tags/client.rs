@@ -17,9 +17,9 @@ use serde::Deserialize;
 use tokio::time::timeout;
 use tracing::{Instrument as _, Span};
 
-use super::server::{
-    LINK_REMOVED, Page, TAG_AT, TAG_CHANGED, TAG_IMMUTABLE, TAG_STALE, TAG_UNKNOWN, TAG_VERSION,
-};
+use super::error::{LINK_REMOVED, TAG_CHANGED, TAG_IMMUTABLE, TAG_UNKNOWN};
+use super::page::Page;
+use super::server::{TAG_AT, TAG_STALE, TAG_VERSION};
 use super::{Found, LinkService, TagError, TagService};
 use crate::link::{Link, LinkKind, Linked};
 use crate::name::{RepoName, Tag};

@@ -4,37 +4,24 @@
 //! whether they answer or not: who owns a tag must not depend on who is up. A change is acknowledged
 //! when most owners have it on disk, and whoever reads it later from any build-index sees it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use futures::stream::{FuturesUnordered, StreamExt as _};
 use kraken_proto::Digest;
-use kraken_proto::tags::list::{ListId, Lists, Members};
-use kraken_proto::tags::record::{Change, Condition, Refusal, TagState};
-use kraken_proto::tags::register::Ballot;
-use kraken_proto::tags::round::{Look, Round, Step};
+use kraken_proto::tags::list::{Lists, Members};
+use kraken_proto::tags::record::{Change, Condition, TagState};
 use reqwest::Client;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument as _;
 
 use super::backend::{self, TagBackend};
 use super::members::{self, IndexMember, RingError, View};
-use super::owner::{Owner, Promise, Said, voting};
-use super::store::{Attempt, TagStore};
+use super::owner::Owner;
+use super::store::TagStore;
 use super::{TagError, TagService, chance};
 use crate::link::RegisterName;
 use crate::name::{RepoName, Tag, TagName};
-
-/// How long a change is attempted anew while others attempt the same, or owners come and go; the last
-/// attempt may take some seconds more.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The same for a read.
-const PATIENCE_READ: Duration = Duration::from_secs(3);
-/// The longest wait between two attempts at first; it doubles up to [`PAUSE_MAX`].
-const PAUSE: Duration = Duration::from_millis(4);
-const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// The build-indexes of a cluster, as one of them sees them. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -43,7 +30,7 @@ pub struct TagRing {
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     cluster: String,
     name: String,
     store: TagStore,
@@ -51,8 +38,8 @@ struct Inner {
     configured: Members,
     view: RwLock<Arc<View>>,
     replicas: usize,
-    proposer: u64,
-    round: AtomicU64,
+    pub(super) proposer: u64,
+    pub(super) round: AtomicU64,
     backend: OnceLock<TagBackend>,
 }
 
@@ -318,248 +305,10 @@ impl TagRing {
     }
 }
 
-type Reply = oneshot::Sender<Result<Option<TagState>, TagError>>;
-
-/// How an attempt ended.
-enum End {
-    Done(Option<TagState>),
-    Refused(Refusal),
-    Again(Ballot),
-    Unreachable(String),
-}
-
 impl Inner {
-    fn view(&self) -> Arc<View> {
+    pub(super) fn view(&self) -> Arc<View> {
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         view.clone()
-    }
-
-    async fn attempt(&self, name: RegisterName, (change, look): (Change, bool), reply: Reply) {
-        let owning = self.view().owning(name.repo().as_str());
-        if let [Owner::Here(store)] = owning.owners.as_slice() {
-            let _ = reply.send(alone(store, &name, change).await);
-            return;
-        }
-        let is_read = change == Change::Read;
-        let mut change = change;
-        let until = Instant::now() + if is_read { PATIENCE_READ } else { PATIENCE };
-        let mut pause = PAUSE;
-        let mut reply = Some(reply);
-        let mut look = look;
-        loop {
-            let end = if look {
-                look_at(&self.view(), &name).await
-            } else {
-                self.round(&name, &mut change, &mut reply).await
-            };
-            let result = match end {
-                End::Done(state) => Ok(state),
-                End::Refused(refusal) => {
-                    if let Some(reply) = reply {
-                        let _ = reply.send(Err(refusal.into()));
-                    }
-                    return;
-                }
-                End::Again(ballot) => {
-                    self.round.fetch_max(ballot.round, Ordering::Relaxed);
-                    if look {
-                        // The owners differ: a round makes them agree, and nobody is in its way yet.
-                        look = false;
-                        continue;
-                    }
-                    Err(TagError::Unavailable(
-                        "others change it all the time".into(),
-                    ))
-                }
-                End::Unreachable(reason) => Err(TagError::Unavailable(reason)),
-            };
-            let is_final = !matches!(result, Err(TagError::Unavailable(_)));
-            if is_final || Instant::now() + pause > until {
-                if let Some(reply) = reply {
-                    let _ = reply.send(result);
-                }
-                return;
-            }
-            sleep(pause.mul_f64((chance() % 1000) as f64 / 1000.0)).await;
-            pause = (pause * 2).min(PAUSE_MAX);
-        }
-    }
-
-    /// One round. The answer is sent as soon as it is known; then the other owners are still told.
-    async fn round(
-        &self,
-        name: &RegisterName,
-        change: &mut Change,
-        reply: &mut Option<Reply>,
-    ) -> End {
-        let ballot = Ballot {
-            round: self.round.fetch_add(1, Ordering::Relaxed) + 1,
-            proposer: self.proposer,
-        };
-        // Each attempt goes by the list as it is then.
-        let view = self.view();
-        let (lists, owning) = (view.asked(), view.owning(name.repo().as_str()));
-        let (names, owners) = (&owning.names, &owning.owners);
-        let mut round = Round::new(ballot, owning.majorities.clone(), change.clone());
-        let mut asked = FuturesUnordered::new();
-        for (at, owner) in owners.iter().enumerate() {
-            asked.push(Question::prepare(at, owner, name, (ballot, lists.clone())));
-        }
-        let mut told = vec![false; owners.len()];
-        let mut end = None;
-        let mut reasons = Vec::new();
-        while let Some((at, heard)) = asked.next().await {
-            let step = match heard {
-                Heard::Promise(Ok(Ok(it))) => round.heard_promise(at, it.incarnation, &it.register),
-                Heard::Accept(Ok(Ok(()))) => round.heard_accept(at),
-                Heard::Promise(Ok(Err(by))) | Heard::Accept(Ok(Err(by))) => round.outbid(by),
-                Heard::Promise(Err(reason)) | Heard::Accept(Err(reason)) => {
-                    reasons.push(reason);
-                    round.failed(at)
-                }
-            };
-            match step {
-                Step::Wait => {}
-                Step::Accept(state) => {
-                    // Once, when it is decided; later promises come to the same state.
-                    if let Some(state) = round.attempted().filter(|_| !told.contains(&true)) {
-                        change.attempted(&state.now);
-                    }
-                    let promised: Vec<_> = round
-                        .promised()
-                        .map(|(at, life)| (names[at].clone(), life))
-                        .collect();
-                    for (at, incarnation) in round.promised() {
-                        if !std::mem::replace(&mut told[at], true) {
-                            let attempt = Attempt {
-                                ballot,
-                                incarnation,
-                                promised: promised.clone(),
-                                lists: lists.clone(),
-                            };
-                            let question =
-                                Question::accept(at, &owners[at], name, attempt, state.clone());
-                            asked.push(question);
-                        }
-                    }
-                }
-                // The first that is known holds, whatever the rest say.
-                Step::Done(state) => {
-                    if let Some(reply) = reply.take() {
-                        let _ = reply.send(Ok(state.clone()));
-                    }
-                    end.get_or_insert(End::Done(state));
-                }
-                Step::Refused(refusal) => {
-                    if let Some(reply) = reply.take() {
-                        let _ = reply.send(Err(refusal.into()));
-                    }
-                    end.get_or_insert(End::Refused(refusal));
-                }
-                Step::Again(ballot) if end.is_none() => return End::Again(ballot),
-                Step::Unreachable if end.is_none() => {
-                    return End::Unreachable(reasons.join("; "));
-                }
-                Step::Again(_) | Step::Unreachable => {}
-            }
-        }
-        end.unwrap_or_else(|| End::Unreachable(reasons.join("; ")))
-    }
-}
-
-/// What an owner was asked, and answered.
-enum Heard {
-    Promise(Said<Promise>),
-    Accept(Said<()>),
-}
-
-/// The questions of a round.
-struct Question;
-
-type Asked<'a> = futures::future::BoxFuture<'a, (usize, Heard)>;
-
-impl Question {
-    fn prepare<'a>(
-        at: usize,
-        owner: &'a Owner,
-        name: &'a RegisterName,
-        (ballot, lists): (Ballot, Vec<ListId>),
-    ) -> Asked<'a> {
-        Box::pin(async move { (at, Heard::Promise(owner.prepare(name, ballot, lists).await)) })
-    }
-
-    fn accept<'a>(
-        at: usize,
-        owner: &'a Owner,
-        name: &'a RegisterName,
-        attempt: Attempt,
-        state: Option<TagState>,
-    ) -> Asked<'a> {
-        Box::pin(async move { (at, Heard::Accept(owner.accept(name, attempt, state).await)) })
-    }
-}
-
-/// Reads or changes a tag as its only owner.
-async fn alone(
-    store: &TagStore,
-    name: &RegisterName,
-    change: Change,
-) -> Result<Option<TagState>, TagError> {
-    let store = voting(store).map_err(TagError::Unavailable)?;
-    if change == Change::Read {
-        return Ok(store.held(name).await?.state);
-    }
-    store.change_alone(name, change).await?.map_err(Into::into)
-}
-
-async fn look_at(view: &View, name: &RegisterName) -> End {
-    let (lists, owning) = (view.asked(), view.owning(name.repo().as_str()));
-    let mut look = Look::new(owning.majorities);
-    let mut reasons = Vec::new();
-    let asked = owning
-        .owners
-        .iter()
-        .cloned()
-        .enumerate()
-        .map(|(at, owner)| {
-            let (name, lists) = (name.clone(), lists.clone());
-            async move { (at, owner.look(&name, &lists).await) }
-        });
-    let mut asked: FuturesUnordered<_> = asked.collect();
-    while let Some((at, held)) = asked.next().await {
-        let step = match held {
-            Ok(register) => look.heard(at, &register),
-            Err(reason) => {
-                reasons.push(reason);
-                look.failed(at)
-            }
-        };
-        match step {
-            Step::Done(state) => {
-                hear_out(asked);
-                return End::Done(state);
-            }
-            Step::Again(ballot) => {
-                hear_out(asked);
-                return End::Again(ballot);
-            }
-            Step::Unreachable => break,
-            _ => {}
-        }
-    }
-    End::Unreachable(reasons.join("; "))
-}
-
-/// How long those are heard that are not waited for: longer than one that is well takes, and so short that one
-/// that hangs does not hold a connection for each of many reads.
-const LINGER: Duration = Duration::from_millis(250);
-
-/// Lets the others end. To break their requests off would close connections, and the next question would have
-/// to shake hands first.
-fn hear_out(others: FuturesUnordered<impl Future<Output: Send> + Send + 'static>) {
-    if !others.is_empty() {
-        let rest = others.for_each(|_| std::future::ready(()));
-        tokio::spawn(timeout(LINGER, rest).in_current_span());
     }
 }
 

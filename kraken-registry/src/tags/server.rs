@@ -22,26 +22,26 @@
 //! has asked another build-index, then changes nothing.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
-use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use kraken_proto::Digest;
-use kraken_proto::tags::record::{Condition, Refusal, Version};
-use regex::Regex;
+use kraken_proto::tags::record::{Condition, Version};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
+use super::TagService;
 use super::check::{self, CheckError};
+use super::error::{IndexError, LINK_REMOVED, TAG_UNKNOWN};
 use super::owner;
+use super::page::{Asked, Page};
+pub use super::policy::TagPolicy;
 use super::ring::TagRing;
-use super::upstream::{UpstreamRule, Upstreams};
-use super::{TagError, TagService};
+use super::upstream::Upstreams;
 use crate::link::{Link, LinkKind, Linked};
 use crate::memory::MemoryBlobs;
 use crate::name::{NameError, RepoName, TagName};
@@ -68,103 +68,12 @@ pub fn unchecked_router(tags: TagRing, policy: TagPolicy) -> Router {
     })
 }
 
-/// What is asked of tags beside a digest.
-///
-/// Clones share it.
-#[derive(Debug, Clone, Default)]
-pub struct TagPolicy(Arc<RwLock<Arc<Rules>>>);
-
-#[derive(Debug, Clone, Default)]
-struct Rules {
-    immutable: Vec<Regex>,
-    upstreams: Vec<UpstreamRule>,
-}
-
-impl TagPolicy {
-    /// Tags of which one of these regular expressions matches all of `repository:tag` never point to
-    /// anything else once they are set; they can be removed.
-    ///
-    /// # Errors
-    /// A text is no regular expression.
-    pub fn new<T: AsRef<str>>(
-        immutable: impl IntoIterator<Item = T>,
-    ) -> Result<Self, regex::Error> {
-        // All of it, whichever alternative would be tried first.
-        let whole = |text: T| Regex::new(&format!(r"\A(?:{})\z", text.as_ref()));
-        let immutable = immutable.into_iter().map(whole).collect::<Result<_, _>>()?;
-        let upstreams = Vec::new();
-        let rules = Rules {
-            immutable,
-            upstreams,
-        };
-        Ok(Self(Arc::new(RwLock::new(Arc::new(rules)))))
-    }
-
-    /// Repositories whose tags are those of another registry: before one of these is told, that registry
-    /// is asked as often as the first rule says that matches.
-    #[must_use]
-    pub fn with_upstreams(self, rules: Vec<UpstreamRule>) -> Self {
-        let mut now = (*self.rules()).clone();
-        now.upstreams = rules;
-        Self(Arc::new(RwLock::new(Arc::new(now))))
-    }
-
-    /// Asks what another policy asks from now on, wherever this one is used.
-    pub fn replace(&self, by: &Self) {
-        let rules = by.rules();
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = rules;
-    }
-
-    fn rules(&self) -> Arc<Rules> {
-        let rules = self.0.read();
-        rules.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn is_immutable(&self, name: &TagName) -> bool {
-        let name = name.to_string();
-        self.rules().immutable.iter().any(|it| it.is_match(&name))
-    }
-
-    /// The first rule about the tags of other registries that matches.
-    pub(super) fn upstream(&self, name: &TagName) -> Option<UpstreamRule> {
-        let rules = self.rules();
-        let mut rules = rules.upstreams.iter();
-        let found = rules.find(|rule| rule.repositories.is_match(name.repo().as_str()));
-        found.cloned()
-    }
-}
-
-/// A page of names.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Page {
-    #[serde(rename = "Links")]
-    pub(super) links: Links,
-    pub(super) size: usize,
-    pub(super) result: Vec<String>,
-}
-
-/// Where a page and the one behind it are; empty when there is none behind it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Links {
-    pub(super) next: String,
-    #[serde(rename = "self")]
-    pub(super) this: String,
-}
-
 /// The header with a tag's version.
 pub(super) const TAG_VERSION: &str = "kraken-tag-version";
 /// The header of an answer that could not be made as fresh as it should be.
 pub(crate) const TAG_STALE: &str = "kraken-tag-stale";
 /// The header by which a client says at which version a tag is to be changed, 0 if never set.
 pub(super) const TAG_AT: &str = "kraken-tag-at";
-/// The code that says that a tag was changed in between.
-pub(super) const TAG_CHANGED: &str = "TAG_CHANGED";
-/// The code that says for sure that a tag does not exist.
-pub(super) const TAG_UNKNOWN: &str = "TAG_UNKNOWN";
-/// The code that says that something was removed from its repository.
-pub(super) const LINK_REMOVED: &str = "LINK_REMOVED";
-/// The code that says that a tag never changes.
-pub(super) const TAG_IMMUTABLE: &str = "TAG_IMMUTABLE";
 
 fn routes<B: BlobSource, F, Checked>(
     tags: TagRing,
@@ -362,60 +271,6 @@ async fn delete_tag(
     Ok(StatusCode::OK.into_response())
 }
 
-#[derive(Debug, Deserialize)]
-struct Window {
-    limit: Option<usize>,
-    offset: Option<String>,
-}
-
-/// The window of a query, or an error in this server's own form.
-struct Asked(Window);
-
-impl<S: Send + Sync> FromRequestParts<S> for Asked {
-    type Rejection = IndexError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, IndexError> {
-        let query = Query::from_request_parts(parts, state).await;
-        let Query(window) = query.map_err(|error| {
-            let message = format!("{}: limit is a number, offset a name", error.body_text());
-            IndexError::new(StatusCode::BAD_REQUEST, "PAGINATION_INVALID", message)
-        })?;
-        Ok(Self(window))
-    }
-}
-
-impl Window {
-    fn limit(&self) -> usize {
-        self.limit.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE)
-    }
-
-    fn offset(&self) -> Option<&str> {
-        self.offset.as_deref().filter(|offset| !offset.is_empty())
-    }
-
-    /// Cuts a list that was asked for with one name too many.
-    fn page(&self, path: &str, mut result: Vec<String>) -> Json<Page> {
-        let limit = self.limit();
-        let more = result.len() > limit;
-        result.truncate(limit);
-        let joint = if path.contains('?') { '&' } else { '?' };
-        let link = |offset: &str| format!("{path}{joint}limit={limit}&offset={}", encode(offset));
-        let next = result.last().filter(|_| more).map(|last| link(last));
-        let links = Links {
-            next: next.unwrap_or_default(),
-            this: link(self.offset().unwrap_or_default()),
-        };
-        Json(Page {
-            links,
-            size: result.len(),
-            result,
-        })
-    }
-}
-
-/// Names in one answer; the link leads to more.
-const MAX_PAGE: usize = 1000;
-
 async fn list_all(tags: State<TagRing>, window: Asked) -> Result<Json<Page>, IndexError> {
     list(tags, Path(String::new()), window).await
 }
@@ -537,87 +392,4 @@ async fn list_repositories(
         .repositories(window.limit() + 1, window.offset())
         .await?;
     Ok(window.page("/repositories", names))
-}
-
-/// An answer that is an error.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub(crate) struct IndexError {
-    status: StatusCode,
-    code: &'static str,
-    message: String,
-    detail: Value,
-}
-
-impl IndexError {
-    pub(crate) fn new(status: StatusCode, code: &'static str, message: String) -> Self {
-        Self {
-            status,
-            code,
-            message,
-            detail: Value::Null,
-        }
-    }
-
-    pub(crate) fn unknown(name: &TagName) -> Self {
-        let message = format!("there is no tag {name}");
-        Self::new(StatusCode::NOT_FOUND, TAG_UNKNOWN, message)
-    }
-
-    /// Whether what is there does not allow it, whoever asks again.
-    pub(crate) fn is_conflict(&self) -> bool {
-        self.status == StatusCode::CONFLICT
-    }
-
-    fn unavailable(message: String) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message)
-    }
-}
-
-impl From<NameError> for IndexError {
-    fn from(error: NameError) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "NAME_INVALID", error.to_string())
-    }
-}
-
-impl From<TagError> for IndexError {
-    fn from(error: TagError) -> Self {
-        let message = error.to_string();
-        match error {
-            TagError::Unavailable(reason) => {
-                tracing::error!(reason, "tags");
-                Self::unavailable(message)
-            }
-            TagError::Refused(_) => Self::new(StatusCode::BAD_REQUEST, "TAG_INVALID", message),
-            TagError::Conflict(Refusal::Immutable) => {
-                Self::new(StatusCode::CONFLICT, TAG_IMMUTABLE, message)
-            }
-            TagError::Conflict(_) => {
-                Self::new(StatusCode::PRECONDITION_FAILED, TAG_CHANGED, message)
-            }
-        }
-    }
-}
-
-impl From<CheckError> for IndexError {
-    fn from(error: CheckError) -> Self {
-        let message = error.to_string();
-        match error {
-            CheckError::Missing(digest) => Self {
-                detail: json!({ "digest": digest }),
-                ..Self::new(StatusCode::NOT_FOUND, "DEPENDENCY_MISSING", message)
-            },
-            CheckError::Refused(_) => {
-                Self::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", message)
-            }
-            CheckError::Unavailable(_) => Self::unavailable(message),
-        }
-    }
-}
-
-impl IntoResponse for IndexError {
-    fn into_response(self) -> Response {
-        let error = json!({ "code": self.code, "message": self.message, "detail": self.detail });
-        (self.status, Json(json!({ "error": error }))).into_response()
-    }
 }

@@ -11,9 +11,9 @@ use regex::Regex;
 use tokio::time::{Instant, timeout};
 
 use super::TagError;
+use super::policy::TagPolicy;
 use super::quiet::Quiet;
 use super::ring::TagRing;
-use super::server::TagPolicy;
 use crate::name::TagName;
 use crate::source::{BlobSource, ResolveError};
 
