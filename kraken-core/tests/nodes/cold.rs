@@ -1,6 +1,5 @@
 //! Blobs that no origin holds whole: what agents get while the origins are still taking them in, from
 //! the backend or from an upload.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod uploads;
 

@@ -1,7 +1,4 @@
 //! Disks that are too small for all that comes: what goes, what stays, and what is refused.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod common;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +21,7 @@ use kraken_core::storage::{
 use kraken_core::{Agent, Digest, MetaInfo, Namespace, OpenError, Origin, PeerId};
 use tokio::io::AsyncReadExt as _;
 
-use common::Local;
+use crate::common::Local;
 
 const MIB: usize = 1 << 20;
 const BLOBS: u64 = 20;
@@ -35,10 +32,8 @@ fn transport(network: &MemNetwork, number: u8) -> MemTransport {
 
 /// A store for four and a half blobs.
 async fn within(dir: &Path) -> FsStore {
-    let options = FsOptions {
-        ceiling: Some(Ceiling::of((4 * MIB + MIB / 2) as u64)),
-        ..FsOptions::default()
-    };
+    let mut options = FsOptions::default();
+    options.ceiling = Some(Ceiling::of((4 * MIB + MIB / 2) as u64));
     FsStore::open_with(dir, options).await.unwrap()
 }
 

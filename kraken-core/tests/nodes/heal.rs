@@ -1,9 +1,7 @@
 //! Origins that die, come back, join and leave: every blob has its copies again, and none is lost.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -89,20 +87,19 @@ impl Group {
             .transport(PeerId::from_bytes([number as u8 + 1; 32]));
         let name = format!("origin-{number}");
         let backend = self.backend.clone();
+        let mut health = HealthConfig::default();
+        health.failures = 2;
+        health.answers = 1;
+        health.grace = Duration::from_secs(1);
+        let mut heal = HealConfig::default();
+        heal.every = Duration::from_secs(1);
         let origin = Origin::builder(name, store.clone(), transport, backend, queue.unwrap())
             .ring(self.members(count), self.http.clone())
             .replicas(REPLICAS)
             .retry(Duration::from_millis(100), Duration::from_secs(1))
             .stagger(Duration::from_secs(2))
-            .health(HealthConfig {
-                failures: 2,
-                answers: 1,
-                grace: Duration::from_secs(1),
-            })
-            .heal(HealConfig {
-                rate: NonZeroU64::new(100_000_000).unwrap(),
-                every: Duration::from_secs(1),
-            })
+            .health(health)
+            .heal(heal)
             .spawn()
             .unwrap();
         let shutdown = CancellationToken::new();

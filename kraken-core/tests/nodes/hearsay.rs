@@ -1,7 +1,4 @@
 //! Agents that learn from peers what a blob consists of, because nobody else tells.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +18,7 @@ use kraken_core::storage::{MemStore, UploadStore as _};
 use kraken_core::{Agent, Config, Digest, MetaInfo, Namespace, OpenError, PeerId};
 use tokio::io::AsyncReadExt as _;
 
-use common::Local;
+use crate::common::Local;
 
 /// A discovery whose halves can fail: trackers, and the origins behind them.
 #[derive(Clone)]

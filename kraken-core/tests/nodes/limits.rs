@@ -1,5 +1,4 @@
 //! Limits and fairness of agents in one process, on paused time: no second here is a real one.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -92,17 +91,11 @@ impl World {
 }
 
 fn upload(rate: u64) -> Limits {
-    Limits {
-        upload: NonZeroU64::new(rate),
-        ..Limits::NONE
-    }
+    Limits::NONE.with_upload(NonZeroU64::new(rate))
 }
 
 fn download(rate: u64) -> Limits {
-    Limits {
-        download: NonZeroU64::new(rate),
-        ..Limits::NONE
-    }
+    Limits::NONE.with_download(NonZeroU64::new(rate))
 }
 
 /// `took` is what `bytes` take at `rate`, less 2 % of a second, and a little for the connection.

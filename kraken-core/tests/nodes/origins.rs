@@ -1,5 +1,4 @@
 //! Three origins over HTTP on loopback: copies, quorum, misses, and the backend behind them.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;

@@ -1,5 +1,4 @@
 //! Blobs that are read in parts: an origin, a tracker over HTTP on loopback and two agents.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU64;
@@ -228,10 +227,7 @@ async fn who_goes_away_leaves_nothing_to_be_fetched() {
     let cluster = Cluster::start(5).await;
     let agent = cluster.agent(1, MemStore::new());
     // So slow that most of it is missing when the reader goes.
-    agent.set_limits(Limits {
-        download: NonZeroU64::new(8_000_000),
-        ..Limits::NONE
-    });
+    agent.set_limits(Limits::NONE.with_download(NonZeroU64::new(8_000_000)));
     let reader = cluster.parts(&agent).await;
     let mut stream = Box::pin(reader.stream(0..LEN as u64));
     assert!(stream.try_next().await.unwrap().is_some());

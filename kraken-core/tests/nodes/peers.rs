@@ -1,6 +1,5 @@
 //! Peers kept over restarts: what an agent met in one life leads it into swarms in the next, when
 //! no tracker answers.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::Path;
 use std::time::Duration;

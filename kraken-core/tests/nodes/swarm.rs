@@ -1,7 +1,4 @@
 //! Agents in one process: the real driver, store and scheduler over a network in memory.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod common;
 
 use std::time::Duration;
 
@@ -15,7 +12,7 @@ use kraken_core::{
 };
 use tokio::io::AsyncReadExt as _;
 
-use common::Local;
+use crate::common::Local;
 
 struct World {
     network: MemNetwork,
@@ -123,10 +120,8 @@ async fn who_goes_hands_over_what_nobody_else_has() {
     let (bytes, meta) = blob(16_000_000, 5);
     let seeder = world.seeder(1, &bytes, &meta).await;
     // So slow that nobody is done before it goes.
-    seeder.set_limits(Limits {
-        upload: std::num::NonZeroU64::new(10_000_000),
-        ..Limits::NONE
-    });
+    let slow = std::num::NonZeroU64::new(10_000_000);
+    seeder.set_limits(Limits::NONE.with_upload(slow));
     let others = [2, 3].map(|number| world.agent(number, MemStore::new()));
     let reads = others.iter().map(|agent| read_all(agent, meta.digest()));
     let reads = futures::future::join_all(reads);

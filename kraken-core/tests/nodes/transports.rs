@@ -1,7 +1,4 @@
 //! Agents over real sockets, some of which dial over QUIC and some over TCP.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod common;
 
 use kraken_core::net::{CertAuthority, Dual, Identity, PathChoice};
 use kraken_core::storage::testkit::blob;
@@ -9,7 +6,7 @@ use kraken_core::storage::{MemStore, UploadStore as _};
 use kraken_core::{Agent, Digest};
 use tokio::io::AsyncReadExt as _;
 
-use common::Local;
+use crate::common::Local;
 
 fn bind(authority: &CertAuthority, choice: PathChoice) -> Dual {
     let (cert, key) = authority.issue("agent", &[]).unwrap();
