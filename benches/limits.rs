@@ -51,19 +51,11 @@ async fn main() -> Outcome<()> {
 }
 
 fn upload(rate: u64) -> Limits {
-    let upload = NonZeroU64::new(rate);
-    Limits {
-        upload,
-        ..Limits::NONE
-    }
+    Limits::NONE.with_upload(NonZeroU64::new(rate))
 }
 
 fn download(rate: u64) -> Limits {
-    let download = NonZeroU64::new(rate);
-    Limits {
-        download,
-        ..Limits::NONE
-    }
+    Limits::NONE.with_download(NonZeroU64::new(rate))
 }
 
 /// What passed in each second, and the extremes over all seconds, whenever they begin.

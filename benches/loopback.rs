@@ -339,10 +339,8 @@ async fn fetch(agent: &Agent, metas: &[MetaInfo]) -> Outcome<Times> {
 }
 
 fn limits() -> Limits {
-    Limits {
-        upload: NonZeroU64::new(RATE),
-        download: NonZeroU64::new(RATE),
-    }
+    let rate = NonZeroU64::new(RATE);
+    Limits::NONE.with_upload(rate).with_download(rate)
 }
 
 fn issue(authority: &CertAuthority, role: &str) -> Outcome<Identity> {

@@ -81,14 +81,8 @@ impl Side {
     fn limits(self, rate: u64) -> Limits {
         let rate = NonZeroU64::new(rate);
         match self {
-            Self::Upload => Limits {
-                upload: rate,
-                ..Limits::NONE
-            },
-            Self::Download => Limits {
-                download: rate,
-                ..Limits::NONE
-            },
+            Self::Upload => Limits::NONE.with_upload(rate),
+            Self::Download => Limits::NONE.with_download(rate),
         }
     }
 }

@@ -172,10 +172,8 @@ async fn push(store: &FsStore, seed: u64, len: usize) -> Outcome<Digest> {
 }
 
 async fn open(dir: &Path, ceiling: Option<Ceiling>) -> Outcome<(f64, FsStore)> {
-    let options = FsOptions {
-        ceiling,
-        ..FsOptions::default()
-    };
+    let mut options = FsOptions::default();
+    options.ceiling = ceiling;
     let began = Instant::now();
     let store = FsStore::open_with(dir, options).await?;
     Ok((began.elapsed().as_secs_f64(), store))

@@ -21,6 +21,7 @@ const ROUND: Duration = Duration::from_secs(60);
 
 /// What a sweep removed, or would.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Swept {
     /// The blobs, as they were.
     pub blobs: Vec<Kept>,

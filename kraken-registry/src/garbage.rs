@@ -66,6 +66,7 @@ impl GarbageOptions {
 
 /// What was found and done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Collected {
     /// Blobs that are referenced, manifests among them.
     pub referenced: usize,

@@ -54,6 +54,7 @@ const LOOKED_AT: usize = 1000;
 
 /// A piece of work to do at or after a time, until it is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Task {
     /// Names the task in this queue.
     pub id: u64,

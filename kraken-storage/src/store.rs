@@ -67,6 +67,7 @@ pub enum Goal {
 
 /// What a store takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Usage {
     /// Bytes of blobs and uploads.
     pub bytes: u64,

@@ -273,11 +273,10 @@ fn route(config: &RouteConfig, origins: usize) -> Result<Route, StartError> {
         write,
         at_once,
     } = config.limits;
-    let limits = BackendLimits {
-        read: read.map(|rate| rate.0),
-        write: write.map(|rate| rate.0),
-        at_once: at_once.map(NonZeroUsize::get),
-    };
+    let mut limits = BackendLimits::default();
+    limits.read = read.map(|rate| rate.0);
+    limits.write = write.map(|rate| rate.0);
+    limits.at_once = at_once.map(NonZeroUsize::get);
     let backend = make(&config.backend, config.layout, config.timeout)?;
     let backend = match config.limits == BackendLimitsConfig::default() {
         true => backend,

@@ -49,10 +49,9 @@ impl fmt::Display for Rate {
 
 impl From<LimitsConfig> for Limits {
     fn from(config: LimitsConfig) -> Self {
-        Self {
-            upload: config.upload.map(|rate| rate.0),
-            download: config.download.map(|rate| rate.0),
-        }
+        Self::NONE
+            .with_upload(config.upload.map(|rate| rate.0))
+            .with_download(config.download.map(|rate| rate.0))
     }
 }
 
@@ -157,10 +156,8 @@ mod tests {
     use super::*;
 
     fn limits(upload: u64, download: u64) -> Limits {
-        Limits {
-            upload: NonZeroU64::new(upload),
-            download: NonZeroU64::new(download),
-        }
+        let (upload, download) = (NonZeroU64::new(upload), NonZeroU64::new(download));
+        Limits::NONE.with_upload(upload).with_download(download)
     }
 
     #[test]

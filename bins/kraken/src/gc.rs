@@ -25,6 +25,7 @@ pub fn told(collected: &Collected, dry_run: bool) -> String {
         removed,
         removed_stored,
         unlisted,
+        ..
     } = collected;
     let mut text = format!("{referenced} blobs are referenced, {garbage} are not");
     if !dry_run {

@@ -10,6 +10,7 @@ use crate::world::World;
 
 /// What came of a [`Plan`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Report {
     /// The plan's name.
     pub plan: String,
@@ -70,6 +71,7 @@ pub struct Report {
 
 /// The time of each host that completed over its floor, ascending.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Ratios {
     /// Of the hosts that were neither slow nor crashed.
     pub ordinary: Vec<f64>,
@@ -81,6 +83,7 @@ pub struct Ratios {
 
 /// A distribution over the hosts. NaN when there are none.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Percentiles {
     /// Half of the hosts took no longer.
     pub p50: f64,

@@ -20,13 +20,11 @@ use kraken_net::Throttle;
 /// use kraken_core::Limits;
 ///
 /// // 300 MB/s up, and down whatever comes.
-/// let limits = Limits {
-///     upload: NonZeroU64::new(300_000_000),
-///     ..Limits::NONE
-/// };
+/// let limits = Limits::NONE.with_upload(NonZeroU64::new(300_000_000));
 /// assert_eq!(limits.download, None);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Limits {
     /// Bytes per second to all peers together.
     pub upload: Option<NonZeroU64>,
@@ -40,6 +38,20 @@ impl Limits {
         upload: None,
         download: None,
     };
+
+    /// The same, with this rate to peers, in bytes per second; none is no limit.
+    #[must_use]
+    pub const fn with_upload(mut self, upload: Option<NonZeroU64>) -> Self {
+        self.upload = upload;
+        self
+    }
+
+    /// The same, with this rate from peers, in bytes per second; none is no limit.
+    #[must_use]
+    pub const fn with_download(mut self, download: Option<NonZeroU64>) -> Self {
+        self.download = download;
+        self
+    }
 
     pub(crate) fn of(throttle: &Throttle) -> Self {
         Self {

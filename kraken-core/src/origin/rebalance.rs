@@ -30,6 +30,7 @@ use crate::sweep::Keeper as _;
 
 /// How an origin looks after its share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HealConfig {
     /// Bytes per second that it copies from others.
     pub rate: NonZeroU64,

@@ -73,6 +73,7 @@ const MAX_WOKEN: usize = 65_536;
 
 /// An origin as a tracker sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OriginSeen {
     /// Its name in the ring.
     pub name: String,

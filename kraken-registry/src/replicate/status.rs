@@ -18,6 +18,7 @@ const TOLD: usize = 100;
 
 /// How far the way to another cluster is, as one build-index knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RemoteStatus {
     /// The other cluster's name.
     pub name: String,
@@ -72,6 +73,7 @@ impl Direction {
 
 /// What another cluster did not take.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RefusedRegister {
     /// The tag or link.
     pub name: String,
@@ -81,6 +83,7 @@ pub struct RefusedRegister {
 
 /// Whether another cluster has a tag as it is here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TagStatus {
     /// The other cluster's name.
     pub remote: String,

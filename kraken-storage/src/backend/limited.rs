@@ -15,6 +15,7 @@ use crate::pace::Pace;
 
 /// What one host may ask of a backend at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct BackendLimits {
     /// Bytes per second that are read.
     pub read: Option<NonZeroU64>,

@@ -78,7 +78,16 @@ pub struct FsStore {
 }
 
 /// The choices of an [`FsStore`].
+///
+/// ```
+/// use kraken_proto::cache::ledger::Ceiling;
+/// use kraken_storage::FsOptions;
+///
+/// let mut options = FsOptions::default();
+/// options.ceiling = Some(Ceiling::of(50 << 30));
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
 pub struct FsOptions {
     /// How much all blobs and uploads together may take; no ceiling when it is `None`.
     pub ceiling: Option<Ceiling>,

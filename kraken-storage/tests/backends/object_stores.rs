@@ -28,19 +28,12 @@ impl Roots {
 
 fn s3(server: SocketAddr, root: &str, key: &str) -> OpendalBackend {
     let secret = |text: &str| Some(Secret::Text(text.into()));
-    let options = S3Options {
-        bucket: "blobs".into(),
-        region: Some("us-east-1".into()),
-        endpoint: Some(format!("http://{server}")),
-        root: Some(root.into()),
-        profile: None,
-        access_key_id: secret("kraken"),
-        secret_access_key: secret(key),
-        session_token: None,
-        role_arn: None,
-        server_side_encryption: None,
-        virtual_host_style: false,
-    };
+    let mut options = S3Options::new("blobs");
+    options.region = Some("us-east-1".into());
+    options.endpoint = Some(format!("http://{server}"));
+    options.root = Some(root.into());
+    options.access_key_id = secret("kraken");
+    options.secret_access_key = secret(key);
     OpendalBackend::s3(&options, TIMEOUT).unwrap()
 }
 
@@ -179,13 +172,10 @@ async fn google_cloud_storage() {
     let ports = [front.port().to_string(), addr.port().to_string()];
     server.also(front, Command::new("python3").arg(script).args(ports));
     let make = |addr: SocketAddr, root: String| {
-        let options = GcsOptions {
-            bucket: "blobs".into(),
-            root: Some(root),
-            endpoint: Some(format!("http://{addr}")),
-            credential_file: None,
-            anonymous: true,
-        };
+        let mut options = GcsOptions::new("blobs");
+        options.root = Some(root);
+        options.endpoint = Some(format!("http://{addr}"));
+        options.anonymous = true;
         OpendalBackend::gcs(&options, TIMEOUT).unwrap()
     };
     let roots = Roots::new();
@@ -213,14 +203,10 @@ async fn azure_blob_storage() {
         .arg(dir.path());
     let server = Server::start(dir, addr, &mut command);
     let make = |addr: SocketAddr, root: String, key: &str| {
-        let options = AzureOptions {
-            container: "blobs".into(),
-            endpoint: format!("http://{addr}/{ACCOUNT}"),
-            root: Some(root),
-            account_name: Some(ACCOUNT.into()),
-            account_key: Some(Secret::Text(key.into())),
-            sas_token: None,
-        };
+        let mut options = AzureOptions::new("blobs", format!("http://{addr}/{ACCOUNT}"));
+        options.root = Some(root);
+        options.account_name = Some(ACCOUNT.into());
+        options.account_key = Some(Secret::Text(key.into()));
         OpendalBackend::azure(&options, TIMEOUT).unwrap()
     };
     create_container(&server, (ACCOUNT, KEY));

@@ -20,14 +20,7 @@ use crate::servers::{Server, free, installed, program};
 use crate::{MANY, TIMEOUT, client, large, survives_faults};
 
 fn http(url: String) -> HttpBackend {
-    let options = HttpOptions {
-        url,
-        username: None,
-        password: None,
-        token: None,
-        ca: None,
-    };
-    HttpBackend::new(options, TIMEOUT).unwrap()
+    HttpBackend::new(HttpOptions::new(url), TIMEOUT).unwrap()
 }
 
 fn put_file(dir: &Path, digest: Digest, bytes: &[u8]) {
@@ -88,13 +81,9 @@ async fn http_with_ranges_a_password_and_faults() {
     testkit::backend_survives_faults(&spoilt, &name, &proxy, (digest, &bytes)).await;
 
     let with_password = |password: &str| {
-        let options = HttpOptions {
-            url: format!("http://{addr}/closed/{{shard}}/{{hex}}"),
-            username: Some("a".into()),
-            password: Some(Secret::Text(password.into())),
-            token: None,
-            ca: None,
-        };
+        let mut options = HttpOptions::new(format!("http://{addr}/closed/{{shard}}/{{hex}}"));
+        options.username = Some("a".into());
+        options.password = Some(Secret::Text(password.into()));
         HttpBackend::new(options, TIMEOUT).unwrap()
     };
     let stat = with_password("bc").stat(&name, digest).await;
@@ -123,13 +112,9 @@ async fn another_registry() {
     let mut command = Command::new(registry);
     let _server = Server::start(dir, addr, command.arg("serve").arg(path));
     let make = |addr: SocketAddr, credentials| {
-        let options = RegistryOptions {
-            url: format!("http://{addr}"),
-            repository: "mirror/{namespace}".into(),
-            prefix: String::new(),
-            credentials,
-            ca: None,
-        };
+        let mut options = RegistryOptions::new(format!("http://{addr}"));
+        options.repository = "mirror/{namespace}".into();
+        options.credentials = credentials;
         RegistryBackend::new(options, TIMEOUT).unwrap()
     };
     let password = |text: &str| {
@@ -192,14 +177,9 @@ async fn hdfs() {
     let mut server = Server::start(dir, name_http, &mut name_node);
     server.also(data_http, &mut data_node);
     let make = |namenodes: &[SocketAddr], root: String| {
-        let options = WebHdfsOptions {
-            namenodes: namenodes
-                .iter()
-                .map(|addr| format!("http://{addr}"))
-                .collect(),
-            root,
-            user: Some("kraken".into()),
-        };
+        let namenodes = namenodes.iter().map(|addr| format!("http://{addr}"));
+        let mut options = WebHdfsOptions::new(namenodes.collect(), root);
+        options.user = Some("kraken".into());
         WebHdfsBackend::new(options, Layout::DockerRegistry, TIMEOUT).unwrap()
     };
     // The data node has to report before it takes bytes.

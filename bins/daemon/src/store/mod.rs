@@ -51,10 +51,9 @@ pub(crate) async fn open(
     }
     let mut stores = Vec::<(String, f64, FsStore)>::new();
     for volume in volumes {
-        let options = FsOptions {
-            ceiling: ceiling(volume.limit.or(limit), eviction, &volume.path)?,
-            order: eviction.order.into(),
-        };
+        let mut options = FsOptions::default();
+        options.ceiling = ceiling(volume.limit.or(limit), eviction, &volume.path)?;
+        options.order = eviction.order.into();
         let name = volume.path.to_string_lossy().into_owned();
         if stores.iter().any(|(known, ..)| *known == name) {
             return Err(StartError::Config(format!(

@@ -12,6 +12,7 @@ use crate::time::Timestamp;
 
 /// When members count as up and as out of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HealthConfig {
     /// Down after so many failures in a row; at least 1.
     pub failures: u32,

@@ -4,6 +4,7 @@ use crate::peer::PeerRole;
 
 /// Counters of one blob on one host, in bytes of verified pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct SwarmStats {
     /// Received from origins.
     pub from_origins: u64,

@@ -18,6 +18,7 @@ use crate::backend::{BackendError, Secret};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct S3Options {
     /// The bucket.
     pub bucket: String,
@@ -54,11 +55,32 @@ pub struct S3Options {
     pub virtual_host_style: bool,
 }
 
+#[cfg(feature = "s3")]
+impl S3Options {
+    /// A bucket; the environment says the rest, such as credentials.
+    pub fn new(bucket: impl Into<String>) -> Self {
+        Self {
+            bucket: bucket.into(),
+            region: None,
+            endpoint: None,
+            root: None,
+            profile: None,
+            access_key_id: None,
+            secret_access_key: None,
+            session_token: None,
+            role_arn: None,
+            server_side_encryption: None,
+            virtual_host_style: false,
+        }
+    }
+}
+
 /// A bucket of Google Cloud Storage.
 #[cfg(feature = "gcs")]
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct GcsOptions {
     /// The bucket.
     pub bucket: String,
@@ -76,11 +98,26 @@ pub struct GcsOptions {
     pub anonymous: bool,
 }
 
+#[cfg(feature = "gcs")]
+impl GcsOptions {
+    /// A bucket; the environment says the rest, such as credentials.
+    pub fn new(bucket: impl Into<String>) -> Self {
+        Self {
+            bucket: bucket.into(),
+            root: None,
+            endpoint: None,
+            credential_file: None,
+            anonymous: false,
+        }
+    }
+}
+
 /// A container of Azure Blob Storage.
 #[cfg(feature = "azure")]
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct AzureOptions {
     /// The container.
     pub container: String,
@@ -98,6 +135,22 @@ pub struct AzureOptions {
     /// A token instead of the key.
     #[serde(default)]
     pub sas_token: Option<Secret>,
+}
+
+#[cfg(feature = "azure")]
+impl AzureOptions {
+    /// A container, and the service that has it, such as `https://ACCOUNT.blob.core.windows.net`; the environment says the
+    /// rest, such as credentials.
+    pub fn new(container: impl Into<String>, endpoint: impl Into<String>) -> Self {
+        Self {
+            container: container.into(),
+            endpoint: endpoint.into(),
+            root: None,
+            account_name: None,
+            account_key: None,
+            sas_token: None,
+        }
+    }
 }
 
 /// Applies what is given, and leaves alone what is not.

@@ -24,6 +24,7 @@ use crate::backend::{Backend, BackendError, ByteStream, Layout};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct WebHdfsOptions {
     /// The name nodes, such as `http://namenode-1:9870`; asked in their order, from the one that
     /// answered last.
@@ -33,6 +34,17 @@ pub struct WebHdfsOptions {
     /// The user that requests name; there is no password (simple authentication).
     #[serde(default)]
     pub user: Option<String>,
+}
+
+impl WebHdfsOptions {
+    /// The name nodes, such as `http://namenode-1:9870`, and the directory that blobs lie under.
+    pub fn new(namenodes: Vec<String>, root: impl Into<String>) -> Self {
+        Self {
+            namenodes,
+            root: root.into(),
+            user: None,
+        }
+    }
 }
 
 /// Keeps blobs in an HDFS. Clones share its connections.

@@ -20,6 +20,7 @@ use crate::backend::{Backend, BackendError, ByteStream, Secret};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct HttpOptions {
     /// The URL of a blob, with `{hex}` or `{digest}` (with `sha256:` in front) in it, and maybe
     /// `{shard}` (the first two hex digits) and `{namespace}`.
@@ -36,6 +37,19 @@ pub struct HttpOptions {
     /// The authorities to trust instead of this host's: a PEM file.
     #[serde(default)]
     pub ca: Option<PathBuf>,
+}
+
+impl HttpOptions {
+    /// The URL of a blob, with what stands for the blob in it, as in [`HttpOptions::url`].
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            username: None,
+            password: None,
+            token: None,
+            ca: None,
+        }
+    }
 }
 
 /// Reads blobs from any HTTP server. Clones share its connections.

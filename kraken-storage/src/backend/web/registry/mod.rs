@@ -33,6 +33,7 @@ use crate::backend::{Backend, BackendError, ByteStream};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RegistryOptions {
     /// The registry, such as `https://registry-1.docker.io`.
     pub url: String,
@@ -48,6 +49,19 @@ pub struct RegistryOptions {
     /// The authorities to trust instead of this host's: a PEM file.
     #[serde(default)]
     pub ca: Option<PathBuf>,
+}
+
+impl RegistryOptions {
+    /// A registry, such as `https://registry-1.docker.io`, where a namespace's blobs are in the repository of its name.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            repository: own_name(),
+            prefix: String::new(),
+            credentials: None,
+            ca: None,
+        }
+    }
 }
 
 fn own_name() -> String {
