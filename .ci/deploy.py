@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 
+import certificates
 import helm_python
 import yaml
 
@@ -19,6 +20,7 @@ CLIENT_TLS = {"cert": "a", "key": "b"}
 VARIANTS = {
     "as it comes": {},
     "certificates of cert-manager": {"tls": {"mode": "cert-manager"}},
+    "another name": {"tls": {"prefix": "east"}, "clusterDomain": "example.test", "monitoring": {"enabled": True}},
     "everything": {
         "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
         "agent": {"registryListen": "0.0.0.0:7610", "nodeSelector": {"role": "worker"}},
@@ -53,11 +55,17 @@ VARIANTS = {
     },
 }
 
+# Releases that are not called kraken.
+RELEASES = {"another name": "images-for-all-clusters-of-this-house-1", "little": "a"}
+
 # What must be refused.
 MISTAKES = [
     {"origin": {"replica": 3}},
     {"origin": {"replicas": 0}},
     {"tls": {"mode": "none"}},
+    {"tls": {"mode": "authority"}},
+    {"tls": {"secret": "kraken-ca"}},
+    {"tls": {"prefix": "East"}},
     {"agent": {"registryListen": "7610"}},
     {"networkPolicy": {"nodes": "10.0.0.0/8"}},
     {"networkPolicy": {"monitoring": "monitoring"}},
@@ -65,13 +73,12 @@ MISTAKES = [
 ]
 
 
-def render(values):
+def render(values, release="kraken"):
     # A chart keeps the values that it was rendered with: each time it is read anew.
-    return helm_python.Chart.load(str(CHART)).render(values, name="kraken", namespace="images")
+    return helm_python.Chart.load(str(CHART)).render(values, name=release, namespace="images")
 
 
-def documents_of(values):
-    files = render(values)
+def parsed(files):
     text = "\n---\n".join(text for file, text in files.items() if file.endswith(".yaml"))
     return [it for it in yaml.safe_load_all(text) if it]
 
@@ -125,7 +132,7 @@ def check_monitoring(name, documents, values):
 def check_restarts():
     """Pods start anew when what their own process reads has changed, and no others do."""
     def sums(values):
-        return {role: pod["metadata"]["annotations"]["checksum/config"] for role, pod in pods(documents_of(values))}
+        return {role: pod["metadata"]["annotations"]["checksum/config"] for role, pod in pods(parsed(render(values)))}
 
     before = sums({})
     if len(before) != 5 or len(set(before.values())) != 5:
@@ -141,35 +148,84 @@ def write_configs(documents, out):
     """What the pods' first containers write, run here as a pod would run them, and the lists of members."""
     out.mkdir(parents=True)
     maps = {it["metadata"]["name"]: it["data"] for it in documents if it["kind"] == "ConfigMap"}
-    for file, text in maps["kraken-members"].items():
+    [members] = [it for it in maps if it.endswith("-members")]
+    for file, text in maps[members].items():
         (out / file).write_text(text)
-    for it in documents:
-        if it["kind"] not in ("StatefulSet", "Deployment", "DaemonSet"):
-            continue
-        containers = it["spec"]["template"]["spec"]["initContainers"]
-        prepare = next(it for it in containers if it["name"] == "prepare")
+    templates = maps[members.removesuffix("-members")]
+    for role, pod in pods(documents):
+        [prepare] = [it for it in pod["spec"]["initContainers"] if it["name"] == "prepare"]
+        own = {"origin": "pod-0", "agent": "node-1.example"}.get(role) if is_of_secret(pod) else None
         for number, address in enumerate(["10.0.0.1", "fd00::1"]):
-            with tempfile.TemporaryDirectory() as root:
-                root = pathlib.Path(root)
-                for dir in ("template", "run", "tls", "bin"):
-                    (root / dir).mkdir()
-                for file, text in maps["kraken"].items():
-                    (root / "template" / file).write_text(text)
-                kraken = root / "bin/kraken"
-                # Like the real one it overwrites nothing.
-                kraken.write_text(f'#!/bin/sh\nset -Ce\necho key >{root}/tls/key.key\nset +C\necho "$*" >{root}/issued\n')
-                kraken.chmod(0o755)
-                pod = f"{it['metadata']['name']}-0"
-                environment = {"PATH": f"{root}/bin:/usr/bin:/bin", "POD_NAME": pod, "POD_IP": address}
-                command = [part.replace("/etc/kraken", str(root)) for part in prepare["command"]]
-                # Twice: a pod's first containers run again when its sandbox does, and its files are still there.
-                for _ in range(2):
-                    subprocess.run(command, env=environment, check=True)
-                issued = root / "issued"
-                if issued.exists() and f"--host {address}" not in issued.read_text():
-                    sys.exit(f"{pod}: its certificate is not for it: {issued.read_text()}")
-                for file in (root / "run").iterdir():
-                    (out / f"{file.stem}-{number}.yaml").write_text(file.read_text())
+            environment = {"POD_NAME": "pod-0", "POD_IP": address, "NODE_NAME": "node-1.example"}
+            text = prepared(role, prepare, templates, environment, own)
+            cert = f"/etc/kraken/tls/{own or 'tls'}.crt"
+            if yaml.safe_load(text)["tls"]["cert"] != cert or container_shows(pod, environment) != cert:
+                sys.exit(f"{role} does not show {cert}, but {container_shows(pod, environment)}")
+            (out / f"{role}-{number}.yaml").write_text(text)
+
+
+def is_of_secret(pod):
+    [tls] = [it for it in pod["spec"]["volumes"] if it["name"] == "tls"]
+    return "secret" in tls
+
+
+def container_shows(pod, environment):
+    """The certificate that programs in the container show, as the kubelet expands the variable."""
+    [value] = [it["value"] for it in pod["spec"]["containers"][0]["env"] if it["name"] == "KRAKEN_CERT"]
+    for name, text in environment.items():
+        value = value.replace(f"$({name})", text)
+    return value
+
+
+def prepared(role, container, templates, environment, own):
+    """Runs the first container of a pod whose Secret has a key by the name of `own`, and gives what it writes."""
+    with tempfile.TemporaryDirectory() as root:
+        root = pathlib.Path(root)
+        for dir in ("template", "run", "tls"):
+            (root / dir).mkdir()
+        for file, text in templates.items():
+            (root / "template" / file).write_text(text)
+        environment = {"PATH": "/usr/bin:/bin", **environment}
+        command = [part.replace("/etc/kraken", str(root)) for part in container["command"]]
+        if own:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if done.returncode == 0 or f"has no {own}.key" not in done.stderr or list((root / "run").iterdir()):
+                sys.exit(f"{role} starts without a key: {done.stderr}")
+            (root / "tls" / f"{own}.key").touch()
+        # Twice: a pod's first containers run again when its sandbox does, and its files are still there.
+        for _ in range(2):
+            subprocess.run(command, env=environment, check=True)
+        [file] = (root / "run").iterdir()
+        return file.read_text()
+
+
+def validate(name, path):
+    for version in KUBERNETES:
+        command = ["kubernetes-validate", "--kubernetes-version", version, "--strict", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{name}: Kubernetes {version} does not take it:\n{done.stdout}{done.stderr}")
+
+
+def check_variant(name, values, out):
+    release = RELEASES.get(name, "kraken")
+    files = render(values, release)
+    documents = parsed(files)
+    check_probes(name, documents, values)
+    check_monitoring(name, documents, values)
+    [origin] = [it["metadata"]["name"] for it in documents if it["kind"] == "StatefulSet" and it["metadata"]["name"].endswith("-origin")]
+    prefix = values.get("tls", {}).get("prefix", origin.removesuffix("-origin"))
+    for role, pod in pods(documents):
+        certificates.check_mounts(name, role, pod, values, prefix)
+    own = [it for it in documents if not it["apiVersion"].startswith("monitoring.coreos.com/")]
+    path = out / f"{name.replace(' ', '-')}.yaml"
+    write_configs(own, out / "configs" / path.stem)
+    secrets = "---\n"
+    if values.get("tls", {}).get("mode") != "cert-manager":
+        secrets = certificates.check_chart(name, documents, files["kraken/templates/NOTES.txt"], prefix)
+    path.write_text(yaml.safe_dump_all(own) + secrets)
+    validate(name, path)
+    print(f"{name}: {len(documents)} objects, taken by Kubernetes {', '.join(KUBERNETES)}")
 
 
 def main(out):
@@ -178,21 +234,9 @@ def main(out):
         sys.exit(f"helm lint: {lint['errors']}")
     print("helm lint:", *(it["error"] for it in lint["messages"]))
     for name, values in VARIANTS.items():
-        documents = documents_of(values)
-        check_probes(name, documents, values)
-        check_monitoring(name, documents, values)
-        path = pathlib.Path(out) / f"{name.replace(' ', '-')}.yaml"
-        path.write_text(yaml.safe_dump_all(documents))
-        own = [it for it in documents if not it["apiVersion"].startswith("monitoring.coreos.com/")]
-        path.with_suffix(".core.yaml").write_text(yaml.safe_dump_all(own))
-        write_configs(own, pathlib.Path(out) / "configs" / name.replace(" ", "-"))
-        for version in KUBERNETES:
-            command = ["kubernetes-validate", "--kubernetes-version", version, "--strict", str(path.with_suffix(".core.yaml"))]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode != 0:
-                sys.exit(f"{name}: Kubernetes {version} does not take it:\n{done.stdout}{done.stderr}")
-        print(f"{name}: {len(documents)} objects, taken by Kubernetes {', '.join(KUBERNETES)}")
+        check_variant(name, values, pathlib.Path(out))
     check_restarts()
+    certificates.check()
     for values in MISTAKES:
         try:
             render(values)

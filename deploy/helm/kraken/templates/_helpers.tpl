@@ -42,8 +42,20 @@ helm.sh/chart: {{ printf "%s-%s" .top.Chart.Name .top.Chart.Version }}
 {{- end }}
 {{- end -}}
 
+{{/* The Secrets with certificates are called so, and a hyphen and the role. */}}
+{{- define "kraken.secrets" -}}
+{{ .Values.tls.prefix | default (include "kraken.name" .) }}
+{{- end -}}
+
+{{/*
+Files of certificates, before `prepare` puts names in. In a Secret agents and origins have one each, for others know them by
+their keys.
+*/}}
 {{- define "kraken.tls" -}}
-{{- $name := ternary .role "tls" (eq .top.Values.tls.mode "authority") -}}
+{{- $name := "tls" -}}
+{{- if eq .top.Values.tls.mode "secrets" -}}
+{{- $name = get (dict "origin" "POD_NAME" "agent" "NODE_NAME") .role | default "tls" -}}
+{{- end -}}
 cert: /etc/kraken/tls/{{ $name }}.crt
 key: /etc/kraken/tls/{{ $name }}.key
 ca: /etc/kraken/tls/ca.crt
@@ -69,10 +81,19 @@ capabilities: {drop: [ALL]}
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: POD_IP
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
+- name: NODE_NAME
+  valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
 {{- end -}}
 
-{{/* Writes what only the pod itself knows: its configuration, and with an authority its certificate. */}}
+{{/* A file of certificates with the names of environment variables for what only the pod knows. */}}
+{{- define "kraken.expanded" -}}
+{{ . | replace "POD_NAME" "$(POD_NAME)" | replace "NODE_NAME" "$(NODE_NAME)" }}
+{{- end -}}
+
+{{/* Writes the configuration with what only the pod itself knows. */}}
 {{- define "kraken.prepare" -}}
+{{- $key := (include "kraken.tls" . | fromYaml).key | replace "POD_NAME" "$POD_NAME" | replace "NODE_NAME" "$NODE_NAME" -}}
+{{- $is_own := contains "$" $key -}}
 - name: prepare
   image: {{ include "kraken.image" .top | quote }}
   imagePullPolicy: {{ .top.Values.image.pullPolicy }}
@@ -82,22 +103,20 @@ capabilities: {drop: [ALL]}
     - sh
     - -euc
     - |
-      case $POD_IP in *:*) address="[$POD_IP]" ;; *) address=$POD_IP ;; esac
-      sed -e "s/POD_NAME/$POD_NAME/g" -e "s/POD_ADDRESS:\([0-9]*\)/'$address:\1'/" /etc/kraken/template/{{ .role }}.yaml \
-          >/etc/kraken/run/{{ .role }}.yaml
-      {{- if eq .top.Values.tls.mode "authority" }}
-      umask 077
-      # They outlive a restart of the pod's sandbox, and nothing is issued over another.
-      rm -f /etc/kraken/tls/*
-      exec kraken ca issue --dir /etc/kraken/authority --role {{ .role }} --name {{ .role }} --host localhost \
-          --host 127.0.0.1 --host "$POD_IP" {{ if .named }}--host "$POD_NAME.{{ include "kraken.domain" . }}" {{ end }}--out /etc/kraken/tls
+      {{- if $is_own }}
+      if [ ! -e "{{ $key }}" ]; then
+          echo "the secret {{ include "kraken.secrets" .top }}-{{ .role }} has no {{ base $key }}: run deploy/helm/certificates" >&2
+          exit 1
+      fi
       {{- end }}
+      case $POD_IP in *:*) address="[$POD_IP]" ;; *) address=$POD_IP ;; esac
+      sed -e "s/POD_NAME/$POD_NAME/g" -e "s/NODE_NAME/$NODE_NAME/g" -e "s/POD_ADDRESS:\([0-9]*\)/'$address:\1'/" \
+          /etc/kraken/template/{{ .role }}.yaml >/etc/kraken/run/{{ .role }}.yaml
   volumeMounts:
     - {name: template, mountPath: /etc/kraken/template, readOnly: true}
     - {name: run, mountPath: /etc/kraken/run}
-    {{- if eq .top.Values.tls.mode "authority" }}
-    - {name: tls, mountPath: /etc/kraken/tls}
-    - {name: authority, mountPath: /etc/kraken/authority, readOnly: true}
+    {{- if $is_own }}
+    - {name: tls, mountPath: /etc/kraken/tls, readOnly: true}
     {{- end }}
 {{- end -}}
 
@@ -108,11 +127,10 @@ capabilities: {drop: [ALL]}
   configMap: {name: {{ include "kraken.name" .top }}-members}
 - name: run
   emptyDir: {medium: Memory, sizeLimit: 4Mi}
-{{- if eq .top.Values.tls.mode "authority" }}
+{{- if eq .top.Values.tls.mode "secrets" }}
 - name: tls
-  emptyDir: {medium: Memory, sizeLimit: 4Mi}
-- name: authority
-  secret: {secretName: {{ .top.Values.tls.secret | quote }}}
+  # For the group of the pod.
+  secret: {secretName: {{ printf "%s-%s" (include "kraken.secrets" .top) .role | quote }}, defaultMode: 0440}
 {{- else }}
 - name: tls
   csi:
@@ -160,8 +178,8 @@ timeoutSeconds: 12
   securityContext: {{ include "kraken.containerSecurity" .top | nindent 4 }}
   env:
     {{- include "kraken.podEnvironment" .top | nindent 4 }}
-    - {name: KRAKEN_CERT, value: {{ $tls.cert }}}
-    - {name: KRAKEN_KEY, value: {{ $tls.key }}}
+    - {name: KRAKEN_CERT, value: {{ include "kraken.expanded" $tls.cert }}}
+    - {name: KRAKEN_KEY, value: {{ include "kraken.expanded" $tls.key }}}
     - {name: KRAKEN_CA, value: {{ $tls.ca }}}
     {{- with .values.environment }}
     {{- toYaml . | nindent 4 }}
@@ -260,7 +278,7 @@ spec:
       terminationGracePeriodSeconds: 90
       securityContext: {{ include "kraken.podSecurity" .top | nindent 8 }}
       {{- include "kraken.placement" (merge (dict "spread" true) .) | nindent 6 }}
-      initContainers: {{ include "kraken.prepare" (merge (dict "named" true) .) | nindent 8 }}
+      initContainers: {{ include "kraken.prepare" . | nindent 8 }}
       containers: {{ include "kraken.container" . | nindent 8 }}
       volumes: {{ include "kraken.volumes" (merge (dict "named" true) .) | nindent 8 }}
   {{- if .store }}
