@@ -28,6 +28,8 @@ use crate::verifier::{Believes, Expected, Shown};
 pub use error::IdentityError;
 pub use files::IdentityFiles;
 pub(crate) use files::Pem;
+#[cfg(feature = "http")]
+pub(crate) use files::{passphrase, read};
 
 /// A certificate chain, its private key, the roots that this process trusts, and whom it trusts no
 /// more.

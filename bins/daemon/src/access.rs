@@ -49,16 +49,9 @@ pub(crate) fn serve(
 
 impl From<ClientTls> for OutsideTls {
     fn from(tls: ClientTls) -> Self {
-        let ClientTls {
-            cert,
-            key,
-            clients_ca,
-        } = tls;
-        Self {
-            cert,
-            key,
-            clients_ca,
-        }
+        let mut outside = Self::new(tls.cert, tls.key);
+        outside.clients_ca = tls.clients_ca;
+        outside
     }
 }
 

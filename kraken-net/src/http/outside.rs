@@ -14,7 +14,6 @@ use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use rustls::crypto::ring::default_provider;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +22,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::server::{HttpServer, ServeError, acceptor, serve_by};
-use crate::identity::{IdentityError, certificates};
+use crate::identity::{IdentityError, certificates, passphrase, read};
+use crate::key;
 
 /// How often it is looked whether a file has changed: certificates are renewed while the server runs.
 const LOOK: Duration = Duration::from_secs(5);
@@ -33,11 +33,14 @@ const LONGEST: usize = 255;
 /// How a server proves who it is to clients from outside the cluster: paths of PEM files, which are read
 /// again when they change.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OutsideTls {
     /// Its certificate, with the chain behind it.
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// A file whose first line opens the key, if that is encrypted.
+    pub key_password: Option<PathBuf>,
     /// The authority, or several, by whose certificates clients may prove who they are.
     pub clients_ca: Option<PathBuf>,
 }
@@ -64,6 +67,16 @@ impl TlsClient {
 }
 
 impl OutsideTls {
+    /// A certificate and its key, which is not encrypted; clients prove nothing.
+    pub fn new(cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        Self {
+            cert: cert.into(),
+            key: key.into(),
+            key_password: None,
+            clients_ca: None,
+        }
+    }
+
     /// Whether the files can be used.
     ///
     /// # Errors
@@ -74,7 +87,7 @@ impl OutsideTls {
 
     fn config(&self) -> Result<ServerConfig, IdentityError> {
         let provider = Arc::new(default_provider());
-        let (chain, key) = proof(&self.cert, &self.key)?;
+        let (chain, key) = proof(&self.cert, &self.key, self.key_password.as_deref())?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(IdentityError::tls)?;
@@ -100,7 +113,12 @@ impl OutsideTls {
     }
 
     fn changed(&self) -> Vec<Option<(SystemTime, u64)>> {
-        let files = [Some(&self.cert), Some(&self.key), self.clients_ca.as_ref()];
+        let files = [
+            Some(&self.cert),
+            Some(&self.key),
+            self.key_password.as_ref(),
+            self.clients_ca.as_ref(),
+        ];
         let about = |file: &PathBuf| {
             let about = std::fs::metadata(file).ok()?;
             Some((about.modified().ok()?, about.len()))
@@ -138,22 +156,16 @@ pub(super) fn roots(what: &'static str, file: &Path) -> Result<RootCertStore, Id
     Ok(roots)
 }
 
-/// A certificate with its chain, and its key.
+/// A certificate with its chain, and its key, which the first line of another file opens if it is encrypted.
 pub(super) fn proof(
     cert: &Path,
     key: &Path,
+    password: Option<&Path>,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), IdentityError> {
     let chain = certificates("certificate", &read(cert)?)?;
-    let key = PrivateKeyDer::from_pem_slice(read(key)?.as_bytes())
-        .map_err(|error| IdentityError::pem("private key", error))?;
+    let password = password.map(passphrase).transpose()?;
+    let key = key::read(&read(key)?, password.as_deref())?;
     Ok((chain, key))
-}
-
-fn read(path: &Path) -> Result<String, IdentityError> {
-    std::fs::read_to_string(path).map_err(|source| IdentityError::Read {
-        path: path.to_path_buf(),
-        source,
-    })
 }
 
 /// Serves `router` with TLS 1.2 and 1.3 for anybody, as [`serve_on`](super::serve_on) does for members of
@@ -273,11 +285,8 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let (server, clients) = (Authority::create(), Authority::create());
             let path = |name: &str| dir.path().join(name);
-            let tls = OutsideTls {
-                cert: path("cert"),
-                key: path("key"),
-                clients_ca: Some(path("ca")),
-            };
+            let mut tls = OutsideTls::new(path("cert"), path("key"));
+            tls.clients_ca = Some(path("ca"));
             fs::write(path("ca"), &clients.pem).unwrap();
             let lab = Self {
                 dir,
@@ -359,6 +368,22 @@ mod tests {
         tokio::time::sleep(2 * LOOK).await;
         assert!(!Arc::ptr_eq(&first, &config.get_inner()));
         task.abort();
+    }
+
+    #[test]
+    fn an_encrypted_key_opens_with_its_password_only() {
+        let mut lab = Lab::new();
+        let path = |name: &str| lab.dir.path().join(name);
+        let (key, password) = (path("key"), path("password"));
+        let sealed = key::encrypt(&fs::read_to_string(&key).unwrap(), "hunter2").unwrap();
+        fs::write(&key, sealed).unwrap();
+        let told = lab.tls.check().unwrap_err().to_string();
+        assert!(told.contains("no passphrase"), "{told}");
+        lab.tls.key_password = Some(password.clone());
+        fs::write(&password, "hunter3\n").unwrap();
+        assert!(lab.tls.check().is_err());
+        fs::write(&password, "hunter2\nanything\n").unwrap();
+        lab.tls.check().unwrap();
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl OutsideTrust {
         let mut config = match &self.certificate {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {
-                let (chain, key) = proof(cert, key)?;
+                let (chain, key) = proof(cert, key, None)?;
                 let shown = builder.with_client_auth_cert(chain, key);
                 shown.map_err(IdentityError::tls)?
             }

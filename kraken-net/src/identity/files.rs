@@ -43,19 +43,24 @@ impl IdentityFiles {
     }
 
     pub(crate) fn read(&self) -> Result<Pem, IdentityError> {
-        let passphrase = self.key_password.as_deref().map(read).transpose()?;
-        let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
+        let key_password = self.key_password.as_deref();
         Ok(Pem {
             cert: read(&self.cert)?,
             key: read(&self.key)?,
             ca: read(&self.ca)?,
             crl: self.crl.as_deref().map(read).transpose()?,
-            passphrase: passphrase.map(first_line),
+            passphrase: key_password.map(passphrase).transpose()?,
         })
     }
 }
 
-fn read(path: &Path) -> Result<String, IdentityError> {
+/// The passphrase in a file: its first line.
+pub(crate) fn passphrase(path: &Path) -> Result<String, IdentityError> {
+    let text = read(path)?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+pub(crate) fn read(path: &Path) -> Result<String, IdentityError> {
     std::fs::read_to_string(path).map_err(|source| IdentityError::Read {
         path: path.to_path_buf(),
         source,
