@@ -41,6 +41,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const MAX_HANDSHAKES: usize = 1024;
 /// How long the head of a request may take.
 pub(super) const HEAD: Duration = Duration::from_secs(30);
+/// Bytes of the longest head of a request over HTTP/1, and of a body that are read at once.
+const HTTP1_BUFFER: usize = 64 << 10;
 /// Bytes of one HTTP/2 request's body on their way; HTTP/2's own 64 KiB throttle an upload.
 const HTTP2_WINDOW: u32 = 4 << 20;
 /// Bytes of an answer that wait for the client, of each of a connection's requests.
@@ -295,7 +297,8 @@ where
 pub(super) fn tune(http: &mut Builder<TokioExecutor>) {
     http.http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD);
+        .header_read_timeout(HEAD)
+        .max_buf_size(HTTP1_BUFFER);
     http.http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(20))

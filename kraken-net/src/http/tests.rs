@@ -3,6 +3,8 @@
 use axum::Router;
 use axum::routing::get;
 use http::{Request, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::server::serve_at_most;
@@ -223,4 +225,23 @@ async fn a_crowd(identity: Option<&Identity>) {
 async fn a_port_holds_so_many_connections() {
     a_crowd(None).await;
     a_crowd(Some(&Issuer::new().identity("tracker"))).await;
+}
+
+#[tokio::test]
+async fn the_head_of_a_request_is_bounded() {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let server = serve(any, open(), None, CancellationToken::new()).unwrap();
+    let ask = async |len: usize| {
+        let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
+        let long = "a".repeat(len);
+        let request =
+            format!("GET /health HTTP/1.1\r\nhost: a\r\nx: {long}\r\nconnection: close\r\n\r\n");
+        // A server that refuses it does not read all of it.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    assert_eq!(ask(60 << 10).await, "HTTP/1.1 200");
+    assert_eq!(ask(80 << 10).await, "HTTP/1.1 431");
 }
