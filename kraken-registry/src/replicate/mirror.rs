@@ -157,6 +157,8 @@ impl Mirror {
         let there = self.there.repository(repo);
         let rank = inner.ring.rank(repo.as_str());
         let mut query = format!("n={PAGE}");
+        // What was refused and is there no longer.
+        let mut gone = self.gate.told().refused_in(repo);
         for _ in 0..PAGES {
             let what = format!("tags/list?{query}");
             let page = self.there.writer.page(&there, &what).await?;
@@ -170,12 +172,17 @@ impl Mirror {
             for tag in tags.iter().filter(|tag| !is_list(tag)) {
                 let name = format!("{repo}:{tag}");
                 if self.rule.tags.iter().any(|it| it.is_match(&name)) {
+                    gone.remove(&name);
                     self.add(inner, &name, rank).await;
                 }
             }
             match next {
                 Some(next) if next != query => query = next,
-                _ => return Ok(()),
+                _ => {
+                    gone.iter()
+                        .for_each(|name| self.gate.told().tell(name, None));
+                    return Ok(());
+                }
             }
         }
         Err(SendError::Failed(format!("more than {PAGES} pages")))

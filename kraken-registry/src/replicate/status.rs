@@ -1,6 +1,6 @@
 //! How far images are on their way, as operators are told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kraken_proto::tags::record::Version;
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use super::source::{List, Supply};
 use super::way::Way;
 use super::{Inner, Line, Replicator, SendError};
 use crate::link::RegisterName;
+use crate::name::RepoName;
 use crate::tags::TagError;
 use crate::tags::pending::unix_ms;
 
@@ -118,6 +119,14 @@ impl Told {
             Some(SendError::Held) => {}
             Some(error) => self.last_error = Some(format!("{name}: {error}")),
         }
+    }
+
+    /// The names in a repository that were refused.
+    pub(super) fn refused_in(&self, repo: &RepoName) -> BTreeSet<String> {
+        let begin = format!("{repo}:");
+        let names = self.refused.range(begin.clone()..).map(|(name, _)| name);
+        let names = names.take_while(|name| name.starts_with(&begin));
+        names.cloned().collect()
     }
 
     fn refused(&self) -> Vec<RefusedRegister> {
@@ -258,5 +267,24 @@ impl Replicator {
             });
         }
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_is_told_of_until_it_passes_or_is_gone() {
+        let mut told = Told::default();
+        let refused = SendError::Refused("it is unfit".into());
+        for name in ["team/app:1", "team/app:2", "team/apple:1"] {
+            told.tell(name, Some(&refused));
+        }
+        let repo = "team/app".parse().unwrap();
+        let in_it = told.refused_in(&repo);
+        assert!(in_it.iter().eq(["team/app:1", "team/app:2"]));
+        told.tell("team/app:1", None);
+        assert!(told.refused_in(&repo).iter().eq(["team/app:2"]));
     }
 }
