@@ -49,7 +49,7 @@ impl Need<'_> {
     }
 }
 
-/// How much of a store may go without need.
+/// How much of a store may go without need. A store has to know each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goal {
     /// What is used above the ceiling's high mark, down to its low one.

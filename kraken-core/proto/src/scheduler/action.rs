@@ -7,7 +7,7 @@ use crate::scheduler::input::ConnId;
 use crate::tracker::AnnounceRequest;
 use crate::wire::message::Message;
 
-/// What the shell is to do.
+/// What the shell is to do. A shell has to do all of these, so that one more breaks those that do not know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Action {

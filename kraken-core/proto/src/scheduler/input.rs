@@ -67,7 +67,7 @@ pub enum Extent {
     Parts,
 }
 
-/// What happens to a host.
+/// What happens to a host. A shell has to tell all of these.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     /// Take part in the swarm of a blob, with these pieces; full means to seed it.

@@ -19,7 +19,8 @@ pub struct Contact {
     pub zone: Option<Zone>,
 }
 
-/// What one peer says to another over their one connection.
+/// What one peer says to another over their one connection. Whoever takes part has to answer each, so that one more
+/// breaks those that do not know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// The first message of each side: what it is there for.
