@@ -1,8 +1,9 @@
 //! The agent as a process: peers on one port, a read-only registry on another.
 
+mod config;
+
 use std::future::ready;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,206 +20,32 @@ use kraken_core::net::http::{
     ApiError, HttpClient, HttpServer, Params, TracedFrom, serve_on, traced, with_health,
 };
 use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
-use kraken_core::{Agent, Digest, Namespace, OpenError, Zone};
+use kraken_core::{Agent, Digest, Namespace, OpenError};
 use kraken_registry::access::Access;
 use kraken_registry::name::Host;
 use kraken_registry::pull::{self, PullState, StaleTags};
 use kraken_registry::tags::client::TagClient;
-use schemars::JsonSchema;
-use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::access::{self, AccessConfig, ClientTls};
+pub use self::config::AgentConfig;
+use crate::access;
 use crate::answers::{Answers, noted};
-use crate::check::{Problems, ProcessConfig};
-use crate::config::{self, HostConfig, QuicMtu, Tls, TransportConfig};
-use crate::dns::DnsName;
+use crate::config::{bind, make_dir};
 use crate::doctor::{Doctor, Facts, with_doctor};
 use crate::explain::{Others, with_explain};
 use crate::guard::{self, Guard};
-use crate::limits::{LimitsConfig, with_live_limits};
-use crate::log::{LogFilter, LogFormat};
+use crate::limits::with_live_limits;
 use crate::members::Urls;
 use crate::metrics::{self, Every, with_metrics};
 use crate::pages;
-use crate::preload::{self, PreloadConfig, Preloader, with_preload};
+use crate::preload::{self, Preloader, with_preload};
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::reload::Changed;
 use crate::sockets;
 use crate::store::http::with_store;
-use crate::store::{self, Disks, EvictionConfig, Memory, ScrubRate, StoreLimit, VolumeConfig};
-use crate::traces::TracingConfig;
-
-/// The configuration of an agent.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AgentConfig {
-    /// What the console calls this host; its host name when absent.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// Where blobs are kept.
-    pub store: PathBuf,
-    /// How much of the disk they may take: bytes, or a part of the volume. No limit when absent.
-    #[serde(default)]
-    pub store_limit: Option<StoreLimit>,
-    /// Directories for the blobs, each on a disk of its own, instead of `store`, which keeps the rest.
-    #[serde(default)]
-    pub volumes: Vec<VolumeConfig>,
-    /// When blobs go, and which.
-    #[serde(default)]
-    pub eviction: EvictionConfig,
-    /// Memory in front of the disks, for hosts whose disks are slower than their networks: what comes is
-    /// there when it is in memory, and written behind. None when absent.
-    #[serde(default)]
-    pub memory: Option<Memory>,
-    /// How fast the blobs on disk are read back, one after the other, to find what rots: bytes per
-    /// second, or `off`. 20 MB/s when absent.
-    #[serde(default)]
-    pub scrub: ScrubRate,
-    /// Where peers connect to, over UDP and TCP.
-    pub peer_listen: SocketAddr,
-    /// How this host dials its peers.
-    #[serde(default)]
-    pub transport: TransportConfig,
-    /// The largest datagram of QUIC that is tried, in bytes of UDP payload; 8972 by default, which
-    /// jumbo frames carry. Smaller frames are found out.
-    #[serde(default)]
-    pub quic_mtu: QuicMtu,
-    /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.
-    #[serde(default)]
-    pub advertise: Option<SocketAddr>,
-    /// The rack or availability zone of this host, such as `rack-17`; left out on a flat network.
-    #[serde(default)]
-    #[schemars(with = "Option<String>")]
-    pub zone: Option<Zone>,
-    /// Where the local container runtime connects to: plain HTTP, to be kept on loopback, unless there is
-    /// `client_tls`.
-    pub registry_listen: SocketAddr,
-    /// Base URLs of the trackers.
-    #[serde(default)]
-    pub trackers: Vec<String>,
-    /// A file with the same list, read again when it changes; instead of `trackers`.
-    #[serde(default)]
-    pub trackers_file: Option<PathBuf>,
-    /// A name by which DNS says where the trackers are; instead of `trackers`. All hosts must use the
-    /// same.
-    #[serde(default)]
-    pub trackers_dns: Option<DnsName>,
-    /// Base URLs of the build-indexes.
-    #[serde(default)]
-    pub build_indexes: Vec<String>,
-    /// A file with the same list, read again when it changes; instead of `build_indexes`.
-    #[serde(default)]
-    pub build_indexes_file: Option<PathBuf>,
-    /// A name by which DNS says where the build-indexes are; instead of `build_indexes`.
-    #[serde(default)]
-    pub build_indexes_dns: Option<DnsName>,
-    /// Other registries that this agent mirrors, such as `docker.io`: containerd names them by `?ns=`. Their
-    /// images are kept as `docker.io/library/busybox`, and their blobs come by the origins' backends.
-    #[serde(default)]
-    pub upstreams: Vec<HostConfig>,
-    /// The names of this cluster's own registry, as containerd names it by `?ns=`: its images are kept as
-    /// they are pushed. One that is named neither here nor in `upstreams` is not mirrored.
-    #[serde(default)]
-    pub own_names: Vec<HostConfig>,
-    /// Where dockerd connects to, whose requests to a mirror name no registry: all are for `docker.io`. Plain
-    /// HTTP; nowhere when absent.
-    #[serde(default)]
-    pub docker_listen: Option<SocketAddr>,
-    /// Who may pull; whoever is on the same host, and nobody else, when absent.
-    #[serde(default)]
-    pub access: Option<AccessConfig>,
-    /// TLS for clients at `registry_listen`; plain HTTP when absent.
-    #[serde(default)]
-    pub client_tls: Option<ClientTls>,
-    /// Into which container runtime of this host images are preloaded; into none when absent.
-    #[serde(default)]
-    pub preload: Option<PreloadConfig>,
-    /// How much of the network to take for peers.
-    #[serde(default)]
-    pub limits: LimitsConfig,
-    /// Whether to keep the peers that were met over restarts, in `peers.json` in the store.
-    #[serde(default = "remembers")]
-    pub remember_peers: bool,
-    /// How much is logged, such as `info` or `info,kraken_core=debug`; `info` when absent. The variable
-    /// `RUST_LOG` has the last word.
-    #[serde(default)]
-    pub log: Option<LogFilter>,
-    /// How a line of the log is written: `text`, or `json`, an object in each line.
-    #[serde(default)]
-    pub log_format: LogFormat,
-    /// Where traces of pulls and pushes go, and of how many; nowhere when absent.
-    #[serde(default)]
-    pub tracing: Option<TracingConfig>,
-    /// This host's certificate.
-    pub tls: Tls,
-}
-
-impl ProcessConfig for AgentConfig {
-    const ROLE: Role = Role::Agent;
-    const LIVE: &'static [&'static str] = &[
-        "access",
-        "build_indexes",
-        "limits",
-        "log",
-        "log_format",
-        "trackers",
-    ];
-
-    fn log(&self) -> Option<&LogFilter> {
-        self.log.as_ref()
-    }
-
-    fn log_format(&self) -> LogFormat {
-        self.log_format
-    }
-
-    fn tracing(&self) -> Option<&TracingConfig> {
-        self.tracing.as_ref()
-    }
-
-    fn instance(&self) -> Option<String> {
-        self.name.clone().or_else(|| Some(host_name()))
-    }
-
-    fn check(&self, found: &mut Problems) {
-        found.of_tls(&self.tls, Role::Agent, self.zone.as_ref());
-        found.of_urls(
-            "trackers",
-            (
-                &self.trackers,
-                self.trackers_file.as_ref(),
-                self.trackers_dns.as_ref(),
-            ),
-        );
-        found.of_urls(
-            "build_indexes",
-            (
-                &self.build_indexes,
-                self.build_indexes_file.as_ref(),
-                self.build_indexes_dns.as_ref(),
-            ),
-        );
-        found.of_listening(&[
-            ("peer_listen", Some(self.peer_listen)),
-            ("registry_listen", Some(self.registry_listen)),
-            ("docker_listen", self.docker_listen),
-        ]);
-        found.of_advertise(self.peer_listen, self.advertise);
-        found.of_disks(&self.store, &self.volumes, self.store_limit, &self.eviction);
-        found.of_access(self.access.as_ref(), self.client_tls.as_ref());
-        if let Some(preload) = self.preload.clone() {
-            let made = Preloader::new(preload, preload::reachable(self.registry_listen));
-            found.of(made.map_err(|error| format!("preload: {error}")));
-        }
-    }
-}
-
-const fn remembers() -> bool {
-    true
-}
+use crate::store::{self, Disks, Memory};
 
 /// The registry that dockerd means where it names none.
 const DOCKER_HUB: &str = "docker.io";
@@ -266,13 +93,13 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let trackers = TrackerClient::new(listed.now().await?, tracked)
         .map_err(|error| StartError::Config(format!("trackers: {error}")))?;
     listed.follow_trackers(&trackers, &shutdown);
-    let transport = config::bind(
+    let transport = bind(
         config.peer_listen,
         &identity,
         (config.transport, config.quic_mtu),
     )?;
     let dir = config.store.clone();
-    config::make_dir(&config.store)?;
+    make_dir(&config.store)?;
     let (volumes, eviction) = (&config.volumes, &config.eviction);
     let disks = store::open(dir, volumes, config.store_limit, eviction).await?;
     store::scrub(disks.clone(), config.scrub, &shutdown);
@@ -352,7 +179,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let listening = socket.local_addr().unwrap_or(config.registry_listen);
     let preloader = config.preload.map(|config| {
         let preloader = Preloader::new(config, preload::reachable(listening));
-        preloader.map_err(|error| StartError::Config(format!("preload: {error}")))
+        preloader.map_err(|wrong| wrong.under("preload"))
     });
     let explained = disks.clone();
     let router = router((agent.clone(), stale, every.clone()), disks, mirror);

@@ -1,5 +1,7 @@
 //! The storage behind the origins, as the configuration names it.
 
+pub(crate) mod check;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -13,13 +15,13 @@ use kraken_core::storage::backend::{
     RoutedBackend, S3Options, ShadowBackend,
 };
 use kraken_core::storage::{BackendError, BoxBackend, OpendalBackend};
-use regex::Regex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::doctor::blob::WithTestBlob;
 use crate::limits::Rate;
-use crate::process::StartError;
+use crate::pattern::Pattern;
+use crate::problems::Problems;
 use crate::units;
 
 /// The storage behind the origins.
@@ -66,14 +68,14 @@ pub struct RouteConfig {
     pub namespace: Pattern,
     /// Their backend.
     pub backend: BackendConfig,
-    /// How blobs are named there; `sharded` when absent.
+    /// How blobs are named there, of a storage that does not name them itself (`http`, `registry`, `noop`).
     #[serde(default)]
+    #[schemars(default = "Layout::default", extend("x-conditional" = true))]
     pub layout: Option<Layout>,
     /// How much all origins together may ask of it.
     #[serde(default)]
     pub limits: BackendLimitsConfig,
-    /// How long one request to it may take, and one chunk of a body: `30s` when absent. Nothing
-    /// bounds a whole body.
+    /// How long one request to it may take, and one chunk of a body. Nothing bounds a whole body.
     #[serde(default)]
     pub timeout: Timeout,
     /// Whether an origin is not ready while the backend cannot be reached.
@@ -96,27 +98,10 @@ pub struct BackendLimitsConfig {
     pub at_once: Option<NonZeroUsize>,
 }
 
-/// A regular expression.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(try_from = "String")]
-#[schemars(with = "String", title = "regular expression")]
-pub struct Pattern(String);
-
-impl TryFrom<String> for Pattern {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match Regex::new(&text) {
-            Ok(_) => Ok(Self(text)),
-            Err(error) => Err(format!("namespace is a regular expression: {error}")),
-        }
-    }
-}
-
 /// A time such as `30s` or `1m 30s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", title = "time")]
+#[schemars(with = "String", title = "time", extend("examples" = ["30s"]))]
 pub struct Timeout(pub(crate) Duration);
 
 impl Default for Timeout {
@@ -162,7 +147,7 @@ impl Storage {
         one: Option<&BackendConfig>,
         routes: &[RouteConfig],
         origins: usize,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Problems> {
         let made = make_all(one, routes, origins, &[])?;
         let routes = made.iter().map(|(_, route)| route.clone());
         Ok(Self {
@@ -184,7 +169,7 @@ impl Storage {
         &self,
         one: Option<&BackendConfig>,
         routes: &[RouteConfig],
-    ) -> Result<Vec<(RouteConfig, Route)>, StartError> {
+    ) -> Result<Vec<(RouteConfig, Route)>, Problems> {
         let before = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         make_all(one, routes, self.origins, &before)
     }
@@ -201,35 +186,71 @@ fn make_all(
     routes: &[RouteConfig],
     origins: usize,
     before: &[(RouteConfig, Route)],
-) -> Result<Vec<(RouteConfig, Route)>, StartError> {
-    let configs = match (one, routes) {
-        (Some(one), []) => vec![RouteConfig::of_all(one.clone())],
-        (None, [_, ..]) => routes.to_vec(),
+) -> Result<Vec<(RouteConfig, Route)>, Problems> {
+    let mut found = Problems::default();
+    let mut made = Vec::new();
+    for (key, config) in routes_of(one, routes)? {
+        let same = before.iter().find(|(other, _)| *other == config);
+        let route = match same {
+            Some((_, made)) => Ok(made.clone()),
+            None => route(&config, origins).map_err(|error| told(&key, error)),
+        };
+        made.extend(found.of(route).map(|route| (config, route)));
+    }
+    found.done(made)
+}
+
+/// The storages with the keys that they stand at; nothing is in front of the keys of a single one.
+fn routes_of(
+    one: Option<&BackendConfig>,
+    routes: &[RouteConfig],
+) -> Result<Vec<(String, RouteConfig)>, Problems> {
+    match (one, routes) {
+        (Some(one), []) => Ok(vec![(String::new(), RouteConfig::of_all(one.clone()))]),
+        (None, [_, ..]) => {
+            let routes = routes.iter().cloned().enumerate();
+            Ok(routes
+                .map(|(at, it)| (format!("backends[{at}]"), it))
+                .collect())
+        }
         (None, []) => {
             let what = "no storage is configured: give one `backend`, or `backends` by namespace";
-            return Err(StartError::Config(what.into()));
+            Err(Problems::one("", what))
         }
         (Some(_), [_, ..]) => {
             let what = "`backend` and `backends` exclude each other: the namespace \"\" matches everything";
-            return Err(StartError::Config(what.into()));
+            Err(Problems::one("backends", what))
         }
+    }
+}
+
+/// What keeps a storage from being made, at its key.
+fn told(key: &str, error: BackendError) -> Problems {
+    let what = words(error);
+    let found = match what.strip_prefix("layout: ") {
+        Some(what) => Problems::one("layout", what),
+        None => Problems::one("backend", what),
     };
-    let made = configs.into_iter().map(|config| {
-        let same = before.iter().find(|(other, _)| *other == config);
-        let route = match same {
-            Some((_, made)) => made.clone(),
-            None => route(&config, origins)?,
-        };
-        Ok((config, route))
-    });
-    made.collect()
+    if key.is_empty() {
+        found
+    } else {
+        found.under(key)
+    }
+}
+
+/// What a backend says of its configuration.
+pub(crate) fn words(error: BackendError) -> String {
+    match error {
+        BackendError::Denied(what) => what,
+        other => other.to_string(),
+    }
 }
 
 impl RouteConfig {
     /// A backend for all namespaces.
     fn of_all(backend: BackendConfig) -> Self {
         Self {
-            namespace: Pattern(String::new()),
+            namespace: Pattern::default(),
             backend,
             layout: None,
             limits: BackendLimitsConfig::default(),
@@ -239,17 +260,31 @@ impl RouteConfig {
     }
 }
 
-/// Whether [`Storage::new`] would take it. No directory is made or looked at.
+/// Whether [`Storage::new`] would take it, and what it needs is there. No directory is made.
 ///
 /// # Errors
-/// As there.
-pub(crate) fn check(one: Option<&BackendConfig>, routes: &[RouteConfig]) -> Result<(), StartError> {
-    let one = one.map(BackendConfig::without_disks);
-    let routes = routes.iter().map(|route| RouteConfig {
-        backend: route.backend.without_disks(),
-        ..route.clone()
-    });
-    Storage::new(one.as_ref(), &routes.collect::<Vec<_>>(), 1).map(drop)
+/// All that is wrong, with the keys of an origin.
+pub(crate) fn check(one: Option<&BackendConfig>, routes: &[RouteConfig]) -> Result<(), Problems> {
+    let mut found = Problems::default();
+    check::reached(&mut found, routes);
+    for (key, config) in routes_of(one, routes)? {
+        let checked = config.backend.check();
+        let checked = checked.map_err(|wrong| wrong.under("backend"));
+        let checked = checked.and_then(|()| {
+            let without = RouteConfig {
+                backend: config.backend.without_disks(),
+                ..config.clone()
+            };
+            route(&without, 1)
+                .map(drop)
+                .map_err(|error| told("", error))
+        });
+        found.of(checked.map_err(|wrong| match &key[..] {
+            "" => wrong,
+            key => wrong.under(key),
+        }));
+    }
+    found.done(())
 }
 
 impl BackendConfig {
@@ -265,9 +300,7 @@ impl BackendConfig {
     }
 }
 
-fn route(config: &RouteConfig, origins: usize) -> Result<Route, StartError> {
-    let pattern = Regex::new(&config.namespace.0);
-    let pattern = pattern.map_err(|error| StartError::Config(error.to_string()))?;
+fn route(config: &RouteConfig, origins: usize) -> Result<Route, BackendError> {
     let BackendLimitsConfig {
         read,
         write,
@@ -283,7 +316,7 @@ fn route(config: &RouteConfig, origins: usize) -> Result<Route, StartError> {
         false => BoxBackend::new(LimitedBackend::new(backend, limits.shared_by(origins))),
     };
     Ok(Route {
-        pattern,
+        pattern: config.namespace.regex(),
         backend,
         must_ready: config.must_ready,
     })
@@ -356,162 +389,4 @@ pub(crate) fn objects(
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::StreamExt as _;
-    use kraken_core::Digest;
-    use kraken_core::storage::Backend as _;
-
-    use super::*;
-
-    fn backend(
-        one: Option<&BackendConfig>,
-        routes: &[RouteConfig],
-        origins: usize,
-    ) -> Result<BoxBackend, StartError> {
-        Storage::new(one, routes, origins).map(|storage| storage.backend())
-    }
-
-    fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-        serde_saphyr::from_str(text).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn every_kind_of_backend_can_be_written_down() {
-        let routes: Vec<RouteConfig> = parse(
-            "
-- namespace: ^library/
-  backend: {s3: {bucket: b, region: eu-west-1, secret_access_key: {env: KEY}, access_key_id: {file: /k}}}
-  layout: docker-registry
-  limits: {read: 1GB, write: 500MB, at_once: 64}
-  timeout: 1m 30s
-  must_ready: true
-- {namespace: ^gcs/, backend: {gcs: {bucket: b, credential_file: /c.json}}}
-- {namespace: ^azure/, backend: {azure: {container: c, endpoint: 'https://a.blob.core.windows.net'}}}
-- {namespace: ^hdfs/, backend: {webhdfs: {namenodes: ['http://n1:9870', 'http://n2:9870'], root: /kraken}}}
-- {namespace: ^http/, backend: {http: {url: 'https://files.test/{shard}/{hex}'}}}
-- namespace: ^hub/
-  backend: {registry: {url: 'https://registry-1.docker.io', credentials: {helper: ecr-login}}}
-- namespace: ^moving/
-  backend: {shadow: {active: {local_disk: /a}, shadow: {memory: {}}}}
-- {namespace: '', backend: {noop: {}}}
-",
-        )
-        .unwrap();
-        assert_eq!(routes.len(), 8);
-        assert_eq!(routes[0].layout, Some(Layout::DockerRegistry));
-        assert_eq!(routes[0].timeout.0, Duration::from_secs(90));
-        assert_eq!(routes[1].timeout, Timeout::default());
-        // The first one's key is in no file here.
-        let error = backend(None, &routes, 3).unwrap_err();
-        assert!(error.to_string().contains("/k"), "{error}");
-        let made = backend(None, &routes[1..], 3).unwrap();
-        let writable = |name: &str| made.check_writable(&name.parse().unwrap()).is_ok();
-        assert!(writable("gcs/a") && writable("moving/a") && writable("other"));
-        assert!(!writable("http/a") && !writable("hub/a"));
-    }
-
-    #[tokio::test]
-    async fn a_storage_changes_and_what_stays_the_same_is_kept() {
-        let of = |text: &str| parse::<Vec<RouteConfig>>(text).unwrap();
-        let kept = "- {namespace: ^a/, backend: {memory: {}}}\n";
-        let storage = Storage::new(None, &of(kept), 1).unwrap();
-        let (backend, digest) = (storage.backend(), Digest::of(b"abc"));
-        let bytes = || futures::stream::iter([Ok(axum::body::Bytes::from_static(b"abc"))]).boxed();
-        let (a, b) = ("a/x".parse().unwrap(), "b/x".parse().unwrap());
-        backend.write(&a, digest, 3, bytes()).await.unwrap();
-        assert!(backend.check_writable(&b).is_err());
-        let both = of(&format!(
-            "- {{namespace: ^b/, backend: {{memory: {{}}}}}}\n{kept}"
-        ));
-        storage.replace(storage.changed(None, &both).unwrap());
-        assert!(backend.check_writable(&b).is_ok());
-        assert_eq!(backend.stat(&a, digest).await.unwrap(), Some(3));
-        assert!(storage.changed(None, &[]).is_err());
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        for (text, told) in [
-            (
-                "{namespace: '(', backend: {noop: {}}}",
-                "regular expression",
-            ),
-            ("{namespace: a, backend: {noop: {}}, timeout: soon}", "30s"),
-            (
-                "{namespace: a, backend: {noop: {}}, timeout: 10ms}",
-                "1s at least",
-            ),
-            ("{namespace: a, backend: {s4: {bucket: b}}}", "s3"),
-            ("{namespace: a, backend: {s3: {buckets: b}}}", "bucket"),
-            (
-                "{namespace: a, backend: {noop: {}}, limits: {reads: 1}}",
-                "read",
-            ),
-            (
-                "{namespace: a, backend: {noop: {}}, layout: flat}",
-                "identity",
-            ),
-            (
-                "{namespace: a, backend: {noop: {}}, limits: {read: 0}}",
-                "leave the key out",
-            ),
-        ] {
-            let error = parse::<RouteConfig>(text).unwrap_err();
-            assert!(error.contains(told), "{text}: {error}");
-        }
-        for (text, told) in [
-            (
-                "{namespace: a, backend: {noop: {}}, layout: sharded}",
-                "noop",
-            ),
-            (
-                "{namespace: a, backend: {http: {url: 'https://a/b'}}}",
-                "{hex}",
-            ),
-            (
-                "{namespace: a, backend: {http: {url: 'https://a/{hex}/{id}'}}}",
-                "{id}",
-            ),
-            ("{namespace: a, backend: {http: {url: 'a/{hex}'}}}", "url"),
-            (
-                "{namespace: a, backend: {registry: {url: 'ftp://a'}}}",
-                "https://",
-            ),
-            (
-                "{namespace: a, backend: {webhdfs: {namenodes: [], root: /}}}",
-                "at least one",
-            ),
-            (
-                "{namespace: a, backend: {s3: {bucket: b, access_key_id: {text: k}}}}",
-                "go together",
-            ),
-        ] {
-            let config: RouteConfig = parse(text).unwrap();
-            let error = backend(None, &[config], 1).unwrap_err().to_string();
-            assert!(error.contains(told), "{text}: {error}");
-        }
-        let noop = BackendConfig::Noop {};
-        let error = backend(None, &[], 1).unwrap_err().to_string();
-        assert!(error.contains("no storage"), "{error}");
-        let route = parse("{namespace: a, backend: {noop: {}}}").unwrap();
-        let error = backend(Some(&noop), &[route], 1).unwrap_err().to_string();
-        assert!(error.contains("exclude"), "{error}");
-    }
-
-    #[test]
-    fn secrets_are_not_printed() {
-        let text =
-            "{s3: {bucket: b, access_key_id: {text: hunter1}, secret_access_key: {text: hunter2}}}";
-        let config: BackendConfig = parse(text).unwrap();
-        assert!(!format!("{config:?}").contains("hunter"), "{config:?}");
-        for wrong in [
-            "{s3: {bucket: b, secret_access_key: {text: hunter2}, regoin: x}}",
-            "{s3: {bucket: b, secret_access_key: hunter2}}",
-            "{s3: {bucket: b, secret_access_key: {hunter2: x}}}",
-            "{s3: {bucket: b, secret_access_key: {file: a, text: hunter2}}}",
-        ] {
-            let error = crate::config::parse::<BackendConfig>(wrong).unwrap_err();
-            assert!(!error.contains("hunter"), "{error}");
-        }
-    }
-}
+mod tests;

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kraken_core::net::Role;
 use kraken_core::net::http::{
-    HttpClient, HttpServer, TracedFrom, admit, serve_on, traced, with_health,
+    BaseUrl, HttpClient, HttpServer, TracedFrom, admit, serve_on, traced, with_health,
 };
 use kraken_core::net::origin::OriginCluster;
 use kraken_registry::garbage::Collector;
@@ -15,18 +16,20 @@ use kraken_registry::tags::ring::TagRing;
 use kraken_registry::tags::server::{TagPolicy, router};
 use kraken_registry::tags::store::TagStore;
 use kraken_registry::tags::upstream::{Freshness, UpstreamRule};
-use regex::Regex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::check::{Problems, ProcessConfig};
+use crate::address::{self, Address};
+use crate::check::ProcessConfig;
 use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::garbage::{GarbageConfig, with_garbage};
 use crate::log::{LogFilter, LogFormat};
 use crate::members::{Origins, member_url};
 use crate::metrics::{Every, with_metrics};
+use crate::pattern::Pattern;
+use crate::problems::Problems;
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::reload::Changed;
@@ -41,6 +44,8 @@ use crate::units;
 #[serde(deny_unknown_fields)]
 pub struct BuildIndexConfig {
     /// Where it answers (mutual TLS).
+    #[serde(deserialize_with = "address::required")]
+    #[schemars(with = "Address")]
     pub listen: SocketAddr,
     /// The directory of its tags.
     pub store: PathBuf,
@@ -58,6 +63,7 @@ pub struct BuildIndexConfig {
     pub replicas: usize,
     /// This build-index's name among the others; needed when these are listed.
     #[serde(default)]
+    #[schemars(default = "usual_name", extend("x-conditional" = true))]
     pub name: Option<String>,
     /// The name of this cluster, which is part of each version of a tag.
     #[serde(default = "default_cluster")]
@@ -71,7 +77,7 @@ pub struct BuildIndexConfig {
     /// Tags that never change once they are set: regular expressions of which one matches all of
     /// `repository:tag`.
     #[serde(default)]
-    pub immutable_tags: Vec<String>,
+    pub immutable_tags: Vec<Pattern>,
     /// Repositories whose tags are those of other registries, and how fresh they are.
     #[serde(default)]
     pub upstream_tags: Vec<UpstreamTags>,
@@ -88,9 +94,10 @@ pub struct BuildIndexConfig {
     /// absent.
     #[serde(default)]
     pub garbage: Option<GarbageConfig>,
-    /// How much is logged, such as `info` or `info,kraken_core=debug`; `info` when absent. The variable
-    /// `RUST_LOG` has the last word.
+    /// How much is logged, such as `info` or `info,kraken_core=debug`. The variable `RUST_LOG` has the last
+    /// word.
     #[serde(default)]
+    #[schemars(default = "LogFilter::usual")]
     pub log: Option<LogFilter>,
     /// How a line of the log is written: `text`, or `json`, an object in each line.
     #[serde(default)]
@@ -137,25 +144,23 @@ impl ProcessConfig for BuildIndexConfig {
             self.origins_file.as_ref(),
             self.origins_dns.as_ref(),
         );
-        found.of_origins(sources, None);
-        found.of_replicas("replicas", self.replicas);
-        found.of_replicas("tag_replicas", self.tag_replicas);
+        let origins = found.of_origins(sources, None);
+        found.of_replicas("replicas", self.replicas, origins);
         found.of_dir("store", &self.store);
-        let members = found.of(members(self));
-        if let Some((members, name)) = members
-            && !members.is_empty()
-            && members.iter().all(|member| member.name != name)
-        {
-            found.add(format!("name: {name} is none of the build_indexes"));
-        }
-        found.of(policy(self));
+        self.check_members(found);
+        self.check_tags(found);
         found.of(self.rules(&self.cluster));
+        let own = self
+            .build_indexes
+            .iter()
+            .filter_map(|it| it.url.parse().ok());
+        let own: Vec<BaseUrl> = own.collect();
+        found.of_registries((&self.remotes, &self.sources), &own);
         if let Some(backend) = &self.tags_backend {
-            found.of(backend.check());
+            found.of(backend.check().map_err(|wrong| wrong.under("tags_backend")));
         }
         if let Some(garbage) = self.garbage {
-            let checked = garbage.options().check();
-            found.of(checked.map_err(|error| format!("garbage: {error}")));
+            found.at("garbage.grace", garbage.options().check());
         }
     }
 }
@@ -165,7 +170,7 @@ impl ProcessConfig for BuildIndexConfig {
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTags {
     /// A regular expression that matches anywhere in the repository, such as `^docker\.io/`.
-    pub repositories: String,
+    pub repositories: Pattern,
     /// How old an answer may be.
     #[serde(default)]
     pub fresh: FreshnessConfig,
@@ -200,7 +205,10 @@ impl TryFrom<String> for FreshnessConfig {
             text => {
                 let wrong =
                     |_| format!("{text:?} is neither always, pinned, nor a time such as 5m");
-                Freshness::Within(units::time(text).map_err(wrong)?)
+                match units::time(text).map_err(wrong)? {
+                    Duration::ZERO => return Err("no time at all is `always`: write that".into()),
+                    time => Freshness::Within(time),
+                }
             }
         }))
     }
@@ -218,6 +226,10 @@ pub struct IndexEntry {
 
 /// The name of a build-index that is alone and not given any.
 const ALONE: &str = "build-index-1";
+
+const fn usual_name() -> &'static str {
+    ALONE
+}
 
 /// The name of a cluster that is not given any.
 pub fn default_cluster() -> String {
@@ -263,9 +275,10 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     listed.follow_with(&origins, &shutdown);
     let mut tags = ring(&config, &http.calling(&[Role::BuildIndex])?)?;
     if let Some(backend) = &config.tags_backend {
-        tags = tags.with_backend(backend.make()?);
+        let made = backend.make();
+        tags = tags.with_backend(made.map_err(|wrong| wrong.under("tags_backend"))?);
     }
-    let policy = policy(&config)?;
+    let policy = policy(&config).map_err(|error| Problems::one("immutable_tags", error))?;
     // Other clusters are their build-indexes and origins, whoever else has a certificate that fits.
     let abroad = http.calling(&[Role::BuildIndex, Role::Origin])?;
     let own = OwnCluster {
@@ -284,7 +297,7 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     let ready = tags.clone();
     if let Some(garbage) = config.garbage {
         let checked = garbage.options().check();
-        checked.map_err(|error| StartError::Config(format!("garbage: {error}")))?;
+        checked.map_err(|error| Problems::one("garbage.grace", error))?;
     }
     let collector = Collector::new(tags.clone(), origins.clone());
     let replicating = replicate::server::router(replicator.clone());
@@ -323,56 +336,123 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
 }
 
 impl BuildIndexConfig {
+    fn check_members(&self, found: &mut Problems) {
+        let members = found.of(members(self));
+        // With tags, the number stays what it was when they began, and who is not listed may be about to leave.
+        let is_new = !self.tags().exists();
+        let count = members.as_ref().filter(|_| is_new);
+        let count = count.map(|(members, _)| members.len().max(1));
+        found.of_replicas("tag_replicas", self.tag_replicas, count);
+        if self.cluster.is_empty() || self.cluster.len() > 255 {
+            found.add("cluster", "the name of a cluster has 1 to 255 bytes");
+        }
+        if let Some((members, name)) = members.filter(|_| is_new)
+            && !members.is_empty()
+            && members.iter().all(|member| member.name != name)
+        {
+            let names: Vec<_> = members.iter().map(|it| it.name.as_str()).collect();
+            let names = names.join(", ");
+            found.add(
+                "name",
+                format!("{name} is none of the build_indexes, which are {names}"),
+            );
+        }
+    }
+
+    fn check_tags(&self, found: &mut Problems) {
+        found.at("immutable_tags", policy(self));
+        let patterns = self.immutable_tags.iter().enumerate();
+        found.twice(patterns.map(|(at, it)| (format!("immutable_tags[{at}]"), it.as_str().into())));
+        let key = |at: usize| format!("upstream_tags[{at}].repositories");
+        let patterns = self
+            .upstream_tags
+            .iter()
+            .map(|it| &it.repositories)
+            .enumerate();
+        found.twice(
+            patterns
+                .clone()
+                .map(|(at, it)| (key(at), it.as_str().into())),
+        );
+        let mut all = self.upstream_tags.iter();
+        let all = all.position(|it| it.repositories.is_everything());
+        for (at, _) in patterns.filter(|(at, _)| all.is_some_and(|all| all < *at)) {
+            found.add(
+                key(at),
+                "never used, as one before it matches everything: put that one last",
+            );
+        }
+    }
+
+    /// The file of its tags.
+    fn tags(&self) -> PathBuf {
+        self.store.join("tags.redb")
+    }
+
     /// Where images go, and where they come from.
-    fn rules(&self, cluster: &str) -> Result<Rules, StartError> {
+    fn rules(&self, cluster: &str) -> Result<Rules, Problems> {
         remotes::rules((&self.remotes, &self.sources), cluster)
     }
 }
 
 /// What is asked of tags beside a digest.
-fn policy(config: &BuildIndexConfig) -> Result<TagPolicy, StartError> {
-    let policy = TagPolicy::new(&config.immutable_tags)
-        .map_err(|error| StartError::Config(format!("immutable_tags: {error}")))?;
-    Ok(policy.with_upstreams(upstreams(&config.upstream_tags)?))
-}
-
-fn upstreams(config: &[UpstreamTags]) -> Result<Vec<UpstreamRule>, StartError> {
-    let rule = |it: &UpstreamTags| {
-        let repositories = Regex::new(&it.repositories);
-        let wrong = |error| StartError::Config(format!("upstream_tags: repositories: {error}"));
-        Ok(UpstreamRule {
-            repositories: repositories.map_err(wrong)?,
-            fresh: it.fresh.0,
-        })
-    };
-    config.iter().map(rule).collect()
+fn policy(config: &BuildIndexConfig) -> Result<TagPolicy, String> {
+    let tags = config.immutable_tags.iter();
+    let tags: Vec<_> = tags.map(|it| it.as_str().to_owned()).collect();
+    let policy = TagPolicy::new(&tags).map_err(|error| error.to_string())?;
+    let upstreams = config.upstream_tags.iter().map(|it| UpstreamRule {
+        repositories: it.repositories.regex(),
+        fresh: it.fresh.0,
+    });
+    Ok(policy.with_upstreams(upstreams.collect()))
 }
 
 /// The build-indexes as they are listed, and which of them this one is.
-fn members(config: &BuildIndexConfig) -> Result<(Vec<IndexMember>, &str), StartError> {
-    let mut members = Vec::new();
-    for entry in &config.build_indexes {
-        let url = member_url(&entry.url)
-            .map_err(|error| StartError::Config(format!("build_indexes: {error}")))?;
-        members.push(IndexMember {
-            name: entry.name.clone(),
-            url: url.to_string(),
-        });
+fn members(config: &BuildIndexConfig) -> Result<(Vec<IndexMember>, &str), Problems> {
+    let mut found = Problems::default();
+    let (mut members, mut urls) = (Vec::new(), Vec::new());
+    for (index, entry) in config.build_indexes.iter().enumerate() {
+        let key = format!("build_indexes[{index}].url");
+        if let Some(url) = found.at(&key, member_url(&entry.url)) {
+            urls.push((key, url.to_string()));
+            members.push(IndexMember {
+                name: entry.name.clone(),
+                url: url.to_string(),
+            });
+        }
+        if entry.name.is_empty() {
+            found.add(
+                format!("build_indexes[{index}].name"),
+                "a name is expected here",
+            );
+        }
     }
+    let names = config
+        .build_indexes
+        .iter()
+        .map(|it| it.name.clone())
+        .enumerate();
+    found.twice(names.map(|(index, name)| (format!("build_indexes[{index}].name"), name)));
+    found.twice(urls);
     let name = match &config.name {
+        Some(name) if name.is_empty() => {
+            found.add("name", "a name is expected here, and it is empty");
+            ALONE
+        }
         Some(name) => name,
         None if members.is_empty() => ALONE,
         None => {
-            let what = "name: say which of the build_indexes this one is";
-            return Err(StartError::Config(what.into()));
+            let what = "say which of the build_indexes this one is";
+            found.missing("name", "build_indexes", what);
+            ALONE
         }
     };
-    Ok((members, name))
+    found.done((members, name))
 }
 
 /// The build-indexes as this one sees them.
 fn ring(config: &BuildIndexConfig, http: &HttpClient) -> Result<TagRing, StartError> {
-    let store = TagStore::open(config.store.join("tags.redb"))?;
+    let store = TagStore::open(config.tags())?;
     let (members, name) = members(config)?;
     let who = (config.cluster.as_str(), name);
     TagRing::new(store, who, &members, config.tag_replicas, http.raw())
@@ -393,7 +473,7 @@ impl Service for BuildIndexService {
         })?;
         let is_other = changed.has("remotes") || changed.has("sources");
         let rules = is_other.then(|| config.rules(&self.cluster)).transpose()?;
-        let asked = policy(&config)?;
+        let asked = policy(&config).map_err(|error| Problems::one("immutable_tags", error))?;
         if let Some(origins) = origins.flatten() {
             self.origins.set(origins);
         }

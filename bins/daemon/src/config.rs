@@ -14,17 +14,16 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::members::member_url;
+use crate::problems::Problems;
 use crate::process::StartError;
-#[cfg(test)]
-use crate::settings::Layers;
-use crate::settings::Sources;
+use crate::settings::{Layers, Schema, Sources};
 use crate::store::Weight;
 pub use crate::tls::Tls;
 
 /// A registry's host, such as `docker.io`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", title = "host")]
+#[schemars(with = "String", title = "host", extend("examples" = ["docker.io"]))]
 pub struct HostConfig(pub Host);
 
 impl TryFrom<String> for HostConfig {
@@ -44,7 +43,7 @@ pub struct OriginEntry {
     pub name: String,
     /// Where it answers, such as `https://origin-1:7605`.
     pub url: String,
-    /// Its share of the blobs relative to the others; 1 when absent.
+    /// Its share of the blobs relative to the others.
     #[serde(default)]
     pub weight: Weight,
     /// The availability zone that it stands in: a blob's copies are in different ones as far as there
@@ -64,36 +63,43 @@ pub(crate) fn default_replicas() -> usize {
 /// The origins as a ring.
 ///
 /// # Errors
-/// A name or a URL makes no sense, or there is none.
-pub fn ring(origins: &[OriginEntry]) -> Result<Vec<RingMember>, StartError> {
-    if origins.is_empty() {
-        return Err(StartError::Config("origins: name at least one".into()));
-    }
-    let member = |origin: &OriginEntry| {
+/// A name or a URL makes no sense, is there twice, or there is none; with the keys inside the list.
+pub fn ring(origins: &[OriginEntry]) -> Result<Vec<RingMember>, Problems> {
+    let mut found = Problems::default();
+    let (mut members, mut urls) = (Vec::new(), Vec::new());
+    for (index, origin) in origins.iter().enumerate() {
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if origin.name.is_empty() || !origin.name.chars().all(fits) {
             let name = &origin.name;
-            return Err(StartError::Config(format!(
-                "origins: the name {name:?} may hold lower-case letters, digits and hyphens only"
-            )));
+            let what = format!("{name:?} is no name: write lower-case letters, digits and hyphens");
+            found.add(format!("[{index}].name"), what);
         }
-        let url = member_url(&origin.url)
-            .map_err(|error| StartError::Config(format!("origins: {error}")))?;
-        Ok(RingMember {
-            name: origin.name.clone(),
-            url,
-            weight: origin.weight.share(),
-            zone: origin.zone.clone(),
-        })
-    };
-    let members: Vec<_> = origins.iter().map(member).collect::<Result<_, _>>()?;
-    let mut names: Vec<_> = members.iter().map(|it| it.name.as_str()).collect();
-    names.sort_unstable();
-    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        let name = twice[0];
-        return Err(StartError::Config(format!("origins: two are named {name}")));
+        let url = member_url(&origin.url);
+        let key = format!("[{index}].url");
+        if let Some(url) = found.at(&key, url) {
+            urls.push((key, url.to_string()));
+            members.push(RingMember {
+                name: origin.name.clone(),
+                url,
+                weight: origin.weight.share(),
+                zone: origin.zone.clone(),
+            });
+        }
     }
-    Ok(members)
+    let names = origins.iter().map(|it| it.name.clone()).enumerate();
+    found.twice(names.map(|(index, name)| (format!("[{index}].name"), name)));
+    found.twice(urls);
+    if origins.is_empty() {
+        found.add(
+            "",
+            "name at least one: [{name: origin-1, url: 'https://origin-1:7605'}]",
+        );
+    } else if origins.iter().all(|it| it.weight.share() == 0.0) {
+        let what =
+            "0, as that of all others: no origin would own a blob, so give one a weight above 0";
+        found.add("[0].weight", what);
+    }
+    found.done(members)
 }
 
 /// Makes a directory that is not there.
@@ -120,8 +126,19 @@ pub fn load<T: DeserializeOwned + JsonSchema>(path: &Path) -> Result<T, ConfigEr
     Sources::files(vec![path.to_path_buf()]).load()
 }
 
+/// The same with the places of what it says.
+///
+/// # Errors
+/// The file cannot be read, or all that is wrong with it.
+pub(crate) fn load_placed<T: DeserializeOwned + JsonSchema>(
+    path: &Path,
+) -> Result<(T, Layers), Problems> {
+    let layers = Sources::files(vec![path.to_path_buf()]).layers(&Schema::of::<T>())?;
+    Ok((layers.typed_or_all()?, layers))
+}
+
 #[cfg(test)]
-pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(crate) fn parse<T: DeserializeOwned + JsonSchema>(text: &str) -> Result<T, String> {
     let read = Layers::of_text(text).and_then(|layers| layers.typed());
     read.map_err(|error| error.to_string())
 }
@@ -175,7 +192,10 @@ impl From<TransportConfig> for PathChoice {
 /// found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u16")]
-#[schemars(with = "u16")]
+#[schemars(
+    with = "u16",
+    extend("minimum" = QuicOptions::LEAST_MTU, "maximum" = QuicOptions::MOST_MTU)
+)]
 pub struct QuicMtu(u16);
 
 impl TryFrom<u16> for QuicMtu {
@@ -311,6 +331,12 @@ tls: {cert: a.crt, key: a.key, ca: ca.crt}
             vec![entry("Origin.1", "https://a:1")],
             vec![entry("a", "a:1")],
             vec![entry("a", "http://a:1")],
+            vec![entry("a", "https://a:1"), entry("a", "https://b:1")],
+            vec![entry("a", "https://a:1"), entry("b", "https://a:1/")],
+            vec![OriginEntry {
+                weight: 0.0.try_into().unwrap(),
+                ..entry("a", "https://a:1")
+            }],
         ] {
             assert!(ring(&wrong).is_err(), "{wrong:?}");
         }

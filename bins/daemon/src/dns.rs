@@ -18,6 +18,8 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::address::{self, Address};
+use crate::problems::Problems;
 use crate::process::StartError;
 
 /// A name whose records say who is there.
@@ -35,7 +37,8 @@ pub struct DnsName {
     #[serde(default = "one")]
     pub at_least: usize,
     /// Which name server to ask; those of the host when absent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "address::optional")]
+    #[schemars(with = "Option<Address>")]
     pub server: Option<SocketAddr>,
     /// How often to look, for tests.
     #[serde(skip)]
@@ -67,6 +70,33 @@ const KEPT: Duration = Duration::from_secs(300);
 const MAX_TTL: Duration = Duration::from_secs(60);
 
 impl DnsName {
+    /// Whether it can be looked up. Nothing is asked.
+    ///
+    /// # Errors
+    /// With the keys inside this one.
+    pub(crate) fn check(&self) -> Result<(), Problems> {
+        let mut found = Problems::default();
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.is_empty() || !self.name.chars().all(fits) {
+            let what = format!(
+                "{:?} is no name in DNS such as `_kraken._tcp.origins.example.com`",
+                self.name
+            );
+            found.add("name", what);
+        }
+        if self.at_least == 0 {
+            found.add("at_least", "with none nothing works: 1 at least");
+        }
+        let ports = [
+            ("port", self.port),
+            ("server", self.server.map(|it| it.port())),
+        ];
+        for (key, _) in ports.into_iter().filter(|(_, port)| *port == Some(0)) {
+            found.add(key, "nobody answers at port 0");
+        }
+        found.done(())
+    }
+
     fn resolver(&self) -> Result<TokioResolver, StartError> {
         let failed = |error: &dyn std::fmt::Display| {
             StartError::Config(format!(

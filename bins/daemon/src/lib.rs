@@ -4,6 +4,7 @@
 //! and [`build_index`]. The binaries run one of them; `kraken dev` runs all of them in one process.
 
 pub mod access;
+mod address;
 pub mod agent;
 pub mod answers;
 mod arguments;
@@ -25,7 +26,9 @@ mod members;
 mod metrics;
 pub mod origin;
 mod pages;
+pub mod pattern;
 pub mod preload;
+pub mod problems;
 pub mod process;
 mod profile;
 pub mod proxy;
@@ -43,6 +46,6 @@ mod units;
 
 pub use arguments::ConfigArgs;
 pub use config::{ConfigError, OriginEntry, Tls};
-pub use limits::{LimitsConfig, Rate};
+pub use limits::{LimitsConfig, PeerRate, Rate};
 pub use process::{StartError, run};
 pub use settings::Sources;

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use axum::routing::patch;
 use axum::{Json, Router};
 use kraken_core::net::http::{ApiError, SentBytes};
+use kraken_core::proto::{Config, PieceLength};
 use kraken_core::{Agent, Limits, Origin};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -18,27 +20,59 @@ use crate::units::{self, Written};
 pub struct LimitsConfig {
     /// To all peers together.
     #[serde(default)]
-    pub upload: Option<Rate>,
+    pub upload: Option<PeerRate>,
     /// From all peers together.
     #[serde(default)]
-    pub download: Option<Rate>,
+    pub download: Option<PeerRate>,
 }
 
 /// Bytes per second: `300MB/s`, `1GiB/s`, the same without `/s`, or a plain number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Written")]
-#[schemars(with = "Written", title = "rate")]
+#[schemars(with = "Written", title = "rate", extend("examples" = ["300MB/s"]))]
 pub struct Rate(pub NonZeroU64);
+
+impl Rate {
+    /// Whoever sends or takes a body over HTTP gives it up when nothing comes of it for so long.
+    const SILENCE: Duration = Duration::from_secs(60);
+}
 
 impl TryFrom<Written> for Rate {
     type Error = String;
 
     fn try_from(Written(text): Written) -> Result<Self, String> {
-        let rate = NonZeroU64::new(units::rate(&text)?);
-        rate.map(Self).ok_or_else(|| {
-            "a limit of 0 would stop everything: for no limit, leave the key out".into()
-        })
+        rate(&text, Self::SILENCE).map(Self)
     }
+}
+
+/// A [`Rate`] of what peers exchange, who are less patient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "Written")]
+#[schemars(with = "Written", title = "rate", extend("examples" = ["300MB/s"]))]
+pub struct PeerRate(pub NonZeroU64);
+
+impl TryFrom<Written> for PeerRate {
+    type Error = String;
+
+    fn try_from(Written(text): Written) -> Result<Self, String> {
+        rate(&text, Config::default().drop_after).map(Self)
+    }
+}
+
+/// A rate at which a piece of a large blob passes within some time, after which it would be given up.
+fn rate(text: &str, patience: Duration) -> Result<NonZeroU64, String> {
+    let piece = PieceLength::for_blob(1 << 30).bytes();
+    let least = piece.div_ceil(patience.as_secs());
+    let rate = NonZeroU64::new(units::rate(text)?);
+    let rate = rate.ok_or("a limit of 0 would stop everything: for no limit, leave the key out")?;
+    if rate.get() >= least {
+        return Ok(rate);
+    }
+    let (piece, patience) = (units::size_text(piece), units::time_text(patience));
+    Err(format!(
+        "a rate of {text} is too low, as a piece of {piece} that takes more than {patience} is given up: {least} bytes \
+         per second at least; is the unit missing, as in 300MB/s?"
+    ))
 }
 
 impl fmt::Display for Rate {
@@ -58,8 +92,8 @@ impl From<LimitsConfig> for Limits {
 impl From<Limits> for LimitsConfig {
     fn from(limits: Limits) -> Self {
         Self {
-            upload: limits.upload.map(Rate),
-            download: limits.download.map(Rate),
+            upload: limits.upload.map(PeerRate),
+            download: limits.download.map(PeerRate),
         }
     }
 }
@@ -104,8 +138,9 @@ pub(crate) fn with_live_limits(router: Router, of: impl Limited) -> Router {
 
 impl fmt::Display for LimitsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rate =
-            |rate: Option<Rate>| rate.map_or_else(|| "unlimited".into(), |it| it.to_string());
+        let rate = |rate: Option<PeerRate>| {
+            rate.map_or_else(|| "unlimited".into(), |it| Rate(it.0).to_string())
+        };
         write!(
             f,
             "upload {}, download {}",
@@ -127,9 +162,9 @@ struct Live<T> {
 #[serde(deny_unknown_fields)]
 struct Change {
     #[serde(default, deserialize_with = "named")]
-    upload: Option<Option<Rate>>,
+    upload: Option<Option<PeerRate>>,
     #[serde(default, deserialize_with = "named")]
-    download: Option<Option<Rate>>,
+    download: Option<Option<PeerRate>>,
 }
 
 impl Change {
@@ -141,7 +176,7 @@ impl Change {
     }
 }
 
-fn named<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<Rate>>, D::Error> {
+fn named<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<PeerRate>>, D::Error> {
     Option::deserialize(from).map(Some)
 }
 
@@ -170,9 +205,19 @@ mod tests {
             limits(5_000_000, 0)
         );
         assert_eq!(Limits::from(parse("{}").unwrap()), Limits::NONE);
+        assert!(parse("upload: 52429").is_ok());
+        // Others have more patience.
+        let least: Rate = Written("17477".into()).try_into().unwrap();
+        assert_eq!(least.0.get(), 17477);
+        assert!(Rate::try_from(Written("17476".into())).is_err());
         for (wrong, says) in [
             ("upload: 0", "leave the key out"),
             ("upload: fast", "fast"),
+            (
+                "upload: 300",
+                "52429 bytes per second at least; is the unit missing",
+            ),
+            ("download: 52428", "more than 20s is given up"),
             ("up: 1MB", "upload"),
         ] {
             let error = parse(wrong).unwrap_err().to_string();
@@ -210,11 +255,12 @@ mod tests {
         let (status, body) = call(r#"{"limits": {"upload": "20MB"}}"#).await;
         assert_eq!(status, StatusCode::OK);
         assert_eq!(body, r#"{"limits":{"upload":20000000,"download":null}}"#);
-        call(r#"{"limits": {"download": 1000}}"#).await;
-        assert_eq!(handle.limits(), limits(20_000_000, 1000));
+        call(r#"{"limits": {"download": 100000}}"#).await;
+        assert_eq!(handle.limits(), limits(20_000_000, 100_000));
         for (wrong, says) in [
             (r#"{"limits": {"up": "20MB"}}"#, "upload"),
             (r#"{"limits": {"upload": 0}}"#, "leave the key out"),
+            (r#"{"limits": {"upload": 1000}}"#, "too low"),
             ("{}", "limits"),
             ("", "EOF"),
         ] {
@@ -228,8 +274,8 @@ mod tests {
             body.starts_with(r#"{"error":{"code":"TOO_LARGE""#),
             "{body}"
         );
-        assert_eq!(handle.limits(), limits(20_000_000, 1000));
+        assert_eq!(handle.limits(), limits(20_000_000, 100_000));
         call(r#"{"limits": {"upload": null}}"#).await;
-        assert_eq!(handle.limits(), limits(0, 1000));
+        assert_eq!(handle.limits(), limits(0, 100_000));
     }
 }

@@ -22,7 +22,7 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 /// `info,kraken_core=debug`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", title = "log levels")]
+#[schemars(with = "String", title = "log levels", extend("examples" = ["info", "info,kraken_core=debug"]))]
 pub struct LogFilter(String);
 
 impl TryFrom<String> for LogFilter {
@@ -41,6 +41,16 @@ impl TryFrom<String> for LogFilter {
         }
     }
 }
+
+impl LogFilter {
+    /// How much a process logs when nothing else is said.
+    pub(crate) fn usual() -> Self {
+        Self(LEVEL.into())
+    }
+}
+
+/// How much a process logs when nothing else is said.
+pub const LEVEL: &str = "info";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 

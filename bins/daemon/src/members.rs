@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, OriginEntry};
 use crate::dns::{DnsName, Found};
+use crate::problems::Problems;
 use crate::process::StartError;
 
 /// The URL of a member of a cluster, which nobody talks to but over mutual TLS.
@@ -53,14 +54,18 @@ impl Origins {
         listed: &[OriginEntry],
         file: Option<&PathBuf>,
         dns: Option<&DnsName>,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Problems> {
         match (listed, file, dns) {
             ([], Some(file), None) => Ok(Self::File(file.clone())),
-            ([], None, Some(dns)) => Ok(Self::Dns(dns.clone())),
-            (listed, None, None) => Ok(Self::Listed(config::ring(listed)?)),
-            _ => Err(StartError::Config(
-                "origins, origins_file and origins_dns: give one of them".into(),
-            )),
+            ([], None, Some(dns)) => {
+                dns.check().map_err(|wrong| wrong.under("origins_dns"))?;
+                Ok(Self::Dns(dns.clone()))
+            }
+            (listed, None, None) => {
+                let ring = config::ring(listed);
+                Ok(Self::Listed(ring.map_err(|wrong| wrong.under("origins"))?))
+            }
+            (_, _, dns) => Err(several("origins", dns.is_some())),
         }
     }
 
@@ -72,12 +77,12 @@ impl Origins {
     pub(crate) async fn now(&self, own: Option<&str>) -> Result<Vec<RingMember>, StartError> {
         match self {
             Self::Listed(members) => Ok(members.clone()),
-            Self::File(file) => read(file),
+            Self::File(file) => Ok(read(file)?),
             Self::Dns(dns) => {
                 let suits = |found: &[Found]| {
                     own.is_none_or(|own| found.iter().any(|member| member.name == own))
                 };
-                ring(&dns.first(suits).await?)
+                Ok(ring(&dns.first(suits).await?)?)
             }
         }
     }
@@ -94,7 +99,7 @@ impl Origins {
     ///
     /// # Errors
     /// The file cannot be read, or an entry makes no sense.
-    pub(crate) fn written(&self) -> Result<Option<Vec<RingMember>>, StartError> {
+    pub(crate) fn written(&self) -> Result<Option<Vec<RingMember>>, Problems> {
         match self {
             Self::Listed(members) => Ok(Some(members.clone())),
             Self::File(file) => read(file).map(Some),
@@ -132,11 +137,19 @@ impl Origins {
     }
 }
 
-fn read(file: &Path) -> Result<Vec<RingMember>, StartError> {
-    config::ring(&config::load::<Vec<OriginEntry>>(file)?)
+/// More than one key says who the members are.
+fn several(key: &str, has_dns: bool) -> Problems {
+    let second = if has_dns { "dns" } else { "file" };
+    let what = format!("{key}, {key}_file and {key}_dns exclude each other: leave one of them");
+    Problems::one(format!("{key}_{second}"), what)
 }
 
-fn ring(found: &[Found]) -> Result<Vec<RingMember>, StartError> {
+fn read(file: &Path) -> Result<Vec<RingMember>, Problems> {
+    let (origins, layers) = config::load_placed::<Vec<OriginEntry>>(file)?;
+    config::ring(&origins).map_err(|wrong| wrong.located(&layers))
+}
+
+fn ring(found: &[Found]) -> Result<Vec<RingMember>, Problems> {
     let entry = |member: &Found| OriginEntry {
         name: member.name.clone(),
         url: member.url.clone(),
@@ -148,7 +161,7 @@ fn ring(found: &[Found]) -> Result<Vec<RingMember>, StartError> {
 
 async fn follow<T>(
     file: PathBuf,
-    read: impl Fn(&Path) -> Result<T, StartError>,
+    read: impl Fn(&Path) -> Result<T, Problems>,
     changed: impl Fn(T) -> Result<(), String>,
 ) {
     // What it says first is handed over again: it may have changed since the start.
@@ -189,25 +202,24 @@ impl Urls {
         listed: Vec<String>,
         file: Option<PathBuf>,
         dns: Option<DnsName>,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Problems> {
         match (listed.is_empty(), file, dns) {
             (false, None, None) => Ok(Self::Listed(listed)),
             (true, Some(file), None) => Ok(Self::File(file)),
             (true, None, Some(dns)) => Ok(Self::Dns(dns)),
-            (true, None, None) => Err(StartError::Config(format!(
-                "{key}: name at least one, or give {key}_file or {key}_dns"
-            ))),
-            _ => Err(StartError::Config(format!(
-                "{key}, {key}_file and {key}_dns: give one of them"
-            ))),
+            (true, None, None) => {
+                let what = format!("name at least one, or give {key}_file or {key}_dns");
+                Err(Problems::one(key, what))
+            }
+            (_, _, dns) => Err(several(key, dns.is_some())),
         }
     }
 
     /// The list itself, if they are listed.
     ///
     /// # Errors
-    /// An entry is no URL.
-    pub(crate) fn listed(self, key: &str) -> Result<Option<Vec<String>>, StartError> {
+    /// An entry is no URL, or there twice.
+    pub(crate) fn listed(self, key: &str) -> Result<Option<Vec<String>>, Problems> {
         self.check(key)?;
         match self {
             Self::Listed(urls) => Ok(Some(urls)),
@@ -218,15 +230,17 @@ impl Urls {
     /// Whether what is written down makes sense.
     ///
     /// # Errors
-    /// The file cannot be read, or an entry is no URL.
-    pub(crate) fn check(&self, key: &str) -> Result<(), StartError> {
+    /// The file cannot be read, or an entry is no URL, or there twice.
+    pub(crate) fn check(&self, key: &str) -> Result<(), Problems> {
         match self {
-            Self::Listed(urls) => urls.iter().try_for_each(|url| {
-                let wrong = |error| StartError::Config(format!("{key}: {error}"));
-                member_url(url).map(drop).map_err(wrong)
-            }),
-            Self::File(file) => read_urls(file).map(drop),
-            Self::Dns(_) => Ok(()),
+            Self::Listed(urls) => member_urls(urls).map_err(|wrong| wrong.under(key)),
+            Self::File(file) => {
+                let read = read_urls(file).map(drop);
+                read.map_err(|wrong| wrong.under(&format!("{key}_file")))
+            }
+            Self::Dns(dns) => dns
+                .check()
+                .map_err(|wrong| wrong.under(&format!("{key}_dns"))),
         }
     }
 
@@ -238,7 +252,7 @@ impl Urls {
     pub(crate) async fn now(&self) -> Result<Vec<String>, StartError> {
         match self {
             Self::Listed(urls) => Ok(urls.clone()),
-            Self::File(file) => read_urls(file),
+            Self::File(file) => Ok(read_urls(file)?),
             Self::Dns(dns) => Ok(urls(dns.at_once().await?.unwrap_or_default())),
         }
     }
@@ -277,16 +291,59 @@ impl Urls {
 }
 
 /// The list in a file; none is a mistake.
-fn read_urls(file: &Path) -> Result<Vec<String>, StartError> {
-    let urls: Vec<String> = config::load(file)?;
-    let wrong = |what: String| StartError::Config(format!("{}: {what}", file.display()));
-    if urls.is_empty() {
-        return Err(wrong("name at least one".into()));
-    }
-    for url in &urls {
-        member_url(url).map_err(wrong)?;
-    }
+fn read_urls(file: &Path) -> Result<Vec<String>, Problems> {
+    let (urls, layers) = config::load_placed::<Vec<String>>(file)?;
+    let checked = match urls.is_empty() {
+        true => Err(Problems::one("", "name at least one")),
+        false => member_urls(&urls),
+    };
+    checked.map_err(|wrong| wrong.located(&layers))?;
     Ok(urls)
+}
+
+impl Problems {
+    /// Who the origins are, this one (`own`) among them. Their number, if it is known.
+    pub(crate) fn of_origins(&mut self, from: OriginsFrom<'_>, own: Option<&str>) -> Option<usize> {
+        let (listed, file, dns) = from;
+        let origins = self.of(Origins::of(listed, file, dns))?;
+        let written = origins.written();
+        let members = self.of(written.map_err(|wrong| wrong.under("origins_file")))??;
+        if let Some(own) = own.filter(|own| members.iter().all(|it| it.name != **own)) {
+            let names: Vec<_> = members.iter().map(|it| it.name.as_str()).collect();
+            let what = format!(
+                "{own} is none of the origins, which are {}",
+                names.join(", ")
+            );
+            self.add("name", what);
+        }
+        Some(members.len())
+    }
+
+    /// Where trackers or build-indexes are.
+    pub(crate) fn of_urls(&mut self, key: &str, from: UrlsFrom<'_>) {
+        let (listed, file, dns) = from;
+        let urls = Urls::of(key, listed.to_vec(), file.cloned(), dns.cloned());
+        if let Some(urls) = self.of(urls) {
+            self.of(urls.check(key));
+        }
+    }
+}
+
+/// Whether each is the URL of a member, and none is there twice.
+///
+/// # Errors
+/// With the keys inside the list.
+pub(crate) fn member_urls(urls: &[String]) -> Result<(), Problems> {
+    let mut found = Problems::default();
+    let mut whole = Vec::new();
+    for (index, url) in urls.iter().enumerate() {
+        let key = format!("[{index}]");
+        if let Some(url) = found.at(&key, member_url(url)) {
+            whole.push((key, url.to_string()));
+        }
+    }
+    found.twice(whole);
+    found.done(())
 }
 
 fn urls(found: Vec<Found>) -> Vec<String> {

@@ -19,9 +19,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::address::{self, Address};
 use crate::answers::Answers;
 use crate::backends::{self, BackendConfig, RouteConfig, Storage};
-use crate::check::{Problems, ProcessConfig};
+use crate::check::ProcessConfig;
 use crate::config::{self, OriginEntry, QuicMtu, Tls, TransportConfig};
 use crate::dns::DnsName;
 use crate::explain::with_explain;
@@ -30,11 +31,13 @@ use crate::limits::{LimitsConfig, Rate, with_live_limits};
 use crate::log::{LogFilter, LogFormat};
 use crate::members::Origins;
 use crate::metrics::{Every, with_metrics};
+use crate::problems::Problems;
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::queue::{self, with_queue};
 use crate::reload::Changed;
 use crate::sockets;
+use crate::store::check::{DiskKeys, is_taken, same};
 use crate::store::http::with_store;
 use crate::store::{self, Disks, EvictionConfig, ScrubRate, StoreLimit, VolumeConfig};
 use crate::traces::TracingConfig;
@@ -59,7 +62,7 @@ pub struct OriginConfig {
     #[serde(default)]
     pub eviction: EvictionConfig,
     /// How fast the blobs on disk are read back, one after the other, to find what rots: bytes per
-    /// second, or `off`. 20 MB/s when absent.
+    /// second, or `off`.
     #[serde(default)]
     pub scrub: ScrubRate,
     /// The storage behind the origins, when it is one for all namespaces.
@@ -70,22 +73,27 @@ pub struct OriginConfig {
     #[serde(default)]
     pub backends: Vec<RouteConfig>,
     /// Where peers connect to, over UDP and TCP.
+    #[serde(deserialize_with = "address::required")]
+    #[schemars(with = "Address")]
     pub peer_listen: SocketAddr,
     /// How this host dials its peers.
     #[serde(default)]
     pub transport: TransportConfig,
-    /// The largest datagram of QUIC that is tried, in bytes of UDP payload; 8972 by default, which
-    /// jumbo frames carry. Smaller frames are found out.
+    /// The largest datagram of QUIC that is tried, in bytes of UDP payload: jumbo frames carry 8972. Smaller
+    /// frames are found out.
     #[serde(default)]
     pub quic_mtu: QuicMtu,
     /// The address that peers are told; needed when `peer_listen` is `0.0.0.0` or `[::]`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "address::optional")]
+    #[schemars(with = "Option<Address>")]
     pub advertise: Option<SocketAddr>,
     /// The rack or availability zone of this host, such as `rack-17`; left out on a flat network.
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub zone: Option<Zone>,
     /// Where its HTTP face answers (mutual TLS).
+    #[serde(deserialize_with = "address::required")]
+    #[schemars(with = "Address")]
     pub listen: SocketAddr,
     /// All origins, this one among them.
     #[serde(default)]
@@ -105,9 +113,10 @@ pub struct OriginConfig {
     /// How much of the network to take for peers.
     #[serde(default)]
     pub limits: LimitsConfig,
-    /// How much is logged, such as `info` or `info,kraken_core=debug`; `info` when absent. The variable
-    /// `RUST_LOG` has the last word.
+    /// How much is logged, such as `info` or `info,kraken_core=debug`. The variable `RUST_LOG` has the last
+    /// word.
     #[serde(default)]
+    #[schemars(default = "LogFilter::usual")]
     pub log: Option<LogFilter>,
     /// How a line of the log is written: `text`, or `json`, an object in each line.
     #[serde(default)]
@@ -153,35 +162,96 @@ impl ProcessConfig for OriginConfig {
             self.origins_file.as_ref(),
             self.origins_dns.as_ref(),
         );
-        found.of_origins(sources, Some(&self.name));
-        found.of_replicas("replicas", self.replicas);
+        let origins = found.of_origins(sources, Some(&self.name));
+        found.of_replicas("replicas", self.replicas, origins);
         found.of(backends::check(self.backend.as_ref(), &self.backends));
+        self.check_directories(found);
         found.of_listening(&[
             ("peer_listen", Some(self.peer_listen)),
             ("listen", Some(self.listen)),
         ]);
         found.of_advertise(self.peer_listen, self.advertise);
-        found.of_disks(&self.store, &self.volumes, self.store_limit, &self.eviction);
+        found.of_disks(DiskKeys {
+            store: &self.store,
+            blobs: &self.blobs(),
+            volumes: &self.volumes,
+            limit: self.store_limit,
+            eviction: &self.eviction,
+        });
+    }
+}
+
+impl OriginConfig {
+    /// Where blobs are without `volumes`.
+    fn blobs(&self) -> PathBuf {
+        self.store.join("blobs")
+    }
+
+    /// The storage behind the origins is not where this one has its own blobs.
+    fn check_directories(&self, found: &mut Problems) {
+        let own = self.volumes.iter().map(|it| it.path.clone());
+        let own: Vec<_> = own.chain([self.blobs()]).collect();
+        let one = self.backend.iter().map(|it| ("backend".to_owned(), it));
+        let several = self.backends.iter().enumerate();
+        let several = several.map(|(at, it)| (format!("backends[{at}].backend"), &it.backend));
+        for (of, backend) in one.chain(several) {
+            for (key, dir) in backend.directories() {
+                let meets = |own: &PathBuf| same(dir, own) || is_taken(dir, own);
+                if own.iter().any(meets) || same(dir, &self.store) {
+                    let dir = dir.display();
+                    let what = format!(
+                        "{dir} is where this origin keeps its own blobs: name another directory"
+                    );
+                    found.add(format!("{of}.{key}"), what);
+                }
+            }
+        }
     }
 }
 
 /// How copies that were lost are made again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Heal {
-    /// Bytes per second that this origin copies from others for it; 100 MB/s when absent.
+    /// Bytes per second that this origin copies from others for it.
+    #[serde(default = "heal_rate")]
+    #[schemars(default = "heal_rate_text")]
+    pub rate: Rate,
+    /// How long an origin may be away before others take its share.
     #[serde(default)]
-    pub rate: Option<Rate>,
-    /// How long an origin may be away before others take its share: a minute when absent.
-    #[serde(default)]
-    pub after: Option<HealAfter>,
+    pub after: HealAfter,
+}
+
+fn heal_rate() -> Rate {
+    Rate(HealConfig::default().rate)
+}
+
+fn heal_rate_text() -> String {
+    heal_rate().to_string()
+}
+
+impl Default for Heal {
+    fn default() -> Self {
+        Self {
+            rate: heal_rate(),
+            after: HealAfter::default(),
+        }
+    }
 }
 
 /// A time such as `60s`, a second to a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", title = "time")]
+#[schemars(with = "String", title = "time", extend("examples" = ["60s"]))]
 pub struct HealAfter(Duration);
+
+units::serialize_as_text!(HealAfter, |after| units::time_text(after.0));
+
+impl Default for HealAfter {
+    fn default() -> Self {
+        Self(HealthConfig::default().grace)
+    }
+}
 
 impl TryFrom<String> for HealAfter {
     type Error = String;
@@ -197,12 +267,8 @@ impl TryFrom<String> for HealAfter {
 impl Heal {
     fn parts(self) -> (HealthConfig, HealConfig) {
         let (mut health, mut heal) = (HealthConfig::default(), HealConfig::default());
-        if let Some(Rate(rate)) = self.rate {
-            heal.rate = rate;
-        }
-        if let Some(after) = self.after {
-            health.grace = after.0;
-        }
+        heal.rate = self.rate.0;
+        health.grace = self.after.0;
         (health, heal)
     }
 }
@@ -237,7 +303,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let origins = ring.len();
     let storage = Storage::new(config.backend.as_ref(), &config.backends, origins)?;
     let backend = storage.backend();
-    let dir = config.store.join("blobs");
+    let dir = config.blobs();
     config::make_dir(&config.store)?;
     let (volumes, eviction) = (&config.volumes, &config.eviction);
     let disks = store::open(dir, volumes, config.store_limit, eviction).await?;
@@ -344,10 +410,11 @@ impl Service for OriginService {
             .map(Origins::listed)
         })?;
         let storage = match changed.has("backend") || changed.has("backends") {
-            true => Some(
-                self.storage
-                    .changed(config.backend.as_ref(), &config.backends)?,
-            ),
+            true => {
+                backends::check(config.backend.as_ref(), &config.backends)?;
+                let (one, routes) = (config.backend.as_ref(), &config.backends);
+                Some(self.storage.changed(one, routes)?)
+            }
             false => None,
         };
         if let Some(ring) = ring.flatten() {

@@ -12,11 +12,12 @@ use kraken_core::storage::queue::QueueError;
 use kraken_core::storage::{BackendError, StoreError};
 
 use crate::arguments::{ConfigArgs, Instead};
-use crate::check::{Problems, ProcessConfig};
+use crate::check::{ProcessConfig, check};
 use crate::config::ConfigError;
 pub use crate::log::init_log;
+use crate::problems::Problems;
 use crate::reload::{self, Asked, Changed};
-use crate::settings::{Schema, Sources};
+use crate::settings::{Layers, Schema, Sources};
 use crate::traces::Traces;
 use crate::{descriptors, log, sockets};
 
@@ -43,7 +44,7 @@ where
     S: Service<Config = C>,
     F: Future<Output = Result<S, StartError>>,
 {
-    init_log("info");
+    init_log(log::LEVEL);
     let command = clap::Command::new(name).version(env!("CARGO_PKG_VERSION"));
     let command = ConfigArgs::augment_args(command).about("Runs until SIGTERM or SIGINT.");
     let arguments = ConfigArgs::of(&command.get_matches());
@@ -90,24 +91,18 @@ fn tell<C: ProcessConfig>(instead: Instead, sources: &Sources) -> Result<ExitCod
         Instead::Schema => say(&format!("{:#}\n", schema.of_a_file()))?,
         Instead::Print => {
             let layers = sources.layers(&schema)?;
-            layers.typed::<C>()?;
+            layers.typed_or_all::<C>()?;
             say(&layers.text(&schema))?;
         }
         Instead::Check => {
-            let mut problems = Problems::default();
-            match sources.check::<C>() {
-                Ok(config) => {
-                    config.check(&mut problems);
-                    if let Some(tracing) = config.tracing() {
-                        problems.of(tracing.check());
-                    }
+            let checked = || -> Result<(), Problems> {
+                let layers = sources.layers(&schema)?;
+                check(&layers.typed_or_all::<C>()?, &layers)
+            };
+            if let Err(problems) = checked() {
+                for problem in problems.all() {
+                    say(&format!("{problem}\n"))?;
                 }
-                Err(wrong) => wrong.iter().for_each(|wrong| problems.add(wrong)),
-            }
-            for problem in problems.all() {
-                say(&format!("{problem}\n"))?;
-            }
-            if !problems.all().is_empty() {
                 return Ok(ExitCode::FAILURE);
             }
         }
@@ -152,11 +147,12 @@ where
 {
     let asked = Asked::watch();
     let layers = sources.layers(&Schema::of::<C>())?;
-    let config = layers.typed::<C>()?;
+    let config = layers.typed_or_all::<C>()?;
     log::set_format(config.log_format());
     if let Some(filter) = config.log() {
         log::set_filter(Some(filter));
     }
+    check(&config, &layers)?;
     descriptors::raise();
     let name = format!("kraken-{}", C::ROLE);
     let traces = config.tracing();
@@ -205,6 +201,9 @@ pub enum StartError {
     /// The configuration file.
     #[error(transparent)]
     File(#[from] ConfigError),
+    /// All that is wrong with it.
+    #[error(transparent)]
+    Wrong(#[from] Problems),
     /// What it says, or the command line.
     #[error("{0}")]
     Config(String),
@@ -229,4 +228,14 @@ pub enum StartError {
     /// The tags.
     #[error(transparent)]
     Tags(#[from] kraken_registry::tags::store::TagStoreError),
+}
+
+impl StartError {
+    /// The same with the places of the keys that it is about.
+    pub(crate) fn located(self, layers: &Layers) -> Self {
+        match self {
+            Self::Wrong(problems) => Self::Wrong(problems.located(layers)),
+            other => other,
+        }
+    }
 }

@@ -19,7 +19,8 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{self, AccessConfig, ClientTls};
-use crate::check::{Problems, ProcessConfig};
+use crate::address::{self, Address};
+use crate::check::ProcessConfig;
 use crate::config::{self, OriginEntry, Tls};
 use crate::dns::DnsName;
 use crate::guard::{self, Guard};
@@ -27,6 +28,7 @@ use crate::log::{LogFilter, LogFormat};
 use crate::members::{Origins, Urls};
 use crate::metrics::{self, Every, with_metrics};
 use crate::pages;
+use crate::problems::Problems;
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::reload::Changed;
@@ -38,6 +40,8 @@ use crate::traces::TracingConfig;
 #[serde(deny_unknown_fields)]
 pub struct ProxyConfig {
     /// Where clients push to: plain HTTP, unless there is `client_tls`.
+    #[serde(deserialize_with = "address::required")]
+    #[schemars(with = "Address")]
     pub listen: SocketAddr,
     /// All origins.
     #[serde(default)]
@@ -66,9 +70,10 @@ pub struct ProxyConfig {
     /// TLS for clients; plain HTTP when absent.
     #[serde(default)]
     pub client_tls: Option<ClientTls>,
-    /// How much is logged, such as `info` or `info,kraken_core=debug`; `info` when absent. The variable
-    /// `RUST_LOG` has the last word.
+    /// How much is logged, such as `info` or `info,kraken_core=debug`. The variable `RUST_LOG` has the last
+    /// word.
     #[serde(default)]
+    #[schemars(default = "LogFilter::usual")]
     pub log: Option<LogFilter>,
     /// How a line of the log is written: `text`, or `json`, an object in each line.
     #[serde(default)]
@@ -104,8 +109,8 @@ impl ProcessConfig for ProxyConfig {
             self.origins_file.as_ref(),
             self.origins_dns.as_ref(),
         );
-        found.of_origins(sources, None);
-        found.of_replicas("replicas", self.replicas);
+        let origins = found.of_origins(sources, None);
+        found.of_replicas("replicas", self.replicas, origins);
         found.of_urls(
             "build_indexes",
             (

@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::check::ProcessConfig;
 use crate::log;
 use crate::metrics::Family;
+use crate::problems::Problems;
 use crate::process::{Service, StartError};
 use crate::settings::{Layers, Schema, Sources};
 
@@ -37,9 +38,9 @@ impl Changed {
     pub(crate) fn then<T>(
         &self,
         key: &str,
-        read: impl FnOnce() -> Result<T, StartError>,
+        read: impl FnOnce() -> Result<T, Problems>,
     ) -> Result<Option<T>, StartError> {
-        self.has(key).then(read).transpose()
+        Ok(self.has(key).then(read).transpose()?)
     }
 }
 
@@ -122,7 +123,7 @@ impl<S: Service> Following<'_, S> {
     fn look(&mut self, is_asked: bool) -> Result<(), StartError> {
         let layers = self.sources.layers(&self.schema)?;
         self.running.follow_files_of(&layers);
-        let config: S::Config = layers.typed()?;
+        let config: S::Config = layers.typed_or_all()?;
         let differs = layers.differs_in(&self.running);
         let (live, waiting) = live_of(S::Config::LIVE, differs);
         if live.is_empty() && waiting.is_empty() {
@@ -136,7 +137,8 @@ impl<S: Service> Following<'_, S> {
         let (filter, format) = (config.log().cloned(), config.log_format());
         let changed = Changed(live);
         let is_logged_otherwise = changed.has("log");
-        self.service.reload(config, &changed)?;
+        let taken = self.service.reload(config, &changed);
+        taken.map_err(|error| error.located(&layers))?;
         if is_logged_otherwise {
             log::set_filter(filter.as_ref());
         }

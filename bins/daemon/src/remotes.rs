@@ -1,23 +1,25 @@
 //! Other clusters and registries that images go to, and those that they come from.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
+use kraken_core::net::http::BaseUrl;
 use kraken_core::proto::tags::hours::{Hours, Plan, WindowError};
+use kraken_core::storage::BackendError;
 use kraken_core::storage::backend::web::{RegistryBackend, RegistryOptions, RegistryWriter};
-use kraken_registry::name::NameError;
+use kraken_registry::name::{NameError, RepoName};
 use kraken_registry::platform::{Platform, PlatformError};
 use kraken_registry::replicate::{
     MirrorRule, RemoteKind, RemoteRule, RemoteStatus, Replicator, Rules, SourceKind, SourceRule,
 };
-use regex::Regex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::backends::{self, words};
 use crate::limits::Rate;
-use crate::members::member_url;
+use crate::members::member_urls;
 use crate::metrics::Family;
-use crate::process::StartError;
+use crate::pattern::Pattern;
+use crate::problems::Problems;
 use crate::units;
 
 /// How long another registry may take to answer.
@@ -44,7 +46,7 @@ pub struct RemoteConfig {
     #[serde(default)]
     pub fetches: bool,
     /// Regular expressions: it gets the tags of which one matches somewhere in `repository:tag`.
-    pub tags: Vec<String>,
+    pub tags: Vec<Pattern>,
     /// The platforms of which it gets the manifests of an index, such as `linux/amd64`; all when absent.
     #[serde(default)]
     pub platforms: Vec<String>,
@@ -60,37 +62,52 @@ pub struct RemoteConfig {
 }
 
 impl RemoteConfig {
-    fn rule(&self, cluster: &str) -> Result<RemoteRule, StartError> {
-        let wrong = |what: String| StartError::Config(format!("remotes: {}: {what}", self.name));
-        check_name(&self.name, cluster).map_err(wrong)?;
+    fn rule(&self, cluster: &str) -> Result<RemoteRule, Problems> {
+        let mut found = Problems::default();
+        found.at("name", check_name(&self.name, cluster));
         if self.tags.is_empty() {
-            return Err(wrong("tags: name those that go there".into()));
+            found.add("tags", "name those that go there: ['.'] for all");
         }
-        check_urls(&self.build_indexes).map_err(wrong)?;
-        let kind = match (&self.build_indexes[..], &self.registry, self.fetches) {
-            ([_, ..], None, false) => RemoteKind::Cluster(self.build_indexes.clone()),
+        found.of(member_urls(&self.build_indexes).map_err(|wrong| wrong.under("build_indexes")));
+        let kind = found.of(self.kind());
+        let platforms = found.of(platforms(&self.platforms));
+        let plan = found.of(plan(&self.hours, (self.limit, self.limit_outside)));
+        let (Some(kind), Some(platforms), Some(plan)) = (kind, platforms, plan) else {
+            return Err(found);
+        };
+        found.done(RemoteRule {
+            name: self.name.clone(),
+            kind,
+            tags: self.tags.iter().map(Pattern::regex).collect(),
+            platforms,
+            plan,
+        })
+    }
+
+    fn kind(&self) -> Result<RemoteKind, Problems> {
+        match (&self.build_indexes[..], &self.registry, self.fetches) {
+            ([_, ..], None, false) => Ok(RemoteKind::Cluster(self.build_indexes.clone())),
             ([], None, true) if self.limit.or(self.limit_outside).is_some() => {
-                let what = "limit: the cluster that `fetches` limits it itself, in its `sources`";
-                return Err(wrong(what.into()));
+                let key = if self.limit.is_some() {
+                    "limit"
+                } else {
+                    "limit_outside"
+                };
+                let what =
+                    "the cluster that `fetches` limits it itself, in its `sources`: leave this out";
+                Err(Problems::one(key, what))
             }
-            ([], None, true) => RemoteKind::Fetches,
+            ([], None, true) => Ok(RemoteKind::Fetches),
             ([], Some(options), false) => {
                 let writer = RegistryWriter::new(options.clone(), TIMEOUT);
-                RemoteKind::Registry(writer.map_err(|error| wrong(error.to_string()))?)
+                Ok(RemoteKind::Registry(writer.map_err(of_registry)?))
             }
             _ => {
                 let what = "name its build_indexes if it is a cluster, or else its registry, or say that it fetches: one \
                             of the three";
-                return Err(wrong(what.into()));
+                Err(Problems::one("", what))
             }
-        };
-        Ok(RemoteRule {
-            name: self.name.clone(),
-            kind,
-            tags: patterns(&self.tags).map_err(wrong)?,
-            platforms: platforms(&self.platforms).map_err(wrong)?,
-            plan: plan(&self.hours, (self.limit, self.limit_outside)).map_err(wrong)?,
-        })
+        }
     }
 }
 
@@ -113,13 +130,14 @@ pub struct SourceConfig {
     /// Of a registry: regular expressions; the tags come of which one matches somewhere in `repository:tag`. A
     /// cluster says itself which ones come.
     #[serde(default)]
-    pub tags: Vec<String>,
+    pub tags: Vec<Pattern>,
     /// Of a registry: the platforms of which the manifests of an index come, such as `linux/amd64`; all when
     /// absent.
     #[serde(default)]
     pub platforms: Vec<String>,
-    /// Of a registry: how often it is looked what its tags are; `10m` when absent.
+    /// Of a registry: how often it is looked what its tags are.
     #[serde(default)]
+    #[schemars(default = "usual_interval", extend("x-conditional" = true))]
     pub every: Option<Interval>,
     /// How many bytes a second each build-index here fetches; no limit when absent.
     #[serde(default)]
@@ -135,8 +153,12 @@ pub struct SourceConfig {
 /// A time such as `30s` or `10m`, a second or more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", title = "time")]
+#[schemars(with = "String", title = "time", extend("examples" = ["10m"]))]
 pub struct Interval(Duration);
+
+const fn usual_interval() -> Interval {
+    Interval(EVERY)
+}
 
 units::serialize_as_text!(Interval, |every| units::time_text(every.0));
 
@@ -152,70 +174,105 @@ impl TryFrom<String> for Interval {
 }
 
 impl SourceConfig {
-    fn rule(&self, cluster: &str) -> Result<SourceRule, StartError> {
-        let wrong = |what: String| StartError::Config(format!("sources: {}: {what}", self.name));
-        check_name(&self.name, cluster).map_err(wrong)?;
+    fn rule(&self, cluster: &str) -> Result<SourceRule, Problems> {
+        let mut found = Problems::default();
+        found.at("name", check_name(&self.name, cluster));
         let kind = match (&self.build_indexes[..], &self.registry) {
             ([_, ..], None) => self.cluster(cluster),
             ([], Some(options)) => self.mirror(options),
             _ => {
                 let what = "name all of its build_indexes if it is a cluster, or else its registry";
-                Err(what.into())
+                Err(Problems::one("", what))
             }
         };
-        Ok(SourceRule {
-            name: self.name.clone(),
-            kind: kind.map_err(wrong)?,
-            plan: plan(&self.hours, (self.limit, self.limit_outside)).map_err(wrong)?,
-        })
+        let kind = found.of(kind);
+        let plan = found.of(plan(&self.hours, (self.limit, self.limit_outside)));
+        let (Some(kind), Some(plan)) = (kind, plan) else {
+            return Err(found);
+        };
+        let name = self.name.clone();
+        found.done(SourceRule { name, kind, plan })
     }
 
-    fn cluster(&self, own: &str) -> Result<SourceKind, String> {
-        check_urls(&self.build_indexes)?;
-        let is_told = [&self.repositories, &self.tags, &self.platforms];
-        if is_told.iter().any(|it| !it.is_empty()) || self.every.is_some() {
-            let what = "repositories, tags, platforms, every: these are for registries; a cluster says in its `remotes` \
-                        what may be fetched";
-            return Err(what.into());
+    fn cluster(&self, own: &str) -> Result<SourceKind, Problems> {
+        let mut found = Problems::default();
+        found.of(member_urls(&self.build_indexes).map_err(|wrong| wrong.under("build_indexes")));
+        for (key, is_given) in [
+            ("repositories", !self.repositories.is_empty()),
+            ("tags", !self.tags.is_empty()),
+            ("platforms", !self.platforms.is_empty()),
+            ("every", self.every.is_some()),
+        ] {
+            if is_given {
+                let what = "repositories, tags, platforms, every: these are for registries; a cluster says in its \
+                            `remotes` what may be fetched";
+                found.add(key, what);
+            }
         }
         if !is_plain(own) {
             let what =
                 format!("`cluster` is {own:?}: the other one's `remotes` can have no such name");
-            return Err(what);
+            found.add("", what);
         }
-        Ok(SourceKind::Cluster(self.build_indexes.clone()))
+        found.done(SourceKind::Cluster(self.build_indexes.clone()))
     }
 
-    fn mirror(&self, options: &RegistryOptions) -> Result<SourceKind, String> {
-        if self.repositories.is_empty() || self.tags.is_empty() {
-            return Err("repositories, tags: say which ones come".into());
+    fn mirror(&self, options: &RegistryOptions) -> Result<SourceKind, Problems> {
+        let mut found = Problems::default();
+        for (key, is_empty) in [
+            ("repositories", self.repositories.is_empty()),
+            ("tags", self.tags.is_empty()),
+        ] {
+            if is_empty {
+                found.missing(key, "registry", "say which ones come");
+            }
         }
-        let every = self.every.map_or(EVERY, |every| every.0);
         let registry = RegistryWriter::new(options.clone(), TIMEOUT);
+        let registry = found.of(registry.map_err(of_registry));
         let blobs = RegistryBackend::new(options.clone(), TIMEOUT);
-        let repositories = self.repositories.iter().map(|it| it.parse());
-        let repositories = repositories.collect::<Result<_, NameError>>();
-        Ok(SourceKind::Registry(Box::new(MirrorRule {
-            registry: registry.map_err(|error| error.to_string())?,
-            blobs: blobs.map_err(|error| error.to_string())?,
-            repositories: repositories.map_err(|error| format!("repositories: {error}"))?,
-            tags: patterns(&self.tags)?,
-            platforms: platforms(&self.platforms)?,
-            every,
+        let blobs = found.of(blobs.map_err(of_registry));
+        let mut repositories = Vec::new();
+        for (index, text) in self.repositories.iter().enumerate() {
+            let name: Result<RepoName, NameError> = text.parse();
+            repositories.extend(found.at(&format!("repositories[{index}]"), name));
+        }
+        let given = self.repositories.iter().cloned().enumerate();
+        found.twice(given.map(|(index, text)| (format!("repositories[{index}]"), text)));
+        let platforms = found.of(platforms(&self.platforms));
+        let (Some(registry), Some(blobs), Some(platforms)) = (registry, blobs, platforms) else {
+            return Err(found);
+        };
+        found.done(SourceKind::Registry(Box::new(MirrorRule {
+            registry,
+            blobs,
+            repositories,
+            tags: self.tags.iter().map(Pattern::regex).collect(),
+            platforms,
+            every: self.every.map_or(EVERY, |every| every.0),
         })))
     }
 }
 
-fn patterns(tags: &[String]) -> Result<Vec<Regex>, String> {
-    let tags = tags.iter().map(|it| Regex::new(it));
-    let tags = tags.collect::<Result<_, _>>();
-    tags.map_err(|error| format!("tags: {error}"))
+/// What keeps a registry from being used.
+fn of_registry(error: BackendError) -> Problems {
+    let what = words(error);
+    let what = what.strip_prefix("registry: ").unwrap_or(&what);
+    match what.strip_prefix("repository: ") {
+        Some(what) => Problems::one("registry.repository", what),
+        None => Problems::one("registry", what),
+    }
 }
 
-fn platforms(platforms: &[String]) -> Result<Vec<Platform>, String> {
-    let platforms = platforms.iter().map(|it| it.parse());
-    let platforms = platforms.collect::<Result<_, PlatformError>>();
-    platforms.map_err(|error| format!("platforms: {error}"))
+fn platforms(texts: &[String]) -> Result<Vec<Platform>, Problems> {
+    let mut found = Problems::default();
+    let mut platforms = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let platform: Result<_, PlatformError> = text.parse();
+        platforms.extend(found.at(&format!("platforms[{index}]"), platform));
+    }
+    let given = texts.iter().cloned().enumerate();
+    found.twice(given.map(|(index, text)| (format!("platforms[{index}]"), text)));
+    found.done(platforms)
 }
 
 fn is_plain(name: &str) -> bool {
@@ -233,24 +290,31 @@ fn check_name(name: &str, cluster: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_urls(build_indexes: &[String]) -> Result<(), String> {
-    for url in build_indexes {
-        member_url(url).map_err(|error| format!("build_indexes: {error}"))?;
-    }
-    Ok(())
-}
-
 fn plan(
-    hours: &[String],
+    texts: &[String],
     (limit, limit_outside): (Option<Rate>, Option<Rate>),
-) -> Result<Plan, String> {
-    if hours.is_empty() && limit_outside.is_some() {
-        return Err("limit_outside: outside of which hours?".into());
+) -> Result<Plan, Problems> {
+    let mut found = Problems::default();
+    let mut windows = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let window: Result<_, WindowError> = text.parse();
+        windows.extend(found.at(&format!("hours[{index}]"), window));
     }
-    let hours = hours.iter().map(|it| it.parse());
-    let hours = hours.collect::<Result<_, WindowError>>();
-    Ok(Plan {
-        hours: Hours::new(hours.map_err(|error| format!("hours: {error}"))?),
+    let hours = Hours::new(windows);
+    if limit_outside.is_some() {
+        if texts.is_empty() {
+            found.add(
+                "limit_outside",
+                "outside of which hours? Give `hours`, or leave this out",
+            );
+        } else if found.all().is_empty() && hours.are_all() {
+            let what =
+                "this means nothing, as `hours` are all there are: write fewer, or leave this out";
+            found.add("limit_outside", what);
+        }
+    }
+    found.done(Plan {
+        hours,
         limit: limit.map(|rate| rate.0),
         limit_outside: limit_outside.map(|rate| rate.0),
     })
@@ -259,25 +323,68 @@ fn plan(
 /// Where images go, and where they come from.
 ///
 /// # Errors
-/// An entry makes no sense.
+/// All that makes no sense, with the keys of a build-index.
 pub(crate) fn rules(
     (remotes, sources): (&[RemoteConfig], &[SourceConfig]),
     cluster: &str,
-) -> Result<Rules, StartError> {
-    let mut names = BTreeSet::new();
-    let named = remotes.iter().map(|it| &it.name);
-    for name in named.chain(sources.iter().map(|it| &it.name)) {
-        if !names.insert(name) {
-            let what = format!("remotes and sources: two are named {name}");
-            return Err(StartError::Config(what));
+) -> Result<Rules, Problems> {
+    let mut found = Problems::default();
+    let remotes_named = remotes.iter().map(|it| it.name.clone()).enumerate();
+    let remotes_named = remotes_named.map(|(at, name)| (format!("remotes[{at}].name"), name));
+    let sources_named = sources.iter().map(|it| it.name.clone()).enumerate();
+    let sources_named = sources_named.map(|(at, name)| (format!("sources[{at}].name"), name));
+    found.twice(remotes_named.chain(sources_named));
+    let mut rules = Rules {
+        remotes: Vec::new(),
+        sources: Vec::new(),
+    };
+    for (index, remote) in remotes.iter().enumerate() {
+        let rule = remote.rule(cluster);
+        let key = format!("remotes[{index}]");
+        rules
+            .remotes
+            .extend(found.of(rule.map_err(|wrong| wrong.under(&key))));
+    }
+    for (index, source) in sources.iter().enumerate() {
+        let rule = source.rule(cluster);
+        let key = format!("sources[{index}]");
+        rules
+            .sources
+            .extend(found.of(rule.map_err(|wrong| wrong.under(&key))));
+    }
+    found.done(rules)
+}
+
+impl Problems {
+    /// What the registries among them need, and clusters that are this one.
+    pub(crate) fn of_registries(
+        &mut self,
+        (remotes, sources): (&[RemoteConfig], &[SourceConfig]),
+        own: &[BaseUrl],
+    ) {
+        let remotes = remotes
+            .iter()
+            .map(|it| (&it.registry, &it.build_indexes))
+            .enumerate();
+        let remotes = remotes.map(|(at, it)| (format!("remotes[{at}]"), it));
+        let sources = sources
+            .iter()
+            .map(|it| (&it.registry, &it.build_indexes))
+            .enumerate();
+        let sources = sources.map(|(at, it)| (format!("sources[{at}]"), it));
+        for (key, (registry, build_indexes)) in remotes.chain(sources) {
+            if let Some(registry) = registry {
+                let checked = backends::check::registry(registry);
+                self.of(checked.map_err(|wrong| wrong.under(&format!("{key}.registry"))));
+            }
+            for (index, url) in build_indexes.iter().enumerate() {
+                if url.parse().is_ok_and(|url: BaseUrl| own.contains(&url)) {
+                    let what = format!("{url} is a build-index of this cluster itself");
+                    self.add(format!("{key}.build_indexes[{index}]"), what);
+                }
+            }
         }
     }
-    let remotes = remotes.iter().map(|it| it.rule(cluster));
-    let sources = sources.iter().map(|it| it.rule(cluster));
-    Ok(Rules {
-        remotes: remotes.collect::<Result<_, _>>()?,
-        sources: sources.collect::<Result<_, _>>()?,
-    })
 }
 
 /// How far images are on their way, for Prometheus.
@@ -327,140 +434,4 @@ fn families(remotes: &[RemoteStatus]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config;
-
-    fn check(text: &str) -> Result<Vec<RemoteRule>, String> {
-        let remotes: Vec<RemoteConfig> = config::parse(text).map_err(|it| it.to_string())?;
-        let rules = rules((&remotes, &[]), "east").map_err(|it| it.to_string())?;
-        Ok(rules.remotes)
-    }
-
-    #[test]
-    fn a_source_has_a_name_that_no_remote_has_and_is_a_cluster_or_a_registry() {
-        let remote = "{name: west, tags: [a], fetches: true}";
-        let remotes: Vec<RemoteConfig> = config::parse(&format!("- {remote}")).unwrap();
-        let check = |text: &str| {
-            let sources: Vec<SourceConfig> = config::parse(text).map_err(|it| it.to_string())?;
-            let rules = rules((&remotes, &sources), "east").map_err(|it| it.to_string())?;
-            Ok::<_, String>(rules.sources)
-        };
-        let one = "- {name: from-west, build_indexes: ['https://a:1'], hours: ['22:00-06:00'], limit: 20MB}";
-        let SourceKind::Cluster(build_indexes) = &check(one).unwrap()[0].kind else {
-            panic!("it is a cluster");
-        };
-        assert_eq!(build_indexes, &["https://a:1"]);
-        for (from, to, what) in [
-            ("from-west", "west", "two are named west"),
-            ("from-west", "east", "called so itself"),
-            ("'https://a:1'", "", "name all of its build_indexes"),
-            ("https", "ftp", "build_indexes"),
-            ("22:00", "22", "hours"),
-            (
-                "hours: ['22:00-06:00'], limit",
-                "limit_outside",
-                "outside of which hours",
-            ),
-            ("limit: 20MB", "tags: [a]", "these are for registries"),
-            ("limit", "limits", "limits"),
-        ] {
-            let error = check(&one.replace(from, to)).unwrap_err();
-            assert!(error.contains(what), "{to}: {error}");
-        }
-        let one = "- {name: hub, registry: {url: 'https://r.test', repository: '{namespace}'}, \
-                   repositories: [library/redis], tags: [':7$'], every: 5m}";
-        let SourceKind::Registry(mirror) = &check(one).unwrap()[0].kind else {
-            panic!("it is a registry");
-        };
-        assert_eq!(mirror.every, Duration::from_secs(300));
-        for (from, to, what) in [
-            ("library/redis", "Library", "repositories"),
-            (", every: 5m", ", every: 10ms", "at most"),
-            ("tags: [':7$'], ", "", "say which ones come"),
-            (":7$", "(", "tags"),
-            ("https", "ftp", "https://"),
-        ] {
-            let error = check(&one.replace(from, to)).unwrap_err();
-            assert!(error.contains(what), "{to}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_registry_is_told_as_a_backend_is() {
-        let text = "- {name: harbor, tags: [a], registry: {url: 'https://harbor.test', repository: 'mirror/{namespace}', \
-                    credentials: {password: {username: a, password: {env: P}}}}}";
-        let rules = check(text).unwrap();
-        assert!(matches!(rules[0].kind, RemoteKind::Registry(_)));
-    }
-
-    #[test]
-    fn a_remote_has_a_name_of_its_own_and_somewhere_to_go() {
-        let one = "{name: west, build_indexes: ['https://a:1'], tags: ['^team/'], limit: 20MB}";
-        let rules = check(&format!("- {one}")).unwrap();
-        assert_eq!(
-            rules[0].plan.limit.map(std::num::NonZeroU64::get),
-            Some(20_000_000)
-        );
-        for (text, what) in [
-            (format!("[{one}, {one}]"), "two are named west"),
-            (
-                format!("- {}", one.replace("west", "east")),
-                "called so itself",
-            ),
-            (
-                format!("- {}", one.replace("west", "a b")),
-                "a name has letters",
-            ),
-            (
-                format!("- {}", one.replace("'https://a:1'", "")),
-                "build_indexes",
-            ),
-            (
-                format!("- {}", one.replace("https", "ftp")),
-                "build_indexes",
-            ),
-            (format!("- {}", one.replace("^team/", "(")), "tags"),
-            (format!("- {}", one.replace("tags", "tag")), "tags"),
-            (
-                format!(
-                    "- {}",
-                    one.replace("limit: 20MB", "registry: {url: 'https://r'}")
-                ),
-                "or else its registry",
-            ),
-            (
-                "- {name: r, tags: [a], registry: {url: 'ftp://r'}}".into(),
-                "https://",
-            ),
-            (
-                "- {name: r, tags: [a], registry: {url: 'http://r', repository: all}}".into(),
-                "{namespace}",
-            ),
-            ("- {name: r, tags: [a]}".into(), "or else its registry"),
-            (
-                format!("- {}", one.replace("limit: 20MB", "fetches: true")),
-                "one of the three",
-            ),
-            (
-                "- {name: r, tags: [a], fetches: true, limit: 1MB}".into(),
-                "limits it itself",
-            ),
-            (
-                format!("- {}", one.replace("limit: 20MB", "hours: [night]")),
-                "hours: \"night\" is no window such as",
-            ),
-            (
-                format!("- {}", one.replace("limit: 20MB", "platforms: [amd64]")),
-                "platforms: \"amd64\" is no platform such as",
-            ),
-            (
-                format!("- {}", one.replace("limit", "limit_outside")),
-                "outside of which hours",
-            ),
-        ] {
-            let error = check(&text).unwrap_err();
-            assert!(error.contains(what), "{text}: {error}");
-        }
-    }
-}
+mod tests;

@@ -6,9 +6,9 @@ use kraken_registry::tags::ring::TagRing;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::backends::{BackendConfig, Timeout, objects};
+use crate::backends::{BackendConfig, Timeout, objects, words};
 use crate::metrics::Family;
-use crate::process::StartError;
+use crate::problems::Problems;
 
 /// Where tags are kept besides the disks of the build-indexes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -19,24 +19,22 @@ pub struct TagsBackendConfig {
     /// What all paths begin with, such as `east/tags`; no other cluster writes there.
     #[serde(default)]
     pub prefix: String,
-    /// How long one request may take: `30s` when absent.
+    /// How long one request may take.
     #[serde(default)]
     pub timeout: Timeout,
 }
 
 impl TagsBackendConfig {
-    /// Whether [`Self::make`] would take it. No directory is made or looked at.
+    /// Whether [`Self::make`] would take it, and what the storage needs is there. No directory is made.
     ///
     /// # Errors
-    /// As there.
-    pub(crate) fn check(&self) -> Result<(), StartError> {
+    /// With the keys inside this one.
+    pub(crate) fn check(&self) -> Result<(), Problems> {
+        self.backend
+            .check()
+            .map_err(|wrong| wrong.under("backend"))?;
         match self.backend {
-            BackendConfig::LocalDisk(_) => {
-                let storage = OpendalBackend::memory();
-                let made = TagBackend::new(storage, &self.prefix, String::new());
-                let wrong = |error| StartError::Config(format!("tags_backend: prefix: {error}"));
-                made.map(drop).map_err(wrong)
-            }
+            BackendConfig::LocalDisk(_) => self.keeping(OpendalBackend::memory()).map(drop),
             _ => self.make().map(drop),
         }
     }
@@ -44,18 +42,20 @@ impl TagsBackendConfig {
     /// The backend.
     ///
     /// # Errors
-    /// It makes no sense.
-    pub(crate) fn make(&self) -> Result<TagBackend, StartError> {
-        let wrong = |what: String| StartError::Config(format!("tags_backend: {what}"));
+    /// It makes no sense; with the keys inside this one.
+    pub(crate) fn make(&self) -> Result<TagBackend, Problems> {
         if self.backend == (BackendConfig::Memory {}) {
-            return Err(wrong("memory forgets with the process".into()));
+            return Err(Problems::one("backend", "memory forgets with the process"));
         }
         let storage = objects(&self.backend, self.timeout);
-        let storage = storage.map_err(|error| wrong(error.to_string()))?;
+        self.keeping(storage.map_err(|error| Problems::one("backend", words(error)))?)
+    }
+
+    fn keeping(&self, storage: OpendalBackend) -> Result<TagBackend, Problems> {
         // Secrets are not in it.
         let place = format!("{:?}", self.backend);
         TagBackend::new(storage, &self.prefix, place)
-            .map_err(|error| wrong(format!("prefix: {error}")))
+            .map_err(|error| Problems::one("prefix", error))
     }
 }
 

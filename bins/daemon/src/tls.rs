@@ -2,17 +2,19 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use kraken_core::Zone;
 use kraken_core::net::roles::{NamePattern, RoleNames};
-use kraken_core::net::{Identity, IdentityFiles, Role};
+use kraken_core::net::{Identity, IdentityError, IdentityFiles, Role};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Family;
+use crate::problems::Problems;
 use crate::process::StartError;
 
 /// The certificate, the key and the cluster's authority: paths of PEM files, which are read again when
@@ -150,6 +152,57 @@ impl Tls {
         files.key_password = self.key_password.as_ref().map(|it| it.file.clone());
         files
     }
+}
+
+impl Problems {
+    /// Who a process of this role is, in this zone.
+    pub(crate) fn of_tls(&mut self, tls: &Tls, role: Role, zone: Option<&Zone>) {
+        let mut files = vec![
+            ("cert", tls.cert.as_path()),
+            ("key", &tls.key),
+            ("ca", &tls.ca),
+        ];
+        files.extend(tls.crl.as_deref().map(|it| ("crl", it)));
+        let password = tls.key_password.as_ref();
+        files.extend(password.map(|it| ("key_password.file", it.file.as_path())));
+        let read = || Identity::read(&tls.files(), tls.roles.0.clone());
+        let read = certificates(&files, read).map_err(|wrong| wrong.under("tls"));
+        if let Some(identity) = self.of(read) {
+            self.at("tls.cert", identity.check_own_role(role));
+            self.at("zone", identity.zone(zone.cloned()));
+        }
+    }
+}
+
+/// What `read` makes of these files, once each of them can be read.
+///
+/// # Errors
+/// With the keys of the files.
+pub(crate) fn certificates<T>(
+    files: &[(&'static str, &Path)],
+    read: impl FnOnce() -> Result<T, IdentityError>,
+) -> Result<T, Problems> {
+    let mut found = Problems::default();
+    for (key, file) in files {
+        found.of_file(key, file, |_| Ok(()));
+    }
+    found.done(())?;
+    read().map_err(|error| {
+        let key = match &error {
+            IdentityError::Pem { what, .. } if what.contains("key") => "key",
+            IdentityError::Pem { what, .. } if what.contains("revoked") => "crl",
+            IdentityError::Pem { what, .. } if what.contains("authority") => {
+                let is_authority = |(key, _): &&(&str, &Path)| key.ends_with("ca");
+                files
+                    .iter()
+                    .find(is_authority)
+                    .map_or("cert", |(key, _)| key)
+            }
+            IdentityError::Tls(_) => "key",
+            _ => "cert",
+        };
+        Problems::one(key, error)
+    })
 }
 
 /// When the files of an identity end, how often they changed, and who was refused, as metrics.

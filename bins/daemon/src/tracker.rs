@@ -19,13 +19,15 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::check::{Problems, ProcessConfig};
+use crate::address::{self, Address};
+use crate::check::ProcessConfig;
 use crate::config::{self, OriginEntry, Tls};
 use crate::console::{self, ConsoleConfig, Shown};
 use crate::dns::DnsName;
 use crate::log::{LogFilter, LogFormat};
 use crate::members::Origins;
 use crate::metrics::{Every, Family, with_metrics};
+use crate::problems::Problems;
 use crate::process::{Service, StartError};
 use crate::profile::with_profile;
 use crate::reload::Changed;
@@ -37,6 +39,8 @@ use crate::traces::TracingConfig;
 #[serde(deny_unknown_fields)]
 pub struct TrackerConfig {
     /// Where it answers (mutual TLS).
+    #[serde(deserialize_with = "address::required")]
+    #[schemars(with = "Address")]
     pub listen: SocketAddr,
     /// All origins.
     #[serde(default)]
@@ -53,9 +57,10 @@ pub struct TrackerConfig {
     /// The pages that show the cluster in a browser; none when absent.
     #[serde(default)]
     pub console: Option<ConsoleConfig>,
-    /// How much is logged, such as `info` or `info,kraken_core=debug`; `info` when absent. The variable
-    /// `RUST_LOG` has the last word.
+    /// How much is logged, such as `info` or `info,kraken_core=debug`. The variable `RUST_LOG` has the last
+    /// word.
     #[serde(default)]
+    #[schemars(default = "LogFilter::usual")]
     pub log: Option<LogFilter>,
     /// How a line of the log is written: `text`, or `json`, an object in each line.
     #[serde(default)]
@@ -90,10 +95,10 @@ impl ProcessConfig for TrackerConfig {
             self.origins_file.as_ref(),
             self.origins_dns.as_ref(),
         );
-        found.of_origins(sources, None);
-        found.of_replicas("replicas", self.replicas);
+        let origins = found.of_origins(sources, None);
+        found.of_replicas("replicas", self.replicas, origins);
         if let Some(console) = &self.console {
-            found.of(console.check());
+            found.of(console.check().map_err(|wrong| wrong.under("console")));
             found.of_listening(&[
                 ("listen", Some(self.listen)),
                 ("console.listen", Some(console.listen)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use jiff::{Span, SpanRelativeTo};
+use kraken_core::net::http::BaseUrl;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Visitor};
 
@@ -56,6 +57,15 @@ pub(crate) fn time(text: &str) -> Result<Duration, String> {
     let time = span.to_duration(SpanRelativeTo::days_are_24_hours());
     let time = time.ok().and_then(|time| Duration::try_from(time).ok());
     time.ok_or_else(wrong)
+}
+
+/// Whether a text is the URL of a service, such as `example`.
+///
+/// # Errors
+/// What is expected instead.
+pub(crate) fn url(text: &str, example: &str) -> Result<(), String> {
+    let url = text.parse::<BaseUrl>().map(drop);
+    url.map_err(|error| format!("{text:?} is no URL such as {example}: {}", error.why()))
 }
 
 /// Bytes in the largest unit that has them whole.
@@ -208,6 +218,12 @@ mod tests {
             let error = time(wrong).unwrap_err();
             assert!(error.contains(says), "{error}");
         }
+        assert_eq!(url("http://a:1", "http://b"), Ok(()));
+        let error = url("a:1", "http://b").unwrap_err();
+        assert_eq!(
+            error,
+            "\"a:1\" is no URL such as http://b: it begins with http:// or https://"
+        );
     }
 
     #[test]

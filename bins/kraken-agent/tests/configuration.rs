@@ -157,6 +157,14 @@ fn a_configuration_is_checked_without_touching_anything() {
     for says in ["trackers_file", "docker_listen", "client_tls", "/gone"] {
         assert!(text.contains(says), "{says}\n{text}");
     }
+    // A start tells all of it as well.
+    let started = command(&file).output().unwrap();
+    assert!(!started.status.success());
+    let log = String::from_utf8_lossy(&started.stderr);
+    assert!(text.lines().count() >= 3, "{text}");
+    for line in text.lines() {
+        assert!(log.contains(line), "{line}\n{log}");
+    }
     let file = site.write("\nlimit: {upload: 1MB}\n");
     let (checked, text) = output(command(&file).arg("--check-config"));
     assert_eq!(checked.status.code(), Some(1));

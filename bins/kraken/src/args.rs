@@ -392,7 +392,7 @@ impl Command {
     pub(crate) fn log_level(&self) -> &'static str {
         match self {
             Self::Dev { .. } => "warn",
-            Self::Run { .. } => "info",
+            Self::Run { .. } => kraken_daemon::log::LEVEL,
             _ => "error",
         }
     }

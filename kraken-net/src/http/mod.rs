@@ -62,10 +62,20 @@ impl FromStr for BaseUrl {
             text: text.to_string(),
             why: why.to_string(),
         };
-        let url = reqwest::Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
-        if !matches!(url.scheme(), "http" | "https") {
+        let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+        let is_http = |scheme: &str| {
+            ["http", "https"]
+                .iter()
+                .any(|it| scheme.eq_ignore_ascii_case(it))
+        };
+        if !scheme.is_some_and(is_http) {
             return Err(wrong("it begins with http:// or https://"));
         }
+        let url = reqwest::Url::parse(text).map_err(|error| match error.to_string().as_str() {
+            "empty host" => wrong("it names no host"),
+            "invalid port number" => wrong("its port is no number up to 65535"),
+            why => wrong(why),
+        })?;
         if url.query().is_some() || url.fragment().is_some() {
             return Err(wrong("it has no query and no fragment"));
         }
@@ -87,6 +97,13 @@ pub struct BaseUrlError {
     why: String,
 }
 
+impl BaseUrlError {
+    /// What is wrong with it, without the text.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -100,8 +117,16 @@ mod url_tests {
         assert_eq!(url.join("/announce"), "https://[::1]:7601/announce");
         let url: BaseUrl = "http://a/prefix".parse().unwrap();
         assert_eq!(url.join("/x"), "http://a/prefix/x");
-        for wrong in ["tracker:7601", "", "ftp://a", "http://a/?b=c", "http://"] {
-            assert!(wrong.parse::<BaseUrl>().is_err(), "{wrong}");
+        for (wrong, why) in [
+            ("tracker:7601", "it begins with http:// or https://"),
+            ("", "it begins with"),
+            ("ftp://a", "it begins with"),
+            ("http://a/?b=c", "no query"),
+            ("http://", "it names no host"),
+            ("https://a:70000", "its port is no number up to 65535"),
+        ] {
+            let error = wrong.parse::<BaseUrl>().unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
         }
     }
 }

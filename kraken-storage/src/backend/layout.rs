@@ -1,10 +1,10 @@
 //! Under which name a blob lies in a backend that keeps files or objects.
 
 use kraken_proto::Digest;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How a backend names blobs, below its root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {

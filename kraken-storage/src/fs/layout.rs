@@ -22,8 +22,13 @@ use kraken_proto::Digest;
 use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 
-use super::disk;
+use super::{FsStore, disk};
 use crate::store::StoreError;
+
+impl FsStore {
+    /// What a store calls the directories in its own: nothing else may lie in these.
+    pub const DIRECTORIES: [&str; 6] = ["sealed", "partial", "uploads", "pins", "damaged", "tmp"];
+}
 
 #[derive(Debug)]
 pub(super) struct Layout {
@@ -34,7 +39,7 @@ impl Layout {
     /// Makes the directories that are missing.
     pub(super) fn create(root: PathBuf) -> Result<Self, StoreError> {
         let layout = Self { root };
-        for dir in ["sealed", "partial", "uploads", "pins", "damaged", "tmp"] {
+        for dir in FsStore::DIRECTORIES {
             make_dir(&layout.root.join(dir))?;
         }
         // All at once, so that no seal has to make one and sync its parent.

@@ -30,7 +30,9 @@ use tokio_util::sync::CancellationToken;
 use self::images::Images;
 use self::memory::Memory;
 use self::nodes::Nodes;
-use crate::members::member_url;
+use crate::address::{self, Address};
+use crate::members::member_urls;
+use crate::problems::Problems;
 use crate::process::StartError;
 use crate::sockets;
 
@@ -39,6 +41,8 @@ use crate::sockets;
 #[serde(deny_unknown_fields)]
 pub struct ConsoleConfig {
     /// Where browsers connect to: a loopback address.
+    #[serde(deserialize_with = "address::required")]
+    #[schemars(with = "Address")]
     pub listen: SocketAddr,
     /// Base URLs of all trackers, whose health is shown.
     #[serde(default)]
@@ -63,25 +67,33 @@ impl ConsoleConfig {
     }
 
     /// Whether [`start`] would take it. Nothing is asked.
-    pub(crate) fn check(&self) -> Result<(), StartError> {
+    ///
+    /// # Errors
+    /// With the keys inside this one.
+    pub(crate) fn check(&self) -> Result<(), Problems> {
+        let mut found = Problems::default();
         let listen = self.listen;
         if !listen.ip().is_loopback() {
-            return Err(StartError::Config(format!(
-                "console.listen: {listen} is not on loopback, and the console has no login: listen on 127.0.0.1 and \
+            let what = format!(
+                "{listen} is not on loopback, and the console has no login: listen on 127.0.0.1 and \
                  reach it through a tunnel, such as ssh -L {port}:127.0.0.1:{port}",
                 port = listen.port()
-            )));
+            );
+            found.add("listen", what);
         }
-        let members = self.trackers.iter().chain(&self.build_indexes);
-        let members = members.map(|url| member_url(url).map(drop));
-        let proxies = self.proxies.iter().map(|url| {
-            let checked = url.parse::<BaseUrl>();
-            checked.map(drop).map_err(|error| error.to_string())
-        });
-        for checked in members.chain(proxies) {
-            checked.map_err(|error| StartError::Config(format!("console: {error}")))?;
+        for (key, urls) in [
+            ("trackers", &self.trackers),
+            ("build_indexes", &self.build_indexes),
+        ] {
+            found.of(member_urls(urls).map_err(|wrong| wrong.under(key)));
         }
-        Ok(())
+        let keys = (0..self.proxies.len()).map(|index| format!("proxies[{index}]"));
+        let proxies: Vec<_> = keys.zip(self.proxies.iter().cloned()).collect();
+        for (key, url) in &proxies {
+            found.at(key, url.parse::<BaseUrl>());
+        }
+        found.twice(proxies);
+        found.done(())
     }
 }
 
@@ -113,7 +125,7 @@ pub fn start(
     shown: Shown,
     shutdown: CancellationToken,
 ) -> Result<HttpServer, StartError> {
-    config.check()?;
+    config.check().map_err(|wrong| wrong.under("console"))?;
     let tags = (!config.build_indexes.is_empty())
         .then(|| TagClient::new(shown.http.raw(), config.build_indexes.clone()));
     let console = Console {

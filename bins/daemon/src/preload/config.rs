@@ -8,7 +8,9 @@ use kraken_registry::name::{NameError, Reference, RepoName, split_tag};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::{CONTAINERD, CTR, DOCKERD, HOSTS_DIR, NAMESPACE, PATIENCE, PODMAN};
 use crate::config::HostConfig;
+use crate::problems::Problems;
 use crate::store::Age;
 
 /// A container runtime that pulls.
@@ -62,7 +64,7 @@ impl TryFrom<String> for Puller {
 /// A name of containerd's, such as that of a namespace: up to 76 letters, digits and `. _ -` between them.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", title = "name")]
+#[schemars(with = "String", title = "name", extend("examples" = ["k8s.io"]))]
 pub struct Word(String);
 
 impl Word {
@@ -102,11 +104,13 @@ impl TryFrom<String> for Word {
 pub struct PreloadConfig {
     /// `containerd`, `podman` or `docker`.
     pub runtime: Puller,
-    /// Where containerd or dockerd answers; where they usually do when absent.
+    /// Where containerd or dockerd answers.
     #[serde(default)]
+    #[schemars(extend("x-defaults" = {"containerd": CONTAINERD, "docker": DOCKERD}))]
     pub socket: Option<PathBuf>,
-    /// The namespace of containerd; `k8s.io` when absent.
+    /// The namespace of containerd.
     #[serde(default)]
+    #[schemars(default = "usual_namespace", extend("x-conditional" = true))]
     pub namespace: Option<Word>,
     /// Where containerd unpacks to; its own default when absent.
     #[serde(default)]
@@ -115,22 +119,37 @@ pub struct PreloadConfig {
     /// runtime's own mirrors. When absent they are called after the agent, and come from it.
     #[serde(default)]
     pub registry: Option<HostConfig>,
-    /// Where containerd's mirrors are configured, for `registry`; `/etc/containerd/certs.d` when absent.
+    /// Where containerd's mirrors are configured, for `registry`.
     #[serde(default)]
+    #[schemars(default = "usual_hosts_dir", extend("x-conditional" = true))]
     pub hosts_dir: Option<PathBuf>,
-    /// The program `ctr` or `podman`, if it is not on the path.
+    /// The program that pulls, if it is not on the path.
     #[serde(default)]
+    #[schemars(extend("x-defaults" = {"containerd": CTR, "podman": PODMAN}))]
     pub program: Option<PathBuf>,
     /// Images that are pulled at once, 1 to 16; further ones wait.
     #[serde(default = "two")]
     pub at_once: usize,
-    /// How long one image may take, its wait included; an hour when absent.
+    /// How long one image may take, its wait included.
     #[serde(default)]
+    #[schemars(default = "usual_timeout")]
     pub timeout: Option<Age>,
 }
 
 const fn two() -> usize {
     2
+}
+
+const fn usual_namespace() -> &'static str {
+    NAMESPACE
+}
+
+const fn usual_hosts_dir() -> &'static str {
+    HOSTS_DIR
+}
+
+const fn usual_timeout() -> Age {
+    Age(PATIENCE)
 }
 
 impl PreloadConfig {
@@ -150,7 +169,11 @@ impl PreloadConfig {
     }
 
     /// Refuses what the runtime has no use for.
-    pub(super) fn check(&self) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// With the keys inside this one.
+    pub(crate) fn check(&self) -> Result<(), Problems> {
+        let mut found = Problems::default();
         let (is_containerd, is_docker) = (
             self.runtime == Puller::Containerd,
             self.runtime == Puller::Docker,
@@ -164,16 +187,23 @@ impl PreloadConfig {
             ("program", self.program.is_some(), !is_docker),
         ] {
             if is_set && !fits {
-                return Err(format!("{key} means nothing to {}", self.runtime));
+                let what = format!("this means nothing to {}: leave it out", self.runtime);
+                found.add(key, what);
             }
         }
         if self.hosts_dir.is_some() && self.registry.is_none() {
-            return Err("hosts_dir is for a registry: name it".into());
+            found.add(
+                "hosts_dir",
+                "this is for a registry: name it, or leave this out",
+            );
         }
-        match self.at_once {
-            1..=16 => Ok(()),
-            wrong => Err(format!("at_once: {wrong} is not between 1 and 16")),
+        if !(1..=16).contains(&self.at_once) {
+            found.add(
+                "at_once",
+                format!("{} is not between 1 and 16", self.at_once),
+            );
         }
+        found.done(())
     }
 }
 

@@ -25,6 +25,8 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::problems::Problems;
+
 pub use config::{ImageName, PreloadConfig, Puller, Word};
 
 /// How long one image may take, unless the configuration says so.
@@ -37,6 +39,9 @@ const SAID: usize = 4 << 10;
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 const DOCKERD: &str = "/run/docker.sock";
 const HOSTS_DIR: &str = "/etc/containerd/certs.d";
+/// The programs that pull.
+const CTR: &str = "ctr";
+const PODMAN: &str = "podman";
 /// The namespace that Kubernetes uses.
 const NAMESPACE: &str = "k8s.io";
 
@@ -54,8 +59,8 @@ impl Preloader {
     /// Images come from the agent's registry at `agent`, a `host:port`.
     ///
     /// # Errors
-    /// The configuration makes no sense; in words.
-    pub fn new(config: PreloadConfig, agent: String) -> Result<Self, String> {
+    /// The configuration makes no sense; with the keys inside it.
+    pub fn new(config: PreloadConfig, agent: String) -> Result<Self, Problems> {
         config.check()?;
         Ok(Self {
             turns: Semaphore::new(config.at_once),

@@ -8,7 +8,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 
 use super::{
-    CONTAINERD, HOSTS_DIR, ImageName, NAMESPACE, PreloadError, Preloader, Puller, SAID, Word,
+    CONTAINERD, CTR, HOSTS_DIR, ImageName, NAMESPACE, PODMAN, PreloadError, Preloader, Puller,
+    SAID, Word,
 };
 
 impl Preloader {
@@ -30,7 +31,7 @@ impl Preloader {
             if config.registry.is_none() {
                 add(&["--tls-verify=false"]);
             }
-            "podman"
+            PODMAN
         } else {
             let namespace = namespace.or(config.namespace.as_ref());
             let namespace = namespace.map_or(NAMESPACE, Word::as_str);
@@ -44,7 +45,7 @@ impl Preloader {
                 None => add(&["--plain-http"]),
                 Some(_) => add(&["--hosts-dir", &path(&config.hosts_dir, HOSTS_DIR)]),
             }
-            "ctr"
+            CTR
         };
         add(&[&self.name(image)]);
         let program = config.program.clone();

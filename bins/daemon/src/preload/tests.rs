@@ -69,18 +69,29 @@ fn programs_are_told_who_to_ask() {
 #[test]
 fn what_makes_no_sense_is_refused() {
     let of = PreloadConfig::of;
-    let wrong = |config: PreloadConfig| Preloader::new(config, AGENT.into()).unwrap_err();
+    let wrong = |config: PreloadConfig| {
+        let found = Preloader::new(config, AGENT.into()).unwrap_err();
+        found.to_string()
+    };
     let socket = Some(PathBuf::from("/run/x.sock"));
     let podman = PreloadConfig {
         socket,
         ..of(Puller::Podman)
     };
-    assert_eq!(wrong(podman), "socket means nothing to podman");
+    let told = wrong(podman);
+    assert!(
+        told.contains("socket: this means nothing to podman"),
+        "{told}"
+    );
     let docker = PreloadConfig {
         namespace: Some("k8s.io".parse().unwrap()),
         ..of(Puller::Docker)
     };
-    assert_eq!(wrong(docker), "namespace means nothing to docker");
+    let told = wrong(docker);
+    assert!(
+        told.contains("namespace: this means nothing to docker"),
+        "{told}"
+    );
     let none = PreloadConfig {
         at_once: 0,
         ..of(Puller::Docker)

@@ -7,10 +7,14 @@
 //! | `read`, `write` | YAML |
 //! | `environment` | variables and `--set` |
 //! | `problem` | from there to types, and what is told when that fails |
+//! | `expected` | what should stand where something else does, in words |
 //! | `schema` | what can stand where, by the types |
 //! | `reference` | tables of all keys, for the documentation |
 
 mod environment;
+mod expected;
+#[cfg(test)]
+mod mistakes;
 mod node;
 #[cfg(test)]
 mod page;
@@ -34,6 +38,7 @@ pub(crate) use self::schema::Schema;
 
 use self::node::{Node, Place, Source, Value, Wrong};
 use crate::config::ConfigError;
+use crate::problems::Problems;
 
 /// Files that a configuration may consist of.
 const MOST_FILES: usize = 64;
@@ -77,20 +82,6 @@ impl Sources {
         let layers = self.layers(&Schema::of::<T>())?;
         tracing::debug!(files = ?layers.files, "the configuration is read");
         layers.typed()
-    }
-
-    /// The same, or all that is wrong with the keys.
-    ///
-    /// # Errors
-    /// One [`ConfigError`] at least.
-    pub fn check<T: DeserializeOwned + JsonSchema>(&self) -> Result<T, Vec<ConfigError>> {
-        let layers = self.layers(&Schema::of::<T>()).map_err(|it| vec![it])?;
-        layers
-            .typed()
-            .map_err(|first| match layers.all_wrong::<T>() {
-                all if all.is_empty() => vec![first],
-                all => all,
-            })
     }
 
     /// All layers on top of each other.
@@ -211,14 +202,30 @@ impl Layers {
         })
     }
 
-    pub(crate) fn typed<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+    pub(crate) fn typed<T: DeserializeOwned + JsonSchema>(&self) -> Result<T, ConfigError> {
         Ok(problem::typed(&self.node)?)
     }
 
-    /// All that keeps it from having types.
-    fn all_wrong<T: DeserializeOwned>(&self) -> Vec<ConfigError> {
-        let all = problem::all_wrong::<T>(&self.node).into_iter();
-        all.map(ConfigError::from).collect()
+    /// The same, or all that keeps it from having types.
+    pub(crate) fn typed_or_all<T: DeserializeOwned + JsonSchema>(&self) -> Result<T, Problems> {
+        self.typed().map_err(|first| {
+            let mut found = Problems::default();
+            for wrong in problem::all_wrong::<T>(&self.node) {
+                found.of(Err::<(), _>(ConfigError::from(wrong)));
+            }
+            found.done(()).err().unwrap_or_else(|| first.into())
+        })
+    }
+
+    /// Whether a key such as `volumes[1].weight` is there.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        problem::find(&self.node, key).is_ok()
+    }
+
+    /// Where a key stands, or what is above it when it is absent; nowhere in particular when nothing is known.
+    pub(crate) fn place_of(&self, key: &str) -> Option<String> {
+        let place = problem::find(&self.node, key).unwrap_or_else(|above| above);
+        (place != Place::whole(Source::Text)).then(|| place.to_string())
     }
 }
 

@@ -65,6 +65,47 @@ fn the_reference_is_that_of_the_types() {
 }
 
 #[test]
+fn defaults_are_those_of_the_types_and_in_the_schema() {
+    let page = std::fs::read_to_string(path()).unwrap();
+    let (_, reference, _) = parts(&page);
+    let schemas = processes();
+    for (process, key, default) in [
+        ("agent", "eviction.high", "95%"),
+        ("agent", "eviction.low", "90%"),
+        ("agent", "log", "info"),
+        ("agent", "preload.namespace", "k8s.io"),
+        ("agent", "preload.hosts_dir", "/etc/containerd/certs.d"),
+        ("agent", "preload.timeout", "1h"),
+        ("origin", "heal.after", "1m"),
+        ("origin", "heal.rate", "100MB/s"),
+        ("origin", "backends[].layout", "sharded"),
+        ("build-index", "name", "build-index-1"),
+        ("build-index", "sources[].every", "10m"),
+    ] {
+        let (_, schema) = schemas.iter().find(|(name, _)| *name == process).unwrap();
+        let shape = key.split('.').fold(schema.shape(), |shape, key| {
+            let found = shape.key(key.trim_end_matches("[]")).unwrap();
+            if key.ends_with("[]") {
+                found.item().unwrap()
+            } else {
+                found
+            }
+        });
+        let told = shape.word("default").and_then(|it| it.as_str());
+        assert_eq!(told, Some(default), "{key}");
+        let mut rows = reference
+            .lines()
+            .filter(|row| row.starts_with(&format!("| `{key}` |")));
+        let has = |row: &str| row.contains(process) || row.contains("| all |");
+        let row = rows.find(|row| has(row)).unwrap();
+        assert!(row.contains(&format!("| `{default}` |")), "{row}");
+        assert!(!row.contains("when absent"), "{row}");
+    }
+    let both = "`/run/containerd/containerd.sock` (containerd), `/run/docker.sock` (docker)";
+    assert!(reference.contains(both));
+}
+
+#[test]
 fn every_key_on_the_page_exists() {
     let page = std::fs::read_to_string(path()).unwrap();
     let mut known = all_keys(&processes());

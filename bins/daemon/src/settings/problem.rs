@@ -2,11 +2,14 @@
 
 use std::cell::RefCell;
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
 use serde_saphyr::{Error, MessageFormatter as _, UserMessageFormatter};
 
+use super::expected::{expected, mismatch};
 use super::node::{Entry, Node, Place, Value, Wrong};
+use super::schema::{Schema, Shape};
 use super::write::write;
 
 /// What a configuration says, with types.
@@ -14,13 +17,13 @@ use super::write::write;
 /// # Errors
 /// The first thing that is wrong, with its place, and the key that may be meant. Values are not repeated,
 /// as a secret may be among them, except by types that check their own text.
-pub(super) fn typed<T: DeserializeOwned>(node: &Node) -> Result<T, Wrong> {
-    attempt(node, |found, error| found.told(error))
+pub(super) fn typed<T: DeserializeOwned + JsonSchema>(node: &Node) -> Result<T, Wrong> {
+    attempt::<T, _>(node, |found, error| found.told(error))
 }
 
 /// All that is wrong, in the order in which it is found: what is wrong is left out, and the rest looked at
 /// again. At most [`MOST`] of it.
-pub(super) fn all_wrong<T: DeserializeOwned>(node: &Node) -> Vec<Wrong> {
+pub(super) fn all_wrong<T: DeserializeOwned + JsonSchema>(node: &Node) -> Vec<Wrong> {
     let (mut node, mut wrong) = (node.clone(), Vec::new());
     let mut gaps: Vec<Vec<Step>> = Vec::new();
     while wrong.len() < MOST {
@@ -46,7 +49,7 @@ pub(super) fn all_wrong<T: DeserializeOwned>(node: &Node) -> Vec<Wrong> {
 /// Problems that are told at once.
 const MOST: usize = 100;
 
-fn attempt<T: DeserializeOwned, E>(
+fn attempt<T: DeserializeOwned + JsonSchema, E>(
     node: &Node,
     told: impl FnOnce(Found<'_>, &Error) -> E,
 ) -> Result<T, E> {
@@ -60,8 +63,12 @@ fn attempt<T: DeserializeOwned, E>(
         })
     });
     read.map_err(|error| {
-        let found = path.take().map(|path| Found::at(node, &path));
-        let found = found.unwrap_or_else(|| Found::root(node));
+        let schema = Schema::of::<T>();
+        let root = Found::root(node, schema.shape());
+        let found = match path.take() {
+            Some(path) => root.follow(&path),
+            None => root,
+        };
         told(found, error.without_snippet())
     })
 }
@@ -71,6 +78,49 @@ fn attempt<T: DeserializeOwned, E>(
 enum Step {
     Key(String),
     Item(usize),
+}
+
+/// The steps of a key, such as `volumes[1].weight`.
+fn steps(key: &str) -> impl Iterator<Item = Step> {
+    key.split('.')
+        .filter(|part| !part.is_empty())
+        .flat_map(|part| {
+            let (word, items) = part.split_at(part.find('[').unwrap_or(part.len()));
+            let word = (!word.is_empty()).then(|| Step::Key(word.to_owned()));
+            let items = items
+                .split('[')
+                .filter_map(|it| it.trim_end_matches(']').parse().ok());
+            word.into_iter().chain(items.map(Step::Item))
+        })
+}
+
+/// Where a key stands: its value, if that is a scalar.
+///
+/// # Errors
+/// It is absent: where that is in which it would stand.
+pub(super) fn find(root: &Node, key: &str) -> Result<Place, Place> {
+    let (mut node, mut place) = (root, Place::whole(root.place.source.clone()));
+    for step in steps(key) {
+        let next = match (&step, &node.value) {
+            (Step::Key(key), Value::Map(_)) => {
+                let entry = node.entry(key);
+                entry.map(|entry| (&entry.node, &entry.place))
+            }
+            (Step::Item(index), Value::List(items)) => {
+                let item = items.get(*index);
+                item.map(|item| (item, &item.place))
+            }
+            _ => None,
+        };
+        let Some((below, at)) = next else {
+            return Err(place);
+        };
+        (node, place) = (below, at.clone());
+    }
+    match node.value {
+        Value::Scalar { .. } if !node.is_null() => Ok(node.place.clone()),
+        _ => Ok(place),
+    }
 }
 
 /// Steps as they were before something was left out: items behind that have moved up.
@@ -148,37 +198,41 @@ struct Found<'n> {
     /// What leads to the node; nothing leads to the root and to items of lists.
     entry: Option<&'n Entry>,
     steps: Vec<Step>,
+    /// What can stand there, as far as the types say.
+    shape: Option<Shape<'n>>,
 }
 
 impl<'n> Found<'n> {
-    const fn root(node: &'n Node) -> Self {
+    const fn root(node: &'n Node, shape: Shape<'n>) -> Self {
         Self {
             node,
             entry: None,
             steps: Vec::new(),
+            shape: Some(shape),
         }
     }
 
     /// As far as the keys lead.
-    fn at(root: &'n Node, path: &Path) -> Self {
-        let mut found = Self::root(root);
+    fn follow(mut self, path: &Path) -> Self {
         for segment in path {
-            match (segment, &found.node.value) {
+            match (segment, &self.node.value) {
                 (Segment::Seq { index }, Value::List(items)) if *index < items.len() => {
-                    found.steps.push(Step::Item(*index));
-                    (found.node, found.entry) = (&items[*index], None);
+                    self.steps.push(Step::Item(*index));
+                    self.shape = self.shape.and_then(Shape::item);
+                    (self.node, self.entry) = (&items[*index], None);
                 }
                 (Segment::Map { key } | Segment::Enum { variant: key }, _) => {
-                    let Some(entry) = found.node.entry(key) else {
+                    let Some(entry) = self.node.entry(key) else {
                         break;
                     };
-                    found.steps.push(Step::Key(key.clone()));
-                    (found.node, found.entry) = (&entry.node, Some(entry));
+                    self.steps.push(Step::Key(key.clone()));
+                    self.shape = self.shape.and_then(|shape| shape.key(key));
+                    (self.node, self.entry) = (&entry.node, Some(entry));
                 }
                 _ => break,
             }
         }
-        found
+        self
     }
 
     /// What to leave out so that the rest can be looked at.
@@ -220,21 +274,12 @@ impl<'n> Found<'n> {
 
     /// What the error says, at the key or value that it is about.
     fn told(self, error: &Error) -> Wrong {
-        let mut place = self.node.place.clone();
-        let mut path = self.path();
+        let (mut place, mut path) = (self.node.place.clone(), self.path());
         let what = match error {
             Error::SerdeUnknownField {
                 field, expected, ..
             } => {
-                // The path may lead to the key that is unknown.
-                let here = self.entry.filter(|entry| entry.key == *field);
-                let inside = self.node.entry(field);
-                if let Some(entry) = inside.or(here) {
-                    place = entry.place.clone();
-                }
-                if inside.is_none() && here.is_some() {
-                    path.truncate(path.rfind('.').unwrap_or(0));
-                }
+                (place, path) = self.unknown(field);
                 unknown("key", field, expected)
             }
             Error::SerdeUnknownVariant {
@@ -244,44 +289,70 @@ impl<'n> Found<'n> {
                     place = entry.place.clone();
                     unknown("key", variant, expected)
                 }
-                // It may be a secret that stands at the wrong place.
-                None => match nearest(variant, expected) {
-                    Some(near) => format!(
-                        "did you mean `{near}`? Here can be: {}",
-                        expected.join(", ")
-                    ),
-                    None => format!("here can be: {}", expected.join(", ")),
-                },
+                None => other_word(variant, expected),
             },
             Error::SerdeMissingField { field, .. } => {
                 if self.entry.is_none() && path.is_empty() {
                     place = Place::whole(place.source);
                 }
-                format!("the key `{field}` is missing")
+                self.missing(field)
             }
-            Error::SerdeInvalidType {
-                unexpected,
-                expected,
-                ..
-            }
-            | Error::SerdeInvalidValue {
-                unexpected,
-                expected,
-                ..
-            } => {
-                let kind = unexpected.split([' ', '`']).next().unwrap_or_default();
-                format!("{expected} is expected here, not a {kind}")
-            }
-            error => UserMessageFormatter.format_message(error).into_owned(),
+            error => self.words(error),
         };
         let what: String = what.chars().filter(|c| !c.is_control()).collect();
-        match path.is_empty() {
-            true => Wrong { place, what },
-            false => Wrong {
-                place,
-                what: format!("{path}: {what}"),
-            },
+        let what = match path.is_empty() {
+            true => what,
+            false => format!("{path}: {what}"),
+        };
+        Wrong { place, what }
+    }
+
+    /// Where an unknown key stands, and in what: the path may lead to it.
+    fn unknown(&self, field: &str) -> (Place, String) {
+        let here = self.entry.filter(|entry| entry.key == *field);
+        let inside = self.node.entry(field);
+        let mut path = self.path();
+        if inside.is_none() && here.is_some() {
+            path.truncate(path.rfind('.').unwrap_or(0));
         }
+        let place = inside.or(here).map(|entry| &entry.place);
+        (place.unwrap_or(&self.node.place).clone(), path)
+    }
+
+    fn missing(&self, field: &str) -> String {
+        let goes = self.shape.and_then(|shape| shape.key(field));
+        match goes.and_then(expected) {
+            Some(goes) => format!("the key `{field}` is missing, which is {goes}"),
+            None => format!("the key `{field}` is missing"),
+        }
+    }
+
+    /// What is wrong with a value: the types say it, or what they expect.
+    fn words(&self, error: &Error) -> String {
+        match error {
+            Error::Message { msg, .. } => msg.clone(),
+            Error::ExpectedMappingEndAfterEnumVariantValue { .. } => {
+                "one key says of what kind it is, and here are several: leave one of them".into()
+            }
+            Error::SerdeInvalidType { expected, .. }
+            | Error::SerdeInvalidValue { expected, .. } => {
+                mismatch(self.shape, self.node, expected)
+            }
+            error => {
+                let words = UserMessageFormatter.format_message(error);
+                mismatch(self.shape, self.node, &words)
+            }
+        }
+    }
+}
+
+/// Says that a word is none of those that can stand there. It may be a secret that stands at the wrong place: it
+/// is not repeated.
+fn other_word(word: &str, known: &[&str]) -> String {
+    let known_words = known.join(", ");
+    match nearest(word, known) {
+        Some(near) => format!("did you mean `{near}`? Here can be: {known_words}"),
+        None => format!("here can be: {known_words}"),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
+use serde_saphyr::granit_parser::{
+    ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag,
+};
 
 use super::node::{Entry, Node, Place, Source, Value, Wrong};
 
@@ -62,7 +64,8 @@ impl<'t> Reader<'t> {
                 column: mark.col() + 1,
             };
             // What a parser says may quote the text: only the kind of it is told.
-            Wrong::new(&place, format!("this is no YAML: {}", kind(&error)))
+            let what = mend(error.kind()).map_or_else(|| kind(&error), str::to_owned);
+            Wrong::new(&place, format!("this is no YAML: {what}"))
         };
         self.parser.next().transpose().map_err(wrong)
     }
@@ -203,6 +206,56 @@ fn size(node: &Node) -> usize {
     }
 }
 
+/// What to mend, for the mistakes that are made most.
+const fn mend(kind: &ErrorKind) -> Option<&'static str> {
+    use ErrorKind as Is;
+    Some(match kind {
+        Is::UnclosedQuotedScalar | Is::DocumentIndicatorInQuotedScalar => {
+            "a quotation mark is opened here and closed nowhere"
+        }
+        Is::UnclosedFlowCollection { .. }
+        | Is::UnexpectedEofFlowSequence
+        | Is::UnexpectedEofFlowMapping
+        | Is::UnexpectedEofImplicitFlowMapping => "a bracket is opened and closed nowhere",
+        Is::MismatchedFlowCollectionEnd { .. } => "a bracket is closed by one of another kind",
+        Is::MisplacedFlowCollectionEnd => "a bracket is closed here that was not opened",
+        Is::ExpectedFlowMappingSeparator | Is::ExpectedFlowSequenceSeparator => {
+            "between brackets there is a comma behind each entry, and the bracket's like at the end"
+        }
+        Is::TabNotAllowed
+        | Is::TabInBlockIndentation
+        | Is::TabInIndentation
+        | Is::TabAtBlockScalarStart
+        | Is::TabInPlainScalar => "here is a tab: indent with blanks",
+        Is::InvalidIndentation
+        | Is::InvalidBlockScalarIndent
+        | Is::InvalidQuotedScalarIndent
+        | Is::InvalidFlowScalarIndent
+        | Is::ExpectedBlockMappingKey
+        | Is::ExpectedBlockSequenceEntry
+        | Is::BlockSequenceEntryNotAllowed
+        | Is::MappingKeyNotAllowed => "the line is not indented like those that it belongs to",
+        Is::MappingValueNotAllowed
+        | Is::InvalidColonPlacement
+        | Is::InvalidMappingValueWhitespace => {
+            "here is a second colon: put text with a colon and a blank in it in quotation marks"
+        }
+        Is::SimpleKeyExpected | Is::InvalidSimpleKey => {
+            "a key is followed by a colon and a blank, as in `key: value`"
+        }
+        Is::UnknownAnchor | Is::MissingAnchorOrAliasName | Is::UnexpectedCharacter { .. } => {
+            "put text that begins with this character in quotation marks"
+        }
+        Is::UnknownQuotedScalarEscape | Is::InvalidQuotedScalarHexEscape => {
+            "write a backslash twice between double quotation marks, or use single ones"
+        }
+        Is::InvalidTrailingSingleQuotedScalar | Is::InvalidTrailingDoubleQuotedScalar => {
+            "there is more behind the closing quotation mark"
+        }
+        _ => return None,
+    })
+}
+
 /// The parser's words, up to where they may quote.
 fn kind(error: &ScanError) -> String {
     let words = error.info();
@@ -241,8 +294,30 @@ mod tests {
             ),
             ("a: 1\n---\nb: 2", "a second document"),
             ("a: !secret b", "line 1"),
-            ("a: [1, 2", "no YAML"),
-            ("a: *b", "no YAML"),
+            (
+                "a: [1, 2",
+                "no YAML: a bracket is opened and closed nowhere",
+            ),
+            ("a: *b", "no YAML: put text that begins with this character"),
+            ("a: 'b", "no YAML: a quotation mark is opened here"),
+            (
+                "a:\n  b: 1\n c: 2",
+                "line 3, column 2: this is no YAML: the line is not indented",
+            ),
+            (
+                "a:\n\tb: 1",
+                "line 2, column 2: this is no YAML: here is a tab",
+            ),
+            (
+                "a: b: c",
+                "line 1, column 5: this is no YAML: here is a second colon",
+            ),
+            (
+                "a: {b: 1]",
+                "line 1, column 4: this is no YAML: a bracket is closed by one",
+            ),
+            ("a: \"\\q\"", "no YAML: write a backslash twice"),
+            ("a: @b", "no YAML: put text that begins with this character"),
             ("? [a]\n: b", "a key is a word"),
             ("a:\n  <<: b", "line 2, column 7: << takes a map"),
         ] {

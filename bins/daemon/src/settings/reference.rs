@@ -125,18 +125,8 @@ fn kind_of(shape: Shape<'_>) -> String {
 }
 
 fn plain_kind(shape: Shape<'_>) -> String {
-    let words = shape.kinds().map(|kind| kind.text("const")).chain(
-        shape
-            .word("enum")
-            .and_then(Json::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Json::as_str),
-    );
-    let words: Vec<_> = words
-        .filter(|word| !word.is_empty())
-        .map(|it| format!("`{it}`"))
-        .collect();
+    let words = shape.words().into_iter().map(|it| format!("`{it}`"));
+    let words: Vec<_> = words.collect();
     if !words.is_empty() {
         return words.join(", ");
     }
@@ -157,6 +147,12 @@ fn plain_kind(shape: Shape<'_>) -> String {
 }
 
 fn default_of(shape: Shape<'_>, is_required: bool) -> String {
+    // Of a key whose default is another one for each value of another key.
+    if let Some(Json::Object(each)) = shape.word("x-defaults") {
+        let each = each.iter().filter_map(|(of, it)| Some((of, it.as_str()?)));
+        let each: Vec<_> = each.map(|(of, it)| format!("`{it}` ({of})")).collect();
+        return each.join(", ");
+    }
     match shape.word("default") {
         _ if is_required => "required".into(),
         None | Some(Json::Null) => String::new(),

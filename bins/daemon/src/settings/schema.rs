@@ -68,7 +68,6 @@ impl<'s> Shape<'s> {
         self.at.get(name)
     }
 
-    #[cfg(test)]
     pub(crate) fn text(self, name: &str) -> &'s str {
         self.word(name).and_then(Json::as_str).unwrap_or_default()
     }
@@ -134,6 +133,14 @@ impl<'s> Shape<'s> {
         let kinds = self.resolved().at.get("oneOf").and_then(Json::as_array);
         let kinds = kinds.into_iter().flatten();
         kinds.map(move |at| self.to(at))
+    }
+
+    /// The words that it is one of.
+    pub(crate) fn words(self) -> Vec<&'s str> {
+        let kinds = self.kinds().map(|kind| kind.text("const"));
+        let words = self.resolved().at.get("enum").and_then(Json::as_array);
+        let words = words.into_iter().flatten().filter_map(Json::as_str);
+        kinds.chain(words).filter(|word| !word.is_empty()).collect()
     }
 
     /// Whether it is one of several maps with one key each, which says what kind it is.
@@ -223,7 +230,14 @@ fn without_login(text: &str) -> String {
     }
 }
 
+/// Says of a default that it holds only with some values of other keys, which the key's text names. Written
+/// out, it might contradict those.
+const CONDITIONAL: &str = "x-conditional";
+
 fn default_entry(key: &str, shape: Shape<'_>) -> Option<Entry> {
+    if shape.word(CONDITIONAL) == Some(&Json::Bool(true)) {
+        return None;
+    }
     let place = Place::whole(Source::Default);
     let mut node = match shape.word("default") {
         Some(default) => node_of(default)?,

@@ -187,9 +187,11 @@ fn all_wrong(text: &str) -> Vec<String> {
     use crate::origin::OriginConfig;
     let dir = Dir::new();
     let file = dir.write("origin.yaml", text);
-    let wrong = Sources::files(vec![file]).check::<OriginConfig>();
-    let wrong = wrong.err().unwrap_or_default();
-    let told = wrong.iter().map(ToString::to_string);
+    let schema = Schema::of::<OriginConfig>();
+    let layers = Sources::files(vec![file]).layers(&schema).unwrap();
+    let wrong = layers.typed_or_all::<OriginConfig>().err();
+    let wrong = wrong.unwrap_or_default();
+    let told = wrong.all().iter().map(ToString::to_string);
     // Without the directory.
     let told = told.map(|it| it.split_once("origin.yaml").unwrap().1.to_owned());
     told.collect()
@@ -315,8 +317,14 @@ tls: {cert: a, key: b, ca: c}
         "replicas: 3  # default",
         "transport: quic  # default",
         "          env: KEY  # ",
+        "log: info  # default",
+        "  rate: 100MB/s  # default",
     ] {
         assert!(printed.contains(line), "{line}\n{printed}");
+    }
+    // They would contradict what is there: one of the storages names blobs itself, and there is no limit.
+    for absent in ["layout", "high:", "low:"] {
+        assert!(!printed.contains(absent), "{absent}\n{printed}");
     }
     let again = dir.write("again.yaml", &printed);
     let again: OriginConfig = Sources::files(vec![again]).load().unwrap();

@@ -1,13 +1,17 @@
 //! What a configuration says about where blobs are kept.
 
+use std::fmt;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kraken_core::proto::cache::ledger::{Lifetimes, Order};
+use kraken_core::proto::{Config, PieceLength};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::check::LEAST;
+use crate::limits::Rate;
 use crate::units::{self, Written};
 
 /// One of several directories for blobs, each on a disk of its own.
@@ -57,11 +61,13 @@ impl TryFrom<f64> for Weight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvictionConfig {
-    /// From which part of the limit on blobs go although nothing needs their room; 95 % when absent.
+    /// From which part of `store_limit` on blobs go although nothing needs their room.
     #[serde(default)]
+    #[schemars(default = "usual_high", extend("x-conditional" = true))]
     pub high: Option<Percent>,
-    /// Until which part; 90 % when absent.
+    /// Until which part; five hundredths below `high` when only that is set.
     #[serde(default)]
+    #[schemars(default = "usual_low", extend("x-conditional" = true))]
     pub low: Option<Percent>,
     /// Which blobs go first.
     #[serde(default)]
@@ -72,6 +78,26 @@ pub struct EvictionConfig {
     /// How long a blob stays after it was used last; for ever when absent.
     #[serde(default)]
     pub time_to_idle: Option<Age>,
+}
+
+/// The marks when none is set.
+const HIGH: Percent = Percent(95);
+const LOW: Percent = Percent(90);
+
+const fn usual_high() -> Percent {
+    HIGH
+}
+
+const fn usual_low() -> Percent {
+    LOW
+}
+
+/// From where on blobs go, and until where, in hundredths of the limit.
+pub(super) fn marks(eviction: &EvictionConfig) -> (u8, u8) {
+    let high = eviction.high.unwrap_or(HIGH).0;
+    // With a high mark alone, as far below it as by default.
+    let low = || high.saturating_sub(HIGH.0 - LOW.0);
+    (high, eviction.low.map_or_else(low, |percent| percent.0))
 }
 
 impl EvictionConfig {
@@ -109,6 +135,8 @@ impl From<OrderConfig> for Order {
 #[schemars(with = "String", title = "part, such as `90%`")]
 pub struct Percent(pub(super) u8);
 
+units::serialize_as_text!(Percent, |percent| format!("{}%", percent.0));
+
 impl TryFrom<String> for Percent {
     type Error = String;
 
@@ -126,8 +154,14 @@ impl TryFrom<String> for Percent {
 /// A time such as `12h` or `30d`, a minute or more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", title = "time")]
+#[schemars(with = "String", title = "time", extend("examples" = ["12h"]))]
 pub struct Age(pub(crate) Duration);
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&units::time_text(self.0))
+    }
+}
 
 units::serialize_as_text!(Age, |age| units::time_text(age.0));
 
@@ -147,7 +181,7 @@ impl TryFrom<String> for Age {
 /// How much of a disk to take: `200GiB`, a plain number of bytes, or `80%` of the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "Written")]
-#[schemars(with = "Written", title = "size or part")]
+#[schemars(with = "Written", title = "size or part", extend("examples" = ["200GiB", "80%"]))]
 pub enum StoreLimit {
     /// So many bytes.
     Bytes(u64),
@@ -167,6 +201,11 @@ impl TryFrom<Written> for StoreLimit {
             Some(Self::Bytes(0)) => {
                 Err("a store_limit of 0 keeps nothing: for no limit, leave the key out".into())
             }
+            Some(Self::Bytes(bytes)) if bytes < LEAST => Err(format!(
+                "a store_limit of {text} is too little, as the longest manifest alone takes {}: is the unit missing, \
+                 as in 200GiB?",
+                units::size_text(LEAST)
+            )),
             Some(limit @ (Self::Bytes(_) | Self::Percent(1..=100))) => Ok(limit),
             _ => Err(format!(
                 "store_limit is a size such as 200GiB, or 1% to 100% of the volume, not {text}"
@@ -178,7 +217,7 @@ impl TryFrom<Written> for StoreLimit {
 /// How fast blobs on disk are read back: `20MB/s`, a plain number of bytes per second, or `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "Written")]
-#[schemars(with = "Written", title = "rate or `off`")]
+#[schemars(with = "Written", title = "rate or `off`", extend("examples" = ["20MB/s", "off"]))]
 pub struct ScrubRate(pub(super) Option<NonZeroU64>);
 
 impl Default for ScrubRate {
@@ -201,10 +240,9 @@ impl TryFrom<Written> for ScrubRate {
         if text == "off" {
             return Ok(Self(None));
         }
-        let rate = units::rate(&text).ok().and_then(NonZeroU64::new);
-        match rate {
-            Some(rate) => Ok(Self(Some(rate))),
-            None => Err(format!(
+        match units::rate(&text) {
+            Ok(1..) => Rate::try_from(Written(text)).map(|Rate(rate)| Self(Some(rate))),
+            _ => Err(format!(
                 "scrub is bytes per second such as 20MB/s, or off, not {text}"
             )),
         }
@@ -214,8 +252,16 @@ impl TryFrom<Written> for ScrubRate {
 /// Memory in front of the disks: `2GiB`, or a plain number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "Written")]
-#[schemars(with = "Written", title = "size")]
+#[schemars(with = "Written", title = "size", extend("examples" = ["2GiB"]))]
 pub struct Memory(pub(crate) u64);
+
+impl Memory {
+    /// The pieces of a large blob that are on their way at once: less would hold them up.
+    fn least() -> u64 {
+        let pieces = Config::default().inflight as u64;
+        pieces * PieceLength::for_blob(1 << 30).bytes()
+    }
+}
 
 impl TryFrom<Written> for Memory {
     type Error = String;
@@ -223,6 +269,11 @@ impl TryFrom<Written> for Memory {
     fn try_from(Written(text): Written) -> Result<Self, String> {
         match units::size(&text)? {
             0 => Err("a memory of 0 holds nothing: for none, leave the key out".into()),
+            bytes if bytes < Self::least() => Err(format!(
+                "a memory of {text} is too little, as the pieces that come at once take {}: is the unit missing, as in \
+                 2GiB?",
+                units::size_text(Self::least())
+            )),
             bytes => Ok(Self(bytes)),
         }
     }
@@ -230,6 +281,8 @@ impl TryFrom<Written> for Memory {
 
 #[cfg(test)]
 mod tests {
+    use kraken_core::proto::cache::ledger::Ceiling;
+
     use super::*;
     use crate::agent::AgentConfig;
     use crate::config::parse;
@@ -245,7 +298,7 @@ mod tests {
         assert_eq!(with(""), Ok(None));
         let bytes = |bytes| Ok(Some(StoreLimit::Bytes(bytes)));
         assert_eq!(with("store_limit: 200GiB"), bytes(200 << 30));
-        assert_eq!(with("store_limit: 4096"), bytes(4096));
+        assert_eq!(with("store_limit: 4194304"), bytes(4 << 20));
         let percent = |percent| Ok(Some(StoreLimit::Percent(percent)));
         assert_eq!(with("store_limit: 80%"), percent(80));
         assert_eq!(with("store_limit: 100 %"), percent(100));
@@ -259,6 +312,8 @@ mod tests {
             "''",
             "0",
             "0.8",
+            "200",
+            "4MB",
         ] {
             let error = with(&format!("store_limit: {wrong}")).unwrap_err();
             assert!(error.contains("store_limit"), "{wrong}: {error}");
@@ -284,12 +339,14 @@ mod tests {
         assert_eq!(with(""), Ok(Some(20_000_000)));
         assert_eq!(with("scrub: 100MB"), Ok(Some(100_000_000)));
         assert_eq!(with("scrub: 100MB/s"), Ok(Some(100_000_000)));
-        assert_eq!(with("scrub: 4096"), Ok(Some(4096)));
+        assert_eq!(with("scrub: 4194304"), Ok(Some(4 << 20)));
         assert_eq!(with("scrub: off"), Ok(None));
         for wrong in ["0", "-1", "fast", "1.5", "true"] {
             let error = with(&format!("scrub: {wrong}")).unwrap_err();
             assert!(error.contains("20MB/s, or off"), "{wrong}: {error}");
         }
+        let error = with("scrub: 4096").unwrap_err();
+        assert!(error.contains("is the unit missing"), "{error}");
     }
 
     #[test]
@@ -325,6 +382,9 @@ mod tests {
             assert!(error.contains(says), "{wrong}: {error}");
         }
         let limit = Some(StoreLimit::Bytes(1000));
+        // As the core has them.
+        let usual = ceiling(limit, &EvictionConfig::default(), "/".as_ref());
+        assert_eq!(usual.unwrap(), Some(Ceiling::of(1000)));
         let marked = ceiling(limit, &config, "/".as_ref()).unwrap().unwrap();
         assert_eq!((marked.high(), marked.low()), (800, 600));
         let only_low = with("{low: 97%}").unwrap();

@@ -519,7 +519,7 @@ mod tests {
         let twice = open(&[volume("a", 1.0), volume("a", 1.0)])
             .await
             .unwrap_err();
-        assert!(twice.contains("twice"), "{twice}");
+        assert!(twice.contains("volumes[0] already"), "{twice}");
         let lost = open(&[volume("a", 1.0), volume("d", 1.0)])
             .await
             .unwrap_err();

@@ -1,5 +1,6 @@
 //! The disks of a process: where blobs are kept, how much they may take, and what goes.
 
+pub(crate) mod check;
 pub mod config;
 pub mod http;
 
@@ -14,6 +15,7 @@ pub use self::config::{
     Age, EvictionConfig, Memory, OrderConfig, Percent, ScrubRate, StoreLimit, VolumeConfig, Weight,
 };
 use crate::metrics::Family;
+use crate::problems::Problems;
 use crate::process::StartError;
 
 /// The blobs of a process, on one disk or several.
@@ -29,6 +31,7 @@ pub(crate) async fn open(
     limit: Option<StoreLimit>,
     eviction: &EvictionConfig,
 ) -> Result<Disks, StartError> {
+    check::contradictions(volumes, limit, eviction)?;
     let alone = VolumeConfig {
         path: dir,
         weight: Weight::default(),
@@ -39,32 +42,16 @@ pub(crate) async fn open(
     } else {
         volumes
     };
-    if (eviction.high.is_some() || eviction.low.is_some())
-        && volumes.iter().all(|it| it.limit.or(limit).is_none())
-    {
-        let what = "eviction: high and low are parts of store_limit: set it, or leave them out";
-        return Err(StartError::Config(what.into()));
-    }
-    if volumes.iter().all(|volume| volume.weight.share() == 0.0) {
-        let what = "volumes: one of them needs a weight above 0, or no blob is taken";
-        return Err(StartError::Config(what.into()));
-    }
     let mut stores = Vec::<(String, f64, FsStore)>::new();
-    for volume in volumes {
+    for (index, volume) in volumes.iter().enumerate() {
         let mut options = FsOptions::default();
         options.ceiling = ceiling(volume.limit.or(limit), eviction, &volume.path)?;
         options.order = eviction.order.into();
         let name = volume.path.to_string_lossy().into_owned();
-        if stores.iter().any(|(known, ..)| *known == name) {
-            return Err(StartError::Config(format!(
-                "volumes: {name} is there twice"
-            )));
-        }
         // A disk that is not mounted must not become a directory on another one.
         if volumes.len() > 1 && !volume.path.is_dir() {
-            return Err(StartError::Config(format!(
-                "volumes: there is no directory {name}: is its disk mounted?"
-            )));
+            let what = format!("there is no directory {name}: is its disk mounted?");
+            return Err(Problems::one(format!("volumes[{index}].path"), what).into());
         }
         let store = FsStore::open_with(&volume.path, options).await?;
         stores.push((name, volume.weight.share(), store));
@@ -97,19 +84,12 @@ pub(crate) fn ceiling(
             FsStore::volume_bytes(dir)? / 100 * u64::from(percent)
         }
     };
-    let high = eviction.high.map_or(95, |percent| percent.0);
-    // With a high mark alone, as far below it as by default.
-    let low = eviction
-        .low
-        .map_or_else(|| high.saturating_sub(5), |percent| percent.0);
+    let (high, low) = config::marks(eviction);
     let part = |percent: u8| u64::try_from(u128::from(bytes) * u128::from(percent) / 100);
     let marks = part(high).ok().zip(part(low).ok());
     let marked = marks.and_then(|(high, low)| Ceiling::of(bytes).with_marks(high, low));
-    let wrong = || {
-        let what = format!("eviction: low ({low}%) is to be no more than high ({high}%)");
-        StartError::Config(what)
-    };
-    marked.map(Some).ok_or_else(wrong)
+    let wrong = || Problems::one("eviction.low", format!("{low}% is above high, {high}%"));
+    Ok(Some(marked.ok_or_else(wrong)?))
 }
 
 /// What the blobs take and may take, as metrics.

@@ -24,7 +24,7 @@ use serde::Deserialize;
 pub use self::start::Traces;
 use crate::metrics::Family;
 #[cfg(any(feature = "otel", test))]
-use crate::process::StartError;
+use crate::problems::Problems;
 use crate::units::{self, Written};
 
 /// Spans that came to the collector, that found no room in the queue, and that it did not take.
@@ -44,7 +44,7 @@ pub struct TracingConfig {
     /// variable `OTEL_EXPORTER_OTLP_ENDPOINT` says.
     #[serde(default)]
     pub endpoint: Option<CollectorUrl>,
-    /// Of which part of the requests of clients traces are made: `0.01`, or `1%`, which it is when absent.
+    /// Of which part of the requests of clients traces are made: `0.01`, also written `1%`.
     #[serde(default)]
     pub sample: Sample,
     /// A PEM file with the authorities to trust for `https://`; those of this host when absent.
@@ -55,7 +55,7 @@ pub struct TracingConfig {
 /// The URL of a collector.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", title = "URL")]
+#[schemars(with = "String", title = "URL", extend("examples" = ["http://collector:4318"]))]
 pub struct CollectorUrl(BaseUrl);
 
 impl TryFrom<String> for CollectorUrl {
@@ -119,8 +119,8 @@ impl TracingConfig {
     /// # Errors
     /// Neither the configuration nor the environment says.
     #[cfg(any(feature = "otel", test))]
-    fn url(&self, variable: Option<String>) -> Result<String, StartError> {
-        let wrong = |what: String| StartError::Config(format!("tracing: {what}"));
+    fn url(&self, variable: Option<String>) -> Result<String, Problems> {
+        let wrong = |what: String| Problems::one("endpoint", what);
         let named = variable.filter(|it| !it.is_empty());
         let base = match (&self.endpoint, named) {
             (Some(url), _) => url.clone(),
@@ -128,12 +128,19 @@ impl TracingConfig {
                 .map_err(|error| wrong(format!("the variable {ENDPOINT}: {error}")))?,
             (None, None) => {
                 return Err(wrong(format!(
-                    "endpoint: needed, as {ENDPOINT} is not set either"
+                    "needed, as {ENDPOINT} is not set either: write where the collector is, such as \
+                     http://collector:4318"
                 )));
             }
         };
         const PATH: &str = "/v1/traces";
         let base = base.0.as_str().trim_end_matches(PATH);
+        if self.ca.is_some() && !base.starts_with("https://") {
+            let what = format!(
+                "authorities are for https://, and the collector is at {base}: leave this out"
+            );
+            return Err(Problems::one("ca", what));
+        }
         Ok(format!("{base}{PATH}"))
     }
 }

@@ -9,14 +9,15 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanExporter as _};
 use super::bridge::{self, OtelBridge};
 use super::queue::Sending;
 use super::{ENDPOINT, TracingConfig};
+use crate::problems::Problems;
 use crate::process::StartError;
 
 impl TracingConfig {
     /// What would keep traces from being sent.
     ///
     /// # Errors
-    /// [`StartError`] says what to mend.
-    pub(crate) fn check(&self) -> Result<(), StartError> {
+    /// With the keys inside this one.
+    pub(crate) fn check(&self) -> Result<(), Problems> {
         self.exporter().map(drop)
     }
 
@@ -24,15 +25,16 @@ impl TracingConfig {
     ///
     /// # Errors
     /// It is not said where to, or certificates cannot be used.
-    fn exporter(&self) -> Result<SpanExporter, StartError> {
+    fn exporter(&self) -> Result<SpanExporter, Problems> {
         let url = self.url(std::env::var(ENDPOINT).ok())?;
-        let wrong = |what: String| StartError::Config(format!("tracing: {what}"));
+        let key = if self.ca.is_some() { "ca" } else { "endpoint" };
+        let wrong = |what: String| Problems::one(key, what);
         let trust = OutsideTrust {
             ca: self.ca.clone(),
             ..OutsideTrust::default()
         };
         // A host without authorities of its own sends plainly all the same.
-        let client = match url.starts_with("https:") || self.ca.is_some() {
+        let client = match url.starts_with("https:") {
             true => HttpClient::outside(&trust),
             false => HttpClient::new(None),
         };
@@ -60,7 +62,8 @@ impl Traces {
         config: &TracingConfig,
         (service, instance): (&str, Option<String>),
     ) -> Result<Self, StartError> {
-        let mut exporter = config.exporter()?;
+        let exporter = config.exporter();
+        let mut exporter = exporter.map_err(|wrong| wrong.under("tracing"))?;
         // OTEL_RESOURCE_ATTRIBUTES may say more.
         let resource = Resource::builder()
             .with_service_name(service.to_owned())

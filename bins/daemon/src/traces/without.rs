@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use super::TracingConfig;
+use crate::problems::Problems;
 use crate::process::StartError;
 
 impl TracingConfig {
@@ -10,10 +11,12 @@ impl TracingConfig {
     ///
     /// # Errors
     /// Always.
-    pub(crate) fn check(&self) -> Result<(), StartError> {
-        Traces::start(self, ("", None)).map(drop)
+    pub(crate) fn check(&self) -> Result<(), Problems> {
+        Err(Problems::one("", WITHOUT))
     }
 }
+
+const WITHOUT: &str = "this program was built without the feature `otel`: leave this out";
 
 /// Traces that are being collected: none ever are.
 #[derive(Debug)]
@@ -25,8 +28,7 @@ impl Traces {
     /// # Errors
     /// Always.
     pub fn start(_: &TracingConfig, _: (&str, Option<String>)) -> Result<Self, StartError> {
-        let what = "tracing: this program was built without the feature `otel`";
-        Err(StartError::Config(what.into()))
+        Err(Problems::one("tracing", WITHOUT).into())
     }
 
     /// Nothing waits to be sent.

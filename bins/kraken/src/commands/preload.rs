@@ -5,6 +5,7 @@ use kraken::operator::{Operator, failed};
 use kraken_core::net::http::segment;
 use kraken_daemon::config::HostConfig;
 use kraken_daemon::preload::{PreloadConfig, Preloader};
+use kraken_daemon::problems::Problems;
 
 use crate::args::preload::PreloadArgs;
 use crate::say;
@@ -29,7 +30,11 @@ pub(crate) async fn preload(args: PreloadArgs) -> Result<(), Failure> {
                 ..PreloadConfig::of(runtime)
             };
             let preloader = Preloader::new(config, args.agent.host().to_owned());
-            let preloader = preloader.map_err(Failure::Argument)?;
+            let told = |found: Problems| {
+                let found: Vec<_> = found.all().iter().map(ToString::to_string).collect();
+                Failure::Argument(found.join("; "))
+            };
+            let preloader = preloader.map_err(told)?;
             let pulled = preloader.pull(&args.image, args.namespace.as_ref()).await;
             pulled.map_err(|error| Failure::Registry(error.to_string()))?
         }

@@ -61,7 +61,7 @@ pub(crate) fn containerd(lab: &Lab) {
         "{ask} --runtime podman --socket /x library/preloaded:v1"
     ));
     assert!(
-        errors.contains("socket means nothing to podman"),
+        errors.contains("socket: this means nothing to podman"),
         "{errors}"
     );
 

@@ -134,6 +134,12 @@ impl Hours {
         Self(windows)
     }
 
+    /// Whether there are no others.
+    pub fn are_all(&self) -> bool {
+        let is_open = |minute| self.0.iter().any(|it| it.open_for(minute).is_some());
+        self.0.is_empty() || (0..WEEK).all(is_open)
+    }
+
     /// Whether something may go, at so many milliseconds since 1970.
     pub fn is_open(&self, unix_ms: u64) -> bool {
         let minutes = unix_ms / MINUTE_MS + FIRST_DAY * u64::from(DAY);
@@ -189,6 +195,19 @@ mod tests {
 
     fn hours(windows: &[&str]) -> Hours {
         Hours::new(windows.iter().map(|it| it.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn windows_may_leave_no_other_hours() {
+        for (windows, are_all) in [
+            (&[][..], true),
+            (&["00:00-24:00"], true),
+            (&["06:00-22:00", "22:00-06:00"], true),
+            (&["06:00-22:00", "22:00-05:59"], false),
+            (&["mon-sat 00:00-24:00"], false),
+        ] {
+            assert_eq!(hours(windows).are_all(), are_all, "{windows:?}");
+        }
     }
 
     #[test]
