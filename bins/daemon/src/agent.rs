@@ -1,6 +1,7 @@
 //! The agent as a process: peers on one port, a read-only registry on another.
 
 mod config;
+mod start;
 
 use std::future::ready;
 use std::net::SocketAddr;
@@ -14,41 +15,28 @@ use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use futures::future::OptionFuture;
 use http::StatusCode;
-use kraken_core::net::Role;
 use kraken_core::net::announce::TrackerClient;
-use kraken_core::net::http::{
-    ApiError, HttpClient, HttpServer, Params, TracedFrom, serve_on, traced, with_health,
-};
-use kraken_core::storage::{BlobStatus, MemoryTier, PieceStore as _};
+use kraken_core::net::http::{ApiError, HttpServer, Params, with_health};
+use kraken_core::storage::{BlobStatus, PieceStore as _};
 use kraken_core::{Agent, Digest, Namespace, OpenError};
 use kraken_registry::access::Access;
-use kraken_registry::name::Host;
 use kraken_registry::pull::{self, PullState, StaleTags};
 use kraken_registry::tags::client::TagClient;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 pub use self::config::AgentConfig;
+pub use self::start::start;
 use crate::access;
-use crate::answers::{Answers, noted};
-use crate::config::{bind, make_dir};
-use crate::doctor::{Doctor, Facts, with_doctor};
-use crate::explain::{Others, with_explain};
-use crate::guard::{self, Guard};
 use crate::limits::with_live_limits;
 use crate::members::Urls;
 use crate::metrics::{self, Every, with_metrics};
 use crate::pages;
-use crate::preload::{self, Preloader, with_preload};
 use crate::process::{Service, StartError};
-use crate::profile::with_profile;
 use crate::reload::Changed;
-use crate::sockets;
 use crate::store::http::with_store;
-use crate::store::{self, Disks, Memory};
+use crate::store::{self, Disks};
 
-/// The registry that dockerd means where it names none.
-const DOCKER_HUB: &str = "docker.io";
 /// How long an agent that is asked to stop hands over what others lack.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
@@ -66,156 +54,6 @@ pub struct AgentService {
     /// The mirror of Docker Hub.
     docker: Option<HttpServer>,
     shutdown: CancellationToken,
-}
-
-/// Starts an agent.
-///
-/// # Errors
-/// [`StartError`] says what to mend.
-pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
-    let facts = Facts::of(&config);
-    let shutdown = CancellationToken::new();
-    let identity = config.tls.identity_of(Role::Agent, &shutdown)?;
-    let http = HttpClient::new(Some(&identity))?;
-    let listed = Urls::of(
-        "trackers",
-        config.trackers,
-        config.trackers_file,
-        config.trackers_dns,
-    )?;
-    let indexes = Urls::of(
-        "build_indexes",
-        config.build_indexes,
-        config.build_indexes_file,
-        config.build_indexes_dns,
-    )?;
-    let tracked = http.calling(&[Role::Tracker])?;
-    let trackers = TrackerClient::new(listed.now().await?, tracked)
-        .map_err(|error| StartError::Config(format!("trackers: {error}")))?;
-    listed.follow_trackers(&trackers, &shutdown);
-    let transport = bind(
-        config.peer_listen,
-        &identity,
-        (config.transport, config.quic_mtu),
-    )?;
-    let dir = config.store.clone();
-    make_dir(&config.store)?;
-    let (volumes, eviction) = (&config.volumes, &config.eviction);
-    let disks = store::open(dir, volumes, config.store_limit, eviction).await?;
-    store::scrub(disks.clone(), config.scrub, &shutdown);
-    let builder = match config.memory {
-        Some(Memory(bytes)) => {
-            Agent::builder(MemoryTier::new(disks.clone(), bytes), transport.clone())
-        }
-        None => Agent::builder(disks.clone(), transport.clone()),
-    };
-    let mut builder = builder
-        .discovery(trackers.clone())
-        .name(config.name.unwrap_or_else(host_name))
-        .lifetimes(config.eviction.lifetimes())
-        .limits(config.limits.into());
-    if config.remember_peers {
-        builder = builder.peers_file(config.store.join("peers.json"));
-    }
-    if let Some(addr) = config.advertise {
-        builder = builder.advertise(addr);
-    }
-    if let Some(zone) = identity.zone(config.zone)? {
-        builder = builder.zone(zone);
-    }
-    let agent = builder
-        .spawn()
-        .map_err(|error| StartError::Config(error.to_string()))?;
-    let tags = TagClient::new(
-        http.calling(&[Role::BuildIndex])?.raw(),
-        indexes.now().await?,
-    );
-    indexes.follow_tags(&tags, &shutdown);
-    let stale = StaleTags::default();
-    let hub: Host = DOCKER_HUB.parse().expect("a host");
-    let access = access::access(config.access.as_ref(), config.client_tls.as_ref())?;
-    let answers = Answers::default();
-    let every = Every::of(&identity);
-    let docker = config.docker_listen.map(|addr| {
-        let mirror = PullState::mirror(agent.clone(), tags.clone());
-        let mirror = mirror.access(access.clone());
-        let mirror = mirror.count_stale(stale.clone());
-        let router = pull::router(mirror.usual_upstream(hub));
-        let router = router.layer(middleware::from_fn(pages::refuse));
-        let router = noted(router, &answers);
-        let router = every
-            .requests
-            .counted(traced(router, TracedFrom::Strangers));
-        let socket = sockets::listen(addr)?;
-        Ok::<_, StartError>(serve_on(socket, router, None, shutdown.clone())?)
-    });
-    let docker = docker.transpose()?;
-    let others = Others {
-        http: http.clone(),
-        trackers: trackers.clone(),
-    };
-    let doctor = Doctor {
-        facts,
-        identity: identity.clone(),
-        http,
-        trackers: trackers.clone(),
-        tags: tags.clone(),
-        transport,
-        disks: disks.clone(),
-        agent: agent.clone(),
-    };
-    let mirror = PullState::mirror(agent.clone(), tags.clone()).access(access.clone());
-    let own = config.own_names.into_iter().map(|host| host.0);
-    let upstreams = config.upstreams.into_iter().map(|host| host.0);
-    let mirror = mirror.own_names(own).upstreams(upstreams);
-    let mirror = mirror.count_stale(stale.clone());
-    let guard = Guard {
-        access: access.clone(),
-        is_tls: config.client_tls.is_some(),
-    };
-    let guard =
-        middleware::from_fn(move |request, next| guard::refuse(guard.clone(), request, next));
-    let socket = sockets::listen(config.registry_listen)?;
-    let listening = socket.local_addr().unwrap_or(config.registry_listen);
-    let preloader = config.preload.map(|config| {
-        let preloader = Preloader::new(config, preload::reachable(listening));
-        preloader.map_err(|wrong| wrong.under("preload"))
-    });
-    let explained = disks.clone();
-    let router = router((agent.clone(), stale, every.clone()), disks, mirror);
-    let router = with_profile(with_doctor(router, doctor));
-    let remembers = (agent.clone(), explained);
-    let router = with_explain(router, remembers, answers.clone(), Some(others));
-    let router = noted(router, &answers);
-    let router = with_preload(router, preloader.transpose()?).layer(guard);
-    let router = every
-        .requests
-        .counted(traced(router, TracedFrom::Strangers));
-    let tls = config.client_tls.as_ref();
-    let server = access::serve(socket, router, tls, shutdown.clone())?;
-    let seeding = agent.clone();
-    tokio::spawn(async move {
-        match seeding.seed_all().await {
-            Ok(blobs) => tracing::info!(blobs, "seeding what the store holds"),
-            Err(error) => tracing::error!(%error, "the store's blobs are not seeded"),
-        }
-    });
-    Ok(AgentService {
-        agent,
-        trackers,
-        tags,
-        access,
-        registry: server.local_addr(),
-        server,
-        docker,
-        shutdown,
-    })
-}
-
-/// What the kernel calls this host; nothing where it does not say.
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    name.unwrap_or_default().trim().to_string()
 }
 
 impl Service for AgentService {

@@ -22,7 +22,7 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 /// `info,kraken_core=debug`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
-#[schemars(with = "String", title = "log levels", extend("examples" = ["info", "info,kraken_core=debug"]))]
+#[schemars(with = "String", title = "a filter of the log", extend("examples" = ["info", "info,kraken_core=debug"]))]
 pub struct LogFilter(String);
 
 impl TryFrom<String> for LogFilter {

@@ -8,7 +8,7 @@ use kraken_core::net::Role;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::host_name;
+use super::start::host_name;
 use crate::access::{AccessConfig, ClientTls};
 use crate::address::{self, Address};
 use crate::check::ProcessConfig;
