@@ -68,18 +68,31 @@ impl Route {
 
     /// The same of another registry's repository, which is kept behind the host's name.
     pub(crate) fn behind(self, host: &Host) -> Result<Self, RouteError> {
-        let within = |repo: RepoName| -> Result<RepoName, NameError> {
-            // Whoever says the host in the path too means the same.
-            match host.keeps(&repo) {
-                true => Ok(repo),
-                false => format!("{}/{repo}", host.prefix()).parse(),
-            }
-        };
+        // Whoever says the host in the path too means the same.
+        self.of(|repo| match host.keeps(&repo) {
+            true => Ok(repo),
+            false => format!("{}/{repo}", host.prefix()).parse(),
+        })
+    }
+
+    /// The same of a repository that is named without the host.
+    pub(crate) fn without(self, host: &Host) -> Result<Self, RouteError> {
+        let prefix = format!("{}/", host.prefix());
+        self.of(|repo| match repo.as_str().strip_prefix(&prefix) {
+            Some(rest) => rest.parse(),
+            None => Ok(repo),
+        })
+    }
+
+    fn of(
+        self,
+        name: impl FnOnce(RepoName) -> Result<RepoName, NameError>,
+    ) -> Result<Self, RouteError> {
         Ok(match self {
-            Self::Manifest(repo, reference) => Self::Manifest(within(repo)?, reference),
-            Self::Blob(repo, digest) => Self::Blob(within(repo)?, digest),
-            Self::Tags(repo) => Self::Tags(within(repo)?),
-            Self::Referrers(repo, digest) => Self::Referrers(within(repo)?, digest),
+            Self::Manifest(repo, reference) => Self::Manifest(name(repo)?, reference),
+            Self::Blob(repo, digest) => Self::Blob(name(repo)?, digest),
+            Self::Tags(repo) => Self::Tags(name(repo)?),
+            Self::Referrers(repo, digest) => Self::Referrers(name(repo)?, digest),
             other => other,
         })
     }

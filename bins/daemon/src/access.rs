@@ -174,8 +174,23 @@ pub(crate) fn access(
         }
         return Ok(Arc::new(Access::this_host()));
     };
+    if config.asks_nobody() {
+        tracing::warn!(
+            "everybody may do something and there are no `tokens`, so container clients are not asked for a password, and push as nobody"
+        );
+    }
     let made = contradictions(config, has_certificates).and_then(|()| config.make());
     made.map(Arc::new).map_err(|wrong| wrong.under("access"))
+}
+
+impl AccessConfig {
+    /// Whether there are users, and nothing that makes clients say that they are one: they ask `/v2/`, which is open
+    /// when everybody may do something.
+    fn asks_nobody(&self) -> bool {
+        let is_open = self.rules.iter().flatten().any(|it| it.users.is_none());
+        let has_tokens = self.tokens.is_some() || self.token_server.is_some();
+        self.users_file.is_some() && is_open && !has_tokens
+    }
 }
 
 /// Keys that contradict each other, or mean nothing.

@@ -123,6 +123,13 @@ impl ProcessConfig for ProxyConfig {
     }
 }
 
+/// Whether there is an origin to take blobs to.
+fn answering(origins: &OriginCluster) -> Result<(), String> {
+    let up = origins.up();
+    let none = || "no origin answers: nothing can be pushed or pulled".into();
+    (up > 0).then_some(()).ok_or_else(none)
+}
+
 /// A proxy that runs.
 #[derive(Debug)]
 pub struct ProxyService {
@@ -184,7 +191,8 @@ pub async fn start(config: ProxyConfig) -> Result<ProxyService, StartError> {
     let router = router
         .merge(with_profile(preheating).layer(guard))
         .layer(middleware::from_fn(pages::refuse));
-    let router = with_health(router, || async { Ok(()) });
+    let asked = origins.clone();
+    let router = with_health(router, move || ready(answering(&asked)));
     let router = every
         .requests
         .counted(traced(router, TracedFrom::Strangers));

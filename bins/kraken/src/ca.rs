@@ -165,10 +165,39 @@ impl Authority {
             None => self.ca.renew(&old, validity),
             Some(former) => self.ca.adopt(&old, &read(former)?, validity),
         };
-        replace(cert, &renewed.map_err(|error| at(cert, error))?)
+        let renewed = renewed.map_err(|error| at(cert, error))?;
+        let own = former.is_none().then_some(&old).into_iter();
+        self.remember(own.chain([&renewed]))?;
+        replace(cert, &renewed)
     }
 
-    /// Puts a certificate on `ca.crl`, and gives the path of that.
+    /// Keeps certificates that others of the same key follow, or that follow them, as long as they are valid.
+    fn remember<'a>(&self, certs: impl Iterator<Item = &'a String>) -> Result<(), Failure> {
+        let mut kept = self.remembered()?;
+        for cert in certs.filter_map(|text| blocks(text).next()) {
+            if !kept.contains(&cert) {
+                kept.push(cert);
+            }
+        }
+        let now = SystemTime::now();
+        let is_valid = |cert: &String| {
+            let told = CertInfo::from_pem(cert).unwrap_or_default();
+            told.first().is_some_and(|it| it.not_after > now)
+        };
+        kept.retain(is_valid);
+        replace(&self.dir.join(RENEWED), &kept.concat())
+    }
+
+    fn remembered(&self) -> Result<Vec<String>, Failure> {
+        let file = self.dir.join(RENEWED);
+        match file.exists() {
+            true => Ok(blocks(&read(&file)?).collect()),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// Puts a certificate on `ca.crl`, with those of the same key that it was renewed from or to, and gives the path of
+    /// that.
     ///
     /// # Errors
     /// It is not of this authority, or the list cannot be written.
@@ -179,8 +208,16 @@ impl Authority {
         } else {
             None
         };
-        let list = self.ca.revoke(&read(cert)?, list.as_deref());
-        replace(&file, &list.map_err(|error| at(cert, error))?)?;
+        let text = read(cert)?;
+        let wrong = |error| at(cert, error);
+        let mut list = self.ca.revoke(&text, list.as_deref()).map_err(wrong)?;
+        let key = |text: &str| CertInfo::from_pem(text).ok()?.first().map(|it| it.peer_id);
+        for other in self.remembered()? {
+            if key(&other) == key(&text) {
+                list = self.ca.revoke(&other, Some(&list)).map_err(wrong)?;
+            }
+        }
+        replace(&file, &list)?;
         Ok(file)
     }
 
@@ -188,6 +225,16 @@ impl Authority {
     fn list(&self) -> PathBuf {
         self.dir.join("ca.crl")
     }
+}
+
+/// Certificates that were renewed, and what they were renewed to: a key is not revoked with one of them only.
+const RENEWED: &str = "renewed.pem";
+
+/// The certificates of a PEM file, each as it is there.
+fn blocks(text: &str) -> impl Iterator<Item = String> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let blocks = text.split_inclusive(END).filter(|it| it.ends_with(END));
+    blocks.map(|it| format!("{}\n", it.trim_start()))
 }
 
 /// Refuses a certificate, a file and its text, that a list names.
@@ -443,6 +490,28 @@ mod tests {
             assert!(error.contains("ca.crl names it"), "{error}");
             assert_eq!(fs::read(&revoked).unwrap(), text);
             by.renew(&other, (former, Days(1))).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_key_is_revoked_with_all_its_certificates() {
+        for take_first in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let (ca_dir, out) = (dir.path().join("ca"), dir.path().join("out"));
+            let own = authority(&ca_dir);
+            let last = own.issue(&wanted("a"), &out).unwrap();
+            let other = own.issue(&wanted("b"), &out).unwrap();
+            let first = out.join("first.crt");
+            fs::copy(&last, &first).unwrap();
+            own.renew(&last, (None, Days(9))).unwrap();
+            own.renew(&last, (None, Days(9))).unwrap();
+            own.renew(&other, (None, Days(9))).unwrap();
+            own.revoke(if take_first { &first } else { &last }).unwrap();
+            for cert in [&first, &last] {
+                let error = own.renew(cert, (None, Days(9))).unwrap_err().to_string();
+                assert!(error.contains("ca.crl names it"), "{take_first}: {error}");
+            }
+            own.renew(&other, (None, Days(9))).unwrap();
         }
     }
 

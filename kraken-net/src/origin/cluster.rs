@@ -85,6 +85,15 @@ impl OriginCluster {
         self.inner.members.all()
     }
 
+    /// How many origins answer, as far as [`OriginCluster::watch`] has looked.
+    pub fn up(&self) -> usize {
+        let names = self.names();
+        names
+            .iter()
+            .filter(|it| self.inner.members.is_up(it))
+            .count()
+    }
+
     /// The names of a blob's owners, in ring order.
     pub fn owners(&self, digest: &Digest) -> Vec<String> {
         self.inner.members.owners(*digest)

@@ -61,7 +61,7 @@ impl Hosts {
         })
     }
 
-    /// Podman and CRI-O write the registry in front of the repository, dockerd says nothing.
+    /// Podman and CRI-O write the registry in front of the repository, this cluster's own as well; dockerd says nothing.
     fn unnamed(&self, route: Route) -> Result<Meant, RegistryError> {
         if let Some(host) = &self.usual {
             return Ok(Meant {
@@ -70,14 +70,43 @@ impl Hosts {
                 is_upstream: true,
             });
         }
-        let is_upstream = route.repo().is_some_and(|repo| {
-            let mut upstreams = self.upstreams.iter();
-            upstreams.any(|host| host.keeps(repo))
-        });
+        let is_in = |hosts: &[Host]| {
+            let repo = route.repo()?;
+            hosts.iter().find(|host| host.keeps(repo)).cloned()
+        };
+        let is_upstream = is_in(&self.upstreams).is_some();
+        let own = is_in(&self.own).filter(|_| !is_upstream);
         Ok(Meant {
-            route,
+            route: match own {
+                Some(own) => route.without(&own)?,
+                None => route,
+            },
             named: None,
             is_upstream,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_in_front_of_the_repository_is_taken_for_what_it_is() {
+        let hosts = Hosts {
+            upstreams: vec!["docker.io".parse().unwrap()],
+            own: vec!["registry.example.test".parse().unwrap()],
+            usual: None,
+        };
+        let meant = |path: &str| {
+            let meant = hosts.unnamed(Route::parse(path).unwrap()).unwrap();
+            (meant.route, meant.is_upstream)
+        };
+        let tags = |repo: &str| Route::parse(&format!("/v2/{repo}/tags/list")).unwrap();
+        let own = meant("/v2/registry.example.test/library/app/tags/list");
+        assert_eq!(own, (tags("library/app"), false));
+        assert_eq!(meant("/v2/team/app/tags/list"), (tags("team/app"), false));
+        let upstream = meant("/v2/docker.io/library/app/tags/list");
+        assert_eq!(upstream, (tags("docker.io/library/app"), true));
     }
 }

@@ -441,7 +441,8 @@ async fn reply(request: RequestBuilder) -> Result<Reply, String> {
             }
         }
     } else {
-        return Err(format!("status {status}"));
+        let why = failure(response).await.map(|it| it.message);
+        return Err(why.unwrap_or_else(|| format!("status {status}")));
     };
     Ok(Reply {
         answer,

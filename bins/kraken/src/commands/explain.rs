@@ -93,7 +93,10 @@ pub(crate) async fn top(args: TopArgs) -> Result<(), Failure> {
             written => written.map_err(Failure::io("write to the standard output"))?,
         }
         if args.once {
-            return Ok(());
+            return match seen.iter().all(|it| it.silent.is_some()) {
+                true => Err(Failure::Away("nobody answers".into())),
+                false => Ok(()),
+            };
         }
         before = now;
     }
