@@ -172,9 +172,11 @@ async fn follow<T>(
         if now == before || now.is_none() {
             continue;
         }
+        let is_first = before.is_none();
         before = now;
         let read = read(&file).map_err(|error| error.to_string());
         match read.and_then(&changed) {
+            Ok(()) if is_first => {}
             Ok(()) => tracing::info!(file = %file.display(), "the members are others now"),
             Err(error) => {
                 let file = file.display();

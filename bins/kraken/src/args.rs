@@ -233,7 +233,7 @@ pub(crate) struct TlsFiles {
         default_value = "kraken-dev/tls/operator.key"
     )]
     pub(crate) key: PathBuf,
-    /// The certificates of the cluster's authority.
+    /// The certificates of the cluster's authority, or of another one's that an agent or a proxy shows its clients.
     #[arg(
         long,
         env = "KRAKEN_CA",

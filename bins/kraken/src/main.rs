@@ -212,7 +212,7 @@ async fn work_on_queue(queue: &Queue, command: QueueCommand) -> Result<(), Failu
 }
 
 fn operator(url: &str, tls: TlsFiles) -> Result<Operator, Failure> {
-    Operator::new(url, &tls.config())
+    Operator::with(url, &tls.config())
 }
 
 async fn look_at_store(store: &Store, command: StoreCommand) -> Result<ExitCode, Failure> {

@@ -72,6 +72,23 @@ impl Operator {
         Self::of(url, &Caller::from_env(trust)?)
     }
 
+    /// The same with the files of an operator. When there is no certificate, or it is not of the authority, then that is
+    /// one which an agent or a proxy with `client_tls` has for its clients, and no certificate is shown.
+    ///
+    /// # Errors
+    /// As of [`Operator::any`].
+    pub fn with(url: &str, tls: &Tls) -> Result<Self, Failure> {
+        let trust = OutsideTrust {
+            ca: Some(tls.ca.clone()),
+            certificate: None,
+        };
+        match (url.starts_with("https://"), tls.cert.exists()) {
+            (true, false) if tls.ca.exists() => Self::of(url, &Caller::from_env(trust)?),
+            (true, _) => Self::any(url, Some(tls), trust),
+            (false, _) => Self::new(url, tls),
+        }
+    }
+
     /// Asks, and gives an answer that says it worked.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use kraken::caller::Caller;
 use kraken::operator::Operator;
 use kraken_core::net::http::OutsideTrust;
 use kraken_daemon::Tls;
+use kraken_daemon::tls::KeyPassword;
 
 /// TLS at addresses that begin with `https://`.
 #[derive(Debug, Args)]
@@ -56,12 +57,25 @@ pub(crate) struct ProcessTls {
     /// The authorities to trust at an https:// address: the cluster's, or that of an agent's client_tls.
     #[arg(long, env = "KRAKEN_CA", global = true, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// A file whose first line opens the key, if that is encrypted.
+    #[arg(
+        long,
+        env = "KRAKEN_KEY_PASSWORD_FILE",
+        global = true,
+        value_name = "FILE"
+    )]
+    key_password_file: Option<PathBuf>,
 }
 
 impl ProcessTls {
     /// A client of the process at a base URL.
     pub(crate) fn operator(self, url: &str) -> Result<Operator, Failure> {
-        let Self { cert, key, mut ca } = self;
+        let Self {
+            cert,
+            key,
+            mut ca,
+            key_password_file,
+        } = self;
         let mut certificate = match (cert, key) {
             (None, None) => None,
             (Some(cert), Some(key)) => Some((cert, key)),
@@ -73,7 +87,11 @@ impl ProcessTls {
             certificate = Some((made.join("origin-1.crt"), made.join("origin-1.key")));
         }
         let tls = certificate.clone().zip(ca.clone());
-        let tls = tls.map(|((cert, key), ca)| Tls::new(cert, key, ca));
+        let tls = tls.map(|((cert, key), ca)| {
+            let mut tls = Tls::new(cert, key, ca);
+            tls.key_password = key_password_file.map(|file| KeyPassword { file });
+            tls
+        });
         Operator::any(url, tls.as_ref(), OutsideTrust { ca, certificate })
     }
 }

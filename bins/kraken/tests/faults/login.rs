@@ -329,6 +329,19 @@ async fn tls() {
     let said = place.ok(None, &[&store[..], &ca].concat()).await;
     assert!(said.contains(&Digest::of(b"{}").to_string()), "{said}");
 
+    // The authority of an agent's clients, with no certificate or one of another: the agent wants none.
+    let strange = CertAuthority::create().unwrap();
+    let strange = strange.issue("operator", &["operator".into()]).unwrap();
+    let cert = place.write("strange.crt", strange.0);
+    let key = place.write("strange.key", strange.1);
+    for shown in [&[][..], &["--cert", &cert, "--key", &key]] {
+        let health = [&["health", &agent], &ca[..], shown].concat();
+        assert!(place.ok(None, &health).await.contains("ready"));
+        let digest = Digest::of(b"{}").to_string();
+        let explain = [&["explain", &digest, "--agent", &agent], &ca[..], shown].concat();
+        assert!(place.ok(None, &explain).await.contains(&digest));
+    }
+
     let preload = ["preload", "team/app:v1", "--agent", &agent];
     let preload = [&preload[..], &ca].concat();
     let said = place.fails(None, &preload).await;
