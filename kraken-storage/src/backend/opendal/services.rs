@@ -11,7 +11,9 @@ use serde::Deserialize;
 
 use super::transport::{Transport, with_transport};
 use super::{OpendalBackend, Place, guarded};
-use crate::backend::{BackendError, Secret};
+use crate::backend::BackendError;
+#[cfg(any(feature = "s3", feature = "azure"))]
+use crate::backend::Secret;
 
 /// A bucket of S3, or of a server that speaks its protocol.
 #[cfg(feature = "s3")]
@@ -242,6 +244,7 @@ impl OpendalBackend {
     }
 }
 
+#[cfg(any(feature = "s3", feature = "azure"))]
 fn revealed(secret: Option<Secret>) -> Result<Option<String>, BackendError> {
     secret.map(|secret| secret.reveal()).transpose()
 }
