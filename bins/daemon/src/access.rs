@@ -158,11 +158,24 @@ impl From<MayConfig> for May {
     }
 }
 
-/// What a configuration grants.
+/// What a configuration grants; what is odd about it goes to the log.
 ///
 /// # Errors
 /// Something contradicts itself, a rule names users and there is no way to be one, or a file cannot be used.
 pub(crate) fn access(
+    config: Option<&AccessConfig>,
+    tls: Option<&ClientTls>,
+) -> Result<Arc<Access>, Problems> {
+    let access = granted(config, tls)?;
+    if config.is_some_and(AccessConfig::asks_nobody) {
+        tracing::warn!(
+            "everybody may do something and there are no `tokens`: container clients are not asked for a password, and come as nobody"
+        );
+    }
+    Ok(access)
+}
+
+fn granted(
     config: Option<&AccessConfig>,
     tls: Option<&ClientTls>,
 ) -> Result<Arc<Access>, Problems> {
@@ -174,23 +187,8 @@ pub(crate) fn access(
         }
         return Ok(Arc::new(Access::this_host()));
     };
-    if config.asks_nobody() {
-        tracing::warn!(
-            "everybody may do something and there are no `tokens`, so container clients are not asked for a password, and push as nobody"
-        );
-    }
     let made = contradictions(config, has_certificates).and_then(|()| config.make());
     made.map(Arc::new).map_err(|wrong| wrong.under("access"))
-}
-
-impl AccessConfig {
-    /// Whether there are users, and nothing that makes clients say that they are one: they ask `/v2/`, which is open
-    /// when everybody may do something.
-    fn asks_nobody(&self) -> bool {
-        let is_open = self.rules.iter().flatten().any(|it| it.users.is_none());
-        let has_tokens = self.tokens.is_some() || self.token_server.is_some();
-        self.users_file.is_some() && is_open && !has_tokens
-    }
 }
 
 /// Keys that contradict each other, or mean nothing.
@@ -235,6 +233,14 @@ fn contradictions(config: &AccessConfig, has_certificates: bool) -> Result<(), P
 }
 
 impl AccessConfig {
+    /// Whether there are users, and nothing that makes clients say that they are one: they ask `/v2/`, which is open
+    /// when everybody may do something.
+    fn asks_nobody(&self) -> bool {
+        let is_open = self.rules.iter().flatten().any(|it| it.users.is_none());
+        let has_tokens = self.tokens.is_some() || self.token_server.is_some();
+        self.users_file.is_some() && is_open && !has_tokens
+    }
+
     fn make(&self) -> Result<Access, Problems> {
         let rules = self.rules.iter().flatten().map(|rule| AccessRule {
             repositories: rule.repositories.regex(),
@@ -295,7 +301,7 @@ fn of_tokens(error: &AccessError, keys: &[PathBuf]) -> Problems {
 impl Problems {
     /// Users, rules and certificates of a registry.
     pub(crate) fn of_access(&mut self, config: Option<&AccessConfig>, tls: Option<&ClientTls>) {
-        self.of(access(config, tls));
+        self.of(granted(config, tls));
         if let Some(tls) = tls {
             let mut files = vec![("cert", tls.cert.as_path()), ("key", &tls.key)];
             let password = tls.key_password.as_ref();

@@ -25,6 +25,8 @@ use kraken_core::{Agent, Digest, MetaInfo, Namespace, Origin, PeerId, Tracker};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::common::eventually;
+
 const PIECE: u64 = 256 << 10;
 /// 12 pieces and a short one.
 const LEN: usize = 12 * PIECE as usize + 1000;
@@ -293,16 +295,6 @@ async fn read(agent: &Agent, digest: Digest, end: u64) -> (Vec<u8>, Option<Strin
         }
     }
     (bytes, None)
-}
-
-async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    for _ in 0..600 {
-        if check().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("not within 30 s: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

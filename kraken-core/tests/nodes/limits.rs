@@ -3,39 +3,15 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use kraken_core::net::{Discovery, DiscoveryError, MemNetwork};
-use kraken_core::proto::{AnnounceReply, AnnounceRequest, Handout};
+use kraken_core::net::MemNetwork;
 use kraken_core::storage::testkit::blob;
 use kraken_core::storage::{MemStore, UploadStore as _};
-use kraken_core::{Agent, Digest, Limits, MetaInfo, Namespace, PeerId, PeerInfo};
+use kraken_core::{Agent, Digest, Limits, Namespace, PeerId};
 use tokio::time::Instant;
 
+use crate::common::Known;
+
 const MB: u64 = 1_000_000;
-
-/// Knows the seeders, and what the blobs consist of.
-#[derive(Clone, Default)]
-struct Known {
-    seeders: Vec<PeerInfo>,
-    metas: Vec<MetaInfo>,
-}
-
-impl Discovery for Known {
-    async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
-        let handouts = request.blobs.iter().map(|blob| Handout {
-            digest: blob.digest,
-            peers: self.seeders.clone(),
-        });
-        Ok(AnnounceReply {
-            interval_ms: 1000,
-            handouts: handouts.collect(),
-        })
-    }
-
-    async fn metainfo(&self, _: &Namespace, digest: Digest) -> Result<MetaInfo, DiscoveryError> {
-        let known = self.metas.iter().find(|meta| meta.digest() == digest);
-        known.cloned().ok_or(DiscoveryError::NotFound(digest))
-    }
-}
 
 /// One seeder of some blobs, and agents that want them.
 struct World {

@@ -15,6 +15,8 @@ use kraken_core::storage::{Backend as _, BoxBackend, DurableQueue, MemStore, Ope
 use kraken_core::{Namespace, Origin, PeerId};
 use tokio_util::sync::CancellationToken;
 
+use crate::common::eventually;
+
 struct Node {
     origin: Origin,
     store: MemStore,
@@ -109,16 +111,6 @@ impl Node {
         self.origin.shutdown().await;
         self.store
     }
-}
-
-async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    for _ in 0..600 {
-        if check().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("not within 30 s: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

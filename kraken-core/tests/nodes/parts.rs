@@ -20,6 +20,8 @@ use kraken_core::storage::{
 use kraken_core::{Agent, BlobReader, Limits, MetaInfo, Namespace, Origin, PeerId, Tracker};
 use tokio_util::sync::CancellationToken;
 
+use crate::common::eventually;
+
 /// 32 pieces of 512 KiB.
 const LEN: usize = 16 << 20;
 const PIECE: u64 = 512 << 10;
@@ -128,16 +130,6 @@ fn free_addr() -> SocketAddr {
 
 fn received(agent: &Agent) -> u64 {
     agent.metrics().bytes_from_origins() + agent.metrics().bytes_from_agents()
-}
-
-async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    for _ in 0..600 {
-        if check().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("not within 30 s: {what}");
 }
 
 /// What comes unasked would come meanwhile.

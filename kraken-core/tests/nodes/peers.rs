@@ -5,37 +5,35 @@ use std::path::Path;
 use std::time::Duration;
 
 use kraken_core::net::{Discovery, DiscoveryError, MemNetwork};
-use kraken_core::proto::{AnnounceReply, AnnounceRequest, Handout};
+use kraken_core::proto::{AnnounceReply, AnnounceRequest};
 use kraken_core::storage::testkit::blob;
 use kraken_core::storage::{MemStore, UploadStore as _};
 use kraken_core::{Agent, Digest, MetaInfo, Namespace, PeerId, PeerInfo};
+
+use crate::common::Known;
 
 /// Trackers that always have the metainfo, which no peer gives, and hand out the seeder until they
 /// are dead.
 #[derive(Clone)]
 struct Trackers {
-    seeder: Option<PeerInfo>,
-    metas: Vec<MetaInfo>,
+    known: Known,
+    are_dead: bool,
 }
 
 impl Discovery for Trackers {
     async fn announce(&self, request: AnnounceRequest) -> Result<AnnounceReply, DiscoveryError> {
-        let Some(seeder) = &self.seeder else {
-            return Err(DiscoveryError::Unavailable("dead".into()));
-        };
-        let handouts = request.blobs.iter().map(|blob| Handout {
-            digest: blob.digest,
-            peers: vec![seeder.clone()],
-        });
-        Ok(AnnounceReply {
-            interval_ms: 1000,
-            handouts: handouts.collect(),
-        })
+        match self.are_dead {
+            true => Err(DiscoveryError::Unavailable("dead".into())),
+            false => self.known.announce(request).await,
+        }
     }
 
-    async fn metainfo(&self, _: &Namespace, digest: Digest) -> Result<MetaInfo, DiscoveryError> {
-        let known = self.metas.iter().find(|meta| meta.digest() == digest);
-        known.cloned().ok_or(DiscoveryError::NotFound(digest))
+    async fn metainfo(
+        &self,
+        namespace: &Namespace,
+        digest: Digest,
+    ) -> Result<MetaInfo, DiscoveryError> {
+        self.known.metainfo(namespace, digest).await
     }
 }
 
@@ -59,16 +57,21 @@ impl Lab {
             metas.push(meta);
         }
         let transport = network.transport(PeerId::from_bytes([1; 32]));
+        let mut known = Known {
+            seeders: Vec::new(),
+            metas,
+        };
         let nobody = Trackers {
-            seeder: None,
-            metas: metas.clone(),
+            known: known.clone(),
+            are_dead: true,
         };
         let seeder = Agent::builder(store, transport).discovery(nobody);
         let seeder = seeder.spawn().unwrap();
         assert_eq!(seeder.seed_all().await.unwrap(), 2);
+        known.seeders.push(seeder.local().clone());
         let alive = Trackers {
-            seeder: Some(seeder.local().clone()),
-            metas,
+            known,
+            are_dead: false,
         };
         Self {
             network,
@@ -89,13 +92,13 @@ impl Lab {
 
     fn dead(&self) -> Trackers {
         Trackers {
-            seeder: None,
+            are_dead: true,
             ..self.alive.clone()
         }
     }
 
     async fn fetch(&self, agent: &Agent, index: usize) {
-        let (namespace, meta) = (Namespace::default(), &self.alive.metas[index]);
+        let (namespace, meta) = (Namespace::default(), &self.alive.known.metas[index]);
         let fetched = agent.fetch(&namespace, meta.digest());
         let fetched = tokio::time::timeout(Duration::from_secs(60), fetched).await;
         fetched.expect("within a minute").unwrap();
