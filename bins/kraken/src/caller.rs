@@ -137,8 +137,20 @@ pub(crate) fn tls_advice(error: &str) -> &'static str {
             "; if it is there by TLS, begin its address with https://",
         ),
     ];
-    let found = known.into_iter().find(|(word, _)| error.contains(word));
-    found.map_or("", |(_, advice)| advice)
+    if let Some((_, advice)) = known.into_iter().find(|(word, _)| error.contains(word)) {
+        return advice;
+    }
+    // In TLS 1.3 a client is done before the server has looked at its certificate: what that says of it may come behind
+    // the end of the connection, and is lost.
+    let ended = [
+        "connection was not ready",
+        "connection closed before message completed",
+        "Connection reset by peer",
+    ];
+    match error.contains("https://") && ended.iter().any(|word| error.contains(word)) {
+        true => "; it may want a certificate of the cluster, or another one: --cert and --key",
+        false => "",
+    }
 }
 
 fn is_secure(base: &BaseUrl) -> bool {
@@ -201,6 +213,16 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+
+    #[test]
+    fn what_tls_says_is_told_with_what_to_do_also_when_its_words_are_lost() {
+        let lost = "error sending request for url (https://o:1/x/store): client error (Canceled): operation was canceled: connection was not ready";
+        assert!(tls_advice(lost).contains("a certificate of the cluster"));
+        assert_eq!(tls_advice(&lost.replace("https", "http")), "");
+        let said = "https://o:1: received fatal alert: CertificateRequired: connection closed before message completed";
+        assert!(tls_advice(said).starts_with("; it wants a certificate"));
+        assert_eq!(tls_advice("https://o:1: Connection refused"), "");
+    }
 
     #[test]
     fn the_files_of_podman_come_before_dockers() {
