@@ -7,7 +7,8 @@ pub mod error;
 pub mod metrics;
 #[cfg(all(feature = "http", feature = "fs"))]
 pub mod origin;
-pub mod sweep;
+pub mod seldom;
+mod sweep;
 mod tasks;
 #[cfg(feature = "http")]
 pub mod tracker;

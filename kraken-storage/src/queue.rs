@@ -2,7 +2,7 @@
 //!
 //! Every call waits for the disk: from async code, call it in `spawn_blocking`. A call that
 //! changes the queue is durable when it returns, except [`DurableQueue::take_due`], which marks
-//! tasks as taken in memory only, so that a crash gives them back.
+//! tasks as taken in memory only, so that a crash gives them back, and [`DurableQueue::give_back`].
 //!
 //! Tasks are kept in the order of (priority, due, id), and nothing holds more of them in memory than a
 //! call asks for, besides the ids of the taken ones. Always true: of the tasks with one kind and key, at
@@ -19,11 +19,11 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use redb::{Database, ReadableDatabase, ReadableTableMetadata};
+use redb::{ReadableDatabase, ReadableTableMetadata};
 
 use self::record::{name_of, read_record};
 use self::tables::{Place, Reading, Writing, place_of};
-use crate::database::make_once;
+use crate::database::{DatabaseFile, make_once};
 
 /// The database's page cache, in bytes; its own default would be 1 GiB.
 const CACHE: usize = 16 << 20;
@@ -81,7 +81,7 @@ pub struct DurableQueue {
 }
 
 struct Inner {
-    database: Database,
+    database: DatabaseFile,
     /// Locked over every call.
     taken: Mutex<Taken>,
 }
@@ -225,6 +225,11 @@ impl DurableQueue {
         Ok(())
     }
 
+    /// Gives a task back as it was taken, in memory only: for one whose end cannot be written.
+    pub fn give_back(&self, id: u64) {
+        self.inner.taken().ids.remove(&id);
+    }
+
     /// Puts a task aside as a dead letter: nobody takes it any more, until it is
     /// [revived](DurableQueue::revive) or another of its kind and key is pushed. It goes instead when
     /// that has happened since it was taken. Not an error when it is not there.
@@ -366,6 +371,12 @@ impl DurableQueue {
         Ok(taken.ids.contains(&id) || task.is_some_and(|task| task.attempts > 0))
     }
 
+    /// Why tasks cannot be added now; after a write that failed this tries again. Nothing when they can.
+    pub fn why_not_writable(&self) -> Option<String> {
+        let why = self.inner.database.why_not_writable()?;
+        Some(format!("its queue cannot be written: {why}"))
+    }
+
     /// How many tasks there are, waiting and taken.
     ///
     /// # Errors
@@ -446,8 +457,8 @@ pub enum QueueError {
     /// The file is open already, in this process or another.
     #[error("queue {0} is open already: stop the other process or use another file")]
     InUse(String),
-    /// The file cannot be read or written, or its volume is full. After such an error the database
-    /// may refuse everything until the queue is dropped and opened again.
+    /// The file cannot be read or written. Once a volume that was full has room again the queue goes on by
+    /// itself; after any other failure of its disk it refuses everything until it is dropped and opened again.
     #[error("the queue cannot {doing}: {why}")]
     Failed {
         /// What was being done.
@@ -474,13 +485,19 @@ impl QueueError {
 
 impl From<redb::StorageError> for QueueError {
     fn from(error: redb::StorageError) -> Self {
-        failed("read or write a task")(error)
+        failed("be read or written")(error)
+    }
+}
+
+impl From<redb::DatabaseError> for QueueError {
+    fn from(error: redb::DatabaseError) -> Self {
+        failed("be opened")(error)
     }
 }
 
 impl From<redb::TableError> for QueueError {
     fn from(error: redb::TableError) -> Self {
-        failed("open a table")(error)
+        failed("be read or written")(error)
     }
 }
 
@@ -493,15 +510,12 @@ fn failed<E: fmt::Display>(doing: &'static str) -> impl FnOnce(E) -> QueueError 
 
 impl Inner {
     fn open(path: &Path) -> Result<Self, QueueError> {
-        let database = Database::builder()
-            .set_cache_size(CACHE)
-            .create(path)
-            .map_err(|error| match error {
-                redb::DatabaseError::DatabaseAlreadyOpen => {
-                    QueueError::InUse(path.display().to_string())
-                }
-                error => failed("open")(error),
-            })?;
+        let database = DatabaseFile::open(path, CACHE).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => {
+                QueueError::InUse(path.display().to_string())
+            }
+            error => failed("be opened")(error),
+        })?;
         let inner = Self {
             database,
             taken: Mutex::default(),
@@ -520,11 +534,10 @@ impl Inner {
         &self,
         look: impl FnOnce(&Reading) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
-        let begun = self
-            .database
-            .begin_read()
-            .map_err(failed("begin to read"))?;
-        look(&Reading::new(&begun)?)
+        self.database.read(|database| {
+            let begun = database.begin_read().map_err(failed("be read"))?;
+            look(&Reading::new(&begun)?)
+        })
     }
 
     /// Makes one change, all of it or nothing.
@@ -532,13 +545,12 @@ impl Inner {
         &self,
         change: impl FnOnce(&mut Writing<'_>) -> Result<T, QueueError>,
     ) -> Result<T, QueueError> {
-        let begun = self
-            .database
-            .begin_write()
-            .map_err(failed("begin to write"))?;
-        let result = change(&mut Writing::new(&begun)?)?;
-        begun.commit().map_err(failed("commit"))?;
-        Ok(result)
+        self.database.write(|database| {
+            let begun = database.begin_write().map_err(failed("be written"))?;
+            let result = change(&mut Writing::new(&begun)?)?;
+            begun.commit().map_err(failed("be written"))?;
+            Ok(result)
+        })
     }
 
     fn current(&self, name: &[u8]) -> Result<Option<u64>, QueueError> {

@@ -12,7 +12,7 @@ use kraken_core::storage::backend::web::{
 };
 use kraken_core::storage::backend::{
     AzureOptions, BackendLimits, GcsOptions, Layout, LimitedBackend, NoopBackend, Route,
-    RoutedBackend, S3Options, ShadowBackend,
+    RoutedBackend, S3Options, ShadowBackend, WaryBackend,
 };
 use kraken_core::storage::{BackendError, BoxBackend, OpendalBackend};
 use schemars::JsonSchema;
@@ -287,7 +287,20 @@ pub(crate) fn check(one: Option<&BackendConfig>, routes: &[RouteConfig]) -> Resu
     found.done(())
 }
 
+/// How long a storage may take to say whether it has a blob, and to begin with its bytes, retries included: with
+/// three origins asked in turn still less than an agent waits for its tracker.
+const ANSWER: Duration = Duration::from_secs(10);
+
 impl BackendConfig {
+    /// Whether it is a registry, which may want to be left alone for a while: that is waited for.
+    fn may_make_wait(&self) -> bool {
+        match self {
+            Self::Registry(_) => true,
+            Self::Shadow(pair) => pair.active.may_make_wait(),
+            _ => false,
+        }
+    }
+
     fn without_disks(&self) -> Self {
         match self {
             Self::LocalDisk(_) => Self::Memory {},
@@ -311,6 +324,10 @@ fn route(config: &RouteConfig, origins: usize) -> Result<Route, BackendError> {
     limits.write = write.map(|rate| rate.0);
     limits.at_once = at_once.map(NonZeroUsize::get);
     let backend = make(&config.backend, config.layout, config.timeout)?;
+    let backend = match config.backend.may_make_wait() {
+        true => backend,
+        false => BoxBackend::new(WaryBackend::new(backend, config.timeout.0.min(ANSWER))),
+    };
     let backend = match config.limits == BackendLimitsConfig::default() {
         true => backend,
         false => BoxBackend::new(LimitedBackend::new(backend, limits.shared_by(origins))),

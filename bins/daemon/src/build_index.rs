@@ -312,8 +312,8 @@ pub async fn start(config: BuildIndexConfig) -> Result<BuildIndexService, StartE
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(collecting));
     let router = with_profile(router);
     let router = with_health(router, move || {
-        let reason = ready.why_not_ready();
-        async move { reason.map_or(Ok(()), |reason| Err(reason.to_owned())) }
+        let ready = ready.clone();
+        async move { ready.why_not_serving().await.map_or(Ok(()), Err) }
     });
     let server = serve_on(
         sockets::listen(config.listen)?,

@@ -1,7 +1,7 @@
 //! The origin as a process: peers on one port, its HTTP face on another.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use kraken_core::net::http::{
 use kraken_core::net::origin::router;
 use kraken_core::origin::HealConfig;
 use kraken_core::proto::ring::health::HealthConfig;
-use kraken_core::storage::Backend as _;
 use kraken_core::storage::queue::DurableQueue;
+use kraken_core::storage::{Backend as _, FsStore};
 use kraken_core::{Origin, Zone};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -314,6 +314,7 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
             .run_until_cancelled_owned(expire_uploads(disks.clone())),
     );
     let queue = DurableQueue::open(config.store.join("queue.redb"))?;
+    let kept = (queue.clone(), config.store.clone());
     let transport = config::bind(
         config.peer_listen,
         &identity,
@@ -354,12 +355,12 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
     let router = with_explain(router, remembers, Answers::default(), None);
     let router = with_store(router, disks, origin.clone());
     let router = with_profile(router);
-    let queue = origin.clone();
     let router = with_health(router, move || {
-        let readable = queue.queued().map(drop).map_err(|error| error.to_string());
-        let ready = ready.clone();
+        let ((queue, dir), ready) = (kept.clone(), ready.clone());
+        let writable = move || writable(&queue, &dir);
         async move {
-            readable?;
+            let writable = tokio::task::spawn_blocking(writable).await;
+            writable.unwrap_or_else(|error| Err(error.to_string()))?;
             ready.ready().await.map_err(|error| error.to_string())
         }
     });
@@ -378,6 +379,21 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         server,
         shutdown,
     })
+}
+
+/// What the queue needs on its volume: without it no push can be acknowledged.
+const QUEUE_ROOM: u64 = 1 << 20;
+
+/// Whether something can be acknowledged. Blocks on the disk.
+fn writable(queue: &DurableQueue, dir: &Path) -> Result<(), String> {
+    let room = FsStore::volume_room(dir).map_err(|error| error.to_string())?;
+    if room < QUEUE_ROOM {
+        let dir = dir.display();
+        let what =
+            format!("the volume of {dir} is full: nothing can be pushed until there is room");
+        return Err(what);
+    }
+    queue.why_not_writable().map_or(Ok(()), Err)
 }
 
 async fn metrics((origin, disks): (Origin, Disks)) -> String {

@@ -21,6 +21,8 @@ mod demo;
 mod doctor;
 #[path = "faults/explain.rs"]
 mod explain;
+#[path = "faults/full.rs"]
+mod full;
 #[path = "faults/garbage.rs"]
 mod garbage;
 #[path = "faults/health.rs"]

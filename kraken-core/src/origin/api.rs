@@ -16,6 +16,7 @@ use tracing::Instrument as _;
 use super::Origin;
 use super::fetches::Asker;
 use super::ingest::store_error;
+use super::source::backend_error;
 
 impl OriginApi for Origin {
     fn peer(&self) -> PeerInfo {
@@ -49,7 +50,7 @@ impl OriginApi for Origin {
                     return Ok(Some(length));
                 }
                 let length = self.inner.backend.stat(namespace, digest).await;
-                length.map_err(|error| ApiError::Unavailable(error.to_string()))
+                length.map_err(backend_error)
             }
         }
     }
@@ -62,12 +63,7 @@ impl OriginApi for Origin {
                 Err(ApiError::Conflict(error.to_string()))
             }
             Err(error @ (BackendError::Unavailable(_) | BackendError::Paused(_))) => {
-                let what = error.to_string();
-                let wait = match error {
-                    BackendError::Paused(wait) => Some(wait),
-                    _ => None,
-                };
-                Err(ApiError::Behind { what, wait })
+                Err(backend_error(error))
             }
             // It answers, and about this repository only.
             Err(error) => Err(ApiError::Forbidden(error.to_string())),
@@ -148,6 +144,10 @@ impl OriginApi for Origin {
         Ok(Prefetch::Started)
     }
 
+    fn check_uploads(&self) -> Result<(), ApiError> {
+        self.inner.check_uploads()
+    }
+
     async fn upload_start(&self) -> Result<String, ApiError> {
         self.inner.store.upload_start().await.map_err(store_error)
     }
@@ -185,6 +185,7 @@ impl OriginApi for Origin {
         let append = || store.upload_append(id, offset, bytes.clone());
         let appended = self.inner.with_room(need, append).await;
         if let Err(StoreError::Full) = &appended {
+            self.inner.refused_for_room();
             // It cannot go on, and as long as it stays nothing else can either.
             tracing::warn!(id, offset, "an upload is dropped, as the disk is full");
             if let Err(error) = store.upload_abort(id).await {

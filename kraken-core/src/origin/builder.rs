@@ -250,6 +250,8 @@ impl OriginBuilder {
             fetches: Default::default(),
             known: Default::default(),
             copying: Default::default(),
+            refused: Default::default(),
+            seldom: Default::default(),
             room: Default::default(),
             metrics,
             counts,

@@ -85,8 +85,11 @@ impl Inner {
         if damaged && let Err(error) = self.store.discard(digest).await {
             tracing::error!(%digest, %error, "a damaged blob stays in the store");
         }
-        if let Err(error) = &end {
-            tracing::warn!(%digest, %error, "a blob did not come in");
+        match &end {
+            Ok(()) => {}
+            // Whoever asked is told, and may have asked for anything.
+            Err(ApiError::NotFound) => tracing::debug!(%digest, "a blob is nowhere"),
+            Err(error) => tracing::warn!(%digest, %error, "a blob did not come in"),
         }
         said.send_modify(|said| said.end = Some(end));
         if damaged {
@@ -149,6 +152,10 @@ impl Inner {
                 Ok(()) => break,
                 Err(error) => error,
             };
+            // Nobody has a byte yet, and whoever asked can ask again: the storage has had its time.
+            if ingest.is_none() && matches!(error, ApiError::Behind { .. }) {
+                return Err(error);
+            }
             if ingest.as_ref().map(Ingest::rest) != before {
                 backoff.reset();
             }

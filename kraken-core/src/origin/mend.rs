@@ -45,7 +45,8 @@ impl Inner {
     }
 
     /// Copies a blob from another origin that has it whole, no faster than `pace`. It is not in the
-    /// backend under the namespaces `unwritten`: this copy is to bring it there, too.
+    /// backend under the namespaces `unwritten`: this copy is to bring it there, too, and others go if it needs
+    /// their room.
     pub(super) async fn copy_from(
         &self,
         holder: &OriginClient,
@@ -68,7 +69,12 @@ impl Inner {
                     upload: Some(&id),
                 };
                 let append = || self.store.upload_append(&id, at, bytes.clone());
-                at = self.with_room(need, append).await.map_err(store_error)?;
+                let appended = match unwritten {
+                    // Nothing goes for what the backend has as well: that one would be copied back next.
+                    [] => append().await,
+                    _ => self.with_room(need, append).await,
+                };
+                at = appended.map_err(store_error)?;
             }
             // Durable before the blob is, and not earlier: a task that finds no blob is given up.
             for namespace in unwritten {

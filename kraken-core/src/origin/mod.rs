@@ -42,6 +42,7 @@ use crate::agent::Limits;
 use crate::agent::driver::{self, Note};
 use crate::dynamic::{DynTransport, DynUploadStore};
 use crate::metrics::Metrics;
+use crate::seldom::Seldom;
 use crate::tasks::Tasks;
 use coming::Coming;
 use copying::Copying;
@@ -117,6 +118,10 @@ struct Inner {
     fetches: Fetches,
     known: KnownUploads,
     copying: Copying,
+    /// When something that came was refused for want of room.
+    refused: Mutex<Option<Instant>>,
+    /// What was said of tasks that failed.
+    seldom: Seldom,
     /// Whose turn it is to remove blobs from the store.
     room: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,

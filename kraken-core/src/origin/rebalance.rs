@@ -229,7 +229,12 @@ impl Inner {
             let copied = self.make_copy(digest, &lacking, pace);
             let copied = self.members.while_up(&lacking.name, copied).await;
             if let Err(error) = &copied {
-                tracing::warn!(%digest, %error, "a blob cannot be copied now");
+                match self.seldom.due(&error.to_string()) {
+                    Some(left_out) => {
+                        tracing::warn!(%digest, %error, left_out, "a blob cannot be copied now");
+                    }
+                    None => tracing::debug!(%digest, %error, "a blob cannot be copied now"),
+                }
             }
             u64::from(copied == Ok(true))
         });
@@ -269,7 +274,15 @@ impl Inner {
             return Ok(false);
         }
         let (from, unwritten) = (&lacking.from, &lacking.unwritten);
-        self.copy_from(from, digest, unwritten, Some(pace)).await?;
+        match self.copy_from(from, digest, unwritten, Some(pace)).await {
+            Ok(()) => {}
+            // A volume without a ceiling says so when it is full.
+            Err(ApiError::Full(_)) if is_written => {
+                self.let_go.note(digest);
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
         self.counts.healed(length);
         Ok(true)
     }

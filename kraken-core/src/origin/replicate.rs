@@ -156,7 +156,7 @@ impl Inner {
             Err(ApiError::NotFound) => {}
             Err(error) => return Err(said(error)),
         }
-        let upload = client.upload_start().await.map_err(said)?;
+        let upload = client.upload_start_replica(digest).await.map_err(said)?;
         let body = self.stream(meta, 0..meta.length(), None);
         let copied = async {
             client.upload_append(&upload, 0, body.boxed()).await?;

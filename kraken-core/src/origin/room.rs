@@ -3,16 +3,23 @@
 
 use std::collections::HashSet;
 use std::collections::hash_map::Entry;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use kraken_net::http::ApiError;
 use kraken_proto::Digest;
 use kraken_storage::{Backend as _, Goal, Need, StoreError};
 use tokio::sync::{oneshot, watch};
 
 use super::coming::{Coming, Said};
+use super::ingest::store_error;
 use super::{Inner, Origin};
 use crate::agent::driver::Note;
 use crate::dynamic::DynStore;
 use crate::sweep::{self, Keeper, Swept};
+
+/// How long uploads begin elsewhere after one found no room here: its bytes would be sent in vain.
+const REFUSED: Duration = Duration::from_secs(5);
 
 impl Origin {
     /// Removes blobs until `goal` is reached. What is not in the backend yet, what another owner
@@ -47,6 +54,25 @@ impl Inner {
         F: Future<Output = Result<T, StoreError>>,
     {
         sweep::with_room(self, need, None, attempt).await
+    }
+
+    /// Something that came was refused for want of room.
+    pub(super) fn refused_for_room(&self) {
+        *self.refused() = Some(Instant::now());
+    }
+
+    /// Whether an upload may begin here: a commit can be acknowledged, and nothing was refused a moment ago.
+    pub(super) fn check_uploads(&self) -> Result<(), ApiError> {
+        self.members.check_quorum()?;
+        let refused = *self.refused();
+        match refused.is_some_and(|at| at.elapsed() < REFUSED) {
+            true => Err(store_error(StoreError::Full)),
+            false => Ok(()),
+        }
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn leave_unread(&self, digest: Digest) -> bool {

@@ -88,7 +88,6 @@ impl Inner {
         from: u64,
         unreachable: usize,
     ) -> Result<Source, ApiError> {
-        let unavailable = |error: BackendError| ApiError::Unavailable(error.to_string());
         let step = |what: String| self.fetches.step(digest, what);
         step(format!(
             "no origin has it: the storage of namespace {namespace} is asked"
@@ -102,14 +101,14 @@ impl Inner {
         );
         let length = self.backend.stat(namespace, digest);
         let length = length.instrument(span.clone()).await;
-        match length.map_err(unavailable)? {
+        match length.map_err(backend_error)? {
             Some(length) => {
                 step(format!(
                     "the storage has it, {length} bytes: read from byte {from} on"
                 ));
                 let stream = self.backend.read(namespace, digest, from..u64::MAX);
                 let stream = stream.instrument(span.clone()).await;
-                let stream = stream.map_err(unavailable)?;
+                let stream = stream.map_err(backend_error)?;
                 span.record("kraken.bytes", trace::number(length.saturating_sub(from)));
                 self.counts.backend_reads.inc();
                 // It lasts until the last byte has come.
@@ -161,6 +160,17 @@ impl Inner {
         }
         (holder, unreachable)
     }
+}
+
+/// What others are told when the storage fails: that it is behind this origin, which is well itself.
+pub(super) fn backend_error(error: BackendError) -> ApiError {
+    let wait = match &error {
+        BackendError::Paused(wait) => Some(*wait),
+        BackendError::Unavailable(_) => None,
+        _ => return ApiError::Unavailable(error.to_string()),
+    };
+    let what = error.to_string();
+    ApiError::Behind { what, wait }
 }
 
 async fn read(

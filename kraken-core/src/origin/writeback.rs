@@ -42,6 +42,8 @@ pub(super) const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration
 /// How often a write-back looks for a blob whose commit it precedes: with the waits above for
 /// some ten minutes.
 const COMMIT_ATTEMPTS: u32 = 10;
+/// The wait after the end of a task could not be kept.
+const REST: Duration = Duration::from_secs(10);
 /// How often the queue is looked at when nothing says that something is due.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -172,16 +174,20 @@ impl Inner {
     /// hangs holds up only itself.
     pub(super) async fn work(self: Arc<Self>) {
         let mut running = FuturesUnordered::new();
+        let mut is_readable = true;
         loop {
             let is_stopping = self.stopping.is_cancelled();
             let free = PARALLEL - running.len();
             let due = self
                 .on_queue(move |queue| queue.take_due(unix_ms(), free))
                 .await;
-            let due = due.unwrap_or_else(|error| {
+            if let Err(error) = &due
+                && is_readable
+            {
                 tracing::error!(%error, "the queue of write-backs cannot be read");
-                Vec::new()
-            });
+            }
+            is_readable = due.is_ok();
+            let due = due.unwrap_or_default();
             running.extend(due.into_iter().map(|task| self.attempt(task)));
             if is_stopping && running.is_empty() {
                 self.drained.notify_one();
@@ -226,7 +232,16 @@ impl Inner {
             Err(unfinished) => self.put_back(&task, unfinished).await,
         };
         if let Err(error) = outcome {
-            tracing::error!(%error, "the queue of write-backs cannot be written");
+            match error.is_retryable() {
+                // The queue has said so.
+                true => tracing::debug!(%error, "the end of a task cannot be kept"),
+                false => tracing::error!(%error, "the queue of write-backs cannot be written"),
+            }
+            let rested = tokio::time::sleep(REST);
+            // On the disk it still waits: what was done is looked at again, by the next process if this one stops.
+            if self.stopping.run_until_cancelled(rested).await.is_some() {
+                self.queue.give_back(id);
+            }
         }
     }
 
@@ -259,7 +274,12 @@ impl Inner {
                     self.counts.dead(buried.await?);
                     return Ok(());
                 }
-                tracing::warn!(kind, key, reason, ?wait, "will try again");
+                match self.seldom.due(&format!("{kind}: {reason}")) {
+                    Some(left_out) => {
+                        tracing::warn!(kind, key, reason, ?wait, left_out, "will try again");
+                    }
+                    None => tracing::debug!(kind, key, reason, ?wait, "will try again"),
+                }
             }
         }
         let due = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);

@@ -301,7 +301,7 @@ impl Inner {
             }
             Err(error) => {
                 if seeders.remove(name).is_some() {
-                    tracing::warn!(origin = name, %error, "an origin does not answer");
+                    tracing::debug!(origin = name, %error, "an origin is no seeder now");
                 }
                 // A cluster starts all at once, and an origin comes back soon: ask often.
                 REFRESH / 10

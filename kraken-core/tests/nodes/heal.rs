@@ -197,6 +197,36 @@ async fn assert_reads(client: &OriginCluster, seeds: std::ops::Range<u64>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_for_long_an_upload_is_refused_before_its_bytes_are_sent() {
+    let mut group = Group::new(3, 3);
+    let client = group.client(3);
+    group.stop(0).await;
+    group.push(&client, 0..2).await;
+    group.stop(1).await;
+    let refused = async {
+        loop {
+            match client.upload_start().await {
+                // Those that died may still be back.
+                Ok((origin, id)) => client.upload_abort(&origin, &id).await.unwrap(),
+                Err(refused) => return refused.to_string(),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let refused = tokio::time::timeout(Duration::from_secs(30), refused).await;
+    let refused = refused.unwrap();
+    assert!(refused.contains("origin-0, origin-1"), "{refused}");
+    group.start(1, MemStore::new(), 3);
+    let taken = async {
+        while client.upload_start().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let taken = tokio::time::timeout(Duration::from_secs(30), taken).await;
+    taken.expect("uploads begin again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_two_of_five_die_pushes_and_reads_go_on_and_the_copies_are_made_again() {
     let mut group = Group::new(5, 5);
     group.backend.set_down(true);

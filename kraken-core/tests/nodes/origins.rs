@@ -309,7 +309,7 @@ async fn a_backend_outage_and_a_restart_lose_nothing() {
         node.origin
             .stat(&ns, kraken_core::Digest::of(b"?"), Copies::Coming)
             .await,
-        Err(ApiError::Unavailable(_))
+        Err(ApiError::Behind { .. })
     ));
     let store = node.stop().await;
     let node = group.start(0, store);

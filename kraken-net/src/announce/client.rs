@@ -268,6 +268,10 @@ impl Inner {
                 Err(ApiError::Damaged(reason)) => {
                     return Err(DiscoveryError::Damaged { digest, reason });
                 }
+                // Another tracker would only ask the same origins.
+                Err(ApiError::Behind { what, .. }) => {
+                    return Err(DiscoveryError::Unavailable(what));
+                }
                 Err(error) if error.is_retryable() => error.to_string(),
                 Err(error) => return Err(DiscoveryError::Refused(error.to_string())),
             };
@@ -333,8 +337,8 @@ impl Inner {
 
     fn remember<T>(&self, tracker: &str, answer: Result<T, ApiError>) -> Result<T, ApiError> {
         match &answer {
-            // That is about this host, and not about the tracker.
-            Err(ApiError::TooMany(_)) => self.health.answered(tracker),
+            // That is about this host, or the storage, and not about the tracker.
+            Err(ApiError::TooMany(_) | ApiError::Behind { .. }) => self.health.answered(tracker),
             Err(error) if error.is_retryable() => {
                 tracing::debug!(tracker, %error, "a tracker failed");
                 self.health.failed(tracker);

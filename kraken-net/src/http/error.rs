@@ -103,8 +103,12 @@ impl ApiError {
         body: &[u8],
     ) -> Self {
         let told = serde_json::from_slice::<Envelope>(body).map(|envelope| envelope.error.message);
-        let message = told.unwrap_or_else(|_| format!("{from} answered {status}"));
         let known = head.get(&CODE).map(HeaderValue::as_bytes);
+        let message = told.unwrap_or_else(|_| match known {
+            // An answer to HEAD has no body.
+            Some(b"BEHIND") => format!("the storage behind {from} does not answer"),
+            _ => format!("{from} answered {status}"),
+        });
         match (status, known) {
             (StatusCode::NOT_FOUND, Some(b"NOT_FOUND")) => Self::NotFound,
             (StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED, _) => Self::Unavailable(

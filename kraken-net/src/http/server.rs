@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::ConnectInfo;
@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -309,16 +310,27 @@ pub(super) fn tune(http: &mut Builder<TokioExecutor>) {
 }
 
 /// Adds `GET /health`, which answers as long as the process does, and `GET /readiness`, which asks
-/// `ready`: 200, or 503 with the reasons in words. Both tell the version in the header `kraken-version`.
+/// `ready`, at most once a second: 200, or 503 with the reasons in words. Both tell the version in the header
+/// `kraken-version`.
 pub fn with_health<F, R>(router: Router, ready: F) -> Router
 where
     F: Fn() -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<(), String>> + Send + 'static,
 {
+    // Whoever asks, and however often: what is behind it may ask others.
+    let last = Arc::new(Mutex::new(None::<(Instant, Result<(), String>)>));
     let readiness = move || {
-        let answer = ready();
+        let (last, ready) = (last.clone(), ready.clone());
         async move {
-            let answer = match answer.await {
+            let mut last = last.lock().await;
+            let known = last.take().filter(|(at, _)| at.elapsed() < READINESS);
+            let (at, answer) = match known {
+                Some(known) => known,
+                None => (Instant::now(), ready().await),
+            };
+            *last = Some((at, answer.clone()));
+            drop(last);
+            let answer = match answer {
                 Ok(()) => "OK\n".into_response(),
                 Err(why) => shaped(StatusCode::SERVICE_UNAVAILABLE, "NOT_READY", &why),
             };
@@ -329,6 +341,9 @@ where
         .route("/health", get(async || (VERSION, "OK\n")))
         .route("/readiness", get(readiness))
 }
+
+/// How old an answer about readiness may be.
+const READINESS: Duration = Duration::from_secs(1);
 
 const VERSION: [(&str, &str); 1] = [("kraken-version", env!("CARGO_PKG_VERSION"))];
 

@@ -40,6 +40,10 @@ async fn health_and_readiness() {
     let not_yet = StatusCode::SERVICE_UNAVAILABLE;
     assert_eq!(status(url("/readiness")).await, not_yet);
     ready.cancel();
+    // An answer is given again for a second.
+    while status(url("/readiness")).await == not_yet {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
     assert_eq!(status(url("/readiness")).await, StatusCode::OK);
 }
 

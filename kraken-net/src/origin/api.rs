@@ -95,6 +95,15 @@ pub trait OriginApi: Send + Sync + 'static {
         digest: Digest,
     ) -> impl Future<Output = Result<Prefetch, ApiError>> + Send;
 
+    /// Whether an upload may begin here: not the copy of a blob that another origin has taken.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`] when too few owners have been there for a while, so that no commit could be
+    /// acknowledged; [`ApiError::Full`].
+    fn check_uploads(&self) -> Result<(), ApiError> {
+        Ok(())
+    }
+
     /// Begins an upload and returns its id: at most 128 letters, digits, hyphens and underscores.
     ///
     /// # Errors

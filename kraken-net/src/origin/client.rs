@@ -312,6 +312,15 @@ impl OriginClient {
             .await
     }
 
+    /// Begins the copy of a blob that another origin has taken.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub async fn upload_start_replica(&self, digest: Digest) -> Result<String, ApiError> {
+        self.start(&format!("/internal/blobs/{digest}/uploads"))
+            .await
+    }
+
     /// Begins an upload of a blob whose digest and length, in bytes, are known: others can have it
     /// while it comes.
     ///

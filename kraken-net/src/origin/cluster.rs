@@ -4,8 +4,8 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -127,11 +127,23 @@ impl OriginCluster {
         digest: Digest,
         copies: Copies,
     ) -> Result<u64, ApiError> {
-        let ask = |origin: OriginClient| async move {
-            let length = origin.stat(namespace, digest, copies).await?;
-            length.ok_or(ApiError::NotFound)
+        let behind = Mutex::new(None);
+        let known = || behind.lock().unwrap_or_else(PoisonError::into_inner);
+        let ask = |origin: OriginClient| {
+            // All have one storage behind them: when it does not answer, their disks are still asked.
+            let copies = known().as_ref().map_or(copies, |_| Copies::Here);
+            async move {
+                let length = origin.stat(namespace, digest, copies).await;
+                if let Err(error @ ApiError::Behind { .. }) = &length {
+                    *known() = Some(error.clone());
+                }
+                length?.ok_or(ApiError::NotFound)
+            }
         };
-        Ok(self.inner.first(&digest, ask).await?.1)
+        match self.inner.first(&digest, ask).await {
+            Ok((_, length)) => Ok(length),
+            Err(error) => Err(known().take().unwrap_or(error)),
+        }
     }
 
     /// Lets a blob's first owner fetch it, unless that has it.
@@ -228,9 +240,9 @@ impl OriginCluster {
     /// upload's id.
     ///
     /// # Errors
-    /// No origin takes it.
+    /// No origin takes it: what the first one said, which is one that answers if there is any.
     pub async fn upload_start(&self) -> Result<(String, String), ApiError> {
-        let mut error = no_origins();
+        let mut failed = None;
         for (name, client) in self.inner.turn() {
             let started = self
                 .inner
@@ -239,10 +251,10 @@ impl OriginCluster {
                 .await;
             match self.inner.remember(&name, started) {
                 Ok(id) => return Ok((name, id)),
-                Err(it) => error = it,
+                Err(error) => drop(failed.get_or_insert(error)),
             }
         }
-        Err(error)
+        Err(failed.unwrap_or_else(no_origins))
     }
 
     /// Begins an upload of a blob whose digest and length, in bytes, are known, at the first of its
@@ -256,17 +268,17 @@ impl OriginCluster {
         digest: Digest,
         length: u64,
     ) -> Result<(String, String), ApiError> {
-        let mut error = no_origins();
+        let mut failed = None;
         for (name, client) in self.inner.order(digest) {
             let started = client.upload_start_known(namespace, digest, length);
             let started = self.inner.members.while_up(&name, started).await;
             match self.inner.remember(&name, started) {
                 Ok(id) => return Ok((name, id)),
-                Err(it) if it.is_retryable() => error = it,
-                Err(it) => return Err(it),
+                Err(error) if error.is_retryable() => drop(failed.get_or_insert(error)),
+                Err(error) => return Err(error),
             }
         }
-        Err(error)
+        Err(failed.unwrap_or_else(no_origins))
     }
 
     /// How many bytes of an upload its origin has.
@@ -323,7 +335,9 @@ impl OriginCluster {
             let meta = client.upload_commit(id, namespace, digest);
             let meta = self.inner.members.while_up(origin, meta).await;
             match self.inner.remember(origin, meta) {
-                // It may have happened: then it is said again.
+                // It may have happened: then it is said again. Owners that have been away for long are not
+                // about to be back.
+                Err(error) if self.inner.members.check_quorum().is_err() => return Err(error),
                 Err(error) => patience.wait(error).await?,
                 committed => return committed,
             }
@@ -342,7 +356,7 @@ impl OriginCluster {
     /// Uploads bytes that are at hand, to one origin after the other until one takes them.
     ///
     /// # Errors
-    /// [`ApiError::BadRequest`] when the bytes do not have that digest; otherwise the last
+    /// [`ApiError::BadRequest`] when the bytes do not have that digest; otherwise the first
     /// origin's error.
     pub async fn put(
         &self,
@@ -350,16 +364,16 @@ impl OriginCluster {
         digest: Digest,
         bytes: Bytes,
     ) -> Result<MetaInfo, ApiError> {
-        let mut error = no_origins();
+        let mut failed = None;
         for (name, client) in self.inner.turn() {
             let attempt = put_at(&client, namespace, digest, bytes.clone());
             let attempt = self.inner.members.while_up(&name, attempt).await;
             match self.inner.remember(&name, attempt) {
-                Err(it) if it.is_retryable() => error = it,
+                Err(error) if error.is_retryable() => drop(failed.get_or_insert(error)),
                 done => return done,
             }
         }
-        Err(error)
+        Err(failed.unwrap_or_else(no_origins))
     }
 }
 

@@ -247,6 +247,24 @@ impl Members {
         names.filter(|name| !health.is_up(name)).cloned().collect()
     }
 
+    /// Whether so many members are there, or were a moment ago, that a blob can have copies at a majority of its
+    /// owners.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`] with those that have been away for so long that nobody waits for them.
+    pub fn check_quorum(&self) -> Result<(), ApiError> {
+        let (all, quorum) = (self.count(), self.replicas() / 2 + 1);
+        let lost = self.away();
+        let lost: Vec<_> = lost.into_iter().filter(|name| !self.is_in(name)).collect();
+        if all - lost.len().min(all) >= quorum {
+            return Ok(());
+        }
+        let lost = lost.join(", ");
+        Err(ApiError::Unavailable(format!(
+            "a blob needs {quorum} of {all} origins to be kept, and these do not answer: {lost}"
+        )))
+    }
+
     /// Whether a member has its share.
     pub fn is_in(&self, name: &str) -> bool {
         self.health().is_in(self.now(), name)

@@ -56,6 +56,7 @@ async fn start<O: OriginApi>(
     Params(namespace): Params<String>,
 ) -> Result<Response, ApiError> {
     let namespace = path::namespace(&namespace)?;
+    api.check_uploads()?;
     let id = api.upload_start().await?;
     let location = format!("/namespace/{}/uploads/{id}", segment(namespace.as_str()));
     started(&id, location)
@@ -78,6 +79,7 @@ async fn start_known<O: OriginApi>(
     if api.stat(&namespace, digest, Copies::Here).await?.is_some() {
         return Err(ApiError::Conflict(format!("{digest} is here already")));
     }
+    api.check_uploads()?;
     let id = match size {
         Some(size) => api.upload_start_known(&namespace, digest, size).await?,
         None => api.upload_start().await?,

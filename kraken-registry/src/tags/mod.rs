@@ -13,6 +13,7 @@ mod page;
 pub(crate) mod pending;
 pub(crate) mod policy;
 mod quiet;
+mod readiness;
 mod rejoin;
 pub mod ring;
 mod rounds;

@@ -117,31 +117,6 @@ impl TagRing {
         }
     }
 
-    /// Whether this build-index votes: after its start it may first have to learn what the tags are.
-    pub fn is_ready(&self) -> bool {
-        self.why_not_ready().is_none()
-    }
-
-    /// Why it does not answer, or should not be asked any more.
-    pub fn why_not_ready(&self) -> Option<&'static str> {
-        let store = self.here();
-        let has_left = || {
-            store
-                .lists()
-                .is_some_and(|it| it.has_left(&self.inner.name))
-        };
-        if !store.standing().votes() {
-            if let Some(reason) = self.backend().and_then(TagBackend::why_not_read) {
-                return Some(reason);
-            }
-            return Some("it waits for the other build-indexes: it does not know the tags yet");
-        }
-        if !store.is_writable() {
-            return Some("its disk refused a write: start it anew once that is mended");
-        }
-        has_left().then_some("it is not on the list of build-indexes any more: it can be stopped")
-    }
-
     /// What a tag is, with its history; nothing of one that was never set.
     ///
     /// # Errors

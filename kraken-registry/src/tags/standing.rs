@@ -62,14 +62,18 @@ impl TagStore {
     pub async fn set_lists(&self, lists: Lists) -> Result<(), TagStoreError> {
         let text = serde_json::to_string(&lists).map_err(|_| TagStoreError::Record)?;
         let (store, now) = (self.clone(), lists.clone());
-        self.writer
-            .run(move |write| {
-                put_standing(write, LISTS_KEY, &text)?;
-                // Here: what is written after this in the same transaction goes by them.
-                store.assume(now);
-                Ok(())
-            })
-            .await?;
+        let before = self.lists();
+        let written = self.writer.run(move |write| {
+            put_standing(write, LISTS_KEY, &text)?;
+            // Here: what is written after this in the same transaction goes by them.
+            store.assume(now);
+            Ok(())
+        });
+        if let Err(error) = written.await {
+            // Nobody was told of them: what is not known to be on the disk does not count as a step taken.
+            *self.lists.write().unwrap_or_else(PoisonError::into_inner) = before;
+            return Err(error);
+        }
         self.tell_of(lists);
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 
-use kraken_core::storage::database::make_once;
+use kraken_core::storage::database::{DatabaseFile, make_once};
 use kraken_proto::Digest;
 use kraken_proto::tags::list::{ListId, Lists};
 use kraken_proto::tags::record::{Change, Refusal, TagState};
@@ -31,7 +31,7 @@ use crate::link::RegisterName;
 /// What one owner holds of all tags. Clones share one file; a second process cannot open it.
 #[derive(Clone)]
 pub struct TagStore {
-    db: Arc<Database>,
+    db: Arc<DatabaseFile>,
     pub(super) writer: Writer,
     pub(super) standing: Arc<RwLock<Standing>>,
     pub(super) lists: Arc<RwLock<Option<Lists>>>,
@@ -79,13 +79,13 @@ impl TagStore {
         let made = make_once(path, |new| create(new).map(drop));
         made.map_err(|error| TagStoreError::database(error.into()))?;
         let db = Arc::new(create(path).map_err(TagStoreError::database)?);
-        if db
-            .begin_read()
-            .is_ok_and(|it| it.open_table(OLD_TAGS).is_ok())
-        {
-            return Err(TagStoreError::Old);
-        }
-        let (standing, lists) = (standing(&db)?, lists(&db)?);
+        let (standing, lists) = db.read(|db| {
+            let is_old = |it: redb::ReadTransaction| it.open_table(OLD_TAGS).is_ok();
+            match db.begin_read().is_ok_and(is_old) {
+                true => Err(TagStoreError::Old),
+                false => Ok((standing(db)?, lists(db)?)),
+            }
+        })?;
         Ok(Self {
             writer: Writer::start(db.clone()),
             kept_lists: Arc::new(RwLock::new(lists.clone())),
@@ -96,9 +96,15 @@ impl TagStore {
         })
     }
 
-    /// Whether its file can be written: false once a write has failed, until it is opened anew.
-    pub fn is_writable(&self) -> bool {
-        self.writer.is_well()
+    /// Why its file cannot be written now; after a write that failed this tries again, and blocks on the disk.
+    /// Nothing when it can.
+    pub fn why_not_writable(&self) -> Option<String> {
+        self.db.why_not_writable()
+    }
+
+    /// Whether its last write failed.
+    pub fn has_failed(&self) -> bool {
+        self.db.failure().is_some()
     }
 
     /// What it holds of a tag, for one that asks the owners by these lists.
@@ -387,7 +393,7 @@ impl TagStore {
         job: impl FnOnce(&Database) -> Result<R, redb::Error> + Send + 'static,
     ) -> Result<R, TagStoreError> {
         let db = self.db.clone();
-        let done = tokio::task::spawn_blocking(move || job(&db)).await;
+        let done = tokio::task::spawn_blocking(move || db.read(job)).await;
         done.map_err(|_| TagStoreError::Interrupted)?
             .map_err(TagStoreError::database)
     }
@@ -435,6 +441,12 @@ impl TagStoreError {
     }
 }
 
+impl From<redb::DatabaseError> for TagStoreError {
+    fn from(error: redb::DatabaseError) -> Self {
+        Self::database(error.into())
+    }
+}
+
 impl From<TagStoreError> for TagError {
     fn from(error: TagStoreError) -> Self {
         let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -451,16 +463,18 @@ const REPOSITORIES: TableDefinition<'_, &str, u64> = TableDefinition::new("repos
 const OLD_TAGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tags");
 
 /// Makes the tables too, so that readers need not handle their absence.
-fn create(path: &Path) -> Result<Database, redb::Error> {
-    let db = Database::builder().set_cache_size(CACHE).create(path)?;
-    let mut write = db.begin_write()?;
-    write.set_durability(Durability::Immediate)?;
-    write.open_table(REGISTERS)?;
-    write.open_table(REPOSITORIES)?;
-    write.open_table(STANDING)?;
-    pending::create(&write)?;
-    write.commit()?;
-    Ok(db)
+fn create(path: &Path) -> Result<DatabaseFile, redb::Error> {
+    let file = DatabaseFile::open(path, CACHE)?;
+    file.write(|db| {
+        let mut write = db.begin_write()?;
+        write.set_durability(Durability::Immediate)?;
+        write.open_table(REGISTERS)?;
+        write.open_table(REPOSITORIES)?;
+        write.open_table(STANDING)?;
+        pending::create(&write)?;
+        Ok::<_, redb::Error>(write.commit()?)
+    })?;
+    Ok(file)
 }
 
 fn is_set(register: &Register) -> bool {

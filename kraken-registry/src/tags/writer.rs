@@ -3,9 +3,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
+use kraken_core::storage::database::DatabaseFile;
 use redb::{Database, Durability, WriteTransaction};
 use tokio::sync::oneshot;
 
@@ -24,29 +24,20 @@ type Answer = Box<dyn FnOnce(Result<(), TagStoreError>) + Send>;
 #[derive(Clone)]
 pub(super) struct Writer {
     jobs: SyncSender<Job>,
-    is_well: Arc<AtomicBool>,
+    db: Arc<DatabaseFile>,
 }
 
 impl Writer {
-    pub(super) fn start(db: Arc<Database>) -> Self {
+    pub(super) fn start(db: Arc<DatabaseFile>) -> Self {
         let (jobs, waiting) = sync_channel(WAITING);
-        let is_well = Arc::new(AtomicBool::new(true));
-        let well = is_well.clone();
+        let writing = db.clone();
         std::thread::spawn(move || {
             while let Some(batch) = next(&waiting) {
-                let written = catch_unwind(AssertUnwindSafe(|| write(&db, batch)));
-                if !written.unwrap_or(false) {
-                    // redb refuses to write from now on, until the file is opened anew.
-                    well.store(false, Ordering::Relaxed);
-                }
+                // A job that panics leaves its batch unanswered and unwritten; those after it are not to suffer.
+                let _ = catch_unwind(AssertUnwindSafe(|| write(&writing, batch)));
             }
         });
-        Self { jobs, is_well }
-    }
-
-    /// Whether all writes so far were made.
-    pub(super) fn is_well(&self) -> bool {
-        self.is_well.load(Ordering::Relaxed)
+        Self { jobs, db }
     }
 
     /// Makes a change, which is durable when this returns. After an error it may have been made.
@@ -64,9 +55,17 @@ impl Writer {
             Ok(answer)
         });
         match self.jobs.try_send(job) {
-            Ok(()) => answer.await.map_err(|_| TagStoreError::Interrupted)?,
+            Ok(()) => answer.await.map_err(|_| self.why_not_written())?,
             Err(TrySendError::Full(_)) => Err(TagStoreError::Busy),
             Err(TrySendError::Disconnected(_)) => Err(TagStoreError::Interrupted),
+        }
+    }
+
+    /// Why nothing answered.
+    fn why_not_written(&self) -> TagStoreError {
+        match self.db.failure() {
+            Some(why) => TagStoreError::Database(why.into()),
+            None => TagStoreError::Interrupted,
         }
     }
 }
@@ -78,20 +77,15 @@ fn next(waiting: &Receiver<Job>) -> Option<Vec<Job>> {
     Some(batch)
 }
 
-/// Whether it could be written.
-fn write(db: &Database, batch: Vec<Job>) -> bool {
+fn write(db: &DatabaseFile, batch: Vec<Job>) {
     let mut answers = Vec::with_capacity(batch.len());
-    let written = transact(db, batch, &mut answers);
+    let written = db.write(|db| transact(db, batch, &mut answers));
     for answer in answers {
         answer(match &written {
             Ok(()) => Ok(()),
             Err(error) => Err(TagStoreError::Database(error.to_string().into())),
         });
     }
-    if let Err(error) = &written {
-        tracing::error!(%error, "tags cannot be written until the process starts anew");
-    }
-    written.is_ok()
 }
 
 /// A job that fails takes the whole batch with it: nothing of it is written, and its own answer is

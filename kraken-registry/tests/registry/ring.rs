@@ -219,6 +219,7 @@ async fn a_change_is_seen_from_all_and_most_of_the_owners_suffice() {
         );
     }
     cluster.kill(2);
+    assert_eq!(cluster.ring(0).why_not_serving().await, None);
     put(cluster.ring(1), "a/b:v1", "two").await.unwrap();
     put(cluster.ring(1), "c:v1", "three").await.unwrap();
     assert_eq!(
@@ -231,6 +232,11 @@ async fn a_change_is_seen_from_all_and_most_of_the_owners_suffice() {
     assert_eq!(repositories.unwrap(), ["a/b", "c"]);
     // One alone refuses what it cannot make sure of.
     cluster.kill(1);
+    let why = cluster.ring(0).why_not_serving().await.unwrap();
+    assert!(
+        why.contains("index-1: ") && why.contains("index-2: "),
+        "{why}"
+    );
     assert!(is_unavailable(
         put(cluster.ring(0), "a/b:v1", "three").await
     ));

@@ -10,6 +10,7 @@
 //! | [`NoopBackend`] | nowhere |
 //! | [`RoutedBackend`] | one of several, chosen by the namespace |
 //! | [`LimitedBackend`] | another one, in bounded requests and bytes per second |
+//! | [`WaryBackend`] | another one, which is left alone while it does not answer |
 
 mod boxed;
 #[cfg(feature = "fs")]
@@ -25,6 +26,8 @@ mod pause;
 mod routed;
 mod secret;
 mod shadow;
+#[cfg(feature = "fs")]
+mod wary;
 #[cfg(feature = "web")]
 pub mod web;
 
@@ -54,6 +57,8 @@ pub use self::opendal::services::S3Options;
 pub use self::routed::{Route, RoutedBackend};
 pub use self::secret::Secret;
 pub use self::shadow::ShadowBackend;
+#[cfg(feature = "fs")]
+pub use self::wary::WaryBackend;
 
 /// A stream of a blob's bytes, in order.
 pub type ByteStream = BoxStream<'static, Result<Bytes, BackendError>>;

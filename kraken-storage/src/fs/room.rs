@@ -23,12 +23,25 @@ impl FsStore {
     /// # Errors
     /// Neither `path` nor any directory above it can be looked at.
     pub fn volume_bytes(path: &Path) -> Result<u64, StoreError> {
-        let whole = std::path::absolute(path).map_err(disk::failed("look at", path))?;
-        let there = whole.ancestors().find(|part| part.exists());
-        let volume = rustix::fs::statvfs(there.unwrap_or(&whole)).map_err(std::io::Error::from);
-        let volume = volume.map_err(disk::failed("look at", path))?;
+        let volume = volume(path)?;
         Ok(volume.f_blocks.saturating_mul(volume.f_frsize))
     }
+
+    /// How much of that volume this process may still take, in bytes.
+    ///
+    /// # Errors
+    /// As [`FsStore::volume_bytes`].
+    pub fn volume_room(path: &Path) -> Result<u64, StoreError> {
+        let volume = volume(path)?;
+        Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
+    }
+}
+
+fn volume(path: &Path) -> Result<rustix::fs::StatVfs, StoreError> {
+    let whole = std::path::absolute(path).map_err(disk::failed("look at", path))?;
+    let there = whole.ancestors().find(|part| part.exists());
+    let volume = rustix::fs::statvfs(there.unwrap_or(&whole)).map_err(std::io::Error::from);
+    volume.map_err(disk::failed("look at", path))
 }
 
 /// Blobs that are looked at under one lock.

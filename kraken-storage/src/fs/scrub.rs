@@ -47,8 +47,13 @@ impl FsStore {
                 .await?;
         }
         self.blocking(|shared| shared.set_scrubbed(None)).await?;
-        if blobs + damaged > 0 {
-            tracing::info!(blobs, damaged, "the store is scrubbed");
+        match damaged {
+            0 => tracing::debug!(blobs, "the store is scrubbed"),
+            _ => tracing::warn!(
+                blobs,
+                damaged,
+                "the store is scrubbed, and some was damaged"
+            ),
         }
         Ok(())
     }

@@ -54,6 +54,16 @@ fn a_task_goes_its_way() {
 }
 
 #[test]
+fn what_is_given_back_is_as_it_was() {
+    let (queue, _, _dir) = queue();
+    let id = queue.push("write-back", "a", b"", 10).unwrap();
+    let taken = queue.take_due(10, 1).unwrap();
+    assert_eq!(queue.take_due(10, 1), Ok(vec![]));
+    queue.give_back(id);
+    assert_eq!(queue.take_due(10, 1), Ok(taken), "no attempt was counted");
+}
+
+#[test]
 fn what_matters_goes_first_and_nothing_waits_for_ever() {
     let (queue, _, _dir) = queue();
     let push = |priority, key: &str, due| queue.push_ranked(priority, "k", key, b"", due);

@@ -471,11 +471,30 @@ impl Lab {
         serde_json::from_str(&self.get(member, path).await?).ok()
     }
 
-    async fn get(&self, member: &str, path: &str) -> Option<String> {
+    /// Whether a member says that it is ready, or why it is not.
+    pub(crate) async fn readiness(&self, member: &str) -> Result<(), String> {
+        let request = Request::get(self.url(member, "/readiness"));
+        let request = request.body(HttpBody::Empty).unwrap();
+        let answer = self.http.send(request).await.unwrap();
+        let status = answer.status();
+        let said = answer.bytes(1 << 20).await.unwrap();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    }
+
+    fn url(&self, member: &str, path: &str) -> String {
         let member = &self.members[member];
         let scheme = if member.is_secure { "https" } else { "http" };
-        let url = format!("{scheme}://{}{path}", member.addr);
-        let request = Request::get(url).body(HttpBody::Empty).unwrap();
+        format!("{scheme}://{}{path}", member.addr)
+    }
+
+    async fn get(&self, member: &str, path: &str) -> Option<String> {
+        let request = Request::get(self.url(member, path));
+        let request = request.body(HttpBody::Empty).unwrap();
         let answer = self.http.ask(request).await.ok()?;
         let bytes = answer.bytes(1 << 20).await.ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())

@@ -150,28 +150,29 @@ impl Announces {
         self.wait(digest);
     }
 
-    /// No tracker could be asked: again after a wait that doubles, with up to half of it by
-    /// chance, so that a fleet does not come back in step.
+    /// No tracker could be asked about these, in one announce: again after a wait that doubles, with up to half
+    /// of it by chance, so that a fleet does not come back in step. The chance is one for all of them, so that they
+    /// stay together.
     pub(crate) fn failed(
         &mut self,
         now: Timestamp,
-        digest: Digest,
+        digests: &[Digest],
         config: &Config,
         rng: &mut Rng,
     ) {
-        let Some(entry) = self.blobs.get_mut(&digest) else {
-            return;
-        };
-        entry.under_way = false;
-        entry.again = false;
-        entry.along_from = None;
-        let doubled = config.retry * 2_u32.saturating_pow(entry.failures.min(16));
-        entry.failures += 1;
-        entry.due = now
-            + doubled
-                .min(config.retry_max)
-                .mul_f64(1.0 - rng.unit() / 2.0);
-        self.wait(digest);
+        let part = 1.0 - rng.unit() / 2.0;
+        for digest in digests {
+            let Some(entry) = self.blobs.get_mut(digest) else {
+                continue;
+            };
+            entry.under_way = false;
+            entry.again = false;
+            entry.along_from = None;
+            let doubled = config.retry * 2_u32.saturating_pow(entry.failures.min(16));
+            entry.failures += 1;
+            entry.due = now + doubled.min(config.retry_max).mul_f64(part);
+            self.wait(*digest);
+        }
     }
 
     /// Whether the last announce of the blob came to nothing.
@@ -285,6 +286,26 @@ mod tests {
     }
 
     #[test]
+    fn blobs_that_failed_together_stay_together() {
+        let config = Config::lan();
+        let mut announces = Announces::default();
+        let mut rng = Rng::seeded(1);
+        for n in 0..1000_u32 {
+            announces.gather(at(0), Digest::of(&n.to_be_bytes()), &config);
+        }
+        let (mut requests, end) = (0, at(60_000));
+        while let Some(now) = announces.next_due(end).filter(|due| *due <= end) {
+            let due = announces.take_due(now, 256);
+            requests += 1;
+            announces.failed(now, &due, &config, &mut rng);
+        }
+        // Four are enough for all, again and again with the longest wait between.
+        let rounds = 60_000 / (config.retry_max.as_millis() / 2) + 8;
+        let bound = usize::try_from(4 * rounds).unwrap();
+        assert!(requests <= bound, "{requests} announces, {bound} at most");
+    }
+
+    #[test]
     fn failures_back_off_and_leaving_is_told_once() {
         let config = Config::lan();
         let digest = Digest::of(b"");
@@ -295,7 +316,7 @@ mod tests {
         for round in 0..10 {
             let now = at(100_000 * round);
             announces.take_due(now, 9);
-            announces.failed(now, digest, &config, &mut rng);
+            announces.failed(now, &[digest], &config, &mut rng);
             waits.push(announces.next_due(now).unwrap().since(now));
         }
         assert!(waits[0] <= config.retry && waits[0] >= config.retry / 2);

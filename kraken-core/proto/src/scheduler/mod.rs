@@ -153,9 +153,9 @@ impl Scheduler {
             }
             Input::Announced { digests, reply } => self.announced(now, &digests, &reply),
             Input::AnnounceFailed { digests } => {
+                let config = &self.config;
+                self.announces.failed(now, &digests, config, &mut self.rng);
                 for digest in digests {
-                    self.announces
-                        .failed(now, digest, &self.config, &mut self.rng);
                     self.ask_around(now, digest);
                     self.seek_on(now, digest);
                 }

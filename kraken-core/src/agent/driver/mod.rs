@@ -34,6 +34,7 @@ use crate::agent::rooms::Rooms;
 use crate::clock::{Clock, unix_ms};
 use crate::dynamic::{DynConn, DynDiscovery, DynStore, DynTransport};
 use crate::metrics::Metrics;
+use crate::seldom::Seldom;
 use crate::tasks::Tasks;
 
 /// The parts that a driver works with.
@@ -90,6 +91,7 @@ pub(crate) fn start(parts: Parts) -> mpsc::Sender<Note> {
         next_conn: 0,
         blobs: HashMap::new(),
         seeking: HashMap::new(),
+        seldom: Arc::default(),
         asked: Arc::new(Semaphore::new(ASKED)),
         payload: None,
         storing: Rooms::new(STORING),
@@ -129,6 +131,8 @@ struct Driver {
     blobs: HashMap<Digest, Blob>,
     /// Who waits for what peers say of a blob's metainfo.
     seeking: HashMap<Digest, Vec<oneshot::Sender<Option<Told>>>>,
+    /// What was said of announces that failed.
+    seldom: Arc<Seldom>,
     /// Room for questions about blobs that only the store knows.
     asked: Arc<Semaphore>,
     /// The bytes that came with the input being handled.

@@ -167,12 +167,15 @@ impl Driver {
     fn announce(&self, request: AnnounceRequest) {
         let discovery = self.parts.discovery.clone();
         let span = self.announcing(&request);
+        let seldom = self.seldom.clone();
         let announcing = async move {
             let digests = request.blobs.iter().map(|blob| blob.digest).collect();
             match discovery.announce(request).await {
                 Ok(reply) => Note::Input(Input::Announced { digests, reply }),
                 Err(error) => {
-                    tracing::warn!(%error, "announce failed");
+                    if let Some(left_out) = seldom.due(&error.to_string()) {
+                        tracing::warn!(%error, left_out, "announce failed");
+                    }
                     Span::current().record("otel.status_code", "ERROR");
                     Note::Input(Input::AnnounceFailed { digests })
                 }

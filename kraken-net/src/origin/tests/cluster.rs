@@ -154,6 +154,53 @@ async fn an_upload_goes_on_when_its_origin_is_back() {
 }
 
 #[tokio::test]
+async fn a_backend_that_does_not_answer_is_asked_once_and_disks_all_the_same() {
+    let (origins, cluster) = cluster();
+    for origin in origins.values() {
+        origin.fake.is_cut_off.store(true, Ordering::Relaxed);
+    }
+    let looks = || -> usize {
+        let of = |it: &Origin| it.fake.looks.load(Ordering::Relaxed);
+        origins.values().map(of).sum()
+    };
+    let (ns, bytes) = (namespace(), blob(1000));
+    let digest = Digest::of(&bytes);
+    let error = cluster.stat(&ns, digest).await.unwrap_err();
+    let told = error.to_string();
+    assert!(matches!(error, ApiError::Behind { .. }), "{told}");
+    assert!(told.contains("the storage behind http"), "{told}");
+    assert_eq!(looks(), 1);
+    // The last one that is asked has it.
+    let last = NAMES
+        .iter()
+        .find(|it| !cluster.owners(&digest).contains(&it.to_string()));
+    origins[last.unwrap()].fake.put(&bytes);
+    assert_eq!(cluster.stat(&ns, digest).await, Ok(1000));
+    assert_eq!(looks(), 2);
+}
+
+#[tokio::test]
+async fn uploads_begin_where_they_may() {
+    let (origins, cluster) = cluster();
+    let full = || Some(ApiError::Full("the disk is full".into()));
+    *origins["a"].fake.refuses.lock().unwrap() = full();
+    for _ in 0..6 {
+        assert_ne!(cluster.upload_start().await.unwrap().0, "a");
+    }
+    let (ns, digest) = (namespace(), Digest::of(b"known"));
+    let known = cluster.upload_start_known(&ns, digest, 5).await.unwrap();
+    assert_ne!(known.0, "a");
+    for origin in origins.values() {
+        *origin.fake.refuses.lock().unwrap() = full();
+    }
+    let refused = cluster.upload_start().await.unwrap_err();
+    assert!(matches!(refused, ApiError::Full(_)), "{refused}");
+    // A copy of what another origin has taken is not an upload.
+    let client = cluster.origin("a").unwrap();
+    client.upload_start_replica(digest).await.unwrap();
+}
+
+#[tokio::test]
 async fn uploads_take_turns_and_avoid_the_dead() {
     let (mut origins, cluster) = cluster();
     let mut names = Vec::new();

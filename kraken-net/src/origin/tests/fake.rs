@@ -27,6 +27,12 @@ pub(super) struct Fake {
     /// The sizes of the portions in which bodies came.
     pub(super) portions: Mutex<Vec<usize>>,
     pub(super) down: AtomicBool,
+    /// The "backend" does not answer.
+    pub(super) is_cut_off: AtomicBool,
+    /// Questions that went to the "backend".
+    pub(super) looks: AtomicUsize,
+    /// No upload may begin.
+    pub(super) refuses: Mutex<Option<ApiError>>,
     /// Reads break off after half of what they should give.
     pub(super) breaks: AtomicBool,
     pub(super) reads: AtomicUsize,
@@ -134,10 +140,13 @@ impl OriginApi for Fake {
         match self.blob(digest) {
             Ok(blob) => Ok(Some(blob.len() as u64)),
             // The "backend" holds one blob that the "disk" does not.
-            Err(ApiError::NotFound)
-                if copies != Copies::Here && digest == Digest::of(b"backend") =>
-            {
-                Ok(Some(7))
+            Err(ApiError::NotFound) if copies != Copies::Here => {
+                self.looks.fetch_add(1, Ordering::Relaxed);
+                if self.is_cut_off.load(Ordering::Relaxed) {
+                    let what = "the backend sleeps".into();
+                    return Err(ApiError::Behind { what, wait: None });
+                }
+                Ok((digest == Digest::of(b"backend")).then_some(7))
             }
             Err(ApiError::NotFound) => Ok(None),
             Err(error) => Err(error),
@@ -178,6 +187,10 @@ impl OriginApi for Fake {
             return Ok(Prefetch::Started);
         }
         self.blob(digest).map(|_| Prefetch::Present)
+    }
+
+    fn check_uploads(&self) -> Result<(), ApiError> {
+        self.refuses.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
     async fn upload_start(&self) -> Result<String, ApiError> {
