@@ -3,6 +3,7 @@
 //! - [`store`]: the piece store of a host; [`mem`] in memory, [`fs`] on disk.
 //! - [`backend`]: the long-term storage behind the origins.
 //! - [`queue`]: tasks that survive a crash until they are done.
+//! - [`kept`]: a small file of what a host knows, over its restarts.
 //! - [`tier`]: memory in front of a store; [`volumes`]: several stores as one; [`link`]: a blob's file under another name.
 //! - `testkit` (feature `testkit`): the suites that every store and backend passes, and a backend
 //!   that can be switched off.
@@ -12,6 +13,8 @@ pub mod backend;
 pub mod database;
 #[cfg(feature = "fs")]
 pub mod fs;
+#[cfg(feature = "fs")]
+pub mod kept;
 #[cfg(feature = "fs")]
 pub mod link;
 pub mod mem;

@@ -22,6 +22,7 @@ use kraken_core::{Agent, Digest, Namespace, OpenError};
 use kraken_registry::access::Access;
 use kraken_registry::pull::{self, PullState, StaleTags};
 use kraken_registry::tags::client::TagClient;
+use kraken_registry::tags::remembered::RememberedTags;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -95,10 +96,11 @@ impl Service for AgentService {
     }
 
     async fn stop(self) {
+        // Clients are served while pieces are handed over: until then nobody else answers at this address.
+        let left = self.agent.hand_over(HAND_OVER).await;
         self.shutdown.cancel();
         let docker = OptionFuture::from(self.docker.map(HttpServer::stopped));
-        let handed_over = self.agent.hand_over(HAND_OVER);
-        let (served, docker, left) = tokio::join!(self.server.stopped(), docker, handed_over);
+        let (served, docker) = tokio::join!(self.server.stopped(), docker);
         for error in [served.err(), docker.and_then(Result::err)]
             .into_iter()
             .flatten()
@@ -115,7 +117,7 @@ impl Service for AgentService {
 fn router(
     (agent, stale, every): (Agent, StaleTags, Every),
     disks: Disks,
-    mirror: PullState<Agent, TagClient>,
+    mirror: PullState<Agent, RememberedTags<TagClient>>,
 ) -> Router {
     let registry = pull::router(mirror);
     let (counted, held) = (agent.clone(), disks.clone());

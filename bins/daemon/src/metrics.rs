@@ -70,7 +70,8 @@ fn build() -> String {
 
 /// How often a tag was told that may be out of date, as metrics.
 pub(crate) fn stale(tags: &StaleTags) -> String {
-    let help = "Manifests told by a tag of another registry that could not be asked.";
+    let help =
+        "Manifests told by a tag whose registry, or whose build-indexes, could not be asked.";
     let family = Family::counter("kraken_stale_tags", help);
     family.sample(&[], tags.count()).text()
 }

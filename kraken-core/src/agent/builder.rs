@@ -12,7 +12,7 @@ use kraken_storage::PieceStore;
 
 use super::driver::{self, Parts};
 use super::mend::mend;
-use super::peers::PeersFile;
+use super::peers::peers_file;
 use super::reports::{self, Reporting};
 use super::{Agent, Inner, Limits};
 use crate::dynamic::{DynDiscovery, DynStore, DynTransport};
@@ -161,7 +161,7 @@ impl AgentBuilder {
             discovery: discovery.clone(),
             metrics: metrics.clone(),
             tasks: tasks.clone(),
-            peers: self.peers_file.map(PeersFile::new),
+            peers: self.peers_file.map(peers_file),
             patience: self.patience,
         });
         let reporting = Reporting {

@@ -15,6 +15,7 @@ pub(crate) mod policy;
 mod quiet;
 mod readiness;
 mod rejoin;
+pub mod remembered;
 pub mod ring;
 mod rounds;
 pub mod server;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kraken_core::Zone;
 use kraken_core::net::Role;
@@ -21,6 +22,7 @@ use crate::problems::Problems;
 use crate::store::check::DiskKeys;
 use crate::store::{EvictionConfig, Memory, ScrubRate, StoreLimit, VolumeConfig};
 use crate::traces::TracingConfig;
+use crate::units;
 
 /// The configuration of an agent.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -119,6 +121,10 @@ pub struct AgentConfig {
     /// Whether to keep the peers that were met over restarts, in `peers.json` in the store.
     #[serde(default = "remembers")]
     pub remember_peers: bool,
+    /// How long a tag that this host was told is told again while no build-index answers, as it was then: a time
+    /// such as `1d`, or `off`. Kept over restarts, in `tags.json` in the store.
+    #[serde(default)]
+    pub remember_tags: RememberTags,
     /// How much is logged, such as `info` or `info,kraken_core=debug`. The variable `RUST_LOG` has the last
     /// word.
     #[serde(default)]
@@ -243,4 +249,38 @@ impl AgentConfig {
 
 const fn remembers() -> bool {
     true
+}
+
+/// How long tags are told again: `1d`, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(with = "String", title = "time or `off`", extend("examples" = ["1d", "off"]))]
+pub struct RememberTags(pub(super) Option<Duration>);
+
+impl Default for RememberTags {
+    /// A day: most outages are over by then, and most rollouts later than that move their tags on.
+    fn default() -> Self {
+        Self(Some(Duration::from_secs(24 * 3600)))
+    }
+}
+
+units::serialize_as_text!(RememberTags, |keep| match keep.0 {
+    None => "off".into(),
+    Some(time) => units::time_text(time),
+});
+
+impl TryFrom<String> for RememberTags {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match (&*text, units::time(&text)) {
+            ("off", _) => Ok(Self(None)),
+            (_, Ok(time)) if (60..=30 * 24 * 3600).contains(&time.as_secs()) => {
+                Ok(Self(Some(time)))
+            }
+            _ => Err(format!(
+                "remember_tags is a time of 1m to 30d, such as 1d, or off, not {text}"
+            )),
+        }
+    }
 }

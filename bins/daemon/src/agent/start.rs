@@ -13,6 +13,7 @@ use kraken_registry::access::Access;
 use kraken_registry::name::Host;
 use kraken_registry::pull::{self, PullState, StaleTags};
 use kraken_registry::tags::client::TagClient;
+use kraken_registry::tags::remembered::{RememberedTags, TagMemory};
 use tokio_util::sync::CancellationToken;
 
 use super::{AgentConfig, AgentService, router};
@@ -56,7 +57,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentService, StartError> {
     let tags = tags(&config, &http, &shutdown).await?;
     let registry = Registry {
         agent: agent.clone(),
-        tags: tags.clone(),
+        tags: remembered(&config, tags.clone(), &shutdown),
         disks: disks.clone(),
         access: access::access(config.access.as_ref(), config.client_tls.as_ref())?,
         stale: StaleTags::default(),
@@ -129,6 +130,20 @@ async fn tags(
     Ok(tags)
 }
 
+/// With what is told again while no build-index answers.
+fn remembered(
+    config: &AgentConfig,
+    tags: TagClient,
+    shutdown: &CancellationToken,
+) -> RememberedTags<TagClient> {
+    let memory = config.remember_tags.0.map(TagMemory::new);
+    if let Some(memory) = memory.clone() {
+        let keeping = memory.keep_in(config.store.join("tags.json"));
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(keeping));
+    }
+    RememberedTags::new(tags, memory)
+}
+
 fn spawn(
     config: &AgentConfig,
     identity: &Identity,
@@ -172,7 +187,7 @@ async fn seed(agent: Agent) {
 /// What the ports for clients have in common.
 struct Registry {
     agent: Agent,
-    tags: TagClient,
+    tags: RememberedTags<TagClient>,
     disks: Disks,
     access: Arc<Access>,
     stale: StaleTags,
@@ -181,7 +196,7 @@ struct Registry {
 }
 
 impl Registry {
-    fn mirror(&self) -> PullState<Agent, TagClient> {
+    fn mirror(&self) -> PullState<Agent, RememberedTags<TagClient>> {
         let mirror = PullState::mirror(self.agent.clone(), self.tags.clone());
         let mirror = mirror.access(self.access.clone());
         mirror.count_stale(self.stale.clone())

@@ -181,6 +181,7 @@ impl Configs {
             docker_listen: None,
             limits: Default::default(),
             remember_peers: true,
+            remember_tags: Default::default(),
             log: None,
             log_format: Default::default(),
             tracing: None,

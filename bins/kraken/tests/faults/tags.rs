@@ -1,14 +1,17 @@
 //! Tags are listed, rolled back and removed by hand, on the conditions that were given.
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use http::{Method, Request};
 use kraken::tags::Tags;
 use kraken_core::Digest;
+use kraken_core::net::http::{HttpBody, HttpClient};
 use kraken_daemon::Tls;
 use kraken_registry::name::TagName;
 use kraken_registry::tags::client::OnlyIf;
+use kraken_registry::tags::server::TAG_STALE;
 use serde_json::{Value, json};
 
-use crate::common::{Lab, REPOSITORY, Ran, kraken, push, random, within};
+use crate::common::{Lab, REPOSITORY, Ran, ask, kraken, push, random, until, within};
 
 /// `kraken tag …` against one build-index, behind one that is not there.
 struct Tool<'a> {
@@ -183,4 +186,51 @@ async fn listed(tool: &Tool<'_>, digest: Digest) {
 #[tokio::test(flavor = "multi_thread")]
 async fn tags_are_listed_rolled_back_and_removed_by_hand() {
     within(120, "what is done to tags by hand", by_hand()).await;
+}
+
+/// What an agent says of a tag: the status, and whether the answer may be out of date.
+async fn told(agent: &str, tag: &str) -> (u16, bool) {
+    let url = format!("http://{agent}/v2/{REPOSITORY}/manifests/{tag}");
+    let answer = ask(Method::GET, &url, HttpBody::Empty).await;
+    (
+        answer.status().as_u16(),
+        answer.header(TAG_STALE) == Some("true"),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_tells_a_tag_again_while_no_build_index_answers() {
+    within(60, "tags in an outage", async {
+        let mut lab = Lab::start(1, 2).await;
+        let blob = push(&lab.host("proxy"), &random(1000, 5)).await;
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let config = json!({"mediaType": "text/plain", "digest": blob.to_string(), "size": 1000});
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": []});
+        for tag in ["v1", "v2"] {
+            let url = format!(
+                "http://{}/v2/{REPOSITORY}/manifests/{tag}",
+                lab.host("proxy")
+            );
+            let put = Request::put(url).header("content-type", kind);
+            let put = put.body(HttpBody::Bytes(manifest.to_string().into()));
+            let put = HttpClient::new(None).unwrap().send(put.unwrap()).await;
+            assert_eq!(put.unwrap().status(), 201);
+        }
+        let (one, other) = (lab.host("agent-1"), lab.host("agent-2"));
+        assert_eq!(told(&one, "v1").await, (200, false));
+        lab.kill("build-index");
+        assert_eq!(told(&one, "v1").await, (200, true));
+        assert_eq!(told(&one, "v2").await, (404, false), "it was not told that");
+        assert_eq!(told(&other, "v1").await, (404, false), "nor was that one");
+        let stale = "kraken_stale_tags_total";
+        assert_eq!(lab.counter("agent-1", stale).await, Some(1));
+        lab.restart("build-index").await;
+        let fresh = until("the build-index is asked again", async || {
+            let told = told(&one, "v1").await;
+            (!told.1).then_some(told.0)
+        });
+        assert_eq!(fresh.await, 200);
+    })
+    .await;
 }
