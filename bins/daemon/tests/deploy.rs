@@ -238,6 +238,20 @@ impl Bench {
     }
 }
 
+#[test]
+fn a_bundle_without_programs_says_what_to_build() {
+    let bench = Bench::new();
+    fs::remove_file(bench.dir.path().join("kraken-proxy")).unwrap();
+    let done = bench.call(&["a=10.0.0.1"]);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("kraken-proxy") && said.contains("make release"),
+        "{said}"
+    );
+    assert!(!bench.out().exists());
+}
+
 fn names_in(dir: &Path) -> BTreeSet<String> {
     let files = fs::read_dir(dir).unwrap();
     files
