@@ -22,7 +22,7 @@ pub struct Leaving {
 /// | method and path | answer |
 /// |---|---|
 /// | GET `/x/leave` | [`Leaving`] |
-/// | POST `/x/leave` | the same; the origin begins to hand its share over |
+/// | POST `/x/leave` | the same; the origin begins to hand its share over. 409 when no other origin can take it |
 /// | DELETE `/x/leave` | the same; it takes its share back |
 pub(crate) fn with_leave(router: Router, origin: Origin) -> Router {
     let leave = Router::new()
@@ -41,6 +41,15 @@ async fn look(State(origin): State<Origin>) -> Result<Json<Leaving>, ApiError> {
 }
 
 async fn leave(State(origin): State<Origin>) -> Result<Json<Leaving>, ApiError> {
+    // It would be waited for without an end.
+    if origin.heirs().is_empty() {
+        return Err(ApiError::Conflict(
+            "there is no other origin that could take its blobs: none is on its list of origins, or all of them hand \
+             theirs over as well. Add one (docs/healing.md), or stop it as it is: what is not in the storage behind it \
+             is gone with it then"
+                .into(),
+        ));
+    }
     origin.leave_ring(true);
     look(State(origin)).await
 }

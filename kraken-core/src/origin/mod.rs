@@ -222,6 +222,12 @@ impl Origin {
         Ok(())
     }
 
+    /// The other origins that can take its share, now or when they answer again: all in the ring that do not
+    /// leave it themselves. Without any, what it has stays with it.
+    pub fn heirs(&self) -> Vec<String> {
+        self.inner.members.heirs()
+    }
+
     /// Hands its share over to the others and lets go of what they have, or takes it back. It goes on
     /// to serve what it has. [`Origin::left_to_hand_over`] says when it can be stopped for good.
     pub fn leave_ring(&self, is_leaving: bool) {

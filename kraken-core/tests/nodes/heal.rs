@@ -320,7 +320,17 @@ async fn a_node_that_leaves_hands_its_share_over_first() {
     group.written_back().await;
     group.each_has(&blobs, 3..=3).await;
     let leaving = &group.nodes[&0].origin;
+    assert_eq!(leaving.heirs(), ["origin-1", "origin-2", "origin-3"]);
     leaving.leave_ring(true);
+    // Who leaves, too, takes nothing: its neighbours hear of it when they ask whether it answers.
+    let other = &group.nodes[&1].origin;
+    for _ in 0..1200 {
+        if other.heirs() == ["origin-2", "origin-3"] {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(other.heirs(), ["origin-2", "origin-3"]);
     for _ in 0..1200 {
         if group.nodes[&0].store.list().await.unwrap().is_empty() {
             break;

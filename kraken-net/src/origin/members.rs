@@ -265,6 +265,17 @@ impl Members {
         )))
     }
 
+    /// The others that can take this one's share, now or when they answer again: those that do not hand over theirs.
+    pub fn heirs(&self) -> Vec<String> {
+        let table = self.table();
+        let health = self.health();
+        let names = table.clients.keys();
+        names
+            .filter(|name| !health.is_leaving(name))
+            .cloned()
+            .collect()
+    }
+
     /// Whether a member has its share.
     pub fn is_in(&self, name: &str) -> bool {
         self.health().is_in(self.now(), name)

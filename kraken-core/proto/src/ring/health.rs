@@ -135,6 +135,12 @@ impl Members {
         self.members.get(name).is_some_and(|member| member.is_up)
     }
 
+    /// Whether a member has said that it hands its share over.
+    pub fn is_leaving(&self, name: &str) -> bool {
+        let member = self.members.get(name);
+        member.is_some_and(|member| member.is_leaving)
+    }
+
     /// Whether a member answers, and does not hand its share over.
     pub fn is_up_to_stay(&self, name: &str) -> bool {
         let member = self.members.get(name);
