@@ -10,16 +10,13 @@ use rcgen::{
     PublicKeyData, RevokedCertParams, SanType, SerialNumber, SignatureAlgorithm,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{
-    CertificateDer, CertificateRevocationListDer, DnsName, ServerName, UnixTime,
-};
+use rustls_pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use sha2::{Digest as _, Sha256};
-use x509_parser::prelude::FromDer as _;
-use x509_parser::revocation_list::CertificateRevocationList;
 
 use crate::certificate::{self, Parts, hex};
 use crate::identity::{IdentityError, provider};
 use crate::key;
+use crate::revocation::{Revoked, entries};
 use crate::roles::{ROLE_PREFIX, ZONE_PREFIX};
 
 /// How long certificates are valid from the day they are made when nothing else is said: ten years,
@@ -171,7 +168,7 @@ impl CertAuthority {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if wanted.role.is_empty() || !wanted.role.chars().all(plain) {
             let role = wanted.role;
-            return Err(IdentityError::Issue(format!(
+            return Err(IdentityError::Name(format!(
                 "role {role:?} must consist of lower-case letters, digits and hyphens"
             )));
         }
@@ -257,11 +254,11 @@ impl CertAuthority {
     }
 
     /// What is on a list of this authority, and since when.
-    fn revoked(&self, list: &str) -> Result<Vec<(Vec<u8>, SystemTime)>, IdentityError> {
+    fn revoked(&self, list: &str) -> Result<Vec<Revoked>, IdentityError> {
         let (issuer, revoked) = entries(list)?;
         if issuer != Parts::of(&self.cert_pem)?.subject {
             let what = "the list of revoked certificates is another authority's";
-            return Err(IdentityError::Issue(what.into()));
+            return Err(IdentityError::Unfit(what.into()));
         }
         Ok(revoked)
     }
@@ -269,14 +266,18 @@ impl CertAuthority {
     /// A certificate that this authority has issued.
     fn own(&self, cert: &str) -> Result<Parts, IdentityError> {
         let parts = Parts::of(cert)?;
-        if parts.issuer != Parts::of(&self.cert_pem)?.subject {
-            let issuer = parts.info.issuer.as_deref().unwrap_or("nobody by name");
-            let what = format!("the certificate is not of this authority, but of {issuer}");
-            return Err(IdentityError::Issue(what));
+        let own = Parts::of(&self.cert_pem)?;
+        if parts.issuer != own.subject {
+            let name = |name: Option<String>| name.unwrap_or_else(|| "nobody by name".to_owned());
+            return Err(IdentityError::NotIssued {
+                subject: name(parts.info.common_name),
+                issuer: name(parts.info.issuer),
+                authority: name(own.info.common_name),
+            });
         }
         if parts.info.is_authority {
             let what = "the certificate is the authority's own: make a new authority instead";
-            return Err(IdentityError::Issue(what.into()));
+            return Err(IdentityError::Unfit(what.into()));
         }
         // One that has ended is renewed, too.
         let begun = parts.info.not_before.duration_since(UNIX_EPOCH);
@@ -337,36 +338,6 @@ impl PublicKeyData for Point<'_> {
     }
 }
 
-/// Whether a list of revoked certificates names a certificate; both are PEM. One of another authority names
-/// none.
-///
-/// # Errors
-/// One of them is not PEM.
-pub fn is_revoked(cert: &str, list: &str) -> Result<bool, IdentityError> {
-    let parts = Parts::of(cert)?;
-    let (issuer, revoked) = entries(list)?;
-    let is_named = revoked.iter().any(|(serial, _)| *serial == parts.serial);
-    Ok(issuer == parts.issuer && is_named)
-}
-
-/// A certificate by its serial number, and since when it is revoked.
-type Revoked = (Vec<u8>, SystemTime);
-
-/// Who made a list, and who is on it.
-fn entries(list: &str) -> Result<(Vec<u8>, Vec<Revoked>), IdentityError> {
-    let der = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).map_err(issue)?;
-    let (_, list) = CertificateRevocationList::from_der(&der).map_err(issue)?;
-    let revoked = list.iter_revoked_certificates();
-    let entry = |it: &x509_parser::revocation_list::RevokedCertificate<'_>| {
-        let since = certificate::time(it.revocation_date);
-        (it.raw_serial().to_vec(), since)
-    };
-    Ok((
-        list.issuer().as_raw().to_vec(),
-        revoked.map(entry).collect(),
-    ))
-}
-
 /// Encrypts a private key with a passphrase, as [`CertAuthority::to_sealed_pem`] does.
 ///
 /// # Errors
@@ -406,7 +377,7 @@ fn verify(cert: &str, authority: &str, then: UnixTime) -> Result<(), IdentityErr
     let path = cert.verify_for_usage(algorithms, &anchors, &[], then, usage, None, None);
     let refused =
         |error| format!("the certificate is not of that authority, or has ended: {error}");
-    path.map_err(|error| issue(refused(error)))?;
+    path.map_err(|error| IdentityError::Unfit(refused(error)))?;
     Ok(())
 }
 
@@ -414,7 +385,7 @@ fn check_name(whose: &str, name: &str) -> Result<(), IdentityError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.is_empty() || name.len() > LONGEST || !name.chars().all(plain) || name.starts_with('.')
     {
-        return Err(IdentityError::Issue(format!(
+        return Err(IdentityError::Name(format!(
             "the {whose}'s name {name:?} must consist of 1 to {LONGEST} letters, digits, '.', '_' and '-', and not begin with '.'"
         )));
     }
@@ -432,7 +403,7 @@ fn check_host(host: &str) -> Result<(), IdentityError> {
     if is_host && !host.ends_with('.') {
         return Ok(());
     }
-    Err(IdentityError::Issue(format!(
+    Err(IdentityError::Name(format!(
         "host {host:?} is neither a DNS name, such as origin-1.example.com, nor an IP address"
     )))
 }
@@ -527,9 +498,14 @@ mod tests {
             ca.renew(&foreign, days(1)).unwrap_err(),
             ca.revoke(&foreign, None).unwrap_err(),
         ] {
-            assert!(
-                error.to_string().contains("not of this authority"),
-                "{error}"
+            let info = |pem: &str| CertInfo::from_pem(pem).unwrap().remove(0);
+            let issuer = info(&foreign).issuer.unwrap();
+            let own = info(&ca.to_pem().0).common_name.unwrap();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "the certificate of agent was not issued by this authority, {own}, but by {issuer}"
+                )
             );
         }
         let error = ca.renew(&ca.to_pem().0, days(1)).unwrap_err();

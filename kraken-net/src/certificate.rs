@@ -133,7 +133,9 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn text_of(name: Option<&x509_parser::x509::AttributeTypeAndValue<'_>>) -> Option<String> {
+pub(crate) fn text_of(
+    name: Option<&x509_parser::x509::AttributeTypeAndValue<'_>>,
+) -> Option<String> {
     let name = name?.as_str().ok()?;
     let fits = !name.is_empty() && name.len() <= LONGEST && !name.contains(char::is_control);
     fits.then(|| name.to_owned())

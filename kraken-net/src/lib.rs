@@ -42,6 +42,8 @@ pub mod origin;
 #[cfg(feature = "quic")]
 pub mod quic;
 #[cfg(feature = "tls")]
+pub mod revocation;
+#[cfg(feature = "tls")]
 pub mod roles;
 #[cfg(any(feature = "quic", feature = "tcp"))]
 mod stats;
@@ -68,6 +70,8 @@ pub use identity::{Identity, IdentityError, IdentityFiles, IdentityStatus};
 pub use mem::{MemNetwork, MemTransport};
 #[cfg(feature = "quic")]
 pub use quic::{Quic, QuicOptions};
+#[cfg(feature = "tls")]
+pub use revocation::RevocationList;
 #[cfg(feature = "tls")]
 pub use roles::{Role, RoleError};
 #[cfg(any(feature = "quic", feature = "tcp"))]

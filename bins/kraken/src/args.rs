@@ -2,6 +2,7 @@
 
 pub(crate) mod ca;
 pub(crate) mod doctor;
+pub(crate) mod given;
 pub(crate) mod health;
 pub(crate) mod indexes;
 pub(crate) mod outside;
@@ -20,9 +21,10 @@ use kraken::runtime::{Address, Runtime};
 use kraken_core::Digest;
 use kraken_daemon::ConfigArgs;
 use kraken_daemon::Tls;
+use kraken_daemon::store::Age;
 use kraken_daemon::tls::KeyPassword;
 use kraken_daemon::traces::CollectorUrl;
-use kraken_registry::name::Host;
+use kraken_registry::name::{Host, RepoName};
 use kraken_sim::PlotFile;
 
 use outside::{ProcessTls, RegistryTls};
@@ -282,11 +284,11 @@ pub(crate) enum StoreCommand {
         #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100))]
         percent: Option<u8>,
         /// What was not used for so long, such as 6h or 7d.
-        #[arg(long)]
-        idle: Option<String>,
+        #[arg(long, value_parser = age)]
+        idle: Option<Age>,
         /// What came so long ago.
-        #[arg(long)]
-        age: Option<String>,
+        #[arg(long, value_parser = age)]
+        age: Option<Age>,
         /// Prints one JSON object and nothing else.
         #[arg(long)]
         json: bool,
@@ -358,7 +360,7 @@ pub(crate) enum BlobCommand {
         digest: Option<Digest>,
         /// What the blob belongs to.
         #[arg(long, default_value = "default")]
-        namespace: String,
+        namespace: RepoName,
         /// The proxy's address: host:port, or https://host:port.
         #[arg(long, default_value = "127.0.0.1:7602", env = "KRAKEN_PROXY")]
         proxy: String,
@@ -378,13 +380,17 @@ pub(crate) enum BlobCommand {
         link: bool,
         /// What the blob belongs to.
         #[arg(long, default_value = "default")]
-        namespace: String,
+        namespace: RepoName,
         /// The address of an agent's registry: host:port, or https://host:port.
         #[arg(long, default_value = "127.0.0.1:7610", env = "KRAKEN_AGENT")]
         agent: String,
         #[command(flatten)]
         tls: RegistryTls,
     },
+}
+
+fn age(text: &str) -> Result<Age, String> {
+    Age::try_from(text.to_owned())
 }
 
 impl Command {
@@ -585,7 +591,16 @@ mod tests {
         assert!(Cli::try_parse_from(["kraken", "store", "gc", "--now"]).is_ok());
         assert!(Cli::try_parse_from(["kraken", "store", "gc"]).is_err());
         assert!(Cli::try_parse_from(["kraken", "store", "gc", "--now", "--dry-run"]).is_err());
-        let percent = ["kraken", "store", "gc", "--now", "--percent", "101"];
-        assert!(Cli::try_parse_from(percent).is_err());
+        for line in [
+            "store gc --now --percent 101",
+            "store gc --now --idle soon",
+            "store gc --now --age 3s",
+            "profile http://a --seconds 61",
+            "profile http://a --frequency 0",
+            "blob get --namespace Odd! sha256:00",
+        ] {
+            let words = ["kraken"].into_iter().chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{line}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use kraken_core::Zone;
 use kraken_core::net::roles::RoleNames;
-use kraken_core::net::{CertAuthority, CertInfo, CertRequest, Role};
+use kraken_core::net::{CertAuthority, CertInfo, CertRequest, IdentityError, RevocationList, Role};
 
 use crate::Failure;
 
@@ -93,10 +93,16 @@ impl Authority {
     /// # Errors
     /// There is none, or its key needs another passphrase.
     pub fn open(dir: &Path, passphrase: Option<&Path>) -> Result<Self, Failure> {
+        if !dir.join("ca.crt").exists() {
+            let dir = dir.display();
+            return Err(Failure::Other(format!(
+                "there is no authority in {dir}: name its directory by --dir, or make one with kraken ca init --dir {dir}"
+            )));
+        }
         let (cert, key) = (read(&dir.join("ca.crt"))?, read(&dir.join("ca.key"))?);
         let passphrase = passphrase.map(secret).transpose()?;
         let ca = CertAuthority::open(&cert, &key, passphrase.as_deref());
-        let wrong = |error| Failure::Argument(format!("{}: {error}", dir.join("ca.key").display()));
+        let wrong = |error| Failure::Other(format!("{}: {error}", dir.join("ca.key").display()));
         Ok(Self {
             dir: dir.to_path_buf(),
             ca: ca.map_err(wrong)?,
@@ -121,7 +127,7 @@ impl Authority {
         // It may have others besides, while authorities change.
         if has_ca && !read(&ca_file)?.contains(ca_pem.trim()) {
             let what = format!("{} is of another authority", ca_file.display());
-            return Err(Failure::Argument(what));
+            return Err(Failure::Other(what));
         }
         let own = [name.clone()];
         let hosts = if wanted.hosts.is_empty() {
@@ -242,7 +248,7 @@ fn not_revoked((cert, text): (&Path, &str), list: &Path) -> Result<(), Failure> 
     if !list.exists() {
         return Ok(());
     }
-    let is_revoked = kraken_core::net::authority::is_revoked(text, &read(list)?);
+    let is_revoked = kraken_core::net::revocation::is_revoked(text, &read(list)?);
     if !is_revoked.map_err(|error| at(cert, error))? {
         return Ok(());
     }
@@ -253,14 +259,55 @@ fn not_revoked((cert, text): (&Path, &str), list: &Path) -> Result<(), Failure> 
     Err(at(cert, what))
 }
 
-/// What the certificates in a file say, in words.
+/// What the certificates in a file say, or the list of those that are revoked, in words.
 ///
 /// # Errors
-/// It holds none.
+/// It holds neither.
 pub fn told(file: &Path) -> Result<String, Failure> {
-    let certs = CertInfo::from_pem(&read(file)?).map_err(|error| at(file, error))?;
+    let text = read(file)?;
+    if text.contains(LIST) {
+        let list = RevocationList::from_pem(&text).map_err(|error| at(file, error))?;
+        return Ok(revoked(&list));
+    }
+    if !text.contains(CERTIFICATE) {
+        return Err(at(
+            file,
+            "it holds neither a certificate nor a list of revoked ones",
+        ));
+    }
+    let certs = CertInfo::from_pem(&text).map_err(|error| at(file, error))?;
     let told: Vec<_> = certs.iter().map(lines).collect();
     Ok(told.join("\n\n"))
+}
+
+/// How a list of revoked certificates begins, and a certificate.
+const LIST: &str = "-----BEGIN X509 CRL-----";
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
+
+fn revoked(list: &RevocationList) -> String {
+    let issuer = list.issuer.as_deref().unwrap_or("nobody by name");
+    let next = list.next.map_or_else(|| "never".to_owned(), date);
+    let count = list.revoked.len();
+    let mut text = format!(
+        "{:<12} {issuer}\n{:<12} {}\n{:<12} {next}\n{:<12} {count}",
+        "revoked by",
+        "made",
+        date(list.updated),
+        "next due",
+        "certificates",
+    );
+    for (serial, since) in &list.revoked {
+        text.push_str(&format!(
+            "\n{:<12} {serial}, since {}",
+            "serial",
+            date(*since)
+        ));
+    }
+    text
+}
+
+fn date(time: SystemTime) -> String {
+    Timestamp::try_from(time).map_or_else(|_| "unknown".to_owned(), |it| it.to_string())
 }
 
 fn lines(cert: &CertInfo) -> String {
@@ -272,9 +319,6 @@ fn lines(cert: &CertInfo) -> String {
         (false, None) => {
             "none that Kraken knows: refused unless tls.roles says otherwise".to_owned()
         }
-    };
-    let date = |time: SystemTime| {
-        Timestamp::try_from(time).map_or_else(|_| "unknown".to_owned(), |it| it.to_string())
     };
     let left = match cert.not_after.duration_since(SystemTime::now()) {
         Ok(left) => format!("{} days from now", left.as_secs() / DAY),
@@ -314,7 +358,7 @@ fn secret(file: &Path) -> Result<String, Failure> {
             "{}: its first line, the passphrase, is empty",
             file.display()
         );
-        return Err(Failure::Argument(what));
+        return Err(Failure::Other(what));
     }
     Ok(line.to_owned())
 }
@@ -327,7 +371,7 @@ fn absent(files: &[&Path]) -> Result<(), Failure> {
 }
 
 fn there(file: &Path) -> Failure {
-    Failure::Argument(format!("{} is there already, and stays", file.display()))
+    Failure::Other(format!("{} is there already, and stays", file.display()))
 }
 
 fn read(file: &Path) -> Result<String, Failure> {
@@ -370,12 +414,14 @@ fn replace(file: &Path, text: &str) -> Result<(), Failure> {
 }
 
 fn at(file: &Path, error: impl std::fmt::Display) -> Failure {
-    Failure::Argument(format!("{}: {error}", file.display()))
+    Failure::Other(format!("{}: {error}", file.display()))
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
-fn failed(error: kraken_core::net::IdentityError) -> Failure {
-    Failure::Argument(error.to_string())
+fn failed(error: IdentityError) -> Failure {
+    match error {
+        IdentityError::Name(what) => Failure::Argument(what),
+        error => Failure::Other(error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -436,7 +482,22 @@ mod tests {
         let one = fs::read_to_string(&list).unwrap();
         authority.revoke(&out.join("origin-2.crt")).unwrap();
         let two = fs::read_to_string(&list).unwrap();
-        assert!(one.starts_with("-----BEGIN X509 CRL-----") && two.len() > one.len());
+        assert!(one.starts_with(LIST) && two.len() > one.len());
+        let said = told(&list).unwrap();
+        let issuer = told(&cert).unwrap();
+        let issuer = issuer.lines().find_map(|it| it.strip_prefix("issuer"));
+        assert!(said.contains(issuer.unwrap().trim()), "{said}");
+        for name in ["origin-1.crt", "origin-2.crt"] {
+            let cert = fs::read_to_string(out.join(name)).unwrap();
+            let serial = &CertInfo::from_pem(&cert).unwrap()[0].serial;
+            let line = format!("{:<12} {serial}, since 2", "serial");
+            assert!(said.contains(&line), "{line}: {said}");
+        }
+        let error = told(&files[1]).unwrap_err().to_string();
+        assert!(
+            error.contains("neither a certificate nor a list"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -462,7 +523,15 @@ mod tests {
             .renew(&out.join("a.crt"), (None, Days(1)))
             .unwrap_err()
             .to_string();
-        assert!(foreign.contains("not of this authority"), "{foreign}");
+        assert!(
+            foreign.contains("not issued by this authority"),
+            "{foreign}"
+        );
+        let foreign = other.revoke(&out.join("a.crt")).unwrap_err().to_string();
+        assert!(
+            foreign.contains("a.crt: the certificate of a was not issued by this authority"),
+            "{foreign}"
+        );
         let former = ca_dir.join("ca.crt");
         other
             .renew(&out.join("a.crt"), (Some(&former), Days(1)))

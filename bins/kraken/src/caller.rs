@@ -39,10 +39,12 @@ impl Caller {
     /// # Errors
     /// `KRAKEN_LOGIN` holds no name and password, or the TLS library refuses its own defaults.
     pub fn from_env(trust: OutsideTrust) -> Result<Self, Failure> {
-        let (credentials, found_in) = match env::var(LOGIN) {
-            Ok(login) => (vec![password(&login)?], LOGIN.to_owned()),
-            Err(env::VarError::NotUnicode(_)) => return Err(no_login()),
-            Err(env::VarError::NotPresent) => {
+        // As with all variables, an empty one is none.
+        let login = env::var_os(LOGIN).filter(|login| !login.is_empty());
+        let (credentials, found_in) = match login.map(std::ffi::OsString::into_string) {
+            Some(Ok(login)) => (vec![password(&login)?], LOGIN.to_owned()),
+            Some(Err(_)) => return Err(no_login()),
+            None => {
                 let files = files(|name| env::var_os(name).map(PathBuf::from));
                 let shown: Vec<_> = files.iter().map(|it| it.display().to_string()).collect();
                 let configs = files.into_iter().map(Credentials::DockerConfig);
@@ -92,7 +94,7 @@ impl Caller {
             return Ok(client.clone());
         }
         let client = HttpClient::outside(&self.0.trust);
-        let client = client.map_err(|error| Failure::Argument(error.to_string()))?;
+        let client = client.map_err(|error| Failure::Other(error.to_string()))?;
         Ok(secure.insert(client).clone())
     }
 
@@ -151,6 +153,25 @@ pub(crate) fn tls_advice(error: &str) -> &'static str {
         true => "; it may want a certificate of the cluster, or another one: --cert and --key",
         false => "",
     }
+}
+
+/// What is said of a process that does not answer, without what the address in front of it says already, and with what
+/// to do about it.
+pub(crate) fn silence(error: &str) -> String {
+    let advice = tls_advice(error);
+    let told = match (
+        error.split_once("error sending request for url ("),
+        error.split_once("): "),
+    ) {
+        (Some((head, _)), Some((_, why))) => {
+            format!(
+                "{head}{}",
+                why.trim_start_matches("client error (Connect): ")
+            )
+        }
+        _ => error.to_owned(),
+    };
+    format!("{told}{advice}")
 }
 
 fn is_secure(base: &BaseUrl) -> bool {
@@ -222,6 +243,22 @@ mod tests {
         let said = "https://o:1: received fatal alert: CertificateRequired: connection closed before message completed";
         assert!(tls_advice(said).starts_with("; it wants a certificate"));
         assert_eq!(tls_advice("https://o:1: Connection refused"), "");
+    }
+
+    #[test]
+    fn an_address_that_does_not_answer_is_named_once() {
+        let said = "https://o:1 does not answer: error sending request for url (https://o:1/x/queue?state=a): client error (Connect): tcp connect error: Connection refused (os error 111)";
+        assert_eq!(
+            silence(said),
+            "https://o:1 does not answer: tcp connect error: Connection refused (os error 111)"
+        );
+        let said = "https://o:1 does not answer: silence for 5 s";
+        assert_eq!(silence(said), said);
+        let said = "https://o:1 does not answer: error sending request for url (https://o:1/): invalid peer certificate: UnknownIssuer";
+        assert_eq!(
+            silence(said),
+            "https://o:1 does not answer: invalid peer certificate: UnknownIssuer; name its authority with --ca"
+        );
     }
 
     #[test]

@@ -32,6 +32,24 @@ pub struct ClusterOptions {
     pub base_port: Option<u16>,
 }
 
+impl ClusterOptions {
+    /// Refuses what no cluster can be. Touches nothing.
+    ///
+    /// # Errors
+    /// [`Failure::Argument`]: too many, or none, of something.
+    pub fn check(&self) -> Result<(), Failure> {
+        for (what, count) in [("agents", self.agents), ("origins", self.origins)] {
+            if count == 0 || count > MOST {
+                return Err(Failure::Argument(format!(
+                    "--{what}: between 1 and {MOST}, not {count}"
+                )));
+            }
+        }
+        self.base_port
+            .map_or(Ok(()), |base| ports::check(base, self.origins))
+    }
+}
+
 /// The most agents and origins on one machine.
 pub const MOST: u16 = 100;
 
@@ -56,13 +74,7 @@ impl Cluster {
     /// # Errors
     /// [`Failure`] says what to mend.
     pub async fn start(options: &ClusterOptions) -> Result<Self, Failure> {
-        for (what, count) in [("agents", options.agents), ("origins", options.origins)] {
-            if count == 0 || count > MOST {
-                return Err(Failure::Argument(format!(
-                    "--{what}: between 1 and {MOST}, not {count}"
-                )));
-            }
-        }
+        options.check()?;
         let configs = Configs::prepare(options)?;
         let (mut origins, mut agents) = (Vec::new(), Vec::new());
         for number in 1..=options.origins {

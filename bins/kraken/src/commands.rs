@@ -1,5 +1,6 @@
 //! What the longer commands do.
 
+pub(crate) mod blob;
 pub(crate) mod ca;
 pub(crate) mod doctor;
 pub(crate) mod explain;
@@ -15,9 +16,7 @@ use kraken::client::Registry;
 use kraken::operator::Operator;
 use kraken::preheat::{Hosts, Progress};
 use kraken::{drain, gc};
-use kraken_daemon::leave::Leaving;
 use kraken_registry::garbage::GarbageOptions;
-use kraken_registry::name::NameError;
 
 use crate::args::{GcArgs, PreheatArgs};
 use crate::{named, operator, say};
@@ -28,15 +27,7 @@ pub(crate) async fn drain_origin(origin: &Operator, undo: bool) -> Result<(), Fa
         drain::ask(origin, "DELETE").await?;
         return say("it has its share again");
     }
-    let left = |state: &Leaving| {
-        let blobs = state.blobs;
-        let waits = match &state.away[..] {
-            [] => String::new(),
-            away => format!("; waiting for {}, which does not answer", away.join(", ")),
-        };
-        say(&format!("{blobs} blobs to hand over{waits}"))
-    };
-    drain::drain(origin, left).await?;
+    drain::drain(origin, say).await?;
     say("nothing is left there that others own: take it off the lists, then stop it")
 }
 
@@ -93,12 +84,8 @@ pub(crate) async fn preheat(args: PreheatArgs) -> Result<(), Failure> {
         at_once,
         at_most,
     };
-    let wrong = |error: NameError| Failure::Argument(error.to_string());
-    let named = (
-        &repository.parse().map_err(wrong)?,
-        &reference.parse().map_err(wrong)?,
-    );
-    let progress = kraken::preheat::to_hosts(named, (&hosts, &caller), |progress| {
+    let image = (&repository, &reference);
+    let progress = kraken::preheat::to_hosts(image, (&hosts, &caller), |progress| {
         let Progress {
             ready,
             failed,
@@ -115,13 +102,15 @@ pub(crate) async fn preheat(args: PreheatArgs) -> Result<(), Failure> {
         ))
     });
     let progress = progress.await?;
-    if json {
-        say(&serde_json::json!(progress).to_string())?;
+    match json {
+        true => say(&serde_json::json!(progress).to_string())?,
+        false => progress.told().iter().try_for_each(|line| say(line))?,
     }
     match progress.is_enough {
         true => Ok(()),
-        false => Err(Failure::Registry(
-            "not so many hosts have it as are wanted".into(),
-        )),
+        false => Err(Failure::Registry(format!(
+            "{} of {} hosts have it, which are fewer than are wanted: see what is said of each",
+            progress.ready, progress.hosts
+        ))),
     }
 }

@@ -1,5 +1,6 @@
 //! The demo: push an image to the proxy, pull it through every agent at once, check every byte.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
@@ -220,6 +221,7 @@ async fn pull_blob(registry: &Registry, digest: Digest, bar: &ProgressBar) -> Re
 #[derive(Debug)]
 pub struct Bars {
     bars: MultiProgress,
+    show: bool,
 }
 
 impl Bars {
@@ -232,6 +234,16 @@ impl Bars {
         };
         Self {
             bars: MultiProgress::with_draw_target(target),
+            show,
+        }
+    }
+
+    /// Says something above the bars, on the standard error, also where that is no terminal.
+    pub fn say(&self, line: &str) {
+        if self.show {
+            // Who closed it wants to read nothing.
+            let say = || writeln!(std::io::stderr(), "kraken: {line}");
+            let _ = self.bars.suspend(say);
         }
     }
 

@@ -43,7 +43,7 @@ impl Directory {
         );
         let text = text.map_err(Failure::io(doing))?;
         let read = serde_json::from_str(&text);
-        read.map_err(|error| Failure::Argument(format!("{}: {error}", path.display())))
+        read.map_err(|error| Failure::Other(format!("{}: {error}", path.display())))
     }
 
     /// Writes it down.

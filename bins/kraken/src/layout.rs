@@ -20,6 +20,7 @@ use crate::client::{Checked, Registry};
 use crate::demo::Bars;
 use crate::link::link_blob;
 use crate::operator::Operator;
+use crate::place;
 use crate::store::Store;
 
 /// Bytes read from a file at once.
@@ -45,12 +46,16 @@ pub async fn push(
     bars: &Bars,
 ) -> Result<Digest, Failure> {
     let index = dir.join("index.json");
-    let text = std::fs::read(&index).map_err(Failure::io(format!(
-        "read {}: is it a directory in the OCI image layout?",
-        index.display()
-    )))?;
+    if !index.is_file() {
+        return Err(Failure::Argument(format!(
+            "{} is no directory in the OCI image layout: there is no {}",
+            dir.display(),
+            index.display()
+        )));
+    }
+    let text = std::fs::read(&index).map_err(Failure::io(format!("read {}", index.display())))?;
     let index: Value = serde_json::from_slice(&text)
-        .map_err(|error| Failure::Argument(format!("{}: {error}", index.display())))?;
+        .map_err(|error| Failure::Other(format!("{}: {error}", index.display())))?;
     let digest = choose(&index, image)?;
     push_manifest(
         registry,
@@ -68,17 +73,18 @@ pub async fn push(
 /// Pulls an image into a layout, which is made when it is not there.
 ///
 /// # Errors
-/// The image is not there, a digest is wrong, or the directory cannot be written.
+/// The image is not there, a digest is wrong, or the directory cannot be written. Blobs that came whole stay, so that
+/// another try goes on with them; the layout does not list the image then.
 pub async fn pull(
     source: &Source,
-    repository: &str,
-    reference: &str,
+    (repository, reference): (&str, &str),
     dir: &Path,
     bars: &Bars,
 ) -> Result<Digest, Failure> {
+    place::for_directory(dir)?;
+    let (media_type, bytes) = source.registry.manifest(repository, reference).await?;
     let blobs = dir.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).map_err(Failure::io(format!("make {}", blobs.display())))?;
-    let (media_type, bytes) = source.registry.manifest(repository, reference).await?;
     let digest = Digest::of(&bytes);
     let size = bytes.len();
     pull_manifest(source, repository, bytes, dir, bars, MAX_DEPTH).await?;
@@ -90,8 +96,8 @@ pub async fn pull(
             "annotations": {REF_NAME: reference},
         }],
     });
-    write(&dir.join("index.json"), index.to_string().as_bytes())?;
-    write(
+    place::write(&dir.join("index.json"), index.to_string().as_bytes())?;
+    place::write(
         &dir.join("oci-layout"),
         br#"{"imageLayoutVersion":"1.0.0"}"#,
     )?;
@@ -150,14 +156,9 @@ impl Source {
         }
         let (length, stream) = registry.blob(repository, digest).await?;
         let bar = bars.add(&digest.hex()[..10], length);
-        let part = path.with_extension("part");
-        let saved = save(stream, digest, &part, &bar).await;
+        let saved = save(stream, digest, path, &bar).await;
         bar.finish();
-        if saved.is_err() {
-            let _ = std::fs::remove_file(&part);
-        }
         let bytes = saved?;
-        std::fs::rename(&part, path).map_err(Failure::io(format!("write {}", path.display())))?;
         Ok(Saved {
             bytes,
             linked: None,
@@ -182,8 +183,12 @@ pub async fn push_file(
             // The origin that took it may have been restarted, and the bytes are still here. One that
             // never took any may as well not be there.
             Err((Failure::Away(why), sent)) if attempts < ATTEMPTS && sent > 0 => {
-                tracing::warn!(attempts, "{why}");
                 attempts += 1;
+                bars.say(&format!(
+                    "{why}\n{} is pushed again in {} s, from its beginning (attempt {attempts} of {ATTEMPTS})",
+                    path.display(),
+                    PAUSE.as_secs()
+                ));
                 tokio::time::sleep(PAUSE).await;
             }
             pushed => return pushed.map_err(|(error, _)| error),
@@ -259,7 +264,7 @@ fn choose(index: &Value, image: Option<&str>) -> Result<Digest, Failure> {
     let digest = manifest["digest"].as_str().unwrap_or_default();
     digest
         .parse()
-        .map_err(|error| Failure::Argument(format!("the layout's index: {error}")))
+        .map_err(|error| Failure::Other(format!("the layout's index: {error}")))
 }
 
 async fn push_manifest(
@@ -277,7 +282,7 @@ async fn push_manifest(
     for child in manifest.manifests() {
         let depth = depth
             .checked_sub(1)
-            .ok_or_else(|| Failure::Argument("the image's indexes nest too deep".into()))?;
+            .ok_or_else(|| Failure::Other("the image's indexes nest too deep".into()))?;
         Box::pin(push_manifest(
             registry,
             dir,
@@ -345,7 +350,7 @@ async fn pull_manifest(
             .map(drop)
     });
     futures::future::try_join_all(saves).await?;
-    write(&blob_path(dir, digest), &bytes)
+    place::write(&blob_path(dir, digest), &bytes)
 }
 
 async fn save(
@@ -355,7 +360,9 @@ async fn save(
     bar: &ProgressBar,
 ) -> Result<u64, Failure> {
     let doing = || Failure::io(format!("write {}", path.display()));
-    let mut file = tokio::fs::File::create(path).await.map_err(doing())?;
+    let part = place::beside(path)?;
+    let file = part.as_file().try_clone().map_err(doing())?;
+    let mut file = tokio::fs::File::from_std(file);
     let mut checked = Checked::new(digest);
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|error| Failure::Registry(format!("{digest}: {error}")))?;
@@ -364,7 +371,9 @@ async fn save(
         bar.inc(chunk.len() as u64);
     }
     file.sync_all().await.map_err(doing())?;
-    checked.finish()
+    let bytes = checked.finish()?;
+    place::put(part, path)?;
+    Ok(bytes)
 }
 
 fn parse(bytes: &[u8], digest: Digest) -> Result<Manifest, Failure> {
@@ -376,13 +385,9 @@ fn parse(bytes: &[u8], digest: Digest) -> Result<Manifest, Failure> {
             found,
         });
     }
-    Manifest::parse(bytes).map_err(|error| Failure::Argument(format!("{digest}: {error}")))
+    Manifest::parse(bytes).map_err(|error| Failure::Other(format!("{digest}: {error}")))
 }
 
 fn blob_path(dir: &Path, digest: Digest) -> PathBuf {
     dir.join("blobs/sha256").join(digest.hex())
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    std::fs::write(path, bytes).map_err(Failure::io(format!("write {}", path.display())))
 }

@@ -16,6 +16,7 @@ pub mod image;
 pub mod layout;
 pub mod link;
 pub mod operator;
+pub mod place;
 pub mod preheat;
 pub mod queue;
 pub mod replicate;
@@ -67,12 +68,24 @@ pub enum Failure {
     /// What a simulation gave cannot be drawn.
     #[error(transparent)]
     Plot(#[from] kraken_sim::PlotError),
-    /// An argument makes no sense.
+    /// An argument, or a variable that stands in for one, makes no sense wherever it is said.
     #[error("{0}")]
     Argument(String),
+    /// Anything else did not work: a file says what it should not, or a process says no.
+    #[error("{0}")]
+    Other(String),
 }
 
 impl Failure {
+    /// What a command that ends with it gives its caller: 2 when the command line has to be another one, as
+    /// where its words are not understood at all, otherwise 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Argument(_) => 2,
+            _ => 1,
+        }
+    }
+
     /// Says what was being done when the system refused.
     pub fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let doing = doing.into();

@@ -52,7 +52,7 @@ pub async fn link_blob(
         Ok((linked, bytes))
     };
     let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(|error| Failure::Argument(error.to_string()))?
+    joined.map_err(|error| Failure::Other(error.to_string()))?
 }
 
 /// Why there is no link.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bytesize::ByteSize;
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 use kraken::Failure;
 use kraken::client::Registry;
 use kraken::cluster::{Cluster, ClusterOptions};
@@ -18,7 +18,6 @@ use kraken::crowd::Crowd;
 use kraken::demo::{self, Bars, DemoOptions};
 use kraken::layout;
 use kraken::layout::Source;
-use kraken::link;
 use kraken::operator::Operator;
 use kraken::queue::{self, Queue};
 use kraken::simulate::Simulation;
@@ -27,24 +26,28 @@ use kraken_core::Digest;
 use kraken_daemon::store::http::VerdictInfo;
 use kraken_daemon::traces::{CollectorUrl, Traces, TracingConfig};
 use kraken_daemon::{ConfigArgs, process};
-use kraken_registry::name::split_tag;
+use kraken_registry::name::{Reference, RepoName, split_tag};
 use kraken_sim::PlotFile;
 
-use args::{BlobCommand, Cli, Command, QueueCommand, Role, StoreCommand, TlsFiles};
+use args::{Cli, Command, QueueCommand, Role, StoreCommand, TlsFiles};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let command = args::given::without_empty_variables(Cli::command());
+    let matches = command.get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     process::init_log(cli.command.log_level());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(cli.command)),
-        Err(error) => Err(Failure::Argument(format!("no threads to run on: {error}"))),
+        Err(error) => Err(Failure::Other(format!("no threads to run on: {error}"))),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("kraken: {error}");
-        ExitCode::FAILURE
+        for line in args::given::told(&error, &matches) {
+            eprintln!("kraken: {line}");
+        }
+        ExitCode::from(error.exit_code())
     })
 }
 
@@ -111,8 +114,8 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
                 &registry,
                 &layout,
                 image.as_deref(),
-                &repository,
-                &tag,
+                repository.as_str(),
+                &tag.to_string(),
                 &bars,
             )
             .await?;
@@ -127,14 +130,10 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         } => {
             let (repository, reference) = named(&source)?;
             let source_of = Source::of(&agent, link, &tls.caller()?)?;
-            let digest = layout::pull(
-                &source_of,
-                &repository,
-                &reference,
-                &layout,
-                &Bars::new(true),
-            )
-            .await?;
+            let reference = reference.to_string();
+            let image = (repository.as_str(), reference.as_str());
+            let bars = Bars::new(true);
+            let digest = or_stopped(layout::pull(&source_of, image, &layout, &bars)).await?;
             say(&format!("{source} is {digest}, in {}", layout.display()))?;
         }
         Command::Queue {
@@ -169,7 +168,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             return look_at_store(&store, command).await;
         }
         Command::Run { role, config } => return run_role(role, config).await,
-        Command::Blob(command) => blob(command).await?,
+        Command::Blob(command) => commands::blob::put_or_get(command).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -191,9 +190,9 @@ async fn work_on_queue(queue: &Queue, command: QueueCommand) -> Result<(), Failu
             let list = queue.list(dead, None).await?;
             if json {
                 let text = serde_json::to_string(&list);
-                return say(&text.map_err(|error| Failure::Argument(error.to_string()))?);
+                return say(&text.map_err(|error| Failure::Other(error.to_string()))?);
             }
-            say(&queue::table(&list.tasks).to_string())?;
+            say(&queue::table(&list.tasks, unix_ms()).to_string())?;
             let shown = list.tasks.len() as u64;
             if shown < if dead { list.dead } else { list.waiting } {
                 say(&format!("the first {shown}"))?;
@@ -235,7 +234,7 @@ async fn look_at_store(store: &Store, command: StoreCommand) -> Result<ExitCode,
             let report = store.collect(&collect).await?;
             if json {
                 let text = serde_json::to_string(&report);
-                say(&text.map_err(|error| Failure::Argument(error.to_string()))?)?;
+                say(&text.map_err(|error| Failure::Other(error.to_string()))?)?;
             } else {
                 say(&store::table(&report.blobs, unix_ms()).to_string())?;
                 let (count, bytes) = (report.deleted, ByteSize(report.bytes));
@@ -244,7 +243,7 @@ async fn look_at_store(store: &Store, command: StoreCommand) -> Result<ExitCode,
             }
             if report.errors > 0 {
                 let errors = report.errors;
-                return Err(Failure::Argument(format!(
+                return Err(Failure::Other(format!(
                     "{errors} blobs cannot be removed: see the log"
                 )));
             }
@@ -270,7 +269,7 @@ async fn list_blobs(store: &Store, json: bool) -> Result<(), Failure> {
         if json {
             for blob in &list.blobs {
                 let text = serde_json::to_string(blob);
-                say(&text.map_err(|error| Failure::Argument(error.to_string()))?)?;
+                say(&text.map_err(|error| Failure::Other(error.to_string()))?)?;
             }
         } else if after.is_some() {
             say(&store::table(&list.blobs, unix_ms()).to_string())?;
@@ -308,7 +307,7 @@ async fn verify_blobs(store: &Store, digest: Option<Digest>) -> Result<ExitCode,
                     say(&format!("{it} is damaged"))?;
                 }
                 VerdictInfo::Absent if digest.is_some() => {
-                    return Err(Failure::Argument(format!(
+                    return Err(Failure::Other(format!(
                         "the store does not have all of {it}"
                     )));
                 }
@@ -333,6 +332,7 @@ fn unix_ms() -> u64 {
 }
 
 async fn dev(options: ClusterOptions, collector: Option<CollectorUrl>) -> Result<(), Failure> {
+    options.check()?;
     std::fs::create_dir_all(&options.dir)
         .map_err(Failure::io(format!("make {}", options.dir.display())))?;
     let traces = collector.map(|collector| {
@@ -420,7 +420,7 @@ async fn show_demo(options: &DemoOptions, json: bool) -> Result<ExitCode, Failur
     let report = demo::run(options).await?;
     if json {
         let text =
-            serde_json::to_string(&report).map_err(|error| Failure::Argument(error.to_string()))?;
+            serde_json::to_string(&report).map_err(|error| Failure::Other(error.to_string()))?;
         say(&text)?;
     } else {
         say(&demo::table(&report))?;
@@ -450,50 +450,24 @@ fn simulate(
     })
 }
 
-async fn blob(command: BlobCommand) -> Result<(), Failure> {
-    match command {
-        BlobCommand::Put {
-            file,
-            digest,
-            proxy,
-            namespace,
-            tls,
-        } => {
-            let registry = Registry::of(&proxy, &tls.caller()?)?;
-            let bars = Bars::new(true);
-            let file = (file.as_path(), digest, true);
-            let pushed = layout::push_file(&registry, &namespace, file, &bars);
-            let digest = pushed.await?;
-            say(&format!("{digest}"))?;
-        }
-        BlobCommand::Get {
-            digest,
-            output,
-            agent,
-            namespace,
-            link,
-            tls,
-        } => {
-            let source = Source::of(&agent, link, &tls.caller()?)?;
-            let path = output.unwrap_or_else(|| digest.hex().into());
-            let bars = Bars::new(true);
-            let saved = source.save_blob(&namespace, digest, &path, &bars).await?;
-            let how = saved
-                .linked
-                .map(|linked| format!(", which {}", link::said(linked)));
-            let (bytes, how) = (saved.bytes, how.unwrap_or_default());
-            say(&format!("{bytes} bytes in {}{how}", path.display()))?;
+/// Does it unless a signal comes first: what is half done is then put away before the end.
+async fn or_stopped<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::select! {
+        done = work => done,
+        () = process::stop_signal() => {
+            Err(Failure::Other("stopped by a signal before all was there".into()))
         }
     }
-    Ok(())
 }
 
 /// Repository and tag or digest of `repo:tag` or `repo@sha256:…`.
-fn named(text: &str) -> Result<(String, String), Failure> {
-    if let Some((repository, digest)) = text.split_once('@') {
-        return Ok((repository.to_string(), digest.to_string()));
-    }
-    let (repository, tag) = split_tag(text)
-        .map_err(|error| Failure::Argument(format!("{text:?} is no repository:tag: {error}")))?;
-    Ok((repository.to_string(), tag.to_string()))
+fn named(text: &str) -> Result<(RepoName, Reference), Failure> {
+    let named = match text.split_once('@') {
+        Some((repository, digest)) => repository.parse().and_then(|repository| {
+            let digest = digest.parse::<Digest>()?;
+            Ok((repository, Reference::Digest(digest)))
+        }),
+        None => split_tag(text).map(|(repository, tag)| (repository, Reference::Tag(tag))),
+    };
+    named.map_err(|error| Failure::Argument(format!("{text:?}: {error}")))
 }

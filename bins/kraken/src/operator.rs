@@ -9,7 +9,7 @@ use kraken_daemon::{StartError, Tls};
 use serde::Serialize;
 
 use crate::Failure;
-use crate::caller::{Caller, base_url, tls_advice};
+use crate::caller::{Caller, base_url, silence};
 
 /// How long a process may work on an answer: to read a blob of 1 TB back, or to remove as many.
 const PATIENCE: Duration = Duration::from_secs(4 * 3600);
@@ -28,8 +28,7 @@ impl Operator {
     /// # Errors
     /// The URL or the certificate makes no sense.
     pub fn new(url: &str, tls: &Tls) -> Result<Self, Failure> {
-        let wrong = |error: &dyn std::fmt::Display| Failure::Argument(error.to_string());
-        let base: BaseUrl = url.parse().map_err(|error| wrong(&error))?;
+        let base = base_url(url)?;
         let identity = if url.starts_with("https://") {
             there(tls)?;
             Some(tls.identity()?)
@@ -38,7 +37,8 @@ impl Operator {
         };
         Ok(Self {
             base,
-            http: HttpClient::new(identity.as_ref()).map_err(|error| wrong(&error))?,
+            http: HttpClient::new(identity.as_ref())
+                .map_err(|error| Failure::Other(error.to_string()))?,
         })
     }
 
@@ -158,11 +158,11 @@ impl Operator {
 }
 
 /// Refuses files that do not exist, as those of the defaults where no `kraken dev` was.
-fn there(tls: &Tls) -> Result<(), Failure> {
+pub(crate) fn there(tls: &Tls) -> Result<(), Failure> {
     let files = [&tls.cert, &tls.key, &tls.ca];
     match files.into_iter().find(|file| !file.exists()) {
         None => Ok(()),
-        Some(file) => Err(Failure::Argument(format!(
+        Some(file) => Err(Failure::Other(format!(
             "{} is not there: name a certificate of the cluster, its key and its authority by --cert, --key and \
              --ca, or by KRAKEN_CERT, KRAKEN_KEY and KRAKEN_CA",
             file.display()
@@ -172,9 +172,15 @@ fn there(tls: &Tls) -> Result<(), Failure> {
 
 /// What the process said, or that it did not.
 pub fn failed(error: ApiError) -> Failure {
-    let error = error.to_string();
-    let advice = tls_advice(&error);
-    Failure::Argument(format!("the process: {error}{advice}"))
+    let said = silence(&error.to_string());
+    let what = match said.starts_with("http") {
+        true => said,
+        false => format!("the process says: {said}"),
+    };
+    match error.is_retryable() {
+        true => Failure::Away(what),
+        false => Failure::Other(what),
+    }
 }
 
 #[cfg(test)]
@@ -196,6 +202,13 @@ mod tests {
         ] {
             assert!(error.contains(says), "{says}: {error}");
         }
-        assert!(Operator::new("http://127.0.0.1:7610", &tls).is_ok());
+        for url in ["http://127.0.0.1:7610", "127.0.0.1:7610"] {
+            assert!(Operator::new(url, &tls).is_ok(), "{url}");
+        }
+        let wrong = Operator::new("ftp://a", &tls).unwrap_err();
+        assert_eq!(
+            (wrong.exit_code(), Failure::Other(error).exit_code()),
+            (2, 1)
+        );
     }
 }

@@ -13,13 +13,15 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::Failure;
-use crate::caller::Caller;
+use crate::caller::{Caller, base_url};
 use crate::client::Registry;
 
 /// How often it is said how far it is.
 const SAY: Duration = Duration::from_secs(1);
 /// How long one host may take for one blob.
 const PATIENCE: Duration = Duration::from_secs(4 * 3600);
+/// So many of the hosts that failed are named.
+pub const MOST_TOLD: usize = 20;
 /// How deep indexes may nest.
 const MAX_DEPTH: usize = 4;
 
@@ -41,12 +43,14 @@ pub struct Hosts {
 }
 
 /// How far it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Progress {
     /// Hosts that have all of it.
     pub ready: usize,
     /// Hosts on which it failed.
     pub failed: usize,
+    /// The first [`MOST_TOLD`] of these, and why.
+    pub failures: Vec<FailedHost>,
     /// Hosts that get it.
     pub hosts: usize,
     /// Whether so many have it as were wanted.
@@ -55,21 +59,59 @@ pub struct Progress {
     pub seconds_left: Option<u64>,
 }
 
+/// A host that did not get the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FailedHost {
+    /// The address of its agent's registry, as it was given.
+    pub host: String,
+    /// What went wrong there.
+    pub reason: String,
+}
+
+impl Progress {
+    fn note(&mut self, host: &str, error: &Failure) {
+        self.failed += 1;
+        if self.failures.len() < MOST_TOLD {
+            self.failures.push(FailedHost {
+                host: host.to_owned(),
+                reason: error.to_string(),
+            });
+        }
+    }
+
+    /// The hosts that failed, a line for each that is told of, and how many more there are.
+    pub fn told(&self) -> Vec<String> {
+        let told = self.failures.iter();
+        let mut lines: Vec<_> = told
+            .map(|it| format!("{}: {}", it.host, it.reason))
+            .collect();
+        let more = self.failed - self.failures.len();
+        if more > 0 {
+            lines.push(format!("and {more} more"));
+        }
+        lines
+    }
+}
+
 /// Lets hosts fetch an image, asked by `caller`, and waits until enough of them have it.
 ///
 /// # Errors
-/// What `say` gives.
+/// An address makes no sense, or what `say` gives.
 pub async fn to_hosts(
     (repository, reference): (&RepoName, &Reference),
     (hosts, caller): (&Hosts, &Caller),
     say: impl Fn(&Progress) -> Result<(), Failure>,
 ) -> Result<Progress, Failure> {
+    for agent in &hosts.agents {
+        base_url(agent)?;
+    }
     let share = |of: usize, percent: u8| (of * usize::from(percent)).div_ceil(100);
     let chosen = &hosts.agents[..share(hosts.agents.len(), hosts.percent)];
     let enough = share(chosen.len(), hosts.wait);
     let mut progress = Progress {
         ready: 0,
         failed: 0,
+        failures: Vec::new(),
         hosts: chosen.len(),
         is_enough: false,
         seconds_left: None,
@@ -87,10 +129,7 @@ pub async fn to_hosts(
         tokio::select! {
             done = fetched.next() => match done {
                 Some((_, Ok(()))) => progress.ready += 1,
-                Some((agent, Err(error))) => {
-                    tracing::warn!(agent, %error, "a host does not have the image");
-                    progress.failed += 1;
-                }
+                Some((agent, Err(error))) => progress.note(agent, &error),
                 None => break,
             },
             _ = said.tick() => say(&progress)?,
@@ -160,4 +199,30 @@ async fn fetch(
     let fetched = timeout(PATIENCE, registry.fetch(repository, digest)).await;
     let late = || Failure::Registry(format!("it does not have {digest} in time"));
     fetched.unwrap_or_else(|_| Err(late()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_failed_are_named_with_their_reasons_and_the_rest_counted() {
+        let mut progress = Progress {
+            ready: 0,
+            failed: 0,
+            failures: Vec::new(),
+            hosts: 30,
+            is_enough: false,
+            seconds_left: None,
+        };
+        assert!(progress.told().is_empty());
+        for number in 0..=MOST_TOLD {
+            let why = Failure::Away(format!("no answer to {number}"));
+            progress.note(&format!("h{number}:1"), &why);
+        }
+        let told = progress.told();
+        assert_eq!(told.len(), MOST_TOLD + 1);
+        assert_eq!(told[3], "h3:1: no answer to 3");
+        assert_eq!(told[MOST_TOLD], "and 1 more");
+    }
 }

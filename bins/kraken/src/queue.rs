@@ -6,6 +6,7 @@ use kraken_daemon::queue::{TaskInfo, TaskList};
 
 use crate::Failure;
 use crate::operator::{Operator, failed};
+use crate::store::{ago, span};
 
 /// The tasks of an origin.
 #[derive(Debug)]
@@ -80,25 +81,57 @@ impl Queue {
 
 fn gone(error: ApiError, id: u64) -> Failure {
     match error {
-        ApiError::NotFound => Failure::Argument(format!(
+        ApiError::NotFound => Failure::Other(format!(
             "the origin has given up no task {id}: see kraken queue ls --dead"
         )),
         error => failed(error),
     }
 }
 
-/// The tasks as a table.
-pub fn table(tasks: &[TaskInfo]) -> Table {
+/// The tasks as a table; `now_ms` is the time in milliseconds since 1970.
+pub fn table(tasks: &[TaskInfo], now_ms: u64) -> Table {
     let mut table = Table::new();
-    table.set_header(["id", "kind", "what", "tried", "due (ms since 1970)"]);
+    table.set_header(["id", "kind", "what", "tried", "since", "due"]);
     for task in tasks {
         table.add_row([
             task.id.to_string(),
             task.kind.clone(),
             task.key.clone(),
             task.attempts.to_string(),
-            task.due_ms.to_string(),
+            ago(task.born_ms, now_ms),
+            due(task.due_ms, now_ms),
         ]);
     }
     table
+}
+
+/// When it is tried next, or was to be.
+fn due(due_ms: u64, now_ms: u64) -> String {
+    match due_ms.checked_sub(now_ms) {
+        None | Some(0) => ago(due_ms, now_ms),
+        Some(left) => format!("in {}", span(left)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_tasks_are_told_as_ages() {
+        let now_ms = 1_800_000_000_000;
+        let task = |due_ms| TaskInfo {
+            id: 7,
+            kind: "write-back".into(),
+            key: "team/app".into(),
+            attempts: 3,
+            due_ms,
+            born_ms: now_ms - 7_200_000,
+        };
+        let text = table(&[task(now_ms + 90_000), task(now_ms - 5000)], now_ms).to_string();
+        for said in ["2 h ago", "in 1 min", "5 s ago"] {
+            assert!(text.contains(said), "{said}:\n{text}");
+        }
+        assert!(!text.contains("1800000"), "{text}");
+    }
 }

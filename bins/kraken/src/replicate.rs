@@ -9,6 +9,7 @@ use kraken_registry::replicate::{Direction, RemoteStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
+use crate::caller::silence;
 use crate::operator::Operator;
 
 /// A page of JSON has at most so many bytes.
@@ -148,7 +149,11 @@ async fn accepted(url: &str, said: Result<HttpResponse, ApiError>) -> Result<Byt
 }
 
 fn failed(url: &str, error: &ApiError) -> Failure {
-    let what = format!("{url}: {error}");
+    let said = silence(&error.to_string());
+    let what = match said.starts_with(url) {
+        true => said,
+        false => format!("{url}: {said}"),
+    };
     if error.is_retryable() {
         Failure::Away(what)
     } else {
@@ -228,5 +233,9 @@ fn all(failures: Vec<Failure>) -> Result<(), Failure> {
         return Ok(());
     }
     let reasons: Vec<_> = failures.iter().map(ToString::to_string).collect();
-    Err(Failure::Away(reasons.join("; ")))
+    let reasons = reasons.join("; ");
+    match failures.iter().any(|it| matches!(it, Failure::Away(_))) {
+        true => Err(Failure::Away(reasons)),
+        false => Err(Failure::Registry(reasons)),
+    }
 }

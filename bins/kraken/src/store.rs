@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use comfy_table::Table;
 use kraken_core::Digest;
 use kraken_core::net::http::{ApiError, segment};
+use kraken_daemon::store::Age;
 use kraken_daemon::store::http::{
     BlobFile, BlobInfo, BlobList, SweepReport, VerdictInfo, Verified,
 };
@@ -29,9 +30,9 @@ pub struct Collect {
     /// So that no more than so many hundredths of the limit are used.
     pub percent: Option<u8>,
     /// What was not used for so long.
-    pub idle: Option<String>,
+    pub idle: Option<Age>,
     /// What came so long ago.
-    pub age: Option<String>,
+    pub age: Option<Age>,
     /// Only says what would go.
     pub dry_run: bool,
 }
@@ -60,11 +61,8 @@ impl Store {
     pub async fn collect(&self, collect: &Collect) -> Result<SweepReport, Failure> {
         let mut query = vec![format!("dry_run={}", collect.dry_run)];
         query.extend(collect.percent.map(|percent| format!("percent={percent}")));
-        for (name, time) in [("idle", &collect.idle), ("age", &collect.age)] {
-            query.extend(
-                time.as_ref()
-                    .map(|time| format!("{name}={}", segment(time))),
-            );
+        for (name, time) in [("idle", collect.idle), ("age", collect.age)] {
+            query.extend(time.map(|time| format!("{name}={}", segment(&time.to_string()))));
         }
         let path = format!("/x/store/gc?{}", query.join("&"));
         let answer = self.process.send("POST", &path).await.map_err(failed)?;
@@ -130,15 +128,20 @@ pub fn table(blobs: &[BlobInfo], now_ms: u64) -> Table {
 }
 
 /// How long ago, in the largest unit of which there is one.
-fn ago(then_ms: u64, now_ms: u64) -> String {
-    let secs = Duration::from_millis(now_ms.saturating_sub(then_ms)).as_secs();
+pub(crate) fn ago(then_ms: u64, now_ms: u64) -> String {
+    format!("{} ago", span(now_ms.saturating_sub(then_ms)))
+}
+
+/// A time in milliseconds, in that unit.
+pub(crate) fn span(ms: u64) -> String {
+    let secs = Duration::from_millis(ms).as_secs();
     let (count, unit) = match secs {
         0..60 => (secs, "s"),
         60..3600 => (secs / 60, "min"),
         3600..86_400 => (secs / 3600, "h"),
         _ => (secs / 86_400, "d"),
     };
-    format!("{count} {unit} ago")
+    format!("{count} {unit}")
 }
 
 #[cfg(test)]

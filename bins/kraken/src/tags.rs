@@ -4,7 +4,7 @@ use comfy_table::Table;
 use jiff::Timestamp;
 use kraken_core::Digest;
 use kraken_core::net::Role;
-use kraken_core::net::http::{BaseUrl, HttpClient};
+use kraken_core::net::http::HttpClient;
 use kraken_core::proto::tags::record::Refusal;
 use kraken_daemon::Tls;
 
@@ -13,6 +13,8 @@ use kraken_registry::tags::client::{OnlyIf, TagClient, TagVersion};
 use kraken_registry::tags::{LinkService as _, TagError, TagService as _};
 
 use crate::Failure;
+use crate::caller::{base_url, silence};
+use crate::operator::there;
 
 /// Tags that are asked for at once.
 const PAGE: usize = 1000;
@@ -28,19 +30,20 @@ impl Tags {
     /// # Errors
     /// A URL or the certificate makes no sense.
     pub fn new(urls: &[String], tls: &Tls) -> Result<Self, Failure> {
-        let wrong = |error: &dyn std::fmt::Display| Failure::Argument(error.to_string());
-        for url in urls {
-            url.parse::<BaseUrl>().map_err(|error| wrong(&error))?;
-        }
-        let identity = urls
-            .iter()
-            .any(|url| url.starts_with("https://"))
-            .then(|| tls.identity());
-        let identity = identity.transpose()?;
+        let wrong = |error: &dyn std::fmt::Display| Failure::Other(error.to_string());
+        let bases = urls.iter().map(|url| Ok(base_url(url)?.to_string()));
+        let urls: Vec<_> = bases.collect::<Result<_, Failure>>()?;
+        let identity = match urls.iter().any(|url| url.starts_with("https://")) {
+            true => {
+                there(tls)?;
+                Some(tls.identity()?)
+            }
+            false => None,
+        };
         let http = HttpClient::new(identity.as_ref()).map_err(|error| wrong(&error))?;
         let http = http.calling(&[Role::BuildIndex]);
         let http = http.map_err(|error| wrong(&error))?;
-        Ok(Self(TagClient::new(http.raw(), urls)))
+        Ok(Self(TagClient::new(http.raw(), &urls)))
     }
 
     /// Tells all tags of a repository, in the order of their names.
@@ -90,11 +93,11 @@ impl Tags {
         let state = states.find(|state| state.number() == Some(version));
         let state = state.ok_or_else(|| {
             let what = format!("{name} has no version {version} in its history");
-            Failure::Argument(format!("{what}: see kraken tag history {name}"))
+            Failure::Other(format!("{what}: see kraken tag history {name}"))
         })?;
         state.digest.ok_or_else(|| {
             let what = format!("{name} did not exist at version {version}");
-            Failure::Argument(format!("{what}: remove it with kraken tag rm"))
+            Failure::Other(format!("{what}: remove it with kraken tag rm"))
         })
     }
 
@@ -168,7 +171,7 @@ fn refused(name: &TagName, error: TagError) -> Failure {
 fn failed(error: TagError) -> Failure {
     match error {
         TagError::Unavailable(reason) => {
-            Failure::Away(format!("no build-index can answer: {reason}"))
+            Failure::Away(format!("no build-index can answer: {}", silence(&reason)))
         }
         error => Failure::Registry(error.to_string()),
     }

@@ -12,6 +12,7 @@ use kraken_daemon::explain::Activity;
 use serde::Serialize;
 
 use crate::Failure;
+use crate::caller::silence;
 use crate::directory::Directory;
 use crate::explain::{rate, role, short};
 use crate::operator::Operator;
@@ -82,7 +83,7 @@ pub async fn look(processes: &[Process]) -> Vec<Look> {
         let said = ask(&process.asked).await;
         Look {
             name: process.name.clone(),
-            said: said.map_err(|error| error.to_string()),
+            said: said.map_err(|error| silence(&error.to_string())),
         }
     });
     join_all(looks).await

@@ -37,6 +37,8 @@ mod kill;
 mod login;
 #[path = "faults/logs.rs"]
 mod logs;
+#[path = "faults/operators.rs"]
+mod operators;
 #[path = "faults/outage.rs"]
 mod outage;
 #[path = "faults/rebuild.rs"]

@@ -62,6 +62,24 @@ pub enum IdentityError {
     /// A certificate cannot be made.
     #[error("cannot make the certificate: {0}")]
     Issue(String),
+    /// What a certificate was to say cannot stand in one: another name is to be asked for.
+    #[error("{0}")]
+    Name(String),
+    /// A certificate that was to be renewed or revoked is another authority's.
+    #[error(
+        "the certificate of {subject} was not issued by this authority, {authority}, but by {issuer}"
+    )]
+    NotIssued {
+        /// Whose it is: its common name.
+        subject: String,
+        /// The common name of the authority that issued it.
+        issuer: String,
+        /// The common name of the authority that was asked.
+        authority: String,
+    },
+    /// What was given is not what this can be done with, such as the authority's own certificate.
+    #[error("{0}")]
+    Unfit(String),
 }
 
 impl IdentityError {

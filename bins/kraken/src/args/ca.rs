@@ -74,9 +74,9 @@ pub(crate) enum CaCommand {
         #[arg(long, value_name = "FILE")]
         cert: PathBuf,
     },
-    /// Says in words what a certificate is for, and until when.
+    /// Says in words what a certificate is for, and until when, or what is on a list of revoked ones.
     Show {
-        /// The certificate.
+        /// The certificate, or the list, such as DIR/ca.crl.
         file: PathBuf,
     },
 }

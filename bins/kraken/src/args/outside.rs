@@ -84,7 +84,7 @@ impl ProcessTls {
         let made = Path::new("kraken-dev/tls");
         if certificate.is_none() && ca.is_none() && made.is_dir() {
             ca = Some(made.join("ca.crt"));
-            certificate = Some((made.join("origin-1.crt"), made.join("origin-1.key")));
+            certificate = Some((made.join("operator.crt"), made.join("operator.key")));
         }
         let tls = certificate.clone().zip(ca.clone());
         let tls = tls.map(|((cert, key), ca)| {

@@ -9,9 +9,10 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method, Request, StatusCode};
 use kraken_core::net::http::{BaseUrl, HttpBody, HttpClient, HttpResponse};
 use kraken_core::storage::backend::web::{RegistryLogin, Right};
+use serde_json::Value;
 
 use crate::Failure;
-use crate::caller::{Caller, base_url, tls_advice};
+use crate::caller::{Caller, base_url, silence};
 
 /// A commit may wait for copies at several origins.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -193,8 +194,7 @@ impl Registry {
     pub(super) async fn refusal(&self, response: HttpResponse) -> Failure {
         let status = response.status();
         let said = response.bytes(MAX_REFUSAL).await.unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        let mut what = format!("{} answers {status}: {}", self.base, said.trim());
+        let mut what = format!("{} answers {status}: {}", self.base, reason(&said));
         match status {
             StatusCode::SERVICE_UNAVAILABLE => return Failure::Away(what),
             StatusCode::UNAUTHORIZED => what = format!("{what}; {}", self.caller.advice()),
@@ -204,9 +204,12 @@ impl Registry {
     }
 
     pub(super) fn failed(&self, path: &str, error: &dyn Display) -> Failure {
-        let error = error.to_string();
-        let advice = tls_advice(&error);
-        Failure::Away(format!("{}{path}: {error}{advice}", self.base))
+        let error = silence(&error.to_string());
+        // What did not answer at all is named there.
+        match error.starts_with(self.base.as_str()) {
+            true => Failure::Away(error),
+            false => Failure::Away(format!("{}{path}: {error}", self.base)),
+        }
     }
 
     /// The path in a `Location`, which may be relative.
@@ -216,5 +219,35 @@ impl Registry {
             .ok_or_else(|| Failure::Registry("an upload without Location".into()))?;
         let path = location.strip_prefix(self.base.as_str());
         Ok(path.unwrap_or(location).to_string())
+    }
+}
+
+/// What a registry says is wrong: the messages in its document, or what it says as it is.
+fn reason(said: &[u8]) -> String {
+    let document = serde_json::from_slice::<Value>(said).unwrap_or_default();
+    let errors = document["errors"].as_array().into_iter().flatten();
+    let told = errors.filter_map(|error| {
+        let (message, code) = (error["message"].as_str()?, error["code"].as_str()?);
+        Some(format!("{message} ({code})"))
+    });
+    let told: Vec<_> = told.collect();
+    match told.is_empty() {
+        true => String::from_utf8_lossy(said).trim().to_owned(),
+        false => told.join("; "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_registry_says_is_told_without_its_braces() {
+        let said =
+            br#"{"errors":[{"code":"BLOB_UNKNOWN","message":"a has no blob b","detail":{}}]}"#;
+        assert_eq!(reason(said), "a has no blob b (BLOB_UNKNOWN)");
+        for other in ["gone fishing", "{}", r#"{"errors":[]}"#] {
+            assert_eq!(reason(format!("{other}\n").as_bytes()), other);
+        }
     }
 }

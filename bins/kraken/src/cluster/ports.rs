@@ -24,12 +24,7 @@ impl Ports {
         let Some(base) = options.base_port else {
             return Self::free(agents, origins);
         };
-        let last = u32::from(base) + 300 + 2 * u32::from(origins.max(MOST));
-        if base == 0 || last > u32::from(u16::MAX) {
-            return Err(Failure::Argument(format!(
-                "--base-port {base}: ports up to {last} are needed"
-            )));
-        }
+        check(base, origins)?;
         let pairs = |first: u16, count: u16| {
             (0..count)
                 .map(|i| (loopback(first + 2 * i), loopback(first + 2 * i + 1)))
@@ -60,7 +55,7 @@ impl Ports {
                     return Ok(addr);
                 }
             }
-            Err(Failure::Argument(
+            Err(Failure::Other(
                 "no free ports between 10000 and 32000".into(),
             ))
         };
@@ -77,6 +72,17 @@ impl Ports {
             origins: origins?,
             agents: agents?,
         })
+    }
+}
+
+/// Refuses a first port behind which there are too few.
+pub(super) fn check(base: u16, origins: u16) -> Result<(), Failure> {
+    let last = u32::from(base) + 300 + 2 * u32::from(origins.max(MOST));
+    match base == 0 || last > u32::from(u16::MAX) {
+        true => Err(Failure::Argument(format!(
+            "--base-port {base}: ports up to {last} are needed"
+        ))),
+        false => Ok(()),
     }
 }
 

@@ -34,7 +34,8 @@ pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
         });
     }
     let (repository, reference) = named(&args.what)?;
-    let image = explain::of_image(&process, (&repository, &reference)).await?;
+    let named = (repository.as_str(), &*reference.to_string());
+    let image = explain::of_image(&process, named).await?;
     if args.json {
         return say(&serde_json::json!(image).to_string());
     }

@@ -19,7 +19,7 @@ pub(crate) async fn look(args: HealthArgs) -> Result<(), Failure> {
         false => ("/readiness", "it is ready"),
     };
     let answer = tokio::time::timeout(PATIENCE, process.send("GET", path)).await;
-    let silent = |_| Failure::Argument(format!("no answer within {} s", PATIENCE.as_secs()));
+    let silent = |_| Failure::Other(format!("no answer within {} s", PATIENCE.as_secs()));
     answer.map_err(silent)?.map_err(failed)?;
     say(word)
 }

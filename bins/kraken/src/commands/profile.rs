@@ -1,10 +1,10 @@
 //! What the processors are busy with in a process.
 
-use std::fs;
 use std::time::Duration;
 
 use kraken::Failure;
 use kraken::operator::failed;
+use kraken::place;
 
 use crate::args::profile::ProfileArgs;
 use crate::{operator, say};
@@ -16,6 +16,9 @@ const LONGEST: usize = 256 << 20;
 
 /// Has samples taken, and prints or keeps them as folded stacks.
 pub(crate) async fn take(args: ProfileArgs) -> Result<(), Failure> {
+    if let Some(file) = &args.output {
+        place::for_file(file, "profile.folded")?;
+    }
     let process = operator(&args.process, args.tls)?;
     let (seconds, frequency) = (args.seconds, args.frequency);
     let path = format!("/x/profile?seconds={seconds}&frequency={frequency}");
@@ -25,9 +28,6 @@ pub(crate) async fn take(args: ProfileArgs) -> Result<(), Failure> {
     let profile = answer.bytes(LONGEST).await.map_err(failed)?;
     match args.output {
         None => say(String::from_utf8_lossy(&profile).trim_end()),
-        Some(file) => {
-            let kept = fs::write(&file, &profile);
-            kept.map_err(Failure::io(format!("write {}", file.display())))
-        }
+        Some(file) => place::write(&file, &profile),
     }
 }

@@ -39,14 +39,21 @@ async fn install(args: RuntimeArgs) -> Result<bool, Failure> {
     let caller = args.tls.caller()?;
     let is_well = each(&args.choice, |it| runtime::install(root, it, &mirror))?;
     runtime::note(root, &mirror)?;
-    // It may be started later.
-    tell("agent", &runtime::ask(&mirror, &caller).await)?;
+    let asked = runtime::ask(&mirror, &caller).await;
+    if !tell("agent", &asked)? {
+        // It may be started later: this fails no installation.
+        eprintln!(
+            "kraken: the runtimes are told of the agent at {}, which is not ready for them: see above, mend or start \
+             it (or install again with another --agent), and look with kraken runtime check",
+            mirror.agent
+        );
+    }
     Ok(is_well)
 }
 
 async fn check(choice: &RuntimeChoice, mut tls: RegistryTls) -> Result<bool, Failure> {
     let root = choice.root.as_path();
-    let none = || Failure::Argument("nothing is installed: run kraken runtime install".into());
+    let none = || Failure::Other("nothing is installed: run kraken runtime install".into());
     let mirror = runtime::noted(root)?.ok_or_else(none)?;
     tls.ca = tls.ca.or_else(|| mirror.ca.clone());
     let caller = tls.caller()?;
@@ -64,8 +71,11 @@ fn each(
         false => choice.runtime.clone(),
     };
     if runtimes.is_empty() {
-        let what = "no runtime is here that is known: name one with --runtime";
-        return Err(Failure::Argument(what.into()));
+        let what = format!(
+            "no containerd, Podman, CRI-O or dockerd is configured below {}: name one with --runtime",
+            choice.root.display()
+        );
+        return Err(Failure::Other(what));
     }
     let mut is_well = true;
     for each in runtimes {

@@ -20,13 +20,13 @@ pub async fn examine_cluster(dir: &Path) -> Result<Diagnosis, Failure> {
     let tls = cluster.tls(dir);
     let identity = tls.identity()?;
     let http = HttpClient::new(Some(&identity));
-    let http = http.map_err(|error| Failure::Argument(error.to_string()))?;
+    let http = http.map_err(|error| Failure::Other(error.to_string()))?;
     let mut checks = Vec::new();
     for process in &cluster.processes {
         let found = match process.role.as_str() {
             "agent" => examine_agent(&Operator::new(&process.url, &tls)?).await,
             role => {
-                let wrong = |error: RoleError| Failure::Argument(error.to_string());
+                let wrong = |error: RoleError| Failure::Other(error.to_string());
                 let role = role.parse().map_err(wrong)?;
                 service(role, &process.url, (&identity, &http)).await
             }

@@ -200,10 +200,7 @@ async fn read(agent: &Operator, blob: TestBlob) -> Finding {
 /// # Errors
 /// It makes no sense, or the files for TLS cannot be read.
 pub fn agent_at(address: &str, tls: &kraken_daemon::Tls) -> Result<Operator, Failure> {
-    match address.contains("://") {
-        true => Operator::with(address, tls),
-        false => Operator::new(&format!("http://{address}"), tls),
-    }
+    Operator::with(address, tls)
 }
 
 #[cfg(test)]

@@ -152,7 +152,7 @@ fn pointed(path: &Path, text: &str) -> Result<String, Failure> {
             table.set_implicit(key != "registry");
             Item::Table(table)
         });
-        let no_table = || Failure::Argument(format!("{}: {key} is no table", path.display()));
+        let no_table = || Failure::Other(format!("{}: {key} is no table", path.display()));
         at = next.as_table_like_mut().ok_or_else(no_table)?;
     }
     at.insert("config_path", value(HOSTS));
@@ -161,7 +161,7 @@ fn pointed(path: &Path, text: &str) -> Result<String, Failure> {
 
 fn parse(path: &Path, text: &str) -> Result<DocumentMut, Failure> {
     text.parse()
-        .map_err(|error| Failure::Argument(format!("{}: {error}", path.display())))
+        .map_err(|error| Failure::Other(format!("{}: {error}", path.display())))
 }
 
 pub(super) fn check(root: &Path, mirror: &Mirror) -> Result<Vec<Said>, Failure> {

@@ -43,7 +43,7 @@ fn others(root: &Path, mirror: &Mirror) -> Result<Vec<Said>, Failure> {
         let text = file::read(&path)?.unwrap_or_default();
         let config: DocumentMut = text
             .parse()
-            .map_err(|error| Failure::Argument(format!("{}: {error}", path.display())))?;
+            .map_err(|error| Failure::Other(format!("{}: {error}", path.display())))?;
         let registries = config.get("registry").and_then(Item::as_array_of_tables);
         for registry in registries.into_iter().flat_map(|it| it.iter()) {
             let of = |key| registry.get(key).and_then(Item::as_str);
@@ -65,7 +65,7 @@ fn authorities(root: &Path, mirror: &Mirror) -> Result<Option<(PathBuf, String)>
         return Ok(None);
     };
     let text = file::read(ca)?;
-    let text = text.ok_or_else(|| Failure::Argument(format!("{} is missing", ca.display())))?;
+    let text = text.ok_or_else(|| Failure::Other(format!("{} is missing", ca.display())))?;
     let dir = at(root, CERTS).join(mirror.agent.host());
     Ok(Some((dir.join(AUTHORITY), text)))
 }

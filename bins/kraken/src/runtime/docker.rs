@@ -20,7 +20,7 @@ fn read(path: &Path) -> Result<Map<String, Value>, Failure> {
         return Ok(Map::new());
     }
     serde_json::from_str(&text)
-        .map_err(|error| Failure::Argument(format!("{}: {error}", path.display())))
+        .map_err(|error| Failure::Other(format!("{}: {error}", path.display())))
 }
 
 fn write(path: &Path, config: &Map<String, Value>) -> Result<(), Failure> {
@@ -31,7 +31,7 @@ fn listed(path: &Path, config: &Map<String, Value>) -> Result<Vec<Value>, Failur
     match config.get(KEY) {
         None => Ok(Vec::new()),
         Some(Value::Array(listed)) => Ok(listed.clone()),
-        Some(_) => Err(Failure::Argument(format!(
+        Some(_) => Err(Failure::Other(format!(
             "{}: {KEY} is no list",
             path.display()
         ))),

@@ -61,7 +61,7 @@ pub(super) fn keep(path: &Path) -> Result<Option<Said>, Failure> {
             path.display(),
             before.display()
         );
-        return Err(Failure::Argument(what));
+        return Err(Failure::Other(what));
     }
     let copied = fs::copy(path, &before);
     copied.map_err(Failure::io(format!("copy {}", path.display())))?;

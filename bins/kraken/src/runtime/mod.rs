@@ -177,7 +177,7 @@ pub fn noted(root: &Path) -> Result<Option<Mirror>, Failure> {
     let mirror = serde_json::from_str(&text);
     mirror
         .map(Some)
-        .map_err(|error| Failure::Argument(format!("{}: {error}", path.display())))
+        .map_err(|error| Failure::Other(format!("{}: {error}", path.display())))
 }
 
 /// Nothing is installed any more.
