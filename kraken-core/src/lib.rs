@@ -13,7 +13,7 @@ mod tasks;
 #[cfg(feature = "http")]
 pub mod tracker;
 
-pub use agent::{Agent, AgentBuilder, BlobReader, FetchError, Limits};
+pub use agent::{Agent, AgentBuilder, BlobReader, FetchError, Limits, SpawnError};
 pub use error::{OpenError, ReadError};
 pub use kraken_net as net;
 pub use kraken_proto as proto;

@@ -187,7 +187,20 @@ pub enum NetError {
         /// The rule.
         what: String,
     },
-    /// A socket, a certificate or another local thing failed.
+    /// An address of this host cannot be listened at.
+    #[error("cannot bind {protocol} {addr}: {source}")]
+    Bind {
+        /// UDP or TCP.
+        protocol: &'static str,
+        /// Which address.
+        addr: SocketAddr,
+        /// Why, such as [`AddrInUse`](std::io::ErrorKind::AddrInUse).
+        source: std::io::Error,
+    },
+    /// A transport is bound within a tokio runtime, which makes it go.
+    #[error("a transport is bound within a tokio runtime: enter one first")]
+    NoRuntime,
+    /// A certificate or another local thing failed.
     #[error("{0}")]
     Local(String),
 }
@@ -196,5 +209,12 @@ impl NetError {
     /// Whether dialling again may help.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Lost { .. } | Self::Dial { .. })
+    }
+
+    /// An error where no runtime is entered, instead of tokio's panic.
+    #[cfg(any(feature = "quic", feature = "tcp"))]
+    pub(crate) fn unless_within_runtime() -> Result<(), Self> {
+        let entered = tokio::runtime::Handle::try_current();
+        entered.map(drop).map_err(|_| Self::NoRuntime)
     }
 }

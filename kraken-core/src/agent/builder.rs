@@ -132,11 +132,28 @@ impl AgentBuilder {
         self
     }
 
-    /// Starts the agent on the current tokio runtime.
+    /// Starts the agent on the current tokio runtime, of either flavor, with time enabled. A program that
+    /// is not async enters one of its own first:
+    ///
+    /// ```
+    /// # use kraken_core::net::{Discovery, MemNetwork};
+    /// # use kraken_core::{Agent, PeerId, storage::MemStore};
+    /// fn start(discovery: impl Discovery) -> Result<(), Box<dyn std::error::Error>> {
+    ///     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    ///     let _within = runtime.enter(); // transports are bound within it, too
+    ///     let transport = MemNetwork::new().transport(PeerId::from_bytes([1; 32]));
+    ///     let agent = Agent::builder(MemStore::new(), transport).discovery(discovery).spawn()?;
+    ///     runtime.block_on(agent.shutdown());
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Errors
-    /// A choice is missing or makes no sense.
+    /// A choice is missing or makes no sense, or there is no runtime.
     pub fn spawn(self) -> Result<Agent, SpawnError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(SpawnError::NoRuntime);
+        }
         let discovery = self.discovery.ok_or(SpawnError::NoDiscovery)?;
         let addr = self
             .advertise
@@ -207,6 +224,9 @@ impl std::fmt::Debug for AgentBuilder {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpawnError {
+    /// Its tasks would have nothing to run on.
+    #[error("an agent is spawned within a tokio runtime: enter one first")]
+    NoRuntime,
     /// It would know nobody.
     #[error("an agent needs a discovery: call .discovery(…) with trackers or your own")]
     NoDiscovery,

@@ -26,7 +26,7 @@ use kraken_storage::BlobStatus;
 use tokio::sync::{Mutex, RwLock, mpsc, oneshot};
 use tracing::Span;
 
-pub use self::builder::AgentBuilder;
+pub use self::builder::{AgentBuilder, SpawnError};
 pub use self::limits::Limits;
 pub use self::reader::BlobReader;
 use crate::dynamic::{DynDiscovery, DynStore, DynTransport};

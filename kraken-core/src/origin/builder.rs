@@ -183,8 +183,11 @@ impl OriginBuilder {
     /// Starts the origin on the current tokio runtime.
     ///
     /// # Errors
-    /// A choice makes no sense.
+    /// A choice makes no sense, or there is no runtime.
     pub fn spawn(self) -> Result<Origin, OriginSpawnError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(OriginSpawnError::NoRuntime);
+        }
         let alone = self.ring.is_empty();
         if !alone && self.ring.iter().all(|member| member.name != self.name) {
             return Err(OriginSpawnError::NotInRing(self.name));
@@ -287,6 +290,9 @@ impl std::fmt::Debug for OriginBuilder {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OriginSpawnError {
+    /// Its tasks would have nothing to run on.
+    #[error("an origin is spawned within a tokio runtime: enter one first")]
+    NoRuntime,
     /// It could not tell its own share.
     #[error("origin {0} is not among the members of the ring")]
     NotInRing(String),

@@ -107,6 +107,9 @@ impl TrackerBuilder {
     }
 
     /// Starts the tracker on the current tokio runtime.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn spawn(self) -> Tracker {
         let tasks = Tasks::default();
         let inner = Arc::new(Inner {

@@ -8,7 +8,7 @@ use kraken_core::proto::{AnnounceReply, AnnounceRequest, Message};
 use kraken_core::storage::testkit::blob;
 use kraken_core::storage::{BlobStatus, MemStore, PieceStore as _, UploadStore as _};
 use kraken_core::{
-    Agent, Config, Digest, Limits, MetaInfo, Namespace, OpenError, PeerId, ReadError,
+    Agent, Config, Digest, Limits, MetaInfo, Namespace, OpenError, PeerId, ReadError, SpawnError,
 };
 use tokio::io::AsyncReadExt as _;
 
@@ -334,6 +334,13 @@ async fn what_cannot_be_had_is_said_clearly() {
         Err(OpenError::Stopped)
     ));
     assert!(!agent.alive().await);
+}
+
+#[test]
+fn outside_of_a_runtime_an_agent_is_refused() {
+    let transport = MemNetwork::new().transport(PeerId::from_bytes([1; 32]));
+    let builder = Agent::builder(MemStore::new(), transport).discovery(Local::new());
+    assert!(matches!(builder.spawn(), Err(SpawnError::NoRuntime)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

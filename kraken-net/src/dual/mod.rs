@@ -95,8 +95,8 @@ impl Dual {
     /// runtime.
     ///
     /// # Errors
-    /// [`NetError::Local`] names the address when a socket cannot be had, or says why the
-    /// identity cannot be used.
+    /// [`NetError::Bind`] when a socket cannot be had, [`NetError::NoRuntime`], or
+    /// [`NetError::Local`], which says why the identity cannot be used.
     pub fn bind(
         addr: SocketAddr,
         identity: &Identity,

@@ -1,6 +1,7 @@
 //! The contract of transports, and the choice of paths.
 
 use std::future::pending;
+use std::io::ErrorKind;
 
 use kraken_proto::PeerRole;
 use tokio::net::{TcpListener, UdpSocket};
@@ -41,6 +42,39 @@ fn info(id: PeerId, addr: SocketAddr) -> PeerInfo {
         role: PeerRole::Agent,
         zone: None,
     }
+}
+
+#[test]
+fn outside_of_a_runtime_nothing_is_bound() {
+    let (any, identity) = (
+        "127.0.0.1:0".parse().unwrap(),
+        identity(&CertAuthority::create().unwrap()),
+    );
+    let bound = [
+        Quic::bind(any, &identity).err(),
+        Tcp::bind(any, &identity).err(),
+        Dual::bind(any, &identity, PathChoice::Auto).err(),
+    ];
+    for error in bound {
+        assert!(matches!(error, Some(NetError::NoRuntime)), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_told_by_its_kind() {
+    let ca = CertAuthority::create().unwrap();
+    let (taken, info) = bind(&ca, PathChoice::Auto);
+    let again = [
+        Quic::bind(info.addr, &identity(&ca)).err(),
+        Tcp::bind(info.addr, &identity(&ca)).err(),
+    ];
+    for error in again {
+        let Some(NetError::Bind { addr, source, .. }) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!((addr, source.kind()), (info.addr, ErrorKind::AddrInUse));
+    }
+    drop(taken);
 }
 
 async fn talks(ours: &DualConn, theirs: &DualConn) {

@@ -102,7 +102,7 @@ impl HttpServer {
 /// TLS. Then a response may name the file that its body is in, see [`FileBody`](super::FileBody).
 ///
 /// # Errors
-/// The address cannot be had, or the identity cannot be used.
+/// The address cannot be had, the identity cannot be used, or no tokio runtime is entered.
 pub fn serve(
     addr: SocketAddr,
     router: Router,
@@ -134,6 +134,7 @@ pub(super) fn serve_at_most(
     identity: Option<&Identity>,
     shutdown: CancellationToken,
 ) -> Result<HttpServer, ServeError> {
+    within_runtime()?;
     let bound = listener.local_addr();
     let bound = bound.map_err(|source| ServeError::Socket { source })?;
     let cannot = |source| ServeError::Bind {
@@ -174,6 +175,7 @@ where
     A::Service: SendService<Request<Incoming>> + Send,
     A::Future: Send + 'static,
 {
+    within_runtime()?;
     let addr = listener.local_addr();
     let addr = addr.map_err(|source| ServeError::Socket { source })?;
     let cannot = |source| ServeError::Bind { addr, source };
@@ -182,6 +184,12 @@ where
     let places = Gate::new(room());
     let (open, task) = tls(listener, router, acceptor, places, shutdown).map_err(cannot)?;
     Ok(HttpServer { addr, open, task })
+}
+
+/// An error instead of tokio's panic.
+fn within_runtime() -> Result<(), ServeError> {
+    let entered = tokio::runtime::Handle::try_current();
+    entered.map(drop).map_err(|_| ServeError::NoRuntime)
 }
 
 type Running = (Open, JoinHandle<std::io::Result<()>>);
@@ -351,6 +359,9 @@ const VERSION: [(&str, &str); 1] = [("kraken-version", env!("CARGO_PKG_VERSION")
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
+    /// A server runs within a tokio runtime.
+    #[error("serving needs a tokio runtime: enter one first")]
+    NoRuntime,
     /// The address is taken, or not one of this host.
     #[error("cannot listen on TCP {addr}: {source}")]
     Bind {

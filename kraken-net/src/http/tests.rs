@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::server::serve_at_most;
-use super::{ApiError, HttpBody, HttpClient, admit, serve, with_health};
+use super::{ApiError, HttpBody, HttpClient, ServeError, admit, serve, with_health};
 use crate::Identity;
 use crate::roles::{Role, RoleNames};
 use crate::testing::Issuer;
@@ -45,6 +45,20 @@ async fn health_and_readiness() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     assert_eq!(status(url("/readiness")).await, StatusCode::OK);
+}
+
+#[test]
+fn outside_of_a_runtime_nothing_is_served() {
+    let any = "127.0.0.1:0".parse().unwrap();
+    for identity in [None, Some(Issuer::new().identity("proxy"))] {
+        let server = serve(
+            any,
+            Router::new(),
+            identity.as_ref(),
+            CancellationToken::new(),
+        );
+        assert!(matches!(server, Err(ServeError::NoRuntime)));
+    }
 }
 
 #[tokio::test]

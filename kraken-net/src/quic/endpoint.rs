@@ -80,8 +80,8 @@ impl Quic {
     /// Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`NetError::Local`] names the address when the socket cannot be had, or says why the
-    /// identity cannot be used.
+    /// [`NetError::Bind`] when the socket cannot be had, [`NetError::NoRuntime`], or
+    /// [`NetError::Local`], which says why the identity cannot be used.
     pub fn bind(addr: SocketAddr, identity: &Identity) -> Result<Self, NetError> {
         Self::bind_with(addr, identity, &QuicOptions::default())
     }
@@ -105,6 +105,7 @@ impl Quic {
         options: &QuicOptions,
         throttle: Throttle,
     ) -> Result<Self, NetError> {
+        NetError::unless_within_runtime()?;
         let local = |error: &dyn fmt::Display| NetError::Local(error.to_string());
         let client_tls = tls::client(identity).map_err(|error| local(&error))?;
         let server_tls = tls::server(identity).map_err(|error| local(&error))?;
@@ -115,7 +116,11 @@ impl Quic {
         let mut client = ClientConfig::new(client_tls);
         client.transport_config(Arc::new(transport(0, options)));
 
-        let cannot = |error| NetError::Local(format!("cannot bind UDP {addr}: {error}"));
+        let cannot = |source| NetError::Bind {
+            protocol: "UDP",
+            addr,
+            source,
+        };
         let shared = Shared {
             throttle,
             ..Shared::default()

@@ -87,8 +87,8 @@ impl Tcp {
     /// Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`NetError::Local`] names the address when the socket cannot be had, or says why the
-    /// identity cannot be used.
+    /// [`NetError::Bind`] when the socket cannot be had, [`NetError::NoRuntime`], or
+    /// [`NetError::Local`], which says why the identity cannot be used.
     pub fn bind(addr: SocketAddr, identity: &Identity) -> Result<Self, NetError> {
         Self::bind_with(addr, identity, Throttle::new())
     }
@@ -99,10 +99,15 @@ impl Tcp {
         identity: &Identity,
         throttle: Throttle,
     ) -> Result<Self, NetError> {
+        NetError::unless_within_runtime()?;
         let local = |error: IdentityError| NetError::Local(error.to_string());
         let server = server_config(identity).map_err(local)?;
         let client = client_config(identity).map_err(local)?;
-        let cannot = |error| NetError::Local(format!("cannot bind TCP {addr}: {error}"));
+        let cannot = |source| NetError::Bind {
+            protocol: "TCP",
+            addr,
+            source,
+        };
         let listener = listen(addr).map_err(cannot)?;
         let local_addr = listener.local_addr().map_err(cannot)?;
         let shared = Shared {
