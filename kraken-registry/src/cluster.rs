@@ -133,7 +133,7 @@ impl Reading {
                     self.range.start += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
                     return Ok(chunk);
                 }
-                Err(error @ ReadError::Store(_)) if tries < Self::READERS => error,
+                Err(error) if went(&error) && tries < Self::READERS => error,
                 Err(error) => return Err(error.to_string()),
             };
             let digest = self.digest;
@@ -159,6 +159,14 @@ impl Reading {
             };
         }
     }
+}
+
+/// Whether the blob left its swarm without anybody having wanted that: opened again, it comes again.
+fn went(error: &ReadError) -> bool {
+    !matches!(
+        error,
+        ReadError::Stalled { .. } | ReadError::Paused(_) | ReadError::Stopped
+    )
 }
 
 fn open_error(error: OpenError) -> SourceError {

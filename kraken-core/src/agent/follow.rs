@@ -6,12 +6,13 @@ use std::time::Duration;
 use kraken_net::DiscoveryError;
 use kraken_proto::retry::backoff::{Backoff, Jitter};
 use kraken_proto::rng::Rng;
-use kraken_proto::{Input, MetaInfo, Namespace};
+use kraken_proto::{Digest, Input, MetaInfo, Namespace};
 use tokio::time::{Instant, sleep};
 
 use super::driver::Note;
 use super::hearsay::{Sources, Told};
 use crate::dynamic::DynStore;
+use crate::error::ReadError;
 
 /// The least time between two questions: whoever answers is to wait until there is more, and this
 /// bounds what a hasty one can make us do.
@@ -35,11 +36,9 @@ impl Follower {
     /// Follows until the metainfo is whole or nothing more will come.
     pub(super) async fn follow(self, namespace: Namespace, open: MetaInfo) {
         let digest = open.digest();
-        let end = match self.until_whole(&namespace, open).await {
-            Ok(()) => return,
-            Err(end) => end,
-        };
-        self.note(Note::Failed { digest, end }).await;
+        if let Err(error) = self.until_whole(&namespace, open).await {
+            self.note(Note::Failed { digest, error }).await;
+        }
     }
 
     async fn note(&self, note: Note) {
@@ -48,7 +47,7 @@ impl Follower {
         }
     }
 
-    async fn until_whole(&self, namespace: &Namespace, open: MetaInfo) -> Result<(), End> {
+    async fn until_whole(&self, namespace: &Namespace, open: MetaInfo) -> Result<(), ReadError> {
         let digest = open.digest();
         let mut backoff = Backoff::new(RETRY, RETRY_MAX, Jitter::Equal);
         let mut rng = Rng::seeded(u64::from(digest.as_bytes()[0]));
@@ -60,7 +59,7 @@ impl Follower {
                 Ok(meta) if known.continues(&meta) => {
                     answered = Instant::now();
                     if heard.elapsed() > self.patience {
-                        return Err(End::silent("no more of its metainfo came"));
+                        return Err(silent(digest, "no more of its metainfo came"));
                     }
                     ask = Some(known.clone());
                     sleep(PAUSE).await;
@@ -72,9 +71,11 @@ impl Follower {
                     backoff.reset();
                     sleep(PAUSE).await;
                 }
-                Err(DiscoveryError::Damaged { reason, .. }) => return Err(End::Damaged(reason)),
+                Err(DiscoveryError::Damaged { reason, .. }) => {
+                    return Err(ReadError::Damaged { digest, reason });
+                }
                 Err(error) if !error.is_retryable() || heard.elapsed() > self.patience => {
-                    return Err(End::silent(&error.to_string()));
+                    return Err(silent(digest, &error.to_string()));
                 }
                 Err(error) => {
                     tracing::debug!(%digest, %error, "an open metainfo cannot be followed now");
@@ -102,13 +103,12 @@ impl Follower {
     }
 
     /// Into the store first: no piece may be written that it cannot prove.
-    async fn keep(&self, known: &MetaInfo, told: Told) -> Result<(), End> {
+    async fn keep(&self, known: &MetaInfo, told: Told) -> Result<(), ReadError> {
         let Told { meta, is_hearsay } = told;
-        let opened = self.store.open(meta.clone()).await;
-        opened.map_err(|error| End::silent(&error.to_string()))?;
+        self.store.open(meta.clone()).await?;
         if !meta.continues(known) {
-            let reason = "its metainfo was replaced by one of other bytes: open the blob again";
-            return Err(End::silent(reason));
+            let reason = "its metainfo was replaced by one of other bytes: open it again";
+            return Err(ReadError::gone(meta.digest(), reason));
         }
         self.note(Note::Continued { meta, is_hearsay }).await;
         Ok(())
@@ -120,17 +120,8 @@ fn ends(whole: &MetaInfo, open: &MetaInfo) -> bool {
     whole.is_whole() && whole.continues(open)
 }
 
-/// Why a metainfo will not become whole.
-#[derive(Debug)]
-pub(crate) enum End {
-    /// The blob's bytes do not have its digest: what is here of it is worth nothing.
-    Damaged(String),
-    /// Nobody says more, for this reason. The pieces are kept.
-    Silent(String),
-}
-
-impl End {
-    fn silent(reason: &str) -> Self {
-        Self::Silent(reason.to_string())
-    }
+/// Nobody says more, for this reason. The pieces are kept.
+fn silent(digest: Digest, reason: &str) -> ReadError {
+    let reason = reason.to_string();
+    ReadError::Unavailable { digest, reason }
 }

@@ -131,7 +131,8 @@ impl Agent {
     }
 
     /// Opens a blob: returns once its length and pieces are known, while the swarm fetches it. The
-    /// blob is fetched to its end also when the reader is dropped, and seeded from then on.
+    /// blob is fetched to its end also when the reader is dropped, and seeded from then on; to fetch one
+    /// ahead of its use is to open it. [`Agent::pause`] stops a fetch.
     ///
     /// A store that is full makes room first: blobs go that nobody reads, and of those the ones that
     /// were not read for the longest time.
@@ -278,7 +279,30 @@ impl Agent {
         Ok(reader.complete().await?)
     }
 
-    /// Leaves the blob's swarm and removes it from the store. Readers of it get an error.
+    /// Stops fetching a blob that is not whole: its readers get [`ReadError::Paused`]. The pieces that
+    /// came stay in the store, and the next open goes on from there. Nothing happens to a blob that is
+    /// whole, or that nobody opened.
+    ///
+    /// ```no_run
+    /// # async fn example(agent: kraken_core::Agent, weights: kraken_core::Digest) -> Result<(), Box<dyn std::error::Error>> {
+    /// let models = "models".parse()?;
+    /// let minute = std::time::Duration::from_secs(60);
+    /// match tokio::time::timeout(minute, agent.fetch(&models, weights)).await {
+    ///     Ok(done) => done?,
+    ///     // It would go on: only who waits for it is gone.
+    ///     Err(_) => agent.pause(weights).await?,
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`OpenError::Stopped`].
+    pub async fn pause(&self, digest: Digest) -> Result<(), OpenError> {
+        self.told(|reply| Note::Pause { digest, reply }).await
+    }
+
+    /// Leaves the blob's swarm and removes it from the store. Readers of it get [`ReadError::Gone`].
     ///
     /// # Errors
     /// The store refused; the swarm is left all the same.
@@ -374,15 +398,28 @@ impl Agent {
     }
 
     async fn leave(&self, digest: Digest) -> Result<(), OpenError> {
+        self.told(|reply| Note::Forget { digest, reply }).await
+    }
+
+    /// Tells the driver, and waits until it has done it.
+    async fn told(&self, note: impl FnOnce(oneshot::Sender<()>) -> Note) -> Result<(), OpenError> {
         let (reply, answer) = oneshot::channel();
-        let note = Note::Forget { digest, reply };
-        let sent = self.inner.notes.send(note).await;
+        let sent = self.inner.notes.send(note(reply)).await;
         sent.map_err(|_| OpenError::Stopped)?;
         answer.await.map_err(|_| OpenError::Stopped)
     }
 
     /// As much of the metainfo as is known: an origin may still be taking the blob in.
     async fn metainfo(&self, namespace: &Namespace, digest: Digest) -> Result<Told, OpenError> {
+        tokio::select! {
+            biased;
+            // Nothing would come of it.
+            () = self.inner.notes.closed() => Err(OpenError::Stopped),
+            told = self.look_up(namespace, digest) => told,
+        }
+    }
+
+    async fn look_up(&self, namespace: &Namespace, digest: Digest) -> Result<Told, OpenError> {
         let sources = Sources {
             discovery: self.inner.discovery.clone(),
             notes: self.inner.notes.downgrade(),
@@ -432,4 +469,14 @@ pub enum FetchError {
     /// It did not complete.
     #[error(transparent)]
     Read(#[from] ReadError),
+}
+
+impl FetchError {
+    /// Whether fetching again may help. What came is not fetched twice.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Open(error) => error.is_retryable(),
+            Self::Read(error) => error.is_retryable(),
+        }
+    }
 }

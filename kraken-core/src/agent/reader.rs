@@ -21,7 +21,27 @@ use crate::dynamic::DynStore;
 use crate::error::ReadError;
 
 /// A blob that is here or on its way. Reads verified bytes in order: as an
-/// [`AsyncRead`](tokio::io::AsyncRead) of the whole blob, or as a stream of any range.
+/// [`AsyncRead`](tokio::io::AsyncRead) of the whole blob, or as a stream of any range. Needs a tokio
+/// runtime; dropping it loses nothing, see [`Agent::open_in`](crate::Agent::open_in).
+///
+/// How far it is can be looked at while it comes:
+///
+/// ```no_run
+/// # async fn example(blob: kraken_core::BlobReader) -> Result<(), kraken_core::ReadError> {
+/// let mut seconds = tokio::time::interval(std::time::Duration::from_secs(1));
+/// let mut whole = std::pin::pin!(blob.complete());
+/// loop {
+///     tokio::select! {
+///         done = &mut whole => break done?,
+///         _ = seconds.tick() => {
+///             let (here, all) = blob.pieces();
+///             println!("{here} of {all} pieces, {} bytes in all", blob.length());
+///         }
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct BlobReader {
     shared: Shared,
     /// The whole blob, once it is read from. In a mutex only so that a reader can be shared.
@@ -120,7 +140,7 @@ impl BlobReader {
             return Ok(None);
         }
         let file = self.shared.store.file(self.digest()).await;
-        file.map_err(|error| self.shared.reason(&error))
+        file.map_err(|error| self.shared.reason(error))
     }
 
     /// Waits until every piece is here and durable: in vain, when only parts of it are fetched.
@@ -163,7 +183,7 @@ impl AsyncRead for BlobReader {
             *self.whole.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(whole);
             match std::task::ready!(polled) {
                 Some(Ok(chunk)) => self.rest = chunk,
-                Some(Err(error)) => return Poll::Ready(Err(std::io::Error::other(error))),
+                Some(Err(error)) => return Poll::Ready(Err(error.into())),
                 None => return Poll::Ready(Ok(())),
             }
         }
@@ -179,15 +199,15 @@ impl Shared {
         let progress = self.progress.borrow();
         match &progress.failed {
             _ if enough(&progress) => Ok(true),
-            Some(reason) => Err(ReadError::Store(reason.clone())),
+            Some(error) => Err(error.clone()),
             None => Ok(false),
         }
     }
 
     /// Why the store could not be read: because the blob was given up, if it was.
-    fn reason(&self, error: &StoreError) -> ReadError {
+    fn reason(&self, error: StoreError) -> ReadError {
         let failed = self.progress.borrow().failed.clone();
-        ReadError::Store(failed.unwrap_or_else(|| error.to_string()))
+        failed.unwrap_or_else(|| error.into())
     }
 
     async fn changed(&mut self) -> Result<(), ReadError> {
@@ -223,11 +243,10 @@ impl Cursor {
         let len = u32::try_from(stop - start).expect("at most CHUNK");
         let digest = self.shared.meta.digest();
         let read = self.shared.store.read(digest, start, len).await;
-        let chunk = read.map_err(|error| self.shared.reason(&error))?;
+        let chunk = read.map_err(|error| self.shared.reason(error))?;
         if chunk.is_empty() {
-            return Err(ReadError::Store(
-                "the store gave no bytes for a piece that it has".into(),
-            ));
+            let what = "it gives no bytes for a piece that it has".to_string();
+            return Err(StoreError::Damaged { digest, what }.into());
         }
         self.range.start += chunk.len() as u64;
         Ok(Some(chunk))

@@ -375,7 +375,7 @@ impl<'a> Ingest<'a> {
         let settled = |progress: &Progress| progress.sealed || progress.failed.is_some();
         match self.progress.wait_for(settled).await {
             Ok(progress) => match &progress.failed {
-                Some(reason) => Err(ApiError::Unavailable(reason.clone())),
+                Some(error) => Err(ApiError::Unavailable(error.to_string())),
                 None => {
                     let meta = self.meta.clone();
                     self.said.send_modify(|said| said.meta = Some(meta));

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use kraken_core::net::MemNetwork;
 use kraken_core::storage::testkit::blob;
-use kraken_core::storage::{MemStore, UploadStore as _};
-use kraken_core::{Agent, Digest, Limits, Namespace, PeerId};
+use kraken_core::storage::{BlobStatus, MemStore, PieceStore as _, UploadStore as _};
+use kraken_core::{Agent, Digest, Limits, Namespace, PeerId, ReadError};
 use tokio::time::Instant;
 
 use crate::common::Known;
@@ -159,4 +159,38 @@ async fn a_small_blob_beside_a_large_one_takes_no_longer_than_twice() {
         beside <= 2 * alone,
         "download: {beside:?} beside, {alone:?} alone"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_fetch_goes_on_from_where_it_was() {
+    let world = World::new(&[60 * MB]).await;
+    let (digest, namespace, store) = (world.digest(0), Namespace::default(), MemStore::new());
+    let transport = world.network.transport(PeerId::from_bytes([2; 32]));
+    let builder = Agent::builder(store.clone(), transport).discovery(world.known.clone());
+    let agent = builder.limits(download(10 * MB)).seed(2).spawn().unwrap();
+
+    let reader = agent.open(digest).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    agent.pause(digest).await.unwrap();
+    assert!(matches!(reader.complete().await, Err(ReadError::Paused(it)) if it == digest));
+    // What was on its way may still be written.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let BlobStatus::Partial { have, meta } = store.status(digest).await.unwrap() else {
+        panic!("its pieces stay, and no more come");
+    };
+    let sizes = (0..meta.piece_count()).filter(|piece| have.has(*piece));
+    let here: u64 = sizes.map(|piece| u64::from(meta.piece_size(piece))).sum();
+    assert!(here >= 10 * MB, "{here}");
+    let before = agent.metrics().bytes_from_agents();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(agent.metrics().bytes_from_agents(), before);
+
+    agent.fetch(&namespace, digest).await.unwrap();
+    let after = agent.metrics().bytes_from_agents();
+    assert_eq!(after - before, meta.length() - here);
+    // What is whole is not stopped, nor its readers.
+    let reader = agent.open(digest).await.unwrap();
+    agent.pause(digest).await.unwrap();
+    assert!(reader.is_usable());
+    agent.pause(Digest::of(b"not opened")).await.unwrap();
 }

@@ -327,12 +327,17 @@ async fn what_cannot_be_had_is_said_clearly() {
     let reader = agent.open(meta.digest()).await.unwrap();
     let waiting = tokio::spawn(async move { reader.complete().await });
     agent.forget(meta.digest()).await.unwrap();
-    assert!(matches!(waiting.await.unwrap(), Err(ReadError::Store(_))));
+    assert!(matches!(
+        waiting.await.unwrap(),
+        Err(ReadError::Gone { digest, .. }) if digest == meta.digest()
+    ));
     agent.shutdown().await;
     assert!(matches!(
         agent.open(meta.digest()).await,
         Err(OpenError::Stopped)
     ));
+    // Also of a blob that it would have to look up: whoever tries again would do so for ever.
+    assert!(matches!(agent.open(nowhere).await, Err(OpenError::Stopped)));
     assert!(!agent.alive().await);
 }
 

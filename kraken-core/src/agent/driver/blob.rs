@@ -6,9 +6,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Span;
 
 use super::{Driver, Progress};
-use crate::agent::follow::{End, Follower};
+use crate::agent::follow::Follower;
 use crate::agent::hearsay::{Sources, Told};
 use crate::clock::unix_ms;
+use crate::error::ReadError;
 
 /// A blob that a swarm is there for.
 pub(super) struct Blob {
@@ -161,17 +162,25 @@ impl Driver {
         }
     }
 
-    pub(super) fn failed(&mut self, digest: Digest, end: End) {
-        match end {
-            End::Silent(reason) => self.give_up(digest, reason),
-            End::Damaged(reason) => self.discard(digest, reason),
+    pub(super) fn failed(&mut self, digest: Digest, error: ReadError) {
+        match error {
+            ReadError::Damaged { .. } => self.discard(digest, error),
+            error => self.give_up(digest, error),
+        }
+    }
+
+    /// Fetches no more of it; what is whole is left alone.
+    pub(super) fn pause(&mut self, digest: Digest) {
+        let blob = self.blobs.get(&digest);
+        if blob.is_some_and(|blob| !blob.progress.borrow().sealed) {
+            self.give_up(digest, ReadError::Paused(digest));
         }
     }
 
     /// Drops a blob of which nothing is worth keeping.
-    pub(super) fn discard(&mut self, digest: Digest, reason: String) {
-        tracing::warn!(%digest, reason, "dropping a blob that is damaged");
-        self.give_up(digest, reason);
+    pub(super) fn discard(&mut self, digest: Digest, why: ReadError) {
+        tracing::warn!(%digest, %why, "dropping a blob that is damaged");
+        self.give_up(digest, why);
         let store = self.parts.store.clone();
         self.parts.tasks.spawn(async move {
             if let Err(error) = store.discard(digest).await {
@@ -212,10 +221,11 @@ impl Driver {
     }
 
     /// Leaves the blob's swarm: its readers get an error.
-    pub(super) fn give_up(&mut self, digest: Digest, reason: String) {
+    pub(super) fn give_up(&mut self, digest: Digest, error: ReadError) {
+        let reason = error.to_string();
         self.history.end(unix_ms(), digest, Some(reason.clone()));
         self.downloaded(digest, Some(&reason));
-        self.progress(digest, |progress| progress.failed = Some(reason));
+        self.progress(digest, |progress| progress.failed = Some(error));
         self.blobs.remove(&digest);
         self.tally.forget(&digest);
         self.input(Input::Forget { digest });

@@ -10,6 +10,7 @@ use tokio_util::sync::DropGuard;
 
 use super::{Blob, Driver, Note};
 use crate::agent::hearsay::Told;
+use crate::error::ReadError;
 
 /// How often the discovery is asked whether what a peer said is right; less and less often.
 const CONFIRM: Duration = Duration::from_secs(2);
@@ -162,8 +163,8 @@ impl Driver {
             blob.meta.continues(meta) && !progress.sealed && (is_sure || progress.is_hearsay)
         };
         if self.blobs.get(&digest).is_some_and(is_wrong) {
-            let reason = "its metainfo was wrong: open the blob again";
-            self.discard(digest, reason.into());
+            let why = ReadError::gone(digest, "its metainfo was wrong: open it again");
+            self.discard(digest, why);
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::agent::peers::{PeersFile, SAVE_EVERY};
 use crate::agent::rooms::Rooms;
 use crate::clock::{Clock, unix_ms};
 use crate::dynamic::{DynConn, DynDiscovery, DynStore, DynTransport};
+use crate::error::ReadError;
 use crate::metrics::Metrics;
 use crate::seldom::Seldom;
 use crate::tasks::Tasks;
@@ -222,7 +223,7 @@ impl Driver {
             Note::Unconfirmed { digest } => self.fetch_whole(digest),
             Note::Contradicted { meta, is_sure } => self.contradicted(&meta, is_sure),
             Note::Ingested { meta, piece } => self.ingested(meta, piece),
-            Note::Failed { digest, end } => self.failed(digest, end),
+            Note::Failed { digest, error } => self.failed(digest, error),
             Note::LookedUp { digest, meta } => self.looked_up(digest, meta),
             Note::Sealed {
                 digest,
@@ -238,15 +239,15 @@ impl Driver {
             // The next one to open the blob finds what the store has, and tries again.
             Note::Sealed {
                 digest,
-                result: Err(reason),
-            } => self.give_up(digest, reason),
+                result: Err(error),
+            } => self.give_up(digest, error.into()),
             Note::WriteFailed {
                 digest,
                 piece,
-                reason,
+                error,
             } => {
                 self.input(Input::PieceLost { digest, piece });
-                self.give_up(digest, reason);
+                self.give_up(digest, error.into());
             }
             Note::Read {
                 digest,
@@ -270,15 +271,19 @@ impl Driver {
                     pieces,
                 });
             }
+            Note::Pause { digest, reply } => {
+                self.pause(digest);
+                let _ = reply.send(());
+            }
             Note::Forget { digest, reply } => {
-                self.give_up(digest, "the blob was removed".into());
+                self.give_up(digest, ReadError::gone(digest, "it was removed"));
                 let _ = reply.send(());
             }
             Note::LeaveUnread { digest, reply } => {
                 let blob = self.blobs.get(&digest);
                 let read = blob.is_some_and(|blob| blob.progress.receiver_count() > 0);
                 if !read {
-                    self.give_up(digest, "the blob was evicted".into());
+                    self.give_up(digest, ReadError::gone(digest, "it was evicted"));
                 }
                 let _ = reply.send(!read);
             }

@@ -9,13 +9,14 @@ use kraken_proto::tracker::report::BlobReport;
 use kraken_proto::{
     Bitfield, ConnId, Digest, Extent, Input, Message, MetaInfo, Namespace, ReaderId, SwarmStats,
 };
+use kraken_storage::StoreError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::Progress;
-use crate::agent::follow::End;
 use crate::agent::hearsay::Told;
 use crate::dynamic::DynConn;
+use crate::error::ReadError;
 
 /// What happened, from a link, a task or the handle.
 pub(crate) enum Note {
@@ -68,7 +69,7 @@ pub(crate) enum Note {
     )]
     Ingested { meta: MetaInfo, piece: u32 },
     /// A blob's metainfo will not become whole.
-    Failed { digest: Digest, end: End },
+    Failed { digest: Digest, error: ReadError },
     /// The store was asked about a blob that a peer wants.
     LookedUp {
         digest: Digest,
@@ -77,13 +78,13 @@ pub(crate) enum Note {
     /// The last piece is there, and the blob is durable under its name, or not.
     Sealed {
         digest: Digest,
-        result: Result<(), String>,
+        result: Result<(), StoreError>,
     },
     /// A piece could not be written.
     WriteFailed {
         digest: Digest,
         piece: u32,
-        reason: String,
+        error: StoreError,
     },
     /// A reader begins with these bytes.
     Read {
@@ -96,6 +97,11 @@ pub(crate) enum Note {
         digest: Digest,
         reader: ReaderId,
         pieces: Range<u32>,
+    },
+    /// Leave the swarm of a blob that is not whole yet.
+    Pause {
+        digest: Digest,
+        reply: oneshot::Sender<()>,
     },
     /// Leave the swarm and forget the blob.
     Forget {

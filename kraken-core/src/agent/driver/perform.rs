@@ -152,7 +152,7 @@ impl Driver {
                 Err(error) => Note::WriteFailed {
                     digest,
                     piece,
-                    reason: error.to_string(),
+                    error,
                 },
             }
         });
@@ -207,7 +207,7 @@ impl Driver {
             Event::BlobDone { digest } => {
                 let store = self.parts.store.clone();
                 self.task(async move {
-                    let result = store.seal(digest).await.map_err(|error| error.to_string());
+                    let result = store.seal(digest).await;
                     Note::Sealed { digest, result }
                 });
             }

@@ -2,6 +2,8 @@
 
 use kraken_proto::Bitfield;
 
+use crate::error::ReadError;
+
 /// How far a blob is.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
@@ -9,7 +11,7 @@ pub(crate) struct Progress {
     /// All pieces are there and durable.
     pub(crate) sealed: bool,
     /// Nothing more will come.
-    pub(crate) failed: Option<String>,
+    pub(crate) failed: Option<ReadError>,
     /// Peers said what its metainfo is: until it is whole, nothing of it is proved.
     pub(crate) is_hearsay: bool,
     /// How many pieces, from the first on, are proved by what is no hearsay.
