@@ -1,10 +1,16 @@
-//! What a host counts, in the Prometheus text format.
+//! What a host counts, in the Prometheus text format or in a registry of the program's.
 
 use kraken_proto::{Event, PeerRole};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+#[cfg(all(feature = "http", feature = "fs"))]
+use crate::origin::Counts;
+
+/// Where [`Metrics::register_in`] takes its registry from.
+pub use prometheus_client;
 
 /// The counters of one host. Each handle has its own registry, so that many can share a process.
 #[derive(Debug)]
@@ -22,6 +28,9 @@ pub struct Metrics {
     damaged: Counter,
     links: Gauge,
     offload: Gauge,
+    /// What an origin counts besides.
+    #[cfg(all(feature = "http", feature = "fs"))]
+    of_origin: Option<Counts>,
 }
 
 impl Metrics {
@@ -40,18 +49,45 @@ impl Metrics {
             damaged: Counter::default(),
             links: Gauge::default(),
             offload: Gauge::default(),
+            #[cfg(all(feature = "http", feature = "fs"))]
+            of_origin: None,
         };
-        metrics.register();
+        let mut registry = std::mem::take(&mut metrics.registry);
+        metrics.register_in(&mut registry);
+        metrics.registry = registry;
         metrics
     }
 
-    /// Where an origin adds what it counts besides.
+    /// Adds what an origin counts besides.
     #[cfg(all(feature = "http", feature = "fs"))]
-    pub(crate) fn registry(&mut self) -> &mut Registry {
-        &mut self.registry
+    pub(crate) fn with_origin(mut self, counts: Counts) -> Self {
+        counts.register(&mut self.registry);
+        self.of_origin = Some(counts);
+        self
     }
 
-    /// All counters in the text format of OpenMetrics.
+    /// Shows all counters in a registry of the program's as well, from now on.
+    ///
+    /// ```no_run
+    /// # fn example(agent: &kraken_core::Agent) {
+    /// use kraken_core::metrics::prometheus_client::registry::Registry;
+    ///
+    /// let mut registry = Registry::with_prefix("deployd");
+    /// // deployd_kraken_links and so on; where several agents are in one process, a label tells them apart.
+    /// let kraken = registry.sub_registry_with_prefix("kraken");
+    /// agent.metrics().register_in(kraken);
+    /// # }
+    /// ```
+    pub fn register_in(&self, registry: &mut Registry) {
+        self.register(registry);
+        #[cfg(all(feature = "http", feature = "fs"))]
+        if let Some(counts) = &self.of_origin {
+            counts.register(registry);
+        }
+    }
+
+    /// All counters in the text format of OpenMetrics, which ends with the line `# EOF`: leave that out
+    /// where more follows.
     pub fn text(&self) -> String {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a String takes all text");
@@ -87,6 +123,21 @@ impl Metrics {
     /// How often a peer was banned.
     pub fn peers_banned(&self) -> u64 {
         self.banned.get()
+    }
+
+    /// How often a peer owed pieces and was silent.
+    pub fn peers_stalled(&self) -> u64 {
+        self.stalled.get()
+    }
+
+    /// Blobs of which the last piece came.
+    pub fn blobs_completed(&self) -> u64 {
+        self.completed.get()
+    }
+
+    /// Connections to peers at this moment.
+    pub fn open_links(&self) -> usize {
+        usize::try_from(self.links.get()).unwrap_or_default()
     }
 
     pub(crate) fn event(&self, event: &Event) {
@@ -152,8 +203,7 @@ impl Metrics {
         self.offload.set(offload.map_or(-1, i64::from));
     }
 
-    fn register(&mut self) {
-        let registry = &mut self.registry;
+    fn register(&self, registry: &mut Registry) {
         let counters = [
             (
                 "piece_bytes_from_origins",
@@ -215,5 +265,40 @@ impl Metrics {
             "Whether the kernel splits what QUIC sends into datagrams: at 0 sending costs three times the processor time; -1 without QUIC",
             self.offload.clone(),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_of_the_programs_shows_what_the_text_does() {
+        let metrics = Metrics::new();
+        #[cfg(all(feature = "http", feature = "fs"))]
+        let metrics = metrics.with_origin(Counts::new());
+        let mut registry = Registry::with_prefix("kraken");
+        metrics.register_in(&mut registry);
+        // Counted after it was registered.
+        metrics.damaged();
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert!(text.contains("kraken_blobs_damaged_total 1"), "{text}");
+        #[cfg(all(feature = "http", feature = "fs"))]
+        assert!(text.contains("kraken_tasks_dead 0"), "{text}");
+        assert_eq!(text, metrics.text());
+    }
+
+    #[test]
+    fn every_number_can_be_asked_for() {
+        let metrics = Metrics::new();
+        metrics.links(3);
+        metrics.evicted();
+        metrics.completed.inc();
+        metrics.stalled.inc_by(2);
+        assert_eq!(metrics.open_links(), 3);
+        assert_eq!(metrics.blobs_evicted(), 1);
+        assert_eq!(metrics.blobs_completed(), 1);
+        assert_eq!(metrics.peers_stalled(), 2);
     }
 }

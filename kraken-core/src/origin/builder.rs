@@ -211,9 +211,8 @@ impl OriginBuilder {
             role: PeerRole::Origin,
             zone: self.zone,
         };
-        let (tasks, mut metrics) = (Tasks::default(), Metrics::new());
-        let counts = Counts::register(metrics.registry());
-        let metrics = Arc::new(metrics);
+        let (tasks, counts) = (Tasks::default(), Counts::new());
+        let metrics = Arc::new(Metrics::new().with_origin(counts.clone()));
         self.limits.apply(self.transport.throttle());
         let notes = driver::start(Parts {
             local: local.clone(),

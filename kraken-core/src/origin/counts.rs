@@ -8,8 +8,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 /// The counters of one origin.
-#[derive(Debug)]
-pub(super) struct Counts {
+#[derive(Debug, Clone)]
+pub(crate) struct Counts {
     pub(super) backend_reads: Counter,
     dead: Gauge,
     healed: Counter,
@@ -20,9 +20,8 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// Counters that are shown with the others of the host.
-    pub(super) fn register(registry: &mut Registry) -> Self {
-        let counts = Self {
+    pub(crate) fn new() -> Self {
+        Self {
             backend_reads: Counter::default(),
             dead: Gauge::default(),
             healed: Counter::default(),
@@ -30,46 +29,49 @@ impl Counts {
             handed_over: Counter::default(),
             commit_durable: Histogram::new(buckets()),
             commit_copies: Histogram::new(buckets()),
-        };
+        }
+    }
+
+    /// Shows them in `registry`, with the others of the host.
+    pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "backend_reads",
             "Blobs that this origin began to read from its backend",
-            counts.backend_reads.clone(),
+            self.backend_reads.clone(),
         );
         registry.register(
             "tasks_dead",
             "Write-backs and copies that were given up: see kraken queue ls --dead",
-            counts.dead.clone(),
+            self.dead.clone(),
         );
         registry.register(
             "blobs_healed",
             "Blobs of its share that this origin lacked and copied from others",
-            counts.healed.clone(),
+            self.healed.clone(),
         );
         registry.register_with_unit(
             "blobs_healed",
             "What it copied so",
             Unit::Bytes,
-            counts.healed_bytes.clone(),
+            self.healed_bytes.clone(),
         );
         registry.register(
             "blobs_handed_over",
             "Blobs of others' shares that it let go when those had them",
-            counts.handed_over.clone(),
+            self.handed_over.clone(),
         );
         registry.register_with_unit(
             "commit_durable",
             "What a commit took until the blob was durable here",
             Unit::Seconds,
-            counts.commit_durable.clone(),
+            self.commit_durable.clone(),
         );
         registry.register_with_unit(
             "commit_copies",
             "What a commit took from there on until its copies were durable at other origins",
             Unit::Seconds,
-            counts.commit_copies.clone(),
+            self.commit_copies.clone(),
         );
-        counts
     }
 
     /// How many tasks were given up by now.

@@ -46,7 +46,7 @@ use crate::seldom::Seldom;
 use crate::tasks::Tasks;
 use coming::Coming;
 use copying::Copying;
-use counts::Counts;
+pub(crate) use counts::Counts;
 use fetches::Fetches;
 use known::KnownUploads;
 pub use kraken_net::origin::RingMember;
