@@ -30,3 +30,8 @@ impl Discovery for KnownPeer {
         known.ok_or(DiscoveryError::NotFound(digest))
     }
 }
+
+/// What docs/embedding.md shows.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/embedding.md")]
+pub mod embedding {}

@@ -1,7 +1,7 @@
 //! An agent with a store of its own: pieces in a map that is bounded by nothing but the program.
 //!
 //! A store keeps verified pieces and gives back exactly those. This one also counts what it is asked,
-//! as an embedder may want to. The suite that every store has to pass is `kraken_storage::testkit`; it
+//! as an embedder may want to. The suite that every store has to pass is `storage::testkit`; it
 //! runs here first. `cargo run -p kraken-examples --example own_store`
 #![expect(clippy::print_stdout, reason = "an example that shows what it does")]
 

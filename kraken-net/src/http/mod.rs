@@ -23,6 +23,11 @@ use std::str::FromStr;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+/// What [`serve`] takes and the routers of the services are made with.
+pub use axum;
+/// What ends [`serve`].
+pub use tokio_util::sync::CancellationToken;
+
 pub use self::path::{Asked, Params, segment};
 pub use caller::{Caller, admit};
 pub use client::{HttpBody, HttpClient, HttpResponse};

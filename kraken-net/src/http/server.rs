@@ -49,7 +49,7 @@ const HTTP2_WINDOW: u32 = 4 << 20;
 /// Bytes of an answer that wait for the client, of each of a connection's requests.
 const HTTP2_WAITING: usize = 128 << 10;
 
-/// A server that runs.
+/// A server that runs until its token is cancelled, also when this is dropped.
 #[derive(Debug)]
 pub struct HttpServer {
     addr: SocketAddr,
