@@ -358,6 +358,22 @@ impl DurableQueue {
         Ok(forgotten)
     }
 
+    /// Lets the tasks of this kind whose keys begin with `prefix`, and that were not tried yet, be due at `due_ms` if
+    /// they are due later.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn hurry(&self, kind: &str, prefix: &str, due_ms: u64) -> Result<(), QueueError> {
+        for key in self.keys(kind, prefix)? {
+            let taken = self.inner.taken();
+            let id = self.inner.current(&name_of(kind, &key))?;
+            if let Some(id) = id.filter(|id| !taken.ids.contains(id)) {
+                self.inner.change(|tables| tables.hurry(id, due_ms))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a task of this kind and key is taken, or was before.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use kraken_registry::tags::remembered::RememberedTags;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-pub use self::config::AgentConfig;
+pub use self::config::{AgentConfig, RememberTags};
 pub use self::start::start;
 use crate::access;
 use crate::limits::with_live_limits;

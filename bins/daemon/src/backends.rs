@@ -20,6 +20,7 @@ use serde::Deserialize;
 
 use crate::doctor::blob::WithTestBlob;
 use crate::limits::Rate;
+use crate::metrics::Family;
 use crate::pattern::Pattern;
 use crate::problems::Problems;
 use crate::units;
@@ -133,9 +134,18 @@ impl TryFrom<String> for Timeout {
 pub(crate) struct Storage {
     routed: RoutedBackend,
     /// What it consists of.
-    made: Mutex<Vec<(RouteConfig, Route)>>,
+    made: Mutex<Vec<Made>>,
     /// An origin takes its part of the limits.
     origins: usize,
+}
+
+/// The storage of some namespaces, as it was asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Made {
+    config: RouteConfig,
+    route: Route,
+    /// What knows whether it answers; nothing of a registry.
+    wary: Option<WaryBackend<BoxBackend>>,
 }
 
 impl Storage {
@@ -149,7 +159,7 @@ impl Storage {
         origins: usize,
     ) -> Result<Self, Problems> {
         let made = make_all(one, routes, origins, &[])?;
-        let routes = made.iter().map(|(_, route)| route.clone());
+        let routes = made.iter().map(|made| made.route.clone());
         Ok(Self {
             routed: RoutedBackend::new(routes.collect()),
             made: Mutex::new(made),
@@ -169,15 +179,30 @@ impl Storage {
         &self,
         one: Option<&BackendConfig>,
         routes: &[RouteConfig],
-    ) -> Result<Vec<(RouteConfig, Route)>, Problems> {
+    ) -> Result<Vec<Made>, Problems> {
         let before = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         make_all(one, routes, self.origins, &before)
     }
 
-    pub(crate) fn replace(&self, made: Vec<(RouteConfig, Route)>) {
-        let routes = made.iter().map(|(_, route)| route.clone());
+    pub(crate) fn replace(&self, made: Vec<Made>) {
+        let routes = made.iter().map(|made| made.route.clone());
         self.routed.replace(routes.collect());
         *self.made.lock().unwrap_or_else(PoisonError::into_inner) = made;
+    }
+
+    /// Which storages do not answer, as metrics.
+    pub(crate) fn metrics(&self) -> String {
+        let help = "1 while the storage of these namespaces does not answer, and is left alone.";
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut away = Family::gauge("kraken_storage_away", help);
+        for Made { config, wary, .. } in made.iter() {
+            let is_away = wary.as_ref().is_some_and(WaryBackend::is_away);
+            away = away.sample(
+                &[("namespaces", config.namespace.as_str())],
+                u8::from(is_away),
+            );
+        }
+        away.text()
     }
 }
 
@@ -185,17 +210,17 @@ fn make_all(
     one: Option<&BackendConfig>,
     routes: &[RouteConfig],
     origins: usize,
-    before: &[(RouteConfig, Route)],
-) -> Result<Vec<(RouteConfig, Route)>, Problems> {
+    before: &[Made],
+) -> Result<Vec<Made>, Problems> {
     let mut found = Problems::default();
     let mut made = Vec::new();
     for (key, config) in routes_of(one, routes)? {
-        let same = before.iter().find(|(other, _)| *other == config);
-        let route = match same {
-            Some((_, made)) => Ok(made.clone()),
+        let same = before.iter().find(|other| other.config == config);
+        let one = match same {
+            Some(made) => Ok(made.clone()),
             None => route(&config, origins).map_err(|error| told(&key, error)),
         };
-        made.extend(found.of(route).map(|route| (config, route)));
+        made.extend(found.of(one));
     }
     found.done(made)
 }
@@ -313,7 +338,7 @@ impl BackendConfig {
     }
 }
 
-fn route(config: &RouteConfig, origins: usize) -> Result<Route, BackendError> {
+fn route(config: &RouteConfig, origins: usize) -> Result<Made, BackendError> {
     let BackendLimitsConfig {
         read,
         write,
@@ -324,18 +349,24 @@ fn route(config: &RouteConfig, origins: usize) -> Result<Route, BackendError> {
     limits.write = write.map(|rate| rate.0);
     limits.at_once = at_once.map(NonZeroUsize::get);
     let backend = make(&config.backend, config.layout, config.timeout)?;
-    let backend = match config.backend.may_make_wait() {
-        true => backend,
-        false => BoxBackend::new(WaryBackend::new(backend, config.timeout.0.min(ANSWER))),
-    };
+    let answer = config.timeout.0.min(ANSWER);
+    let may_wait = config.backend.may_make_wait();
+    let wary = (!may_wait).then(|| WaryBackend::new(backend.clone(), answer));
+    let backend = wary.clone().map_or(backend, BoxBackend::new);
     let backend = match config.limits == BackendLimitsConfig::default() {
         true => backend,
         false => BoxBackend::new(LimitedBackend::new(backend, limits.shared_by(origins))),
     };
-    Ok(Route {
+    let route = Route {
         pattern: config.namespace.regex(),
         backend,
         must_ready: config.must_ready,
+    };
+    let config = config.clone();
+    Ok(Made {
+        config,
+        route,
+        wary,
     })
 }
 

@@ -14,6 +14,9 @@ pub struct Leaving {
     pub leaving: bool,
     /// How many blobs it holds that others own, or will: with none, it can be stopped.
     pub blobs: usize,
+    /// How many of the first thousand of them are still to be written to the storage, or copied to an owner.
+    #[serde(default)]
+    pub unfinished: usize,
     /// The other origins that do not answer: nothing is let go before they do, or are taken off the
     /// lists.
     pub away: Vec<String>,
@@ -36,6 +39,7 @@ async fn look(State(origin): State<Origin>) -> Result<Json<Leaving>, ApiError> {
     Ok(Json(Leaving {
         leaving: origin.is_leaving(),
         blobs: blobs?,
+        unfinished: origin.left_unfinished().await?,
         away: origin.away(),
     }))
 }

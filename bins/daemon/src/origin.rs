@@ -280,7 +280,7 @@ pub struct OriginService {
     pub origin: Origin,
     /// Where its HTTP face answers.
     pub addr: SocketAddr,
-    storage: Storage,
+    storage: Arc<Storage>,
     server: HttpServer,
     shutdown: CancellationToken,
 }
@@ -345,7 +345,8 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
             .set_ring(members)
             .map_err(|error| error.to_string())
     });
-    let told = (origin.clone(), disks.clone());
+    let storage = Arc::new(storage);
+    let told = (origin.clone(), disks.clone(), storage.clone());
     let own = move || metrics(told.clone());
     let router = with_metrics(router(Arc::new(origin.clone())), every.clone(), own);
     let router = with_live_limits(router, origin.clone());
@@ -396,9 +397,9 @@ fn writable(queue: &DurableQueue, dir: &Path) -> Result<(), String> {
     queue.why_not_writable().map_or(Ok(()), Err)
 }
 
-async fn metrics((origin, disks): (Origin, Disks)) -> String {
+async fn metrics((origin, disks, storage): (Origin, Disks, Arc<Storage>)) -> String {
     let (stored, queued) = (store::metrics(&disks), queue::metrics(&origin).await);
-    stored + &queued + &origin.metrics().text()
+    stored + &storage.metrics() + &queued + &origin.metrics().text()
 }
 
 /// Removes uploads that nobody went on with for a day.

@@ -217,7 +217,7 @@ pub(crate) enum Command {
 }
 
 /// What a person shows to processes that speak TLS.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct TlsFiles {
     /// A certificate of the cluster, with its chain.
     #[arg(
@@ -468,13 +468,14 @@ pub(crate) struct PreheatArgs {
 /// What is collected.
 #[derive(Debug, Args)]
 pub(crate) struct GcArgs {
-    /// A build-index, such as https://index-1:7604.
+    /// The build-indexes, such as https://index-1:7604, with commas: the first that answers collects.
     #[arg(
         long,
         env = "KRAKEN_BUILD_INDEX",
+        value_delimiter = ',',
         default_value = "https://127.0.0.1:7601"
     )]
-    pub(crate) build_index: String,
+    pub(crate) build_index: Vec<String>,
     /// How long nobody may have asked about a blob before it goes, such as 24h.
     #[arg(long, default_value = "24h")]
     pub(crate) grace: Grace,
@@ -588,6 +589,11 @@ mod tests {
         );
         assert!("0MB/s".parse::<AtMost>().is_err() && "fast".parse::<AtMost>().is_err());
         assert!(Cli::try_parse_from(["kraken", "queue", "drop"]).is_err());
+        let several = ["kraken", "gc", "--build-index", "https://a:1,https://b:1"];
+        let several = Cli::try_parse_from(several).unwrap().command;
+        assert!(
+            matches!(several, Command::Gc(GcArgs { build_index, .. }) if build_index.len() == 2)
+        );
         assert!(Cli::try_parse_from(["kraken", "store", "gc", "--now"]).is_ok());
         assert!(Cli::try_parse_from(["kraken", "store", "gc"]).is_err());
         assert!(Cli::try_parse_from(["kraken", "store", "gc", "--now", "--dry-run"]).is_err());

@@ -13,12 +13,12 @@ pub(crate) mod tag;
 
 use kraken::Failure;
 use kraken::client::Registry;
-use kraken::operator::Operator;
+use kraken::operator::{Operator, failed};
 use kraken::preheat::{Hosts, Progress};
 use kraken::{drain, gc};
 use kraken_registry::garbage::GarbageOptions;
 
-use crate::args::{GcArgs, PreheatArgs};
+use crate::args::{GcArgs, PreheatArgs, TlsFiles};
 use crate::{named, operator, say};
 
 /// Lets an origin hand its share over, or take it back.
@@ -38,13 +38,26 @@ pub(crate) async fn collect_garbage(args: GcArgs) -> Result<(), Failure> {
         stored: args.stored,
         dry_run: args.dry_run,
     };
-    let index = operator(&args.build_index, args.tls)?;
+    let index = first_that_answers(&args.build_index, args.tls).await?;
     let collected = gc::collect(&index, options).await?;
     say(&if args.json {
         serde_json::json!(collected).to_string()
     } else {
         gc::told(&collected, args.dry_run)
     })
+}
+
+/// One of several processes of which any will do.
+async fn first_that_answers(urls: &[String], tls: TlsFiles) -> Result<Operator, Failure> {
+    let mut silent = None;
+    for url in urls {
+        let process = operator(url, tls.clone())?;
+        match process.send("GET", "/health").await {
+            Ok(_) => return Ok(process),
+            Err(error) => drop(silent.get_or_insert_with(|| failed(error))),
+        }
+    }
+    Err(silent.unwrap_or_else(|| Failure::Argument("name a build-index".into())))
 }
 
 /// Lets the origins fetch an image, and then hosts.

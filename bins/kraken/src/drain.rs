@@ -32,6 +32,10 @@ pub fn told(state: &Leaving) -> String {
         blobs => format!("{blobs} blobs"),
     };
     let waits = match &state.away[..] {
+        [] if state.unfinished > 0 => format!(
+            "{} of them are still to be written to the storage, or copied (kraken queue ls)",
+            state.unfinished
+        ),
         [] => "the others copy what they lack".to_owned(),
         [one] => format!("waiting for {one}, which does not answer"),
         away => format!("waiting for {}, which do not answer", away.join(", ")),
@@ -91,11 +95,21 @@ mod tests {
         let state = |blobs, away: &[&str]| Leaving {
             leaving: true,
             blobs,
+            unfinished: 0,
             away: away.iter().map(ToString::to_string).collect(),
         };
         assert_eq!(
             told(&state(1, &[])),
             "1 blob to hand over; the others copy what they lack"
+        );
+        let unfinished = Leaving {
+            unfinished: 2,
+            ..state(3, &[])
+        };
+        let waits = told(&unfinished);
+        assert!(
+            waits.contains("; 2 of them are still to be written"),
+            "{waits}"
         );
         for (away, said) in [
             (&["b"][..], "waiting for b, which does not answer: nothing"),

@@ -15,6 +15,7 @@ use kraken_proto::{Digest, MetaInfo, ReaderId};
 use kraken_storage::StoreError;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::driver::{Note, Progress};
 use crate::dynamic::DynStore;
@@ -57,6 +58,9 @@ struct Shared {
     notes: mpsc::Sender<Note>,
     patience: Duration,
 }
+
+/// How long no piece comes before the log says so.
+const QUIET: Duration = Duration::from_secs(15);
 
 /// The most bytes in one chunk of a stream.
 const CHUNK: u64 = 256 << 10;
@@ -211,7 +215,16 @@ impl Shared {
     }
 
     async fn changed(&mut self) -> Result<(), ReadError> {
-        match tokio::time::timeout(self.patience, self.progress.changed()).await {
+        let end = Instant::now() + self.patience;
+        let quiet = self.patience.min(QUIET);
+        let changed = match timeout(quiet, self.progress.changed()).await {
+            Ok(changed) => Ok(changed),
+            Err(_) => {
+                self.say_that_nothing_comes();
+                timeout_at(end, self.progress.changed()).await
+            }
+        };
+        match changed {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(ReadError::Stopped),
             Err(_) => Err(ReadError::Stalled {
@@ -219,6 +232,18 @@ impl Shared {
                 seconds: self.patience.as_secs(),
             }),
         }
+    }
+
+    fn say_that_nothing_comes(&self) {
+        let (digest, pieces) = (self.meta.digest(), self.meta.piece_count());
+        let have = self.progress.borrow().have.count();
+        tracing::warn!(
+            %digest,
+            have,
+            pieces,
+            seconds = QUIET.as_secs(),
+            "somebody waits for a blob of which no piece comes: can its origins and other agents be reached from here?"
+        );
     }
 }
 

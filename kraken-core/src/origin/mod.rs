@@ -247,6 +247,18 @@ impl Origin {
         Ok(self.inner.strays().await?.len())
     }
 
+    /// How many of the first thousand of those are still to be written to the storage, or copied to an owner: they
+    /// stay until that is done.
+    ///
+    /// # Errors
+    /// The store or the queue cannot be read.
+    pub async fn left_unfinished(&self) -> Result<usize, ApiError> {
+        let mut strays = self.inner.strays().await?;
+        strays.truncate(1000);
+        let unfinished = self.inner.unfinished(strays).await;
+        Ok(unfinished.map_err(ingest::store_error)?.len())
+    }
+
     /// The other origins that do not answer at this moment. While there are any, nothing is let go.
     pub fn away(&self) -> Vec<String> {
         self.inner.members.away()

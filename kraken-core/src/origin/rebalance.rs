@@ -56,6 +56,8 @@ const ROUND: usize = 2000;
 const MOST_LISTED: usize = 20 * MOST;
 /// Copies under way at once.
 const PARALLEL: usize = 2;
+/// How often one that leaves looks what it can let go.
+const LEAVING: Duration = Duration::from_secs(2);
 /// Changes come together, as when several origins start.
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long a list of what is held is good enough to compare with.
@@ -117,7 +119,11 @@ impl Inner {
         loop {
             let now = self.members.ring().names();
             if is_done && now == ring {
-                self.members.changes(&mut seen, config.every).await;
+                let every = match self.members.is_leaving() {
+                    true => config.every.min(LEAVING),
+                    false => config.every,
+                };
+                self.members.changes(&mut seen, every).await;
             }
             sleep(SETTLE).await;
             ring = self.members.ring().names();
@@ -400,6 +406,9 @@ impl Inner {
                     // Not for lack of room: should it come to own the blob, it takes it back.
                     self.let_go.forget(digest);
                     self.counts.handed_over();
+                } else if !left.is_empty() && self.members.is_leaving() {
+                    // It may be in the backend already, and its turn to look would come later.
+                    self.hurry_write_back(digest).await?;
                 }
             }
         }

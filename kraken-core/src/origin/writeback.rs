@@ -118,6 +118,16 @@ impl Inner {
             .map_err(|error| ApiError::Unavailable(error.to_string()))
     }
 
+    /// Looks now whether a blob is in its backend, instead of later.
+    pub(super) async fn hurry_write_back(&self, digest: Digest) -> Result<(), ApiError> {
+        let hurried = self
+            .on_queue(move |queue| queue.hurry(WRITE_BACK, &format!("{digest} "), unix_ms()))
+            .await;
+        hurried.map_err(|error| ApiError::Unavailable(error.to_string()))?;
+        self.queued.notify_one();
+        Ok(())
+    }
+
     /// Whether a blob has not been written back yet.
     pub(super) async fn waits_for_write_back(&self, digest: Digest) -> Result<bool, ApiError> {
         let found =

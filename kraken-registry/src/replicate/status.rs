@@ -43,7 +43,7 @@ pub struct RemoteStatus {
     pub sent_blobs: u64,
     /// See `sent_blobs`.
     pub sent_bytes: u64,
-    /// Why something was not sent, lately.
+    /// Why something was not sent the last time that this happened; nothing once that was sent after all.
     pub last_error: Option<String>,
 }
 
@@ -110,7 +110,11 @@ impl Told {
     /// Notes how an attempt ended.
     pub(super) fn tell(&mut self, name: &str, failure: Option<&SendError>) {
         match failure {
-            None => drop(self.refused.remove(name)),
+            None => {
+                self.refused.remove(name);
+                let prefix = format!("{name}: ");
+                self.last_error.take_if(|error| error.starts_with(&prefix));
+            }
             Some(SendError::Refused(reason)) => {
                 if self.refused.len() < TOLD {
                     self.refused.insert(name.to_owned(), reason.clone());

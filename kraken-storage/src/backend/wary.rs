@@ -20,8 +20,17 @@ const PROBE: Duration = Duration::from_secs(1);
 /// included. When one had no answer, and none that came later had one either, the storage counts as away: from then
 /// on all questions fail at once, and this asks the last one again every second until it is answered. Writes are
 /// passed on: whoever writes has asked before.
+///
+/// Clones share what they know of the storage.
 pub struct WaryBackend<B> {
     shared: Arc<Shared<B>>,
+}
+
+impl<B> Clone for WaryBackend<B> {
+    fn clone(&self) -> Self {
+        let shared = self.shared.clone();
+        Self { shared }
+    }
 }
 
 struct Shared<B> {
@@ -56,6 +65,11 @@ impl<B: Backend> WaryBackend<B> {
                 known,
             }),
         }
+    }
+
+    /// Whether the storage counts as away.
+    pub fn is_away(&self) -> bool {
+        self.shared.known().away.is_some()
     }
 
     async fn ask<T>(
@@ -293,6 +307,7 @@ mod tests {
         let first = backend.stat(&ns, blob).await.unwrap_err().to_string();
         assert_eq!(began.elapsed(), ANSWER);
         assert!(first.contains("no answer within 10 s"), "{first}");
+        assert!(backend.clone().is_away());
         let asked_then = asked.load(Ordering::Relaxed);
         for _ in 0..100 {
             let error = backend.stat(&ns, blob).await.unwrap_err().to_string();
@@ -310,6 +325,7 @@ mod tests {
         hangs(false);
         // The probe that hangs has to end first.
         sleep(ANSWER + 2 * PROBE).await;
+        assert!(!backend.is_away());
         assert_eq!(backend.stat(&ns, blob).await.unwrap(), Some(1));
     }
 

@@ -54,6 +54,29 @@ fn a_task_goes_its_way() {
 }
 
 #[test]
+fn what_is_in_a_hurry_is_due_earlier_unless_it_was_tried() {
+    let (queue, _, _dir) = queue();
+    let first = queue.push("write-back", "a 1", b"", 100).unwrap();
+    queue.push("write-back", "b 1", b"", 100).unwrap();
+    queue.push("copy", "a 1", b"", 100).unwrap();
+    queue.hurry("write-back", "a ", 50).unwrap();
+    let due = queue.take_due(99, 9).unwrap();
+    assert_eq!(
+        (ids(&due), due[0].due_ms, due[0].attempts),
+        (vec![first], 50, 0)
+    );
+    queue.hurry("write-back", "a ", 40).unwrap();
+    queue.retry(first, 200).unwrap();
+    queue.hurry("write-back", "a ", 60).unwrap();
+    assert_eq!(
+        queue.take_due(99, 9),
+        Ok(vec![]),
+        "it waits after a failure"
+    );
+    assert_eq!(queue.take_due(200, 9).unwrap().len(), 3);
+}
+
+#[test]
 fn what_is_given_back_is_as_it_was() {
     let (queue, _, _dir) = queue();
     let id = queue.push("write-back", "a", b"", 10).unwrap();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use kraken_daemon::OriginEntry;
-use kraken_daemon::agent::AgentConfig;
+use kraken_daemon::agent::{AgentConfig, RememberTags};
 use kraken_daemon::backends::BackendConfig;
 use kraken_daemon::build_index::{self, BuildIndexConfig};
 use kraken_daemon::config::HostConfig;
@@ -181,7 +181,7 @@ impl Configs {
             docker_listen: None,
             limits: Default::default(),
             remember_peers: true,
-            remember_tags: Default::default(),
+            remember_tags: RememberTags::default(),
             log: None,
             log_format: Default::default(),
             tracing: None,

@@ -8,7 +8,6 @@ use kraken_core::net::http::{HttpBody, HttpClient};
 use kraken_daemon::Tls;
 use kraken_registry::name::TagName;
 use kraken_registry::tags::client::OnlyIf;
-use kraken_registry::tags::server::TAG_STALE;
 use serde_json::{Value, json};
 
 use crate::common::{Lab, REPOSITORY, Ran, ask, kraken, push, random, until, within};
@@ -194,7 +193,7 @@ async fn told(agent: &str, tag: &str) -> (u16, bool) {
     let answer = ask(Method::GET, &url, HttpBody::Empty).await;
     (
         answer.status().as_u16(),
-        answer.header(TAG_STALE) == Some("true"),
+        answer.header("kraken-tag-stale") == Some("true"),
     )
 }
 
