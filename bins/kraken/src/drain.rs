@@ -33,7 +33,7 @@ pub fn told(state: &Leaving) -> String {
     };
     let waits = match &state.away[..] {
         [] if state.unfinished > 0 => format!(
-            "{} of them are still to be written to the storage, or copied (kraken queue ls)",
+            "{} of them still to be written to the storage, or copied (kraken queue ls)",
             state.unfinished
         ),
         [] => "the others copy what they lack".to_owned(),
@@ -107,10 +107,7 @@ mod tests {
             ..state(3, &[])
         };
         let waits = told(&unfinished);
-        assert!(
-            waits.contains("; 2 of them are still to be written"),
-            "{waits}"
-        );
+        assert!(waits.contains("; 2 of them still to be written"), "{waits}");
         for (away, said) in [
             (&["b"][..], "waiting for b, which does not answer: nothing"),
             (

@@ -182,7 +182,9 @@ pub async fn push_file(
         match push_file_once(registry, repository, (path, known, is_kept), bars).await {
             // The origin that took it may have been restarted, and the bytes are still here. One that
             // never took any may as well not be there.
-            Err((Failure::Away(why), sent)) if attempts < ATTEMPTS && sent > 0 => {
+            Err((Failure::Away(why) | Failure::Later(why), sent))
+                if attempts < ATTEMPTS && sent > 0 =>
+            {
                 attempts += 1;
                 bars.say(&format!(
                     "{why}\n{} is pushed again in {} s, from its beginning (attempt {attempts} of {ATTEMPTS})",

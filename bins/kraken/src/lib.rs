@@ -44,9 +44,12 @@ pub enum Failure {
     /// A registry does not answer, or refuses.
     #[error("{0}")]
     Registry(String),
-    /// A registry does not answer, or cannot do it now: it may be asked again.
+    /// Nobody answers: it may be asked again.
     #[error("{0}")]
     Away(String),
+    /// Who was asked answers, and cannot do it now: it may be asked again.
+    #[error("{0}")]
+    Later(String),
     /// Bytes are not what their digest says.
     #[error("{what} has digest {found}, not {expected}")]
     WrongBytes {

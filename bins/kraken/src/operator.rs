@@ -173,13 +173,12 @@ pub(crate) fn there(tls: &Tls) -> Result<(), Failure> {
 /// What the process said, or that it did not.
 pub fn failed(error: ApiError) -> Failure {
     let said = silence(&error.to_string());
-    let what = match said.starts_with("http") {
-        true => said,
-        false => format!("the process says: {said}"),
-    };
+    let is_silent = said.starts_with("http");
     match error.is_retryable() {
-        true => Failure::Away(what),
-        false => Failure::Other(what),
+        true if is_silent => Failure::Away(said),
+        true => Failure::Later(format!("the process says: {said}")),
+        false if is_silent => Failure::Other(said),
+        false => Failure::Other(format!("the process says: {said}")),
     }
 }
 

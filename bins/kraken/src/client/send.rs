@@ -196,7 +196,7 @@ impl Registry {
         let said = response.bytes(MAX_REFUSAL).await.unwrap_or_default();
         let mut what = format!("{} answers {status}: {}", self.base, reason(&said));
         match status {
-            StatusCode::SERVICE_UNAVAILABLE => return Failure::Away(what),
+            StatusCode::SERVICE_UNAVAILABLE => return Failure::Later(what),
             StatusCode::UNAUTHORIZED => what = format!("{what}; {}", self.caller.advice()),
             _ => {}
         }
