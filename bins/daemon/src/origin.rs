@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use kraken_core::net::Role;
 use kraken_core::net::http::{
     HttpClient, HttpServer, TracedFrom, admit, serve_on, traced, with_health,
@@ -320,7 +321,6 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         &identity,
         (config.transport, config.quic_mtu),
     )?;
-    let ready = backend.clone();
     let (health, heal) = config.heal.parts();
     let mut builder = Origin::builder(config.name, disks.clone(), transport, backend, queue)
         .ring(ring, http.calling(&[Role::Origin])?)
@@ -346,25 +346,13 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
             .map_err(|error| error.to_string())
     });
     let storage = Arc::new(storage);
-    let told = (origin.clone(), disks.clone(), storage.clone());
-    let own = move || metrics(told.clone());
-    let router = with_metrics(router(Arc::new(origin.clone())), every.clone(), own);
-    let router = with_live_limits(router, origin.clone());
-    let router = with_queue(router, origin.clone());
-    let router = with_leave(router, origin.clone());
-    let remembers = (origin.clone(), disks.clone());
-    let router = with_explain(router, remembers, Answers::default(), None);
-    let router = with_store(router, disks, origin.clone());
-    let router = with_profile(router);
-    let router = with_health(router, move || {
-        let ((queue, dir), ready) = (kept.clone(), ready.clone());
-        let writable = move || writable(&queue, &dir);
-        async move {
-            let writable = tokio::task::spawn_blocking(writable).await;
-            writable.unwrap_or_else(|error| Err(error.to_string()))?;
-            ready.ready().await.map_err(|error| error.to_string())
-        }
-    });
+    let face = Face {
+        origin: origin.clone(),
+        disks,
+        storage: storage.clone(),
+        every: every.clone(),
+    };
+    let router = face.router(kept);
     let server = serve_on(
         sockets::listen(config.listen)?,
         every
@@ -380,6 +368,45 @@ pub async fn start(config: OriginConfig) -> Result<OriginService, StartError> {
         server,
         shutdown,
     })
+}
+
+/// What answers over HTTP.
+struct Face {
+    origin: Origin,
+    disks: Disks,
+    storage: Arc<Storage>,
+    every: Every,
+}
+
+impl Face {
+    /// All that an origin answers; whether it is ready is seen in its queue, which is in a directory.
+    fn router(self, (queue, dir): (DurableQueue, PathBuf)) -> Router {
+        let Self {
+            origin,
+            disks,
+            storage,
+            every,
+        } = self;
+        let backend = storage.backend();
+        let told = (origin.clone(), disks.clone(), storage);
+        let own = move || metrics(told.clone());
+        let router = with_metrics(router(Arc::new(origin.clone())), every, own);
+        let router = with_live_limits(router, origin.clone());
+        let router = with_queue(router, origin.clone());
+        let router = with_leave(router, origin.clone());
+        let remembers = (origin.clone(), disks.clone());
+        let router = with_explain(router, remembers, Answers::default(), None);
+        let router = with_profile(with_store(router, disks, origin));
+        with_health(router, move || {
+            let (queue, dir, backend) = (queue.clone(), dir.clone(), backend.clone());
+            let writable = move || writable(&queue, &dir);
+            async move {
+                let writable = tokio::task::spawn_blocking(writable).await;
+                writable.unwrap_or_else(|error| Err(error.to_string()))?;
+                backend.ready().await.map_err(|error| error.to_string())
+            }
+        })
+    }
 }
 
 /// What the queue needs on its volume: without it no push can be acknowledged.

@@ -2,10 +2,12 @@
 
 pub(crate) mod ca;
 pub(crate) mod doctor;
+pub(crate) mod gc;
 pub(crate) mod given;
 pub(crate) mod health;
 pub(crate) mod indexes;
 pub(crate) mod outside;
+pub(crate) mod preheat;
 pub(crate) mod preload;
 pub(crate) mod profile;
 pub(crate) mod replicate;
@@ -27,7 +29,9 @@ use kraken_daemon::traces::CollectorUrl;
 use kraken_registry::name::{Host, RepoName};
 use kraken_sim::PlotFile;
 
+use gc::GcArgs;
 use outside::{ProcessTls, RegistryTls};
+use preheat::PreheatArgs;
 
 /// Distributes container images and other blobs to many hosts at the speed of their networks.
 #[derive(Debug, Parser)]
@@ -429,68 +433,6 @@ impl FromStr for AtMost {
         let rate = NonZeroU64::new(bytes).map(Self);
         rate.ok_or_else(|| "at 0 nothing would be fetched: for no limit, leave it out".into())
     }
-}
-
-/// Which image is fetched, and where to.
-#[derive(Debug, Args)]
-pub(crate) struct PreheatArgs {
-    /// The image, as repository:tag or repository@digest.
-    pub(crate) image: String,
-    /// The proxy's address: host:port, or https://host:port.
-    #[arg(long, default_value = "127.0.0.1:7602", env = "KRAKEN_PROXY")]
-    pub(crate) proxy: String,
-    /// The registries of agents, several with commas: they fetch it too.
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) hosts: Vec<String>,
-    /// A file with more of them, one in a line.
-    #[arg(long)]
-    pub(crate) hosts_file: Option<PathBuf>,
-    /// The share of the hosts that gets it: the first of the list.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
-    pub(crate) percent: u8,
-    /// The share of these that must have it before this ends well.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
-    pub(crate) wait: u8,
-    /// Hosts that fetch it at once.
-    #[arg(long, default_value_t = 500)]
-    pub(crate) at_once: usize,
-    /// Bytes per second that the origins, and then all hosts together, are told to fetch, such as
-    /// 300MB/s: each blob's turn comes when those before it have had their time.
-    #[arg(long, value_name = "RATE")]
-    pub(crate) at_most: Option<AtMost>,
-    #[command(flatten)]
-    pub(crate) tls: RegistryTls,
-    /// Prints one JSON object and nothing else.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// What is collected.
-#[derive(Debug, Args)]
-pub(crate) struct GcArgs {
-    /// The build-indexes, such as https://index-1:7604, with commas: the first that answers collects.
-    #[arg(
-        long,
-        env = "KRAKEN_BUILD_INDEX",
-        value_delimiter = ',',
-        default_value = "https://127.0.0.1:7601"
-    )]
-    pub(crate) build_index: Vec<String>,
-    /// How long nobody may have asked about a blob before it goes, such as 24h.
-    #[arg(long, default_value = "24h")]
-    pub(crate) grace: Grace,
-    /// Removes them from the storage behind the origins as well: only where no other cluster or tool
-    /// keeps blobs there.
-    #[arg(long)]
-    pub(crate) stored: bool,
-    /// Counts only.
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// Prints one JSON object and nothing else.
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) tls: TlsFiles,
 }
 
 /// What to do with runtimes.

@@ -18,7 +18,9 @@ use kraken::preheat::{Hosts, Progress};
 use kraken::{drain, gc};
 use kraken_registry::garbage::GarbageOptions;
 
-use crate::args::{GcArgs, PreheatArgs, TlsFiles};
+use crate::args::TlsFiles;
+use crate::args::gc::GcArgs;
+use crate::args::preheat::PreheatArgs;
 use crate::{named, operator, say};
 
 /// Lets an origin hand its share over, or take it back.
