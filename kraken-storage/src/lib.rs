@@ -13,7 +13,6 @@ pub mod backend;
 pub mod database;
 #[cfg(feature = "fs")]
 pub mod fs;
-#[cfg(feature = "fs")]
 pub mod kept;
 #[cfg(feature = "fs")]
 pub mod link;
