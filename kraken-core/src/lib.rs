@@ -7,8 +7,8 @@ pub mod error;
 pub mod metrics;
 #[cfg(all(feature = "http", feature = "fs"))]
 pub mod origin;
-pub mod seldom;
-mod sweep;
+mod seldom;
+pub mod sweep;
 mod tasks;
 #[cfg(feature = "http")]
 pub mod tracker;
