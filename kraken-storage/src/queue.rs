@@ -367,7 +367,12 @@ impl DurableQueue {
         for key in self.keys(kind, prefix)? {
             let taken = self.inner.taken();
             let id = self.inner.current(&name_of(kind, &key))?;
-            if let Some(id) = id.filter(|id| !taken.ids.contains(id)) {
+            let Some(id) = id.filter(|id| !taken.ids.contains(id)) else {
+                continue;
+            };
+            let task = self.inner.look(|tables| tables.task(id))?;
+            // Every change waits for the disk.
+            if task.is_some_and(|task| task.attempts == 0 && task.due_ms > due_ms) {
                 self.inner.change(|tables| tables.hurry(id, due_ms))?;
             }
         }

@@ -35,11 +35,11 @@ pub(crate) fn with_leave(router: Router, origin: Origin) -> Router {
 }
 
 async fn look(State(origin): State<Origin>) -> Result<Json<Leaving>, ApiError> {
-    let blobs = origin.left_to_hand_over().await;
+    let left = origin.left_to_hand_over().await?;
     Ok(Json(Leaving {
         leaving: origin.is_leaving(),
-        blobs: blobs?,
-        unfinished: origin.left_unfinished().await?,
+        blobs: left.blobs,
+        unfinished: left.unfinished,
         away: origin.away(),
     }))
 }

@@ -57,6 +57,8 @@ struct Shared {
     progress: watch::Receiver<Progress>,
     notes: mpsc::Sender<Note>,
     patience: Duration,
+    /// It was said that nothing comes: where each piece takes long, that is no news.
+    is_said: bool,
 }
 
 /// How long no piece comes before the log says so.
@@ -81,6 +83,7 @@ impl BlobReader {
             progress,
             notes,
             patience,
+            is_said: false,
         };
         Self {
             shared,
@@ -234,7 +237,10 @@ impl Shared {
         }
     }
 
-    fn say_that_nothing_comes(&self) {
+    fn say_that_nothing_comes(&mut self) {
+        if std::mem::replace(&mut self.is_said, true) {
+            return;
+        }
         let (digest, pieces) = (self.meta.digest(), self.meta.piece_count());
         let have = self.progress.borrow().have.count();
         tracing::warn!(

@@ -33,6 +33,16 @@ pub(super) async fn mend(store: Arc<dyn DynUploadStore>, inner: Weak<Inner>) {
     }
 }
 
+/// How a copy is taken.
+#[derive(Clone, Copy)]
+pub(super) enum Taking<'a> {
+    /// At once, and others go if it needs their room.
+    Made,
+    /// No faster than `pace`. One that is spare takes nobody's room: others would go for it, and be copied back
+    /// next.
+    Paced { pace: &'a Pace, is_spare: bool },
+}
+
 impl Inner {
     /// Copies a blob from another origin. Nothing is queued: what this copy is for was said when the
     /// first one came.
@@ -41,18 +51,17 @@ impl Inner {
         let namespace = Namespace::default();
         let (holder, _) = self.find_at_peers(&namespace, digest).await;
         let holder = holder.ok_or(ApiError::NotFound)?;
-        self.copy_from(&holder, digest, &[], None).await
+        self.copy_from(&holder, digest, &[], Taking::Made).await
     }
 
-    /// Copies a blob from another origin that has it whole, no faster than `pace`. It is not in the
-    /// backend under the namespaces `unwritten`: this copy is to bring it there, too, and others go if it needs
-    /// their room.
+    /// Copies a blob from another origin that has it whole. It is not in the backend under the namespaces
+    /// `unwritten`: this copy is to bring it there, too.
     pub(super) async fn copy_from(
         &self,
         holder: &OriginClient,
         digest: Digest,
         unwritten: &[Namespace],
-        pace: Option<&Pace>,
+        taking: Taking<'_>,
     ) -> Result<(), ApiError> {
         let namespace = Namespace::default();
         let mut body = holder.read(&namespace, digest, None).await?.body;
@@ -61,7 +70,7 @@ impl Inner {
             let mut at = 0;
             while let Some(bytes) = body.next().await {
                 let bytes = bytes.map_err(|error| ApiError::Unavailable(error.to_string()))?;
-                if let Some(pace) = pace {
+                if let Taking::Paced { pace, .. } = taking {
                     pace.pass(bytes.len() as u64).await;
                 }
                 let need = Need {
@@ -69,9 +78,8 @@ impl Inner {
                     upload: Some(&id),
                 };
                 let append = || self.store.upload_append(&id, at, bytes.clone());
-                let appended = match unwritten {
-                    // Nothing goes for what the backend has as well: that one would be copied back next.
-                    [] => append().await,
+                let appended = match taking {
+                    Taking::Paced { is_spare: true, .. } => append().await,
                     _ => self.with_room(need, append).await,
                 };
                 at = appended.map_err(store_error)?;

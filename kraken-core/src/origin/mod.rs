@@ -130,6 +130,20 @@ struct Inner {
     tasks: Tasks,
 }
 
+/// Blobs that an origin holds and does not own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeftOver {
+    /// How many there are.
+    pub blobs: usize,
+    /// How many of the first thousand are still to be written to the storage, or copied to an owner: they stay
+    /// until that is done.
+    pub unfinished: usize,
+}
+
+/// Of so many left over it is looked at what they wait for.
+const LOOKED_AT: usize = 1000;
+
 /// How long a shutdown waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -239,24 +253,17 @@ impl Origin {
         self.inner.members.is_leaving()
     }
 
-    /// How many blobs it holds that it does not own, as it leaves or others have come.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn left_to_hand_over(&self) -> Result<usize, ApiError> {
-        Ok(self.inner.strays().await?.len())
-    }
-
-    /// How many of the first thousand of those are still to be written to the storage, or copied to an owner: they
-    /// stay until that is done.
+    /// What it holds and does not own, as it leaves or others have come.
     ///
     /// # Errors
     /// The store or the queue cannot be read.
-    pub async fn left_unfinished(&self) -> Result<usize, ApiError> {
+    pub async fn left_to_hand_over(&self) -> Result<LeftOver, ApiError> {
         let mut strays = self.inner.strays().await?;
-        strays.truncate(1000);
+        let blobs = strays.len();
+        strays.truncate(LOOKED_AT);
         let unfinished = self.inner.unfinished(strays).await;
-        Ok(unfinished.map_err(ingest::store_error)?.len())
+        let unfinished = unfinished.map_err(ingest::store_error)?.len();
+        Ok(LeftOver { blobs, unfinished })
     }
 
     /// The other origins that do not answer at this moment. While there are any, nothing is let go.

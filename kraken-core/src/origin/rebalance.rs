@@ -21,11 +21,13 @@ use kraken_net::origin::members::Shares;
 use kraken_net::origin::{Copies, Held, Holdings, HoldingsAsked, Listed, OriginClient};
 use kraken_proto::ring::compare::{Prints, bucket_of};
 use kraken_proto::{Digest, Namespace};
+use kraken_storage::Backend as _;
 use kraken_storage::pace::Pace;
 use tokio::time::{Instant, sleep};
 
 use super::Inner;
 use super::ingest::store_error;
+use super::mend::Taking;
 use crate::sweep::Keeper as _;
 
 /// How an origin looks after its share.
@@ -263,7 +265,8 @@ impl Inner {
         if self.fetching().contains_key(&digest) || self.sealed(digest).await?.is_some() {
             return Ok(false);
         }
-        let is_written = lacking.unwritten.is_empty();
+        // Where the origins' disks are the storage no copy is spare.
+        let is_written = lacking.unwritten.is_empty() && self.backend.keeps();
         if is_written && !self.has_spare_room(0) {
             self.let_go.note(digest);
             return Ok(false);
@@ -280,7 +283,9 @@ impl Inner {
             return Ok(false);
         }
         let (from, unwritten) = (&lacking.from, &lacking.unwritten);
-        match self.copy_from(from, digest, unwritten, Some(pace)).await {
+        let is_spare = is_written;
+        let taking = Taking::Paced { pace, is_spare };
+        match self.copy_from(from, digest, unwritten, taking).await {
             Ok(()) => {}
             // A volume without a ceiling says so when it is full.
             Err(ApiError::Full(_)) if is_written => {

@@ -1,5 +1,6 @@
 //! Disks that are too small for all that comes: what goes, what stays, and what is refused.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::join_all;
-use kraken_core::net::http::{ApiError, HttpClient};
-use kraken_core::net::origin::OriginApi as _;
+use kraken_core::net::http::{ApiError, HttpClient, HttpServer, serve};
+use kraken_core::net::origin::{OriginApi as _, router};
 use kraken_core::net::{MemNetwork, MemTransport};
-use kraken_core::origin::RingMember;
+use kraken_core::origin::{HealConfig, RingMember};
 use kraken_core::proto::cache::ledger::{Ceiling, Lifetimes};
 use kraken_core::storage::backend::NoopBackend;
 use kraken_core::storage::testkit::blob;
@@ -20,6 +21,7 @@ use kraken_core::storage::{
 };
 use kraken_core::{Agent, Digest, MetaInfo, Namespace, OpenError, Origin, PeerId};
 use tokio::io::AsyncReadExt as _;
+use tokio_util::sync::CancellationToken;
 
 use crate::common::Local;
 
@@ -364,4 +366,75 @@ async fn without_a_storage_behind_it_an_origin_lets_nothing_go() {
     // One that somebody removes makes room.
     origin.remove(blobs[0].1.digest()).await.unwrap();
     push(&origin, &blobs[4].0, &blobs[4].1).await.unwrap();
+}
+
+/// An origin of a ring where the origins' disks are the storage, and what serves it.
+fn one_of_two(
+    number: u8,
+    (store, dir): (FsStore, &Path),
+    network: &MemNetwork,
+    (addrs, http): ([SocketAddr; 2], &HttpClient),
+) -> (Origin, HttpServer) {
+    let member = |(at, addr): (usize, &SocketAddr)| {
+        let url = format!("http://{addr}").parse().unwrap();
+        RingMember::new(format!("origin-{at}"), url)
+    };
+    let queue = DurableQueue::open(dir.join(format!("{number}.redb"))).unwrap();
+    let mut heal = HealConfig::default();
+    heal.every = Duration::from_millis(200);
+    let (name, network) = (format!("origin-{number}"), transport(network, number + 1));
+    let origin = Origin::builder(name, store, network, NoopBackend, queue)
+        .ring(
+            addrs.iter().enumerate().map(member).collect::<Vec<_>>(),
+            http.clone(),
+        )
+        .replicas(2)
+        .heal(heal)
+        .spawn()
+        .unwrap();
+    let face = router(Arc::new(origin.clone()));
+    let server = serve(
+        addrs[usize::from(number)],
+        face,
+        None,
+        CancellationToken::new(),
+    );
+    (origin, server.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_storage_behind_it_an_origin_says_to_hold_only_what_it_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let (network, http) = (MemNetwork::new(), HttpClient::new(None).unwrap());
+    let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let addrs = held.each_ref().map(|it| it.local_addr().unwrap());
+    drop(held);
+    let ample = FsStore::open(dir.path().join("ample")).await.unwrap();
+    let small = within(&dir.path().join("small")).await;
+    let ring = (addrs, &http);
+    let (one, _one) = one_of_two(0, (ample, dir.path()), &network, ring);
+    let (other, _other) = one_of_two(1, (small.clone(), dir.path()), &network, ring);
+    let blobs: Vec<_> = (0..5).map(|seed| blob(MIB, seed)).collect();
+    for (bytes, meta) in &blobs[..4] {
+        push(&one, bytes, meta).await.unwrap();
+    }
+    // It is durable at one, and has no room at the other.
+    push(&one, &blobs[4].0, &blobs[4].1).await.unwrap_err();
+    let fifth = blobs[4].1.digest();
+    for _ in 0..60 {
+        let said = other.holds(vec![fifth]).await.unwrap();
+        assert!(
+            said.is_empty(),
+            "whoever believes it would let its own copy go"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(one.holds(vec![fifth]).await.unwrap() == [fifth]);
+    for (_, meta) in &blobs[..4] {
+        let status = small.status(meta.digest()).await.unwrap();
+        assert!(
+            matches!(status, BlobStatus::Sealed { .. }),
+            "nothing went for it"
+        );
+    }
 }

@@ -338,7 +338,7 @@ async fn a_node_that_leaves_hands_its_share_over_first() {
         assert_reads(&client, 0..5).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(leaving.left_to_hand_over().await.unwrap(), 0);
+    assert_eq!(leaving.left_to_hand_over().await.unwrap().blobs, 0);
     assert_eq!(group.nodes[&0].store.list().await.unwrap(), []);
     group.stop(0).await;
     group.each_has(&blobs, 3..=3).await;

@@ -4,8 +4,8 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -127,23 +127,11 @@ impl OriginCluster {
         digest: Digest,
         copies: Copies,
     ) -> Result<u64, ApiError> {
-        let behind = Mutex::new(None);
-        let known = || behind.lock().unwrap_or_else(PoisonError::into_inner);
-        let ask = |origin: OriginClient| {
-            // All have one storage behind them: when it does not answer, their disks are still asked.
-            let copies = known().as_ref().map_or(copies, |_| Copies::Here);
-            async move {
-                let length = origin.stat(namespace, digest, copies).await;
-                if let Err(error @ ApiError::Behind { .. }) = &length {
-                    *known() = Some(error.clone());
-                }
-                length?.ok_or(ApiError::NotFound)
-            }
+        let ask = |origin: OriginClient| async move {
+            let length = origin.stat(namespace, digest, copies).await?;
+            length.ok_or(ApiError::NotFound)
         };
-        match self.inner.first(&digest, ask).await {
-            Ok((_, length)) => Ok(length),
-            Err(error) => Err(known().take().unwrap_or(error)),
-        }
+        Ok(self.inner.first(&digest, ask).await?.1)
     }
 
     /// Lets a blob's first owner fetch it, unless that has it.

@@ -149,14 +149,12 @@ impl<'txn> Writing<'txn> {
         self.insert(&task)
     }
 
-    /// Lets a current task that was not tried yet be due earlier.
+    /// Lets a current task be due at another time.
     pub(super) fn hurry(&mut self, id: u64, due_ms: u64) -> Result<(), QueueError> {
         let Some(mut task) = self.remove(id)? else {
             return Ok(());
         };
-        if task.attempts == 0 {
-            task.due_ms = task.due_ms.min(due_ms);
-        }
+        task.due_ms = due_ms;
         self.current.insert(&*name_of(&task.kind, &task.key), id)?;
         self.insert(&task)
     }

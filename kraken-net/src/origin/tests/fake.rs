@@ -29,8 +29,6 @@ pub(super) struct Fake {
     pub(super) down: AtomicBool,
     /// The "backend" does not answer.
     pub(super) is_cut_off: AtomicBool,
-    /// Questions that went to the "backend".
-    pub(super) looks: AtomicUsize,
     /// No upload may begin.
     pub(super) refuses: Mutex<Option<ApiError>>,
     /// Reads break off after half of what they should give.
@@ -141,7 +139,6 @@ impl OriginApi for Fake {
             Ok(blob) => Ok(Some(blob.len() as u64)),
             // The "backend" holds one blob that the "disk" does not.
             Err(ApiError::NotFound) if copies != Copies::Here => {
-                self.looks.fetch_add(1, Ordering::Relaxed);
                 if self.is_cut_off.load(Ordering::Relaxed) {
                     let what = "the backend sleeps".into();
                     return Err(ApiError::Behind { what, wait: None });
