@@ -279,7 +279,7 @@ impl TryFrom<String> for RememberTags {
                 Ok(Self(Some(time)))
             }
             _ => Err(format!(
-                "remember_tags is a time of 1m to 30d, such as 1d, or off, not {text}"
+                "a time of 1m to 30d such as 1d, or off, is expected, not {text}"
             )),
         }
     }
